@@ -1,0 +1,24 @@
+"""cni_py: the core that the CNI plugins, the commands and other people's plugins share.
+
+What a call passes through, in order:
+
+    skel       one CNI call: environment and stdin in, result or error object out
+    errors     the error object and its codes
+    jsontext   JSON as Go reads and writes it
+    netconf    typed reading of a network configuration
+    addr       IP and MAC addresses as bytes
+    version    the versions of the specification
+    result     the result of a call, in the form of each version
+    call       what a plugin is given: the attachment, its configuration, the two namespaces
+    invoke     delegation to another plugin (IPAM)
+    engine     applies a plan of operations, records it, undoes it
+    ops        operations on links, addresses, routes, sysctls
+    nftops     operations on elements of our nftables table
+    records    attachment records below /run/cni-py
+    locks      flock with a limit
+    kernel/    rtnetlink, nf_tables, conntrack, namespaces, sysctl: the only modules that open sockets
+    commands/  cni-py and cni-py-exec
+    plugins/   the CNI plugins themselves (folder plugins/ of the source tree)
+"""
+
+__version__ = "0.1.0"

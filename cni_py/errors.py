@@ -1,0 +1,108 @@
+"""The error object of the CNI protocol: every failure that a user or a runtime sees is one of these.
+
+Numbers and their meaning: SPEC.md, section 5 "Error". 8 and 999 are not in its table but in libcni
+(pkg/types/types.go: ErrInvalidNetNS, ErrInternal). Codes from 100 up belong to plugins.
+"""
+
+
+class CniError(Exception):
+    """A failure to be printed as a CNI error object.
+
+    `msg` is a short fixed phrase, `details` holds the values and the kernel's own words.
+    """
+
+    code = 999
+
+    def __init__(self, msg: str, details: str = "", code: int | None = None) -> None:
+        super().__init__(msg, details)
+        self.msg = msg
+        self.details = details
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.msg}: {self.details}" if self.details else self.msg
+
+    def to_json(self) -> dict[str, int | str]:
+        """The error object without `cniVersion`; `details` only when there are any."""
+        fields: dict[str, int | str] = {"code": self.code, "msg": self.msg}
+        if self.details:
+            fields["details"] = self.details
+        return fields
+
+
+class IncompatibleCniVersion(CniError):
+    """The configuration's cniVersion is not one the plugin speaks, or is too old for the verb."""
+
+    code = 1
+
+
+class UnsupportedField(CniError):
+    """A field of the configuration cannot be honoured; `msg` names key and value."""
+
+    code = 2
+
+
+class UnknownContainer(CniError):
+    """The container does not exist, so the runtime need not clean up."""
+
+    code = 3
+
+
+class InvalidEnvironment(CniError):
+    """A CNI_* variable is missing or malformed; `msg` names it."""
+
+    code = 4
+
+
+class IOFailure(CniError):
+    """A file or the kernel could not be read or written."""
+
+    code = 5
+
+
+class DecodingFailure(CniError):
+    """Text that should be JSON is not, or has another shape than it must."""
+
+    code = 6
+
+
+class InvalidNetworkConfig(CniError):
+    """Well-formed JSON whose values cannot be honoured."""
+
+    code = 7
+
+
+class InvalidNetns(CniError):
+    """CNI_NETNS names no network namespace, or the plugin's own."""
+
+    code = 8
+
+
+class TryAgainLater(CniError):
+    """A passing condition, such as a lock that somebody else holds."""
+
+    code = 11
+
+
+class PluginNotAvailable(CniError):
+    """STATUS: an ADD cannot be served now."""
+
+    code = 50
+
+
+class LimitedConnectivity(CniError):
+    """STATUS: an ADD cannot be served, and existing containers may have lost connections too."""
+
+    code = 51
+
+
+class PortInUse(CniError):
+    """A host port is published by another container; `msg` names the holder."""
+
+    code = 110
+
+
+def os_error(action: str, error: OSError) -> CniError:
+    """The error for a system call that failed while doing `action`: code 5, with the kernel's words."""
+    return IOFailure(action, f"{error.strerror or error} (errno {error.errno})")
