@@ -1,0 +1,160 @@
+"""JSON text as Go's encoding/json reads and writes it.
+
+Uses the C half of Python's json directly: importing the package costs as much as the whole interpreter's start, through
+`re`. Where an interpreter has no C half, the package itself is used.
+"""
+
+from cni_py.errors import DecodingFailure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn, TypeAlias
+
+    Value: TypeAlias = "bool | int | float | str | list[Value] | Object | None"
+    Encodable: TypeAlias = "bool | int | float | str | Sequence[Encodable] | Mapping[str, Encodable] | None"
+
+BLANK = " \t\r\n"  # RFC 8259 section 2, "ws"
+
+
+class Object(dict[str, "Value"]):
+    """A JSON object: as a dict it holds the last of several equal keys, `pairs` are all of them, as they stood."""
+
+    __slots__ = ("_written",)
+
+    def __init__(self, pairs: "Sequence[tuple[str, Value]]" = ()) -> None:
+        super().__init__(pairs)
+        self._written = pairs if len(pairs) != len(self) else ()
+
+    @property
+    def pairs(self) -> "Sequence[tuple[str, Value]]":
+        return self._written or list(self.items())
+
+
+def _reject_constant(name: str) -> "NoReturn":
+    raise ValueError(f"invalid value {name}")
+
+
+class _Context:
+    """What the scanner wants to know (json.decoder.JSONDecoder has the same attributes)."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = Object
+    parse_float = float
+    parse_int = int
+    parse_constant = _reject_constant
+
+
+try:
+    from _json import encode_basestring as _quote
+    from _json import make_scanner
+
+    _scan: "Callable[[str, int], tuple[Value, int]] | None"
+    _scan = make_scanner(_Context)  # type: ignore[arg-type]  # any object with these attributes
+except ImportError:  # an interpreter without the C half
+    from json.encoder import encode_basestring as _quote
+
+    _scan = None
+
+
+def decode(text: bytes) -> "Value":
+    """The value, or DecodingFailure that says where reading stopped.
+
+    Bytes that are not UTF-8, and halves of surrogate pairs, become U+FFFD.
+    """
+    characters = text.decode("utf-8", "replace")
+    start = len(characters) - len(characters.lstrip(BLANK))
+    value: Value
+    try:
+        value, end = (_scan or _scan_slowly)(characters, start)
+        value = _without_surrogates(value) if b"\\ud" in text.lower() else value
+    except StopIteration as stop:
+        raise _failure(characters, stop.value) from None
+    except RecursionError:
+        raise DecodingFailure("invalid JSON: nested too deeply") from None
+    except (
+        ValueError,
+        SystemError,
+    ):  # SystemError: CPython 3.11 when json.decoder, home of the exception, is not loaded
+        value, end = _scan_slowly(characters, start)
+    end += len(characters) - end - len(characters[end:].lstrip(BLANK))
+    if end < len(characters):
+        raise _failure(characters, end, "text after the top-level value")
+    return value
+
+
+def _scan_slowly(characters: str, start: int) -> "tuple[Value, int]":
+    """The package's own scanner, which can tell what is wrong and where."""
+    from json.decoder import JSONDecodeError, JSONDecoder
+
+    try:
+        return JSONDecoder(object_pairs_hook=Object, parse_constant=_reject_constant).raw_decode(characters, start)
+    except JSONDecodeError as error:
+        raise _failure(characters, error.pos, error.msg) from None
+    except ValueError as error:  # a constant or a number beyond what int() takes
+        raise DecodingFailure(f"invalid JSON: {error}") from None
+
+
+def _failure(characters: str, position: int, reason: str = "a value was expected") -> DecodingFailure:
+    if not characters[position:].strip(BLANK):
+        return DecodingFailure("unexpected end of JSON input")
+    return DecodingFailure(f"invalid character {characters[position]!r} at position {position}: {reason}")
+
+
+def _without_surrogates(value: "Value") -> "Value":
+    if isinstance(value, str):
+        return scalar_text(value)
+    if isinstance(value, list):
+        return [_without_surrogates(element) for element in value]
+    if isinstance(value, Object):
+        return Object([(scalar_text(key), _without_surrogates(element)) for key, element in value.pairs])
+    return value
+
+
+def scalar_text(text: str) -> str:
+    """`text` with U+FFFD for each surrogate, which UTF-8 cannot carry (os.environ uses them for undecodable bytes)."""
+    return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
+
+
+def encode(value: "Encodable", indent: int | None = 4) -> str:
+    """The text, without a final newline; on one line when `indent` is None."""
+    if indent is None:
+        return _encode(value, "", "", "")
+    return _encode(value, "\n", " " * indent, " ")
+
+
+def _encode(value: "Encodable", line: str, step: str, space: str) -> str:
+    """`line` is the line break with the indentation reached, `step` what a level adds, `space` what follows a colon."""
+    if isinstance(value, str):
+        return _encode_text(value)
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int | float):
+        return _encode_number(value)
+    deeper = line + step
+    if hasattr(value, "items"):
+        parts = [f"{_encode_text(key)}:{space}{_encode(part, deeper, step, space)}" for key, part in value.items()]
+        opening, closing = "{", "}"
+    else:
+        parts = [_encode(part, deeper, step, space) for part in value]
+        opening, closing = "[", "]"
+    if not parts:
+        return opening + closing
+    return f"{opening}{deeper}{f',{deeper}'.join(parts)}{line}{closing}"
+
+
+def _encode_text(text: str) -> str:
+    quoted = _quote(text)
+    if text.isascii() and not ("<" in text or ">" in text or "&" in text):
+        return quoted
+    # Go's HTML-safe form; U+2028 and U+2029 because JavaScript once took them for line ends
+    for character, escape in (("<", "3c"), (">", "3e"), ("&", "26"), ("\u2028", "2028"), ("\u2029", "2029")):
+        quoted = quoted.replace(character, f"\\u{escape:>04}")
+    return scalar_text(quoted)
+
+
+def _encode_number(value: float) -> str:
+    if not float("-inf") < value < float("inf"):
+        raise ValueError(f"JSON has no number {value}")
+    return repr(value).removesuffix(".0")

@@ -1,0 +1,271 @@
+"""Typed reading of JSON objects as Go's encoding/json does it, and the configuration common to all plugins.
+
+    - keys match without regard to case, by Unicode simple folding: go-cni sends "HostPort" for hostPort
+    - a key given several times is read several times into the same place: the last scalar stays, objects merge, and
+      the elements of a second list are read into those of the first
+    - null changes nothing
+
+A value of another type is Undecodable, also where a later one of the right type follows.
+"""
+
+from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
+from cni_py.jsontext import Object, decode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_py.jsontext import Value
+
+INT64_MIN = -(1 << 63)  # Go's int
+NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+NAME_REST = NAME_FIRST | frozenset("_.-")
+
+
+class Undecodable(CniError):
+    """A value has not the type it must have; code 999 as from Go, since it is not the protocol's own object."""
+
+
+class Missing:
+    """The type of MISSING."""
+
+    __slots__ = ()
+
+
+MISSING = Missing()  # there is no such key, or only with null
+
+
+def _fold(key: str) -> str:
+    """Equal for keys that Go takes as equal, where one of them is ASCII: of the others only these two fold to ASCII."""
+    return key.lower() if key.isascii() else key.lower().replace("\u017f", "s")  # lower() makes k of the Kelvin sign
+
+
+def _matches(obj: Object, name: str) -> "Iterator[Value]":
+    folded = name.lower()
+    for key, value in obj.pairs:
+        if value is not None and (key == name or _fold(key) == folded):
+            yield value
+
+
+def _merge(old: "Value | Missing", new: "Value") -> "Value":
+    """`new` read into the place that holds `old`."""
+    if isinstance(old, Object) and isinstance(new, Object):
+        return Object([*old.pairs, *new.pairs])
+    if isinstance(old, list) and isinstance(new, list):
+        return [_merge(old[i], value) if i < len(old) else value for i, value in enumerate(new)]
+    return old if new is None and not isinstance(old, Missing) else new
+
+
+def lookup(obj: Object, name: str) -> "Value | Missing":
+    """The value of any type, MISSING when there is none or only null."""
+    found: Value | Missing = MISSING
+    for value in _matches(obj, name):
+        found = _merge(found, value)
+    return found
+
+
+def _undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
+    if isinstance(value, bool):
+        kind = "bool"
+    elif isinstance(value, int | float):
+        kind = f"number {value}" if wanted == "int" else "number"
+    elif isinstance(value, str):
+        kind = "string"
+    else:
+        kind = "array" if isinstance(value, list) else "object"
+    return Undecodable(f"json: cannot unmarshal {kind} into field {name} of type {wanted}")
+
+
+def optional_string(obj: Object, name: str) -> str | None:
+    found = None
+    for value in _matches(obj, name):
+        if not isinstance(value, str):
+            raise _undecodable(value, name, "string")
+        found = value
+    return found
+
+
+def string(obj: Object, name: str, default: str = "") -> str:
+    found = optional_string(obj, name)
+    return default if found is None else found
+
+
+def optional_boolean(obj: Object, name: str) -> bool | None:
+    found = None
+    for value in _matches(obj, name):
+        if not isinstance(value, bool):
+            raise _undecodable(value, name, "bool")
+        found = value
+    return found
+
+
+def boolean(obj: Object, name: str, default: bool = False) -> bool:
+    found = optional_boolean(obj, name)
+    return default if found is None else found
+
+
+def optional_integer(obj: Object, name: str) -> int | None:
+    found = None
+    for value in _matches(obj, name):
+        if isinstance(value, bool) or not isinstance(value, int) or not INT64_MIN <= value <= -INT64_MIN - 1:
+            raise _undecodable(value, name, "int")
+        found = value
+    return found
+
+
+def integer(obj: Object, name: str, default: int = 0) -> int:
+    found = optional_integer(obj, name)
+    return default if found is None else found
+
+
+def child(obj: Object, name: str) -> Object | None:
+    found: Value | Missing = MISSING
+    for value in _matches(obj, name):
+        if not isinstance(value, Object):
+            raise _undecodable(value, name, "object")
+        found = _merge(found, value)
+    return found if isinstance(found, Object) else None
+
+
+def values(obj: Object, name: str) -> "list[Value] | None":
+    """A list of anything; None when absent, which differs from empty."""
+    found: Value | Missing = MISSING
+    for value in _matches(obj, name):
+        if not isinstance(value, list):
+            raise _undecodable(value, name, "array")
+        found = _merge(found, value)
+    return found if isinstance(found, list) else None
+
+
+def strings(obj: Object, name: str) -> list[str]:
+    """A list of strings; null in it is the empty string."""
+    texts = []
+    for value in values(obj, name) or ():
+        if not isinstance(value, str | None):
+            raise _undecodable(value, name, "[]string")
+        texts.append(value or "")
+    return texts
+
+
+def objects(obj: Object, name: str) -> list[Object]:
+    """A list of objects; null in it is an empty one."""
+    return as_objects(values(obj, name) or [], name)
+
+
+def as_objects(elements: "Value", name: str) -> list[Object]:
+    """`elements` as a list of objects, where lists lie in lists; `name` is for the error."""
+    if not isinstance(elements, list):
+        raise _undecodable(elements, name, "array")
+    found = []
+    for value in elements:
+        if not isinstance(value, Object | None):
+            raise _undecodable(value, name, "object")
+        found.append(Object() if value is None else value)
+    return found
+
+
+class NetConf:
+    """A plugin's configuration as the runtime sends it (SPEC.md, section 1 "Plugin configuration objects").
+
+    `name` is checked at once. The rest is read where it is asked for, each raising Undecodable when it is of another
+    type, so that a bad prevResult cannot keep a DEL from working that does not look at it.
+    """
+
+    __slots__ = ("name", "raw", "text")
+
+    def __init__(self, name: str, raw: Object, text: bytes) -> None:
+        self.name = name
+        self.raw = raw
+        self.text = text
+
+    @classmethod
+    def parse(cls, text: bytes) -> "NetConf":
+        """DecodingFailure for what is not a JSON object, InvalidNetworkConfig for a network name that cannot be."""
+        try:
+            raw = decode(text)
+            if not isinstance(raw, Object | None):
+                raise _undecodable(raw, "network configuration", "object")
+            name = string(raw or Object(), "name")
+        except (DecodingFailure, Undecodable) as error:
+            raise DecodingFailure(f"error unmarshall network config: {error}") from None
+        if not name:
+            raise InvalidNetworkConfig("missing network name")
+        if name[0] not in NAME_FIRST or not NAME_REST.issuperset(name):
+            raise InvalidNetworkConfig("invalid characters found in network name", name)
+        return cls(name, raw or Object(), text)
+
+    @property
+    def cni_version(self) -> str:
+        """0.1.0 when none is given: the key is younger than that version."""
+        try:
+            return string(self.raw, "cniVersion") or "0.1.0"
+        except Undecodable as error:
+            raise DecodingFailure(f"decoding version from network config: {error}") from None
+
+    @property
+    def type(self) -> str:
+        return string(self.raw, "type")
+
+    @property
+    def capabilities(self) -> dict[str, bool]:
+        declared = child(self.raw, "capabilities") or Object()
+        return {name: boolean(declared, name) for name in declared}
+
+    @property
+    def ipam(self) -> Object | None:
+        return child(self.raw, "ipam")
+
+    @property
+    def dns(self) -> Object | None:
+        return child(self.raw, "dns")
+
+    @property
+    def args(self) -> Object | None:
+        return child(self.raw, "args")
+
+    @property
+    def runtime_config(self) -> Object | None:
+        return child(self.raw, "runtimeConfig")
+
+    @property
+    def prev_result(self) -> Object | None:
+        return child(self.raw, "prevResult")
+
+    @property
+    def valid_attachments(self) -> list[tuple[str, str]] | None:
+        """The (container_id, ifname) that GC keeps; None when there is no such list, which differs from an empty one."""
+        for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):  # the second is libcni's older name
+            listed = values(self.raw, key)
+            if listed is not None:
+                entries = as_objects(listed, key)
+                return [(string(entry, "containerID"), string(entry, "ifname")) for entry in entries]
+        return None
+
+
+def parse_cni_args(text: str, known: tuple[str, ...]) -> dict[str, str]:
+    """The pairs of CNI_ARGS whose keys the plugin knows; the last of a key wins.
+
+    Anything else in it is an error, as in libcni's pkg/types LoadArgs, unless IgnoreUnknown is set in the same text.
+    """
+    found = {}
+    unknown = []
+    ignore_unknown = False
+    for pair in text.split(";") if text else ():
+        key, *rest = pair.split("=")
+        if len(rest) != 1:
+            raise CniError(f'ARGS: invalid pair "{pair}"')
+        if key == "IgnoreUnknown":
+            ignore_unknown = _parse_flag(pair, rest[0])
+        elif key in known:
+            found[key] = rest[0]
+        else:
+            unknown.append(f'"{pair}"')
+    if unknown and not ignore_unknown:
+        raise CniError(f"ARGS: unknown args [{' '.join(unknown)}]")
+    return found
+
+
+def _parse_flag(pair: str, value: str) -> bool:
+    if value.lower() not in ("1", "true", "0", "false"):
+        raise CniError(f'ARGS: error parsing value of pair "{pair}": boolean unmarshal error: invalid input {value}')
+    return value.lower() in ("1", "true")

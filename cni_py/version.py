@@ -1,0 +1,32 @@
+"""The versions of the CNI specification, their order, and their families.
+
+A family is the versions whose results have one form (SPEC.md, appendix on results; libcni's types/020, 040 and 100).
+"""
+
+from cni_py.errors import DecodingFailure
+
+SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
+
+
+def parse(text: str) -> tuple[int, int, int]:
+    """Major, minor, micro; what is left out is 0, and no version at all is 0.1.0. DecodingFailure for anything else."""
+    if not text:
+        return (0, 1, 0)
+    parts = text.split(".")
+    if len(parts) > 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise DecodingFailure("invalid cniVersion", text)
+    major, minor, micro = (int(part) for part in [*parts, "0", "0"][:3])
+    return (major, minor, micro)
+
+
+def at_least(version: str, floor: str) -> bool:
+    return parse(version) >= parse(floor)
+
+
+def family(version: str) -> tuple[str, ...]:
+    """The versions whose results look like those of `version`; empty for a version we do not know."""
+    for members in FAMILIES:
+        if (version or "0.1.0") in members:
+            return members
+    return ()
