@@ -1,0 +1,99 @@
+"""The kernel as one call sees it: the two namespaces and our nftables tables, each opened when first used."""
+
+from cni_py.errors import CniError, InvalidNetns
+from cni_py.kernel import netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.nftables import Nft
+    from cni_py.kernel.rtnl import Rtnl
+    from cni_py.records import Attachment
+
+
+class NetnsGone(CniError):
+    """CNI_NETNS names a path that does not exist; code 999 as libcni's own plugins give it."""
+
+
+class Kernel:
+    """What an operation's apply(), undo() and check() are given."""
+
+    __slots__ = ("_container", "_container_fd", "_host", "_host_fd", "_nft", "key", "netns_path")
+
+    def __init__(self, key: "Attachment", netns_path: str) -> None:
+        self.key = key
+        self.netns_path = netns_path
+        self._host: Rtnl | None = None
+        self._container: Rtnl | None = None
+        self._nft: Nft | None = None
+        self._container_fd = -1
+        self._host_fd = -1
+
+    @property
+    def host(self) -> "Rtnl":
+        """Links, addresses and routes of the namespace we run in."""
+        if self._host is None:
+            from cni_py.kernel.rtnl import Rtnl
+
+            self._host = Rtnl()
+        return self._host
+
+    @property
+    def container(self) -> "Rtnl":
+        """Links, addresses and routes of CNI_NETNS."""
+        if self._container is None:
+            from cni_py.kernel.rtnl import Rtnl
+
+            self._container = Rtnl(self.container_fd)
+        return self._container
+
+    @property
+    def nft(self) -> "Nft":
+        """Our tables in the namespace we run in."""
+        if self._nft is None:
+            from cni_py.kernel.nftables import Nft
+
+            self._nft = Nft()
+        return self._nft
+
+    @property
+    def host_fd(self) -> int:
+        """A descriptor of the namespace we run in."""
+        if self._host_fd < 0:
+            self._host_fd = netns.open_netns("/proc/self/ns/net")
+        return self._host_fd
+
+    @property
+    def container_fd(self) -> int:
+        """A descriptor of CNI_NETNS. NetnsGone when the path does not exist, CniError when it is something else."""
+        if self._container_fd < 0:
+            try:
+                self._container_fd = netns.open_netns(self.netns_path)
+            except FileNotFoundError as error:
+                raise NetnsGone(f'failed to open netns "{self.netns_path}": no such file or directory') from error
+            except InvalidNetns as error:  # 999, as clients of the Go plugins know it
+                raise CniError(f'failed to open netns "{self.netns_path}"', str(error)) from error
+        return self._container_fd
+
+    @property
+    def has_container(self) -> bool:
+        """Whether the container's namespace is (still) there. A path that is something else is an error."""
+        if not self.netns_path:
+            return False
+        try:
+            return self._container_fd >= 0 or self.container_fd >= 0
+        except NetnsGone:
+            return False
+
+    @property
+    def container_cookie(self) -> int:
+        """The kernel's number of the container's namespace (socket(7), SO_NETNS_COOKIE): never used twice in one boot."""
+        return self.container.cookie if self.has_container else 0
+
+    @property
+    def host_cookie(self) -> int:
+        """The same for the namespace we run in."""
+        return self.host.cookie
+
+    def in_container(self) -> "netns.Enter":
+        """`with kernel.in_container():` runs in the container's namespace, for what has no socket: /proc/sys/net."""
+        return netns.Enter(self.container_fd)

@@ -1,0 +1,282 @@
+"""Netlink: framing, attributes, acknowledgements, dumps and nfnetlink batches.
+
+The kernel answers while send() runs, so one request is one send and the reading of what it left in the queue. A socket
+is connected to the kernel: no other process of its namespace (it may be a container's) can put an answer into it.
+
+Sources: Linux include/uapi/linux/netlink.h and nfnetlink.h, Documentation/userspace-api/netlink/intro.rst.
+"""
+
+import _socket
+import _struct
+import errno
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+
+NLM_F_REQUEST = 0x01
+_NLM_F_MULTI = 0x02  # of answers: a part, or the end, of a dump
+NLM_F_ACK = 0x04
+NLM_F_ECHO = 0x08
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_REPLACE = 0x100  # of requests that make something
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLM_F_APPEND = 0x800
+_NLM_F_CAPPED = 0x100  # of acknowledgements
+_NLM_F_ACK_TLVS = 0x200
+
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_NLMSGERR_ATTR_MSG = 1
+
+NLA_F_NESTED = 0x8000
+_NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
+_SO_SNDBUFFORCE = 32
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
+
+_NFNL_MSG_BATCH_BEGIN = 0x10
+_NFNL_MSG_BATCH_END = 0x11
+NFNL_SUBSYS_NFTABLES = 10
+
+_HEADER = _struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
+_ATTR = _struct.Struct("=HH")  # struct nlattr: length, type
+_INT = _struct.Struct("=i")
+
+_BUFFER = 65536  # bytes; the kernel fills at most 32 KiB of it in a dump
+_RECEIVE_TIMEOUT_S = 10  # never reached: turns a lost answer into an error instead of a hang
+_DUMP_ATTEMPTS = 50
+
+
+class BatchError(OSError):
+    """A batch was refused as a whole; `index` is the place of the first message at fault, -1 when none is singled out."""
+
+    index = -1
+
+
+def attr(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded."""
+    length = 4 + len(payload)
+    return _ATTR.pack(length, kind) + payload + b"\0" * (-length & 3)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    return attr(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def iter_attrs(data: bytes) -> "Iterator[tuple[int, bytes]]":
+    """The attributes in `data` in their order, types without flag bits."""
+    offset, end = 0, len(data)
+    while offset + 4 <= end:
+        length, kind = _ATTR.unpack_from(data, offset)
+        if length < 4:
+            break
+        yield kind & _NLA_TYPE_MASK, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attrs(data: bytes) -> dict[int, bytes]:
+    """The attributes in `data` by type; of a repeated one the last."""
+    return dict(iter_attrs(data))
+
+
+class Socket:
+    """A netlink socket of the network namespace the process is in when it is made."""
+
+    __slots__ = ("_seq", "_socket", "_unfinished")
+
+    def __init__(self, protocol: int) -> None:
+        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
+        self._seq = 0
+        self._unfinished = 0  # sequence number of a dump that an exception (a signal's) cut off
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        timeout = _struct.pack("@ll", _RECEIVE_TIMEOUT_S, 0)
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeout)
+        self._socket.connect((0, 0))
+
+    def close(self) -> None:
+        """A second call is harmless."""
+        self._socket.close()
+
+    def netns_cookie(self) -> int:
+        """The kernel's number of the socket's network namespace, never used twice in one boot; 0 before Linux 5.14."""
+        try:
+            return int.from_bytes(self._socket.getsockopt(_socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise
+            return 0
+
+    def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
+        """Send one message and await its acknowledgement (or, with NLM_F_DUMP, the end of the dump).
+
+        Returns the answers as (type, body). The kernel's refusal is an OSError that carries its words.
+        """
+        if flags & NLM_F_DUMP == NLM_F_DUMP and not flags & NLM_F_CREATE:
+            return self._dump(kind, flags, body)
+        self._send(kind, flags | NLM_F_ACK, body)
+        answers: list[tuple[int, bytes]] = []
+        while True:
+            for answer, answer_flags, payload in self._receive(self._seq):
+                if answer == _NLMSG_ERROR:
+                    _raise_refusal(answer_flags, payload)
+                    return answers
+                answers.append((answer, payload))
+
+    def batch(
+        self, messages: "Sequence[tuple[int, int, bytes]]", subsystem: int = NFNL_SUBSYS_NFTABLES
+    ) -> list[tuple[int, bytes]]:
+        """Send (type, flags, body) messages as one nfnetlink transaction: all of them take effect or BatchError is raised.
+
+        Returns what NLM_F_ECHO asked for.
+        """
+        if not messages:
+            return []
+        begin = self._seq + 1
+        last = begin + len(messages)
+        edge = _struct.pack("!BBH", 0, 0, subsystem)  # struct nfgenmsg
+        parts = [_frame(_NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, begin, edge)]
+        for seq, (kind, flags, body) in enumerate(messages, begin + 1):
+            parts.append(_frame(kind, flags | NLM_F_REQUEST | (NLM_F_ACK if seq == last else 0), seq, body))
+        parts.append(_frame(_NFNL_MSG_BATCH_END, NLM_F_REQUEST, last + 1, edge))
+        self._seq = last + 1
+        data = b"".join(parts)
+        self._make_room(len(data))
+        self._socket.send(data)
+        return self._batch_answers(begin, last)
+
+    def _batch_answers(self, begin: int, last: int) -> list[tuple[int, bytes]]:
+        answers: list[tuple[int, bytes]] = []
+        failure: BatchError | None = None
+        confirmed = False
+        for answer, flags, seq, payload in self._queued():
+            if not begin <= seq <= last + 1:
+                continue
+            if answer != _NLMSG_ERROR:
+                answers.append((answer, payload))
+            elif _INT.unpack_from(payload)[0] == 0:
+                confirmed = confirmed or seq == last
+            elif failure is None:
+                failure = BatchError(*_refusal(flags, payload))
+                failure.index = seq - begin - 1 if begin < seq <= last else -1
+        if failure is not None:
+            raise failure
+        if not confirmed:
+            raise BatchError(errno.EIO, "the kernel did not confirm the transaction")
+        return answers
+
+    def _queued(self) -> "Iterator[tuple[int, int, int, bytes]]":
+        """All that lies in the queue. ENOBUFS (more refusals than fit into it) is passed over: the first ones are there."""
+        while True:
+            try:
+                data = self._socket.recv(_BUFFER, _socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+            else:
+                yield from _messages(data)
+
+    def _dump(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
+        if self._unfinished:
+            self._read_dump(self._unfinished)  # or the kernel answers EBUSY
+        for _ in range(_DUMP_ATTEMPTS):
+            self._send(kind, flags, body)
+            self._unfinished = self._seq
+            answers = self._read_dump(self._seq)
+            if answers is not None:
+                return answers
+        raise OSError(errno.EAGAIN, "the kernel's tables changed during every attempt to read them")
+
+    def _read_dump(self, seq: int) -> list[tuple[int, bytes]] | None:
+        """The parts of a dump; None when the table changed (NLM_F_DUMP_INTR) or parts were lost (ENOBUFS) meanwhile."""
+        answers: list[tuple[int, bytes]] = []
+        whole = True
+        while True:
+            try:
+                parts = self._receive(seq)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                whole = False
+                continue
+            for answer, flags, payload in parts:
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if answer in (_NLMSG_DONE, _NLMSG_ERROR):
+                    self._unfinished = 0
+                    if whole:
+                        _raise_refusal(flags, payload)
+                    return answers if whole else None
+                answers.append((answer, payload))
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
+        self._seq += 1
+        self._socket.send(_frame(kind, flags | NLM_F_REQUEST, self._seq, body))
+
+    def _receive(self, seq: int) -> list[tuple[int, int, bytes]]:
+        """The (type, flags, body) of the next datagram; what answers an earlier, interrupted request is left out."""
+        try:
+            data = self._socket.recv(_BUFFER)
+        except BlockingIOError as error:
+            raise OSError(errno.ETIMEDOUT, f"no netlink answer within {_RECEIVE_TIMEOUT_S} s") from error
+        return [(kind, flags, body) for kind, flags, number, body in _messages(data) if number == seq]
+
+    def _make_room(self, length: int) -> None:
+        """A transaction is one datagram, so it must fit into the send buffer (by default 208 KiB)."""
+        if length > self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) - 1024:
+            self._socket.setsockopt(_socket.SOL_SOCKET, _SO_SNDBUFFORCE, length + 1024)
+
+
+def _frame(kind: int, flags: int, seq: int, body: bytes) -> bytes:
+    length = _HEADER.size + len(body)
+    return _HEADER.pack(length, kind, flags, seq, 0) + body + b"\0" * (-length & 3)
+
+
+def _messages(data: bytes) -> "Iterator[tuple[int, int, int, bytes]]":
+    """The (type, flags, sequence number, body) of the messages in a datagram."""
+    offset, end = 0, len(data)
+    while offset + _HEADER.size <= end:
+        length, kind, flags, seq, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size or offset + length > end:
+            raise OSError(errno.EBADMSG, "malformed or truncated netlink message")
+        yield kind, flags, seq, data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _raise_refusal(flags: int, payload: bytes) -> None:
+    """Raise what an acknowledgement or the end of a dump reports, if it reports an error."""
+    if len(payload) >= _INT.size and _INT.unpack_from(payload)[0] < 0:
+        raise OSError(*_refusal(flags, payload))
+
+
+def _refusal(flags: int, payload: bytes) -> tuple[int, str]:
+    """Error number and text: strerror's, followed by the kernel's own when there is one (extended acknowledgement)."""
+    number = -int(_INT.unpack_from(payload)[0])
+    text = os.strerror(number)
+    if flags & _NLM_F_ACK_TLVS:
+        words = attrs(payload[_tlv_offset(flags, payload) :]).get(_NLMSGERR_ATTR_MSG, b"")
+        if words:
+            text += ": " + words.rstrip(b"\0").decode("utf-8", "replace")
+    return number, text
+
+
+def _tlv_offset(flags: int, payload: bytes) -> int:
+    """Where the attributes of an error message begin: after its number and (not at a dump's end) the refused header."""
+    if len(payload) < _INT.size + _HEADER.size or flags & _NLM_F_MULTI:
+        return _INT.size
+    if flags & _NLM_F_CAPPED:
+        return _INT.size + _HEADER.size
+    return int(_INT.size + ((_HEADER.unpack_from(payload, _INT.size)[0] + 3) & ~3))

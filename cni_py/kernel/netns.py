@@ -1,0 +1,136 @@
+"""Network namespaces: open, verify, enter, tell apart (namespaces(7), ioctl_ns(2))."""
+
+import errno
+import fcntl
+import os
+
+from cni_py.errors import InvalidNetns
+from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+_NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
+
+_KINDS = {  # by CLONE_NEW*
+    0x00000080: "time",
+    0x00020000: "mount",
+    0x02000000: "cgroup",
+    0x04000000: "UTS",
+    0x08000000: "IPC",
+    0x10000000: "user",
+    0x20000000: "PID",
+}
+_FILES = {  # by the S_IFMT bits of st_mode, inode(7)
+    0o010000: "a FIFO",
+    0o020000: "a character device",
+    0o040000: "a directory",
+    0o060000: "a block device",
+    0o100000: "an ordinary file",
+    0o140000: "a socket",
+}
+_S_IFMT = 0o170000
+_S_IFREG = 0o100000
+
+
+def open_netns(path: str) -> int:
+    """A descriptor of the network namespace at `path`.
+
+    FileNotFoundError when there is nothing (the caller knows whether that is wrong); InvalidNetns, saying what is there
+    instead, when it is no network namespace.
+    """
+    try:
+        kind = os.stat(path).st_mode & _S_IFMT
+        if kind != _S_IFREG:  # opening a FIFO or a device may block or act
+            raise _invalid(path, f"it is {_FILES.get(kind, 'a special file')}")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _invalid(path, getattr(error, "strerror", None) or str(error)) from error
+    try:
+        _verify(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _verify(path: str, fd: int) -> None:
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError as error:
+        raise _invalid(path, f"it is {_FILES[_S_IFREG]}") from error
+    if kind != CLONE_NEWNET:
+        raise _invalid(path, f"it is a {_KINDS.get(kind, 'different')} namespace")
+
+
+def _invalid(path: str, why: str) -> InvalidNetns:
+    return InvalidNetns(f'"{path}" is not a network namespace', why)
+
+
+def same_namespace(one: int, other: int) -> bool:
+    """Whether two descriptors are of one namespace."""
+    return os.path.samestat(os.fstat(one), os.fstat(other))
+
+
+def cookie(fd: int) -> int:
+    """The kernel's number of the namespace, never used twice in one boot; 0 before Linux 5.14."""
+    with Enter(fd):
+        socket = Socket(NETLINK_ROUTE)
+    try:
+        return socket.netns_cookie()
+    finally:
+        socket.close()
+
+
+class Enter:
+    """`with Enter(fd):` runs in the network namespace of `fd` and comes back. For a process with one thread."""
+
+    __slots__ = ("_back", "_fd")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._back = -1
+
+    def __enter__(self) -> None:
+        self._back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(self._fd)
+        except BaseException:
+            os.close(self._back)
+            raise
+
+    def __exit__(
+        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+    ) -> None:
+        try:
+            setns(self._back)
+        finally:
+            os.close(self._back)
+
+
+def setns(fd: int) -> None:
+    """Move this thread into the network namespace of `fd`."""
+    native: Callable[[int, int], None] | None = getattr(os, "setns", None)  # Python 3.12
+    if native is not None:
+        native(fd, CLONE_NEWNET)
+        return
+    import _ctypes  # the package ctypes would cost 5 ms
+
+    program = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]  # None is dlopen(3)'s NULL: what is loaded
+    function = _ctypes.dlsym(program, "setns")
+    if _ctypes.call_function(function, (fd, CLONE_NEWNET)) != 0:
+        raise _setns_error(fd)
+
+
+def _setns_error(fd: int) -> OSError:
+    """Why setns fails: asked again through the package ctypes, since a bare call does not keep errno."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = ctypes.get_errno() if libc.setns(fd, CLONE_NEWNET) != 0 else errno.EAGAIN
+    return OSError(number, f"{os.strerror(number)}: cannot enter the network namespace")
