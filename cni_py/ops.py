@@ -1,0 +1,371 @@
+"""Operations on links, addresses, routes and sysctls: what connecting a container consists of.
+
+"host" is the namespace the plugin runs in, "container" that of CNI_NETNS. Interface indexes occur only inside: a link gets a
+new one when it changes namespace. Addresses are text ("192.0.2.2/24") because operations are written to records.
+"""
+
+import errno
+
+from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.engine import Op
+from cni_py.errors import CniError
+from cni_py.kernel import rtnl, sysctl
+from cni_py.result import Route
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.context import Kernel
+    from cni_py.kernel.rtnl import Link, Rtnl
+
+UP_LIMIT_S = 3.0  # a veth has its carrier within milliseconds; the Go plugins give it 2.55 s in all
+DAD_LIMIT_S = 5.0  # duplicate address detection takes 1 s by default (net.ipv6.conf.*.dad_transmits)
+
+
+def need(side: "Rtnl", name: str) -> "Link":
+    """The link called `name`, or an error that says it is not there."""
+    link = side.link(name)
+    if link is None:
+        raise CniError(f"Interface name {name} not found")
+    return link
+
+
+def broadcast_of(address: Address) -> bytes | None:
+    """The broadcast address ip(8) would set: IPv4 only, and not where a prefix has no room for one (RFC 3021)."""
+    return address.broadcast() if address.family == 4 and address.prefixlen < 31 else None
+
+
+def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
+    """Write a sysctl of the namespace we are in; an `optional` one may be missing or refused (old kernel, read-only /proc)."""
+    try:
+        return sysctl.write(key, value)
+    except OSError as error:
+        if optional:
+            return False
+        raise CniError(f"failed to set sysctl {key} to {value}", error.strerror or str(error)) from error
+
+
+class EnsureBridge(Op):
+    """A bridge, up; an existing one is taken as it is. `mtu` 0 leaves the kernel's default."""
+
+    name: str
+    mac: bytes
+    mtu: int
+    vlan_filtering: bool
+    promisc: bool
+    line = (
+        "host: bridge {name} exists and is up (a new one gets mac {mac}, mtu {mtu} and ignores router advertisements)"
+    )
+
+    def apply(self, kernel: "Kernel") -> bool:
+        link = kernel.host.link(self.name)
+        created = link is None and self._create(kernel.host)
+        link = link or need(kernel.host, self.name)
+        if link.kind != "bridge":
+            raise CniError(f'failed to create bridge "{self.name}": "{self.name}" already exists but is not a bridge')
+        if self.promisc and not link.flags & rtnl.IFF_PROMISC:
+            kernel.host.set_link(link.index, promisc=True)
+        if created:
+            set_sysctl(f"net/ipv6/conf/{self.name}/accept_ra", "0", optional=True)
+        if not link.flags & rtnl.IFF_UP:
+            kernel.host.set_link(link.index, up=True)
+        return created
+
+    def _create(self, host: "Rtnl") -> bool:
+        try:
+            host.add_bridge(self.name, mac=self.mac, mtu=self.mtu, vlan_filtering=self.vlan_filtering)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                return False  # another ADD made it between our look and this
+            hint = ""
+            if error.errno == errno.EOPNOTSUPP and self.vlan_filtering:
+                hint = "; this kernel's bridges have no VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING)"
+            raise CniError(f'failed to create bridge "{self.name}"', f"{error.strerror or error}{hint}") from error
+        return True
+
+    def check(self, kernel: "Kernel") -> str | None:
+        link = need(kernel.host, self.name)
+        if link.kind != "bridge":
+            return f"Interface {self.name} does not have link type of bridge"
+        if not link.flags & rtnl.IFF_UP:
+            return f"bridge {self.name} is down"
+        return None
+
+
+class AddVeth(Op):
+    """A veth pair, one end in each namespace; deleting one end deletes both."""
+
+    name: str
+    ifname: str
+    mtu: int
+    host_mac: bytes
+    container_mac: bytes
+    owned = True
+    line = "host: add veth {name} ({host_mac}), its peer {ifname} ({container_mac}) in the container, mtu {mtu}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        try:
+            kernel.container.add_veth(
+                self.ifname,
+                self.name,
+                peer_netns_fd=kernel.host_fd,
+                mtu=self.mtu,
+                mac=self.container_mac,
+                peer_mac=self.host_mac,
+            )
+        except OSError as error:
+            if error.errno == errno.EEXIST and kernel.container.link(self.ifname) is not None:
+                raise CniError(
+                    f'container veth name ("{self.ifname}") peer provided ("{self.name}") already exists'
+                ) from error
+            raise CniError("failed to make veth pair", f"{error.strerror or error}") from error
+        kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
+        set_sysctl(f"net/ipv6/conf/{self.name}/accept_ra", "0", optional=True)
+
+    def undo(self, kernel: "Kernel") -> None:
+        link = kernel.host.link(self.name)
+        if link is None or link.kind != "veth":
+            return
+        # An ADD killed between the two requests leaves a pair without alias; its name alone, 32 bits of our hash, marks it.
+        if link.alias and not link.alias.startswith(kernel.key.hex):
+            return
+        kernel.host.delete_link(link.index)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        link = kernel.host.link(self.name)
+        if link is None:
+            return f"Interface name {self.name} not found"
+        return None if link.flags & rtnl.IFF_UP else f"host veth {self.name} is down"
+
+
+class JoinBridge(Op):
+    """The host's end becomes a port of the bridge."""
+
+    name: str
+    bridge: str
+    hairpin: bool
+    isolated: bool
+    line = "host: set {name} master {bridge}, hairpin {hairpin}, isolated {isolated}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        port = need(kernel.host, self.name)
+        kernel.host.set_link(port.index, master=need(kernel.host, self.bridge).index)
+        kernel.host.set_bridge_port(port.index, hairpin=self.hairpin, isolated=self.isolated)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        bridge, port = kernel.host.link(self.bridge), kernel.host.link(self.name)
+        if bridge is None or port is None or port.master != bridge.index:
+            return f"{self.name} is not a port of bridge {self.bridge}"
+        return None if port.hairpin == self.hairpin else f"hairpin of {self.name} is {port.hairpin}, not {self.hairpin}"
+
+
+class SetPortVlans(Op):
+    """The VLANs of a bridge port: `vlan` untagged (0: none), `trunk` a text of ranges "10-20,30" tagged."""
+
+    name: str
+    vlan: int
+    trunk: str
+    keep_default: bool
+    line = "host: bridge port {name} carries vlan {vlan} untagged, {trunk} tagged, default vlan kept: {keep_default}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        port = need(kernel.host, self.name)
+        if not self.keep_default:
+            kernel.host.delete_vlan(port.index, 1)
+        untagged = self.vlan or (1 if self.trunk and not self.keep_default else 0)
+        if untagged:
+            kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
+        for first, last in vlan_ranges(self.trunk):
+            kernel.host.add_vlan(port.index, first, last=last)
+
+
+def vlan_ranges(text: str) -> list[tuple[int, int]]:
+    """ "10-20,30" as [(10, 20), (30, 30)]."""
+    pairs = [part.partition("-") for part in text.split(",") if part]
+    return [(int(first), int(last or first)) for first, _, last in pairs]
+
+
+class EnsureVlanGateway(Op):
+    """`<bridge>.<vlan>`: a host interface that is a port of the bridge in one VLAN, for the gateway's address."""
+
+    bridge: str
+    vlan: int
+    line = "host: veth {bridge}.{vlan} whose peer is a port of {bridge} in vlan {vlan}"
+
+    def apply(self, kernel: "Kernel") -> bool:
+        name = f"{self.bridge}.{self.vlan}"
+        if kernel.host.link(name) is not None:
+            return False
+        peer = f"{name}p"[-rtnl.IFNAME_MAX :]
+        kernel.host.add_veth(name, peer, peer_netns_fd=kernel.host_fd)
+        port = need(kernel.host, peer)
+        kernel.host.set_link(port.index, master=need(kernel.host, self.bridge).index, up=True)
+        kernel.host.delete_vlan(port.index, 1)
+        kernel.host.add_vlan(port.index, self.vlan, pvid=True, untagged=True)
+        kernel.host.set_link(name, up=True)
+        return True
+
+
+class SetContainerSysctl(Op):
+    """A value below /proc/sys/net in the container; what is `optional` may be refused by an old or read-only /proc."""
+
+    key: str
+    value: str
+    optional: bool
+    line = "container: sysctl {key} = {value}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        with kernel.in_container():
+            set_sysctl(self.key, self.value, optional=self.optional)
+
+
+class SetContainerUp(Op):
+    """The container's end is up."""
+
+    ifname: str
+    line = "container: set {ifname} up"
+
+    def apply(self, kernel: "Kernel") -> None:
+        kernel.container.set_link(self.ifname, up=True)
+
+
+class AddAddress(Op):
+    """An address of the container's interface, usable at once unless duplicate address detection is wanted."""
+
+    ifname: str
+    address: str
+    dad: bool
+    line = "container: address {address} on {ifname}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        address = parse_address(self.address)
+        link = need(kernel.container, self.ifname)
+        kernel.container.add_address(
+            link.index, address, nodad=address.family == 6 and not self.dad, broadcast=broadcast_of(address)
+        )
+
+    def check(self, kernel: "Kernel") -> str | None:
+        link = need(kernel.container, self.ifname)
+        held = [str(entry.address) for entry in kernel.container.addresses(link.index)]
+        return None if self.address in held else f"Failed to match addr {self.address} on interface {self.ifname}"
+
+
+class WaitForAddresses(Op):
+    """No IPv6 address of the interface is tentative any more."""
+
+    ifname: str
+    line = "container: wait until duplicate address detection on {ifname} is over"
+
+    def apply(self, kernel: "Kernel") -> None:
+        kernel.container.wait_addresses(need(kernel.container, self.ifname).index, DAD_LIMIT_S)
+
+
+class AddRoute(Op):
+    """A route of the container; `gw` "" is a connected one, -1 in `table` and `scope` leaves the kernel's choice."""
+
+    ifname: str
+    dst: str
+    gw: str
+    mtu: int
+    advmss: int
+    priority: int
+    table: int
+    scope: int
+    line = "container: route {dst} via '{gw}' dev {ifname}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        link = need(kernel.container, self.ifname)
+        try:
+            kernel.container.add_route(self.route(), link.index, append=True)
+        except OSError as error:
+            raise CniError(
+                f"failed to add route '{self.dst} via {self.gw} dev {self.ifname}'", f"{error.strerror or error}"
+            ) from error
+
+    def route(self) -> Route:
+        """The route as a value."""
+        return Route(
+            parse_address(self.dst),
+            parse_ip(self.gw) if self.gw else None,
+            mtu=self.mtu,
+            advmss=self.advmss,
+            priority=self.priority,
+            table=self.table if self.table >= 0 else None,
+            scope=self.scope if self.scope >= 0 else None,
+        )
+
+
+class EnsureGatewayAddress(Op):
+    """The bridge has the gateway's address. Another IPv4 address, or an overlapping IPv6 one, is an error without `force`."""
+
+    name: str
+    address: str
+    force: bool
+    line = "host: address {address} on {name}, the containers' gateway"
+
+    def apply(self, kernel: "Kernel") -> bool:
+        wanted = parse_address(self.address)
+        link = need(kernel.host, self.name)
+        for entry in kernel.host.addresses(link.index, wanted.family):
+            held = entry.address
+            if held == wanted:
+                return False
+            overlaps = held.network().contains(wanted.packed) or wanted.network().contains(held.packed)
+            if wanted.family == 6 and not overlaps:
+                continue
+            if not self.force:
+                raise CniError(
+                    f'failed to set bridge addr: "{self.name}" already has an IP address different from {self.address}'
+                )
+            kernel.host.delete_address(link.index, held)
+        try:
+            kernel.host.add_address(link.index, wanted, broadcast=broadcast_of(wanted))
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise CniError("failed to set bridge addr", f"{error.strerror or error}") from error
+        kernel.host.set_link(link.index, mac=link.mac)  # a MAC set by hand no longer follows the ports
+        return True
+
+    def check(self, kernel: "Kernel") -> str | None:
+        link = need(kernel.host, self.name)
+        held = [str(entry.address) for entry in kernel.host.addresses(link.index)]
+        return None if self.address in held else f"bridge {self.name} has lost the gateway's address {self.address}"
+
+
+class EnsureForwarding(Op):
+    """The host forwards packets of one family (ip-sysctl: ip_forward, conf/all/forwarding)."""
+
+    family: int
+    line = "host: IPv{family} forwarding is on"
+
+    @property
+    def key(self) -> str:
+        """The sysctl."""
+        return "net/ipv4/ip_forward" if self.family == 4 else "net/ipv6/conf/all/forwarding"
+
+    def apply(self, kernel: "Kernel") -> bool:
+        return set_sysctl(self.key, "1", optional=False)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        return None if sysctl.read(self.key) == "1" else f"IPv{self.family} forwarding is off ({self.key})"
+
+
+class ForgetNeighbour(Op):
+    """The host forgets which MAC an address had: it may have been another container's a moment ago."""
+
+    name: str
+    ip: str
+    line = "host: forget the old neighbour entry of {ip} on {name}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        kernel.host.delete_neighbour(need(kernel.host, self.name).index, parse_ip(self.ip))
+
+
+class WaitForPort(Op):
+    """The bridge port carries traffic (operstate up)."""
+
+    name: str
+    line = "host: wait until {name} is up"
+
+    def apply(self, kernel: "Kernel") -> None:
+        if not kernel.host.wait_up(self.name, UP_LIMIT_S):
+            raise CniError("bridge port in error state: down", f"{self.name} did not come up within {UP_LIMIT_S:g} s")
