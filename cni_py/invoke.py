@@ -1,0 +1,153 @@
+"""Delegation: run another plugin, in practice the IPAM plugin of `ipam.type`, found in CNI_PATH.
+
+Reference: SPEC.md section 4 "Plugin Delegation"; the texts are those of libcni's pkg/invoke, which clients know. When the file
+found is one of our own executables its code runs in this process instead, which saves an interpreter's start.
+"""
+
+import errno
+import os
+import time
+
+from cni_py import jsontext, result
+from cni_py.errors import CniError, DecodingFailure
+from cni_py.netconf import string
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_py.call import Call, Plugin
+    from cni_py.result import Result
+
+BUSY_TRIES = 6  # libcni's pkg/invoke/raw_exec.go: a plugin that is being replaced is "text file busy"
+
+
+class NotExecuted(CniError):
+    """The delegate died without a CNI error object; libcni gives this code 0."""
+
+    code = 0
+
+
+def ipam_add(call: "Call") -> "Result":
+    """ADD of the IPAM plugin; an IPAM DEL follows if the calling ADD fails later."""
+    path = find(ipam_type(call), call.path)
+    ours = own_plugin(path)
+    if ours is not None:
+        return ours.add(call.delegated(ours.type))
+    if call.dry_run:
+        raise CniError(f"the IPAM plugin {path} is not ours: what it would answer cannot be told without asking it")
+    call.executor.undone_by(lambda: _delete_again(call))
+    text = execute(path, "ADD", call.conf.text)
+    return decode_result(text, call.conf.cni_version)
+
+
+def ipam(call: "Call", verb: str) -> None:
+    """DEL, CHECK, GC or STATUS of the IPAM plugin."""
+    path = find(ipam_type(call), call.path)
+    ours = own_plugin(path)
+    if ours is None:
+        execute(path, verb, call.conf.text)
+        return
+    {"DEL": ours.delete, "CHECK": ours.check, "GC": ours.gc, "STATUS": ours.status}[verb](call.delegated(ours.type))
+
+
+def ipam_type(call: "Call") -> str:
+    """ipam.type, "" when there is none: find() then says so."""
+    return string(call.conf.ipam, "type") if call.conf.ipam is not None else ""
+
+
+def _delete_again(call: "Call") -> None:
+    execute(find(ipam_type(call), call.path), "DEL", call.conf.text)
+
+
+def find(name: str, path: "Sequence[str]") -> str:
+    """The first regular file called `name` in the folders of `path`, executable or not, as libcni has it."""
+    if not name:
+        raise CniError("no plugin name provided")
+    if "/" in name:
+        raise CniError(f"invalid plugin name: {name}")
+    for folder in path:
+        candidate = f"{folder}/{name}"
+        if folder and os.path.isfile(candidate):
+            return candidate
+    raise CniError(f'failed to find plugin "{name}" in path [{" ".join(path)}]')
+
+
+def own_plugin(path: str) -> "Plugin | None":
+    """The plugin that the executable at `path` runs, if it is a launcher of this very installation."""
+    from cni_py import run
+
+    name = os.path.basename(path)
+    return run.load(name) if run.is_own_launcher(path) else None
+
+
+def execute(path: str, verb: str, stdin: bytes) -> bytes:
+    """Run the plugin at `path` and return its stdout; its own error object is raised again with its code.
+
+    Files in memory instead of pipes: no reader and writer can wait for each other.
+    """
+    status, stdout, stderr = _spawn(path, dict(os.environ, CNI_COMMAND=verb), stdin)
+    if status == 0:
+        os.write(2, stderr)
+        return stdout
+    if not stdout:
+        if stderr:
+            raise NotExecuted(f"netplugin failed: {jsontext.encode(stderr.decode('utf-8', 'replace'), None)}")
+        raise NotExecuted(f"netplugin failed with no error message: exit status {status}")
+    raise _error_of(stdout)
+
+
+def _spawn(path: str, environ: "dict[str, str]", stdin: bytes) -> tuple[int, bytes, bytes]:
+    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    try:
+        with open(files[0], "wb", closefd=False) as file:
+            file.write(stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+        pid = _start(path, environ, actions)
+        _, wait_status = os.waitpid(pid, 0)
+        outputs = []
+        for fd in files[1:]:
+            os.lseek(fd, 0, os.SEEK_SET)
+            with open(fd, "rb", closefd=False) as file:
+                outputs.append(file.read())
+    finally:
+        for fd in files:
+            os.close(fd)
+    return os.waitstatus_to_exitcode(wait_status), outputs[0], outputs[1]
+
+
+def _start(path: str, environ: "dict[str, str]", actions: "list[tuple[int, int, int]]") -> int:
+    for attempt in range(BUSY_TRIES):
+        try:
+            return os.posix_spawn(path, [path], environ, file_actions=actions)
+        except OSError as error:
+            if error.errno == errno.ETXTBSY and attempt < BUSY_TRIES - 1:
+                time.sleep(1)
+                continue
+            raise NotExecuted(f"netplugin failed with no error message: {path}: {error.strerror}") from error
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _error_of(stdout: bytes) -> CniError:
+    """The error object that the delegate printed, with its own code."""
+    quoted = jsontext.encode(stdout.decode("utf-8", "replace"), None)
+    try:
+        fields = jsontext.decode(stdout)
+    except DecodingFailure as error:
+        return NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: {error}")
+    if not isinstance(fields, jsontext.Object):
+        return NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: not an object")
+    code = fields.get("code")
+    return CniError(string(fields, "msg"), string(fields, "details"), code if isinstance(code, int) else 0)
+
+
+def decode_result(text: bytes, cni_version: str) -> "Result":
+    """A result as a delegate printed it; one without cniVersion has the configuration's."""
+    try:
+        fields = jsontext.decode(text)
+    except DecodingFailure as error:
+        raise CniError(f"failed to unmarshal raw result: {error}") from error
+    if not isinstance(fields, jsontext.Object):
+        raise CniError("failed to unmarshal raw result: not an object")
+    return result.from_json(fields, string(fields, "cniVersion") or cni_version)

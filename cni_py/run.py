@@ -1,0 +1,39 @@
+"""Which plugin an executable runs: all executables are one launcher under different names."""
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.call import Plugin
+
+MODULES = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+LAUNCHER_MAX = 1024  # bytes; ours is far smaller
+
+
+def main() -> None:
+    """Run the plugin named like the executable, and end without the interpreter's clean-up, which has nothing to do."""
+    from cni_py import skel
+
+    name = sys.argv[0].rpartition("/")[2]
+    status = skel.main(name, load)
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def load(name: str) -> "Plugin":
+    """The plugin of that type; KeyError for one that is not ours."""
+    module = "cni_py.plugins." + MODULES[name]
+    __import__(module)
+    plugin: Plugin = sys.modules[module].PLUGIN
+    return plugin
+
+
+def is_own_launcher(path: str) -> bool:
+    """Whether the executable at `path` is a launcher of this very installation."""
+    if path.rpartition("/")[2] not in MODULES:
+        return False
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with open(path, "rb") as file:
+        text = file.read(LAUNCHER_MAX)
+    return text.startswith(b"#!") and b"from cni_py.run import main" in text and os.fsencode(home) in text

@@ -1,0 +1,240 @@
+"""One CNI call from end to end: the only reader of stdin and CNI_*, the only writer of stdout.
+
+    environment -> verb and values, checked        SPEC.md section 2 "CNI protocol"
+    stdin       -> NetConf                         SPEC.md section 1
+    Plugin.add/delete/check/gc/status(Call)
+    Result or error object -> stdout               SPEC.md sections 5 and "Error"
+
+The order of the checks is that of libcni's pkg/skel, since runtimes and their tests see which error comes first.
+"""
+
+import os
+import sys
+
+from cni_py import version
+from cni_py.errors import CniError, IncompatibleCniVersion, InvalidEnvironment, InvalidNetns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import FrameType
+
+    from cni_py.call import Call, Plugin
+    from cni_py.netconf import NetConf
+
+# variable, verbs that require it; in the order libcni looks at them
+REQUIRED = (
+    ("CNI_COMMAND", ("ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION")),
+    ("CNI_CONTAINERID", ("ADD", "CHECK", "DEL")),
+    ("CNI_NETNS", ("ADD", "CHECK")),
+    ("CNI_IFNAME", ("ADD", "CHECK", "DEL")),
+    ("CNI_PATH", ("ADD", "CHECK", "DEL", "GC", "STATUS")),
+)
+SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+ID_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+ID_REST = ID_FIRST | frozenset("_.-")
+IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
+
+
+def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) -> int:
+    """Run one call of `plugin` (or of the one that `load` finds under that name); returns the exit status.
+
+    Catches everything: an exception without a CNI error object on stdout would reach the user as "netplugin failed".
+    """
+    name = plugin if isinstance(plugin, str) else plugin.type
+    try:
+        return _run(name, lambda: load(plugin) if isinstance(plugin, str) and load else plugin)  # type: ignore[arg-type, return-value]  # one or the other
+    except CniError as error:
+        _print_error(error)
+    except Exception as error:  # noqa: BLE001  the one place: see above
+        import traceback
+
+        traceback.print_exc()
+        _print_error(CniError(f"internal error: {type(error).__name__}", str(error)))
+    return 1
+
+
+def _run(name: str, plugin: "Callable[[], Plugin]") -> int:
+    verb = os.environ.get("CNI_COMMAND", "")
+    if not verb:
+        return _about(name, plugin)
+    if verb == "VERSION":
+        return _version(plugin)
+    _check_environment(verb, os.environ)
+    from cni_py.netconf import NetConf
+
+    conf = NetConf.parse(_read_stdin())
+    if verb not in ("ADD", "DEL", "CHECK", "GC", "STATUS"):
+        raise InvalidEnvironment(f"unknown CNI_COMMAND: {verb}")
+    loaded = plugin()
+    _check_version(verb, conf.cni_version, loaded.versions or version.SUPPORTED)
+    return _dispatch(verb, loaded, conf)
+
+
+def _about(name: str, plugin: "Callable[[], Plugin]") -> int:
+    """What a person sees who starts a plugin by hand; nerdctl reads the version from it."""
+    from cni_py import __version__
+
+    versions = ", ".join(plugin().versions or version.SUPPORTED)
+    sys.stderr.write(f"CNI {name} plugin v{__version__}\nCNI protocol versions supported: {versions}\n")
+    return 0
+
+
+def _version(plugin: "Callable[[], Plugin]") -> int:
+    versions = '","'.join(plugin().versions or version.SUPPORTED)
+    _write(f'{{"cniVersion":"{version.SUPPORTED[-1]}","supportedVersions":["{versions}"]}}\n')
+    return 0
+
+
+def _check_environment(verb: str, environ: "Mapping[str, str]") -> None:
+    """InvalidEnvironment for a malformed value at once, for missing ones all together."""
+    missing = []
+    for variable, verbs in REQUIRED:
+        value = environ.get(variable, "")
+        if verb not in verbs:
+            continue
+        if not value:
+            missing.append(variable)
+        elif variable == "CNI_CONTAINERID":
+            _check_container_id(value)
+        elif variable == "CNI_IFNAME":
+            _check_ifname(value)
+    if missing:
+        raise InvalidEnvironment(f"required env variables [{','.join(missing)}] missing")
+
+
+def is_identifier(value: str) -> bool:
+    """Whether `value` is a container id or network name as the specification allows (SPEC.md, "Parameters")."""
+    return value[:1] in ID_FIRST and ID_REST.issuperset(value) and value != ""
+
+
+def _check_container_id(value: str) -> None:
+    if not is_identifier(value):
+        raise InvalidEnvironment("invalid characters in containerID", value)
+
+
+def _check_ifname(value: str) -> None:
+    if len(os.fsencode(value)) > IFNAME_MAX:
+        raise InvalidEnvironment("interface name is too long", "interface name should be less than 16 characters")
+    if value in (".", ".."):
+        raise InvalidEnvironment("interface name is . or ..")
+    if any(character in "/:" or character.isspace() for character in value):
+        raise InvalidEnvironment("interface name contains / or : or whitespace characters")
+
+
+def _check_version(verb: str, cni_version: str, supported: "Sequence[str]") -> None:
+    if verb in SINCE:
+        if not version.at_least(cni_version, SINCE[verb]):
+            raise IncompatibleCniVersion(f"config version does not allow {verb}")
+        if not any(version.at_least(ours, cni_version) for ours in supported):
+            raise IncompatibleCniVersion(f"plugin version does not allow {verb}")
+    if cni_version not in supported:
+        listed = " ".join(f'"{ours}"' for ours in supported)
+        raise IncompatibleCniVersion(
+            "incompatible CNI versions", f'config is "{cni_version}", plugin supports [{listed}]'
+        )
+
+
+def _dispatch(verb: str, plugin: "Plugin", conf: "NetConf") -> int:
+    from cni_py.call import Call
+
+    environ = os.environ
+    attached = verb in ("ADD", "DEL", "CHECK")
+    call = Call(
+        verb,
+        plugin.type,
+        conf,
+        container_id=environ.get("CNI_CONTAINERID", "") if attached else "",
+        netns=environ.get("CNI_NETNS", "") if attached else "",
+        ifname=environ.get("CNI_IFNAME", "") if attached else "",
+        args=environ.get("CNI_ARGS", ""),
+        path=environ.get("CNI_PATH", "").split(":"),
+    )
+    if "log" in conf.raw:
+        from cni_py.log import logged
+
+        return logged(call, lambda: _perform(call, plugin))
+    return _perform(call, plugin)
+
+
+def _perform(call: "Call", plugin: "Plugin") -> int:
+    if call.verb in ("ADD", "DEL"):
+        _check_netns(call)
+        from cni_py.locks import attachment_lock
+
+        with attachment_lock(call.key):
+            if call.verb == "ADD":
+                _add(call, plugin)
+            else:
+                plugin.delete(call)
+    else:
+        {"CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}[call.verb](call)
+    return 0
+
+
+def _check_netns(call: "Call") -> None:
+    """A container that shares the plugin's own namespace would have the host's interfaces taken: refuse before acting."""
+    if not call.netns or os.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true"):
+        return
+    try:
+        container, host = os.stat(call.netns), os.stat("/proc/self/ns/net")
+    except OSError:
+        return  # gone, or unreadable: the plugin says so where it matters
+    if (container.st_dev, container.st_ino) == (host.st_dev, host.st_ino):
+        raise InvalidNetns("plugin's netns and netns from CNI_NETNS should not be the same", call.netns)
+
+
+def _add(call: "Call", plugin: "Plugin") -> None:
+    """ADD, all or nothing: until the result is written, any failure or signal takes everything back."""
+    from cni_py.result import to_json
+
+    _catch_signals(_interrupted)
+    try:
+        result = plugin.add(call)
+        text = _encode(to_json(result, call.conf.cni_version))
+        call.executor.finish()
+        _catch_signals(None)
+        _write(text)
+    except BaseException:
+        _catch_signals(None)
+        for failure in call.executor.roll_back():
+            sys.stderr.write(f"cni-py: {plugin.type}: while taking back a failed ADD of {call.key.label}: {failure}\n")
+        raise
+
+
+def _catch_signals(handler: "Callable[[int, FrameType | None], None] | None") -> None:
+    """SIGTERM, SIGINT and SIGHUP go to `handler`; with None they are ignored, so that a roll-back is not cut short."""
+    import _signal
+
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
+        _signal.signal(number, handler or _signal.SIG_IGN)
+
+
+def _interrupted(number: int, _frame: "FrameType | None") -> None:
+    raise CniError(f"interrupted by signal {number}")
+
+
+def _read_stdin() -> bytes:
+    parts = []
+    while part := os.read(0, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _encode(value: "object") -> str:
+    from cni_py import jsontext
+
+    return jsontext.encode(value)  # type: ignore[arg-type]  # to_json makes JSON values
+
+
+def _print_error(error: CniError) -> None:
+    try:
+        _write(_encode(error.to_json()))
+    except OSError:
+        sys.stderr.write(f"{error}\n")  # stdout is closed: the last way to say it
+
+
+def _write(text: str) -> None:
+    data = text.encode("utf-8", "replace")
+    while data:
+        data = data[os.write(1, data) :]

@@ -1,0 +1,247 @@
+"""bridge: a veth pair from the container to a bridge of the host, with addresses from IPAM.
+
+    ADD    IPAM -> plan -> apply -> result [bridge, host veth, container]
+    DEL    what the record lists, the container's interface, IPAM; what is gone already is success
+    CHECK  IPAM, the result of ADD against the kernel, then the plan of ADD against the kernel
+    GC     attachments of this network that the runtime no longer knows
+    STATUS IPAM, and whether the bridge's name is free or a bridge's
+
+Example configuration: conf/bridge.conflist. The bridge, its gateway address and forwarding are shared: made when missing,
+never taken away.
+"""
+
+from cni_py import invoke, ops
+from cni_py.addr import Address, int_of, ip_of, ip_text, mac_text, parse_address
+from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.kernel.context import NetnsGone
+from cni_py.plugins.bridge_check import check
+from cni_py.plugins.bridge_conf import BridgeConf
+from cni_py.records import derived_mac
+from cni_py.result import Interface, IPConfig, Result, Route, dns_from_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+
+CONTAINER = 2  # the container's place in result.interfaces, which firewall and runtimes rely on
+
+
+def add(call: Call) -> Result:
+    """Connect the container."""
+    conf = BridgeConf(call)
+    conf.check_add(call.conf.raw)
+    container_mac = conf.container_mac(call)
+    refuse_existing(call)
+    if call.begin() and conf.has_ipam:
+        invoke.ipam(call, "DEL")
+    result = Result()
+    if conf.has_ipam:
+        result = invoke.ipam_add(call)
+        if not result.ips:
+            raise CniError("IPAM plugin returned missing IP config")
+    complete(result, conf)
+    call.apply(plan(call, conf, result, container_mac))
+    result.interfaces = [
+        Interface(conf.bridge, mac_now(call, conf.bridge, bridge_mac(conf.bridge))),
+        Interface(call.key.host_veth, mac_text(call.key.mac("host"))),
+        Interface(call.ifname, mac_text(container_mac), call.netns),
+    ]
+    if conf.vlan and conf.gateway:
+        name = f"{conf.bridge}.{conf.vlan}"
+        result.interfaces.append(Interface(name, mac_now(call, name, bytes(6))))
+    dns = dns_from_json(call.conf.dns) if call.conf.dns is not None else result.dns
+    if dns.nameservers or dns.domain or dns.search or dns.options:
+        result.dns = dns
+    return result
+
+
+def delete(call: Call) -> None:
+    """Disconnect the container, with whatever is still there to go by."""
+    BridgeConf(call)
+    failures: list[CniError] = []
+    for step in (Call.undo_recorded, delete_interface, release_addresses):
+        try:
+            step(call)
+        except CniError as error:
+            failures.append(error)
+    call.finish_delete(failures)
+
+
+def release_addresses(call: Call) -> None:
+    """Give the addresses back to IPAM."""
+    if invoke.ipam_type(call):
+        invoke.ipam(call, "DEL")
+
+
+def gc(call: Call) -> None:
+    """Take away what stale attachments left, here and in IPAM."""
+    failures = collect_garbage(call)
+    if invoke.ipam_type(call):
+        try:
+            invoke.ipam(call, "GC")
+        except CniError as error:
+            failures.append(error)
+    call.finish_delete(failures)
+
+
+def status(call: Call) -> None:
+    """Whether an ADD can be served now."""
+    if invoke.ipam_type(call):
+        invoke.ipam(call, "STATUS")
+    conf = call.conf.raw
+    name = conf.get("bridge", "cni0")
+    link = call.kernel.host.link(name) if isinstance(name, str) and 0 < len(name) <= 15 else None
+    if link is not None and link.kind != "bridge":
+        raise PluginNotAvailable(f'"{name}" already exists but is not a bridge', "rename it or the network's bridge")
+
+
+def complete(result: Result, conf: BridgeConf) -> None:
+    """Fill in what IPAM leaves open: the interface of each address, gateways, default routes."""
+    for ip in result.ips:
+        ip.interface = CONTAINER
+        if conf.gateway and ip.gateway is None:
+            network = ip.address.network().packed
+            ip.gateway = ip_of(int_of(network) + 1, len(network))
+    if not conf.default_gateway:
+        return
+    for ip in result.ips:
+        default = parse_address("0.0.0.0/0" if ip.address.family == 4 else "::/0")
+        if not any(route.dst == default and route.gw is not None for route in result.routes):
+            result.routes.append(Route(default, ip.gateway))
+
+
+def plan(call: Call, conf: BridgeConf, result: Result, container_mac: bytes) -> "list[Op]":
+    """Everything that connects the container, in order."""
+    veth, ifname = call.key.host_veth, call.ifname
+    steps: list[Op] = [
+        *plan_bridge(conf),
+        ops.AddVeth(name=veth, ifname=ifname, mtu=conf.mtu, host_mac=call.key.mac("host"), container_mac=container_mac),
+        ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated),
+    ]
+    if conf.vlan or conf.trunk:
+        steps.append(ops.SetPortVlans(name=veth, vlan=conf.vlan, trunk=conf.trunk, keep_default=conf.keep_default_vlan))
+    if conf.mac_spoof_check:
+        from cni_py import nftops
+
+        steps += nftops.spoof_check(veth, container_mac)
+    if result.ips:
+        steps += plan_addresses(ifname, conf, result)
+        steps += plan_gateway(conf, result)
+        if conf.masquerade:
+            from cni_py import nftops
+
+            steps += nftops.masquerade([ip.address for ip in result.ips])
+    elif not conf.disable_container_interface:
+        steps.append(ops.SetContainerUp(ifname=ifname))
+    if not conf.disable_container_interface:
+        steps.append(ops.WaitForPort(name=veth))
+    return steps
+
+
+def plan_bridge(conf: BridgeConf) -> "list[Op]":
+    """The bridge itself."""
+    return [
+        ops.EnsureBridge(
+            name=conf.bridge,
+            mac=bridge_mac(conf.bridge),
+            mtu=conf.mtu,
+            vlan_filtering=bool(conf.vlan or conf.trunk),
+            promisc=conf.promisc,
+        )
+    ]
+
+
+def plan_addresses(ifname: str, conf: BridgeConf, result: Result) -> "list[Op]":
+    """Addresses and routes inside the container.
+
+    arp_notify and ndisc_notify make the kernel announce the addresses when the link comes up, so that nobody keeps sending to
+    the container that had them before.
+    """
+    has_ipv6 = any(ip.address.family == 6 for ip in result.ips)
+    steps: list[Op] = []
+    if has_ipv6:
+        steps += [
+            sysctl(f"net/ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
+            sysctl(f"net/ipv6/conf/{ifname}/keep_addr_on_down", "1", optional=True),
+            sysctl(f"net/ipv6/conf/{ifname}/accept_dad", "1" if conf.dad else "0"),
+            sysctl(f"net/ipv6/conf/{ifname}/ndisc_notify", "1"),
+        ]
+        if conf.dad:
+            steps.append(sysctl(f"net/ipv6/conf/{ifname}/enhanced_dad", "1"))
+    steps.append(sysctl(f"net/ipv4/conf/{ifname}/arp_notify", "1"))
+    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=conf.dad) for ip in result.ips]
+    steps.append(ops.SetContainerUp(ifname=ifname))
+    if has_ipv6 and conf.dad:
+        steps.append(ops.WaitForAddresses(ifname=ifname))
+    return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
+
+
+def sysctl(key: str, value: str, *, optional: bool = True) -> ops.SetContainerSysctl:
+    """One sysctl of the container."""
+    return ops.SetContainerSysctl(key=key, value=value, optional=optional)
+
+
+def plan_route(ifname: str, route: Route, ips: list[IPConfig]) -> ops.AddRoute:
+    """A route of the result; without a gw of its own it goes through the first gateway of its family."""
+    gateways = [ip.gateway for ip in ips if ip.gateway is not None and len(ip.gateway) == len(route.dst.packed)]
+    gw = route.gw if route.gw is not None else (gateways[0] if gateways else None)
+    return ops.AddRoute(
+        ifname=ifname,
+        dst=str(route.dst),
+        gw=ip_text(gw) if gw is not None else "",
+        mtu=route.mtu,
+        advmss=route.advmss,
+        priority=route.priority,
+        table=-1 if route.table is None else route.table,
+        scope=-1 if route.scope is None else route.scope,
+    )
+
+
+def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
+    """The host's side of the network: gateway addresses, forwarding, no memory of earlier owners of the addresses."""
+    name = conf.bridge
+    steps: list[Op] = []
+    if conf.gateway:
+        if conf.vlan:
+            name = f"{conf.bridge}.{conf.vlan}"
+            steps.append(ops.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
+        for ip in result.ips:
+            if ip.gateway is not None:
+                gateway = str(Address(ip.gateway, ip.address.prefixlen))
+                steps.append(ops.EnsureGatewayAddress(name=name, address=gateway, force=conf.force_address))
+        steps += [ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})]
+    steps += [ops.ForgetNeighbour(name=name, ip=ip_text(ip.address.packed)) for ip in result.ips]
+    return steps
+
+
+def refuse_existing(call: Call) -> None:
+    """An interface of that name belongs to somebody, or to an ADD that still stands: leave it alone."""
+    if call.kernel.container.link(call.ifname) is not None and not call.is_unfinished():
+        raise CniError(f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists')
+
+
+def delete_interface(call: Call) -> None:
+    """Delete the container's interface by name: one that somebody else's ADD made has no record of ours."""
+    if not call.netns:
+        return
+    try:
+        link = call.kernel.container.link(call.ifname)
+    except NetnsGone:
+        return
+    if link is not None:
+        call.kernel.container.delete_link(link.index)
+
+
+def bridge_mac(name: str) -> bytes:
+    """The MAC a new bridge gets: fixed from the start, so that it never follows its ports."""
+    return derived_mac(f"bridge/{name}")
+
+
+def mac_now(call: Call, name: str, planned: bytes) -> str:
+    """The MAC of a shared link, which may be older than we are; `planned` when a dry run made none."""
+    link = call.kernel.host.link(name)
+    return mac_text(link.mac if link is not None else planned)
+
+
+PLUGIN = Plugin("bridge", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -1,0 +1,124 @@
+"""CHECK of the bridge plugin: what the result of ADD says, against what is there."""
+
+from cni_py import invoke, ops
+from cni_py.addr import mac_text
+from cni_py.call import Call
+from cni_py.errors import CniError
+from cni_py.kernel import rtnl
+from cni_py.plugins.bridge_conf import BridgeConf
+from cni_py.result import Interface, Result, prev_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+    from cni_py.kernel.rtnl import Link
+
+
+def check(call: Call) -> None:
+    """Compare; the first difference is the error, in the words clients know."""
+    conf = BridgeConf(call)
+    if conf.has_ipam:
+        invoke.ipam(call, "CHECK")
+    result = prev_result(call.conf)
+    if result is None:
+        raise CniError("Required prevResult missing")
+    by_name = {(interface.name, bool(interface.sandbox)): interface for interface in result.interfaces}
+    bridge = by_name.get((conf.bridge, False), Interface(""))
+    container = by_name.get((call.ifname, True), Interface(""))
+    check_bridge(call, bridge, conf)
+    if container.sandbox != call.netns:
+        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
+    check_container(call, container)
+    check_veth(call, result, bridge, container)
+    check_addresses(call, result)
+    call.check_plan(shared(conf, result, call.key.host_veth, result.interfaces))
+
+
+def check_bridge(call: Call, bridge: Interface, conf: BridgeConf) -> None:
+    """The bridge has the MAC of the result and the promiscuous mode of the configuration."""
+    link = expect(call.kernel.host.link(bridge.name) if bridge.name else None, bridge.name)
+    if link.kind != "bridge":
+        raise CniError(f"Interface {bridge.name} does not have link type of bridge")
+    if bridge.mac and bridge.mac != mac_text(link.mac):
+        raise CniError(f"Bridge interface {bridge.name} Mac doesn't match: {bridge.mac}", f"it is {mac_text(link.mac)}")
+    promisc = bool(link.flags & rtnl.IFF_PROMISC)
+    if promisc != conf.promisc:
+        raise CniError(
+            f"Bridge interface {bridge.name} configured Promisc Mode {conf.promisc} doesn't match current state: {promisc}"
+        )
+
+
+def check_container(call: Call, container: Interface) -> None:
+    """The container's interface is a veth with the MAC of the result."""
+    link = expect(call.kernel.container.link(container.name) if container.name else None, container.name)
+    if link.kind != "veth":
+        raise CniError(f"Error: Container interface {container.name} not of type veth")
+    if container.mac and container.mac.lower() != mac_text(link.mac):
+        raise CniError(
+            f"Interface {container.name} Mac {container.mac} doesn't match container Mac: {mac_text(link.mac)}"
+        )
+
+
+def check_veth(call: Call, result: Result, bridge: Interface, container: Interface) -> None:
+    """One of the result's host interfaces is the peer of the container's and a port of the bridge."""
+    host = call.kernel.host
+    inside = expect(call.kernel.container.link(container.name), container.name)
+    master = expect(host.link(bridge.name), bridge.name)
+    for interface in result.interfaces:
+        if interface.sandbox or interface.name == bridge.name:
+            continue
+        link = expect(host.link(interface.name), interface.name)
+        if link.kind != "veth" or link.link != inside.index or link.master != master.index:
+            continue
+        if interface.mac and interface.mac.lower() != mac_text(link.mac):
+            raise CniError(f"Interface {interface.name} Mac doesn't match: {interface.mac} not found")
+        return
+    raise CniError(f"CNI veth created for bridge {bridge.name} was not found")
+
+
+def check_addresses(call: Call, result: Result) -> None:
+    """The addresses and routes of the result are there, each address with the route to its subnet."""
+    side = call.kernel.container
+    index = expect(side.link(call.ifname), call.ifname).index
+    held = {str(entry.address) for entry in side.addresses(index)}
+    routes = side.routes(index)
+    for ip in result.ips:
+        if (
+            ip.interface is not None
+            and ip.interface < len(result.interfaces)
+            and (result.interfaces[ip.interface].name != call.ifname)
+        ):
+            continue
+        if str(ip.address) not in held:
+            raise CniError(f"Failed to match addr {ip.address} on interface {call.ifname}")
+        if not any(route.dst == ip.address.network() and route.gw is None for route in routes):
+            raise CniError(f"Failed to find Gateway for {ip.address} on interface {call.ifname}")
+    for wanted in result.routes:
+        default = wanted.dst.prefixlen == 0
+        if not any(
+            route.dst == wanted.dst and (default or wanted.gw is None or route.gw == wanted.gw) for route in routes
+        ):
+            raise CniError(f"Expected Route {wanted.dst} not found in routing table", f"on interface {call.ifname}")
+
+
+def shared(conf: BridgeConf, result: Result, veth: str, interfaces: "list[Interface]") -> "list[Op]":
+    """What ADD ensures beyond the result: looked at only where the veth is of our making."""
+    if veth not in [interface.name for interface in interfaces]:
+        return []
+    from cni_py.plugins.bridge import plan_bridge, plan_gateway
+
+    steps: list[Op] = [*plan_bridge(conf)]
+    steps.append(ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated))
+    steps += plan_gateway(conf, result)
+    if conf.masquerade:
+        from cni_py import nftops
+
+        steps += nftops.masquerade([ip.address for ip in result.ips])
+    return steps
+
+
+def expect(link: "Link | None", name: str) -> "Link":
+    """The link, or an error that names it."""
+    if link is None:
+        raise CniError(f"Interface name {name} not found" if name else "Interface name missing ")
+    return link

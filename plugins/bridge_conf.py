@@ -1,0 +1,113 @@
+"""The configuration of the bridge plugin, parsed and checked before anything is done."""
+
+from cni_py.addr import parse_mac
+from cni_py.errors import CniError
+from cni_py.netconf import boolean, child, integer, objects, optional_boolean, optional_integer, parse_cni_args, string
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.call import Call
+    from cni_py.jsontext import Object
+
+VLAN_MAX = 4094  # IEEE 802.1Q; 4095 is reserved
+
+
+class BridgeConf:
+    """What the plugin was asked for; defaults as the reference plugin has them."""
+
+    __slots__ = (
+        "bridge",
+        "dad",
+        "default_gateway",
+        "disable_container_interface",
+        "force_address",
+        "gateway",
+        "hairpin",
+        "has_ipam",
+        "isolated",
+        "keep_default_vlan",
+        "mac",
+        "mac_spoof_check",
+        "masquerade",
+        "mtu",
+        "promisc",
+        "trunk",
+        "vlan",
+    )
+
+    def __init__(self, call: "Call") -> None:
+        raw = call.conf.raw
+        self.bridge = string(raw, "bridge", "cni0")
+        self.default_gateway = boolean(raw, "isDefaultGateway")
+        self.gateway = boolean(raw, "isGateway") or self.default_gateway
+        self.force_address = boolean(raw, "forceAddress")
+        self.masquerade = boolean(raw, "ipMasq")
+        self.mtu = max(0, integer(raw, "mtu"))
+        self.hairpin = boolean(raw, "hairpinMode")
+        self.promisc = boolean(raw, "promiscMode")
+        self.vlan = integer(raw, "vlan")
+        self.trunk = trunk_text(raw)
+        self.keep_default_vlan = bool(optional_boolean(raw, "preserveDefaultVlan"))
+        self.mac_spoof_check = boolean(raw, "macspoofchk")
+        self.dad = boolean(raw, "enabledad")
+        self.disable_container_interface = boolean(raw, "disableContainerInterface")
+        self.isolated = boolean(raw, "portIsolation")
+        self.has_ipam = call.conf.ipam is not None and string(call.conf.ipam, "type") != ""
+        self.mac = requested_mac(call)
+        if not 0 <= self.vlan <= VLAN_MAX:
+            raise CniError(f"invalid VLAN ID {self.vlan} (must be between 0 and 4094)")
+
+    def check_add(self, raw: "Object") -> None:
+        """What only ADD refuses: a DEL must not fail over it."""
+        if self.disable_container_interface and self.has_ipam:
+            raise CniError("cannot use IPAM when DisableContainerInterface flag is set")
+        if self.hairpin and self.promisc:
+            raise CniError("cannot set hairpin mode and promiscuous mode at the same time")
+        backend = string(raw, "ipMasqBackend")
+        if self.masquerade and backend not in ("", "nftables"):
+            known = "; iptables is not supported yet" if backend == "iptables" else ""
+            raise CniError(f'unknown ipmasq backend "{backend}"{known}', code=7 if known else None)
+
+    def container_mac(self, call: "Call") -> bytes:
+        """The MAC asked for, or ours."""
+        if not self.mac:
+            return call.key.mac("container")
+        try:
+            return parse_mac(self.mac)
+        except ValueError as error:
+            raise CniError("failed to make veth pair", f"address {self.mac}: invalid MAC address") from error
+
+
+def requested_mac(call: "Call") -> str:
+    """runtimeConfig.mac, else args.cni.mac, else MAC in CNI_ARGS."""
+    wanted = parse_cni_args(call.args, ("MAC",)).get("MAC", "")
+    cni = child(call.conf.args, "cni") if call.conf.args is not None else None
+    for source in (cni, call.conf.runtime_config):
+        if source is not None:
+            wanted = string(source, "mac") or wanted
+    return wanted
+
+
+def trunk_text(raw: "Object") -> str:
+    """vlanTrunk as text: [{"minID": 10, "maxID": 20}, {"id": 30}] is "10-20,30"."""
+    parts = []
+    for entry in objects(raw, "vlanTrunk"):
+        first, last = _vlan_id(entry, "minID"), _vlan_id(entry, "maxID")
+        single = _vlan_id(entry, "id")
+        if (first is None) != (last is None):
+            lacking = "minID" if first is None else "maxID"
+            raise CniError(f"minID and maxID should be configured simultaneously, {lacking} is missing")
+        if first is not None and last is not None:
+            if first > last:
+                raise CniError("minID is greater than maxID in trunk parameter")
+            parts.append(f"{first}-{last}")
+        if single is not None:
+            parts.append(str(single))
+    return ",".join(parts)
+
+
+def _vlan_id(entry: "Object", name: str) -> int | None:
+    value = optional_integer(entry, name)
+    if value is not None and not 1 <= value <= VLAN_MAX:
+        raise CniError(f"incorrect trunk {name} parameter")
+    return value

@@ -1,0 +1,75 @@
+"""loopback: the container's `lo` is up, with 127.0.0.1 and ::1.
+
+    ADD    lo up; the result names it, or is the one of the plugin before
+    DEL    lo down, where the namespace still exists
+    CHECK  lo is up
+
+Needs no IPAM and keeps nothing on disk; GC has nothing to collect and STATUS nothing to miss. Example: conf/loopback.conflist.
+"""
+
+from cni_py import ops
+from cni_py.addr import mac_text
+from cni_py.call import Call, Plugin
+from cni_py.engine import Op
+from cni_py.errors import CniError
+from cni_py.kernel import rtnl
+from cni_py.kernel.context import NetnsGone
+from cni_py.result import Interface, IPConfig, Result, prev_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.context import Kernel
+
+LO = "lo"
+
+
+class SetLoopbackDown(Op):
+    """lo is down, as it is in a new namespace."""
+
+    line = "container: set lo down"
+
+    def apply(self, kernel: "Kernel") -> None:
+        kernel.container.set_link(ops.need(kernel.container, LO).index, up=False)
+
+
+def add(call: Call) -> Result:
+    """CNI_IFNAME is not looked at: the interface is always lo."""
+    link = ops.need(call.kernel.container, LO)
+    call.apply([ops.SetContainerUp(ifname=LO)])
+    earlier = prev_result(call.conf)
+    if earlier is not None:
+        return earlier
+    result = Result()
+    result.interfaces = [Interface(LO, mac_text(link.mac), call.netns)]
+    result.ips = [IPConfig(entry.address, interface=0) for entry in call.kernel.container.addresses(link.index)]
+    for ip in result.ips:
+        if not is_loopback(ip.address.packed):
+            raise CniError(f"loopback interface has a non-loopback address {ip.address}")
+    return result
+
+
+def is_loopback(ip: bytes) -> bool:
+    """127.0.0.0/8 and ::1 (RFC 1122, RFC 4291)."""
+    return ip[0] == 127 if len(ip) == 4 else ip == b"\0" * 15 + b"\x01"
+
+
+def delete(call: Call) -> None:
+    """Down again; no namespace is as good as down."""
+    try:
+        if call.netns and call.kernel.container.link(LO) is not None:
+            call.apply([SetLoopbackDown()])
+    except NetnsGone:
+        return
+
+
+def check(call: Call) -> None:
+    """lo must be up."""
+    if not ops.need(call.kernel.container, LO).flags & rtnl.IFF_UP:
+        raise CniError("loopback interface is down")
+
+
+def nothing(_call: Call) -> None:
+    """No state of ours: nothing can be stale, nothing can be lacking."""
+
+
+PLUGIN = Plugin("loopback", add=add, delete=delete, check=check, gc=nothing, status=nothing)
