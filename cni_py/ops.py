@@ -35,13 +35,11 @@ def broadcast_of(address: Address) -> bytes | None:
 
 
 def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
-    """Write a sysctl of the namespace we are in; an `optional` one may be missing or refused (old kernel, read-only /proc)."""
+    """Write a sysctl below net/; an `optional` one may be missing or refused (old kernel, read-only /proc)."""
     try:
-        return sysctl.write(key, value)
+        return sysctl.write(key, value, optional=optional)
     except OSError as error:
-        if optional:
-            return False
-        raise CniError(f"failed to set sysctl {key} to {value}", error.strerror or str(error)) from error
+        raise CniError(f"failed to set sysctl net/{key} to {value}", error.strerror or str(error)) from error
 
 
 class EnsureBridge(Op):
@@ -65,7 +63,7 @@ class EnsureBridge(Op):
         if self.promisc and not link.flags & rtnl.IFF_PROMISC:
             kernel.host.set_link(link.index, promisc=True)
         if created:
-            set_sysctl(f"net/ipv6/conf/{self.name}/accept_ra", "0", optional=True)
+            set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
         if not link.flags & rtnl.IFF_UP:
             kernel.host.set_link(link.index, up=True)
         return created
@@ -119,7 +117,7 @@ class AddVeth(Op):
                 ) from error
             raise CniError("failed to make veth pair", f"{error.strerror or error}") from error
         kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
-        set_sysctl(f"net/ipv6/conf/{self.name}/accept_ra", "0", optional=True)
+        set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
 
     def undo(self, kernel: "Kernel") -> None:
         link = kernel.host.link(self.name)
@@ -211,7 +209,7 @@ class SetContainerSysctl(Op):
     key: str
     value: str
     optional: bool
-    line = "container: sysctl {key} = {value}"
+    line = "container: sysctl net/{key} = {value}"
 
     def apply(self, kernel: "Kernel") -> None:
         with kernel.in_container():
@@ -340,13 +338,13 @@ class EnsureForwarding(Op):
     @property
     def key(self) -> str:
         """The sysctl."""
-        return "net/ipv4/ip_forward" if self.family == 4 else "net/ipv6/conf/all/forwarding"
+        return "ipv4/ip_forward" if self.family == 4 else "ipv6/conf/all/forwarding"
 
     def apply(self, kernel: "Kernel") -> bool:
         return set_sysctl(self.key, "1", optional=False)
 
     def check(self, kernel: "Kernel") -> str | None:
-        return None if sysctl.read(self.key) == "1" else f"IPv{self.family} forwarding is off ({self.key})"
+        return None if sysctl.read(self.key) == "1" else f"IPv{self.family} forwarding is off (net/{self.key})"
 
 
 class ForgetNeighbour(Op):

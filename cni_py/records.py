@@ -89,8 +89,8 @@ def derived_mac(seed: str) -> bytes:
 
 def boot_id() -> str:
     """The kernel's id of this boot (proc_sys_kernel(5), random/boot_id)."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().decode().strip()
 
 
 class Record:

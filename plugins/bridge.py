@@ -15,7 +15,6 @@ from cni_py.addr import Address, int_of, ip_of, ip_text, mac_text, parse_address
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel.context import NetnsGone
-from cni_py.plugins.bridge_check import check
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.records import derived_mac
 from cni_py.result import Interface, IPConfig, Result, Route, dns_from_json
@@ -35,6 +34,7 @@ def add(call: Call) -> Result:
     refuse_existing(call)
     if call.begin() and conf.has_ipam:
         invoke.ipam(call, "DEL")
+    call.apply(plan_bridge(conf))  # before IPAM: a bridge that cannot be should not cost an address
     result = Result()
     if conf.has_ipam:
         result = invoke.ipam_add(call)
@@ -72,6 +72,13 @@ def release_addresses(call: Call) -> None:
     """Give the addresses back to IPAM."""
     if invoke.ipam_type(call):
         invoke.ipam(call, "DEL")
+
+
+def check(call: Call) -> None:
+    """Compare what ADD made with what is there."""
+    from cni_py.plugins import bridge_check
+
+    bridge_check.check(call)
 
 
 def gc(call: Call) -> None:
@@ -112,10 +119,9 @@ def complete(result: Result, conf: BridgeConf) -> None:
 
 
 def plan(call: Call, conf: BridgeConf, result: Result, container_mac: bytes) -> "list[Op]":
-    """Everything that connects the container, in order."""
+    """Everything that connects the container to the bridge, in order."""
     veth, ifname = call.key.host_veth, call.ifname
     steps: list[Op] = [
-        *plan_bridge(conf),
         ops.AddVeth(name=veth, ifname=ifname, mtu=conf.mtu, host_mac=call.key.mac("host"), container_mac=container_mac),
         ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated),
     ]
@@ -162,14 +168,14 @@ def plan_addresses(ifname: str, conf: BridgeConf, result: Result) -> "list[Op]":
     steps: list[Op] = []
     if has_ipv6:
         steps += [
-            sysctl(f"net/ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
-            sysctl(f"net/ipv6/conf/{ifname}/keep_addr_on_down", "1", optional=True),
-            sysctl(f"net/ipv6/conf/{ifname}/accept_dad", "1" if conf.dad else "0"),
-            sysctl(f"net/ipv6/conf/{ifname}/ndisc_notify", "1"),
+            sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
+            sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1", optional=True),
+            sysctl(f"ipv6/conf/{ifname}/accept_dad", "1" if conf.dad else "0"),
+            sysctl(f"ipv6/conf/{ifname}/ndisc_notify", "1"),
         ]
         if conf.dad:
-            steps.append(sysctl(f"net/ipv6/conf/{ifname}/enhanced_dad", "1"))
-    steps.append(sysctl(f"net/ipv4/conf/{ifname}/arp_notify", "1"))
+            steps.append(sysctl(f"ipv6/conf/{ifname}/enhanced_dad", "1"))
+    steps.append(sysctl(f"ipv4/conf/{ifname}/arp_notify", "1"))
     steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=conf.dad) for ip in result.ips]
     steps.append(ops.SetContainerUp(ifname=ifname))
     if has_ipv6 and conf.dad:

@@ -41,10 +41,12 @@ def add(call: Call) -> Result:
         return earlier
     result = Result()
     result.interfaces = [Interface(LO, mac_text(link.mac), call.netns)]
-    result.ips = [IPConfig(entry.address, interface=0) for entry in call.kernel.container.addresses(link.index)]
-    for ip in result.ips:
-        if not is_loopback(ip.address.packed):
-            raise CniError(f"loopback interface has a non-loopback address {ip.address}")
+    for family in (4, 6):
+        addresses = [entry.address for entry in call.kernel.container.addresses(link.index, family)]
+        for address in addresses:
+            if not is_loopback(address.packed):
+                raise CniError(f"loopback interface has a non-loopback address {address}")
+        result.ips += [IPConfig(address, interface=0) for address in addresses[:1]]
     return result
 
 

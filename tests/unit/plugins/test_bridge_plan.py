@@ -1,0 +1,182 @@
+"""The bridge plugin's decisions by value: configuration in, operations out. Also what this kernel cannot do: VLANs."""
+
+import json
+from typing import TypeVar
+
+import pytest
+
+from cni_py import ops
+from cni_py.addr import parse_address, parse_ip
+from cni_py.call import Call
+from cni_py.engine import Op
+from cni_py.errors import CniError
+from cni_py.netconf import NetConf
+from cni_py.plugins import bridge
+from cni_py.plugins.bridge_conf import BridgeConf
+from cni_py.result import IPConfig, Result, Route
+
+MAC = bytes.fromhex("021122334455")
+
+
+def call_for(args: str = "", **config: object) -> Call:
+    text = json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0", **config}).encode()
+    conf = NetConf.parse(text)
+    return Call("ADD", "bridge", conf, container_id="c1", netns="/run/netns/c1", ifname="eth0", args=args, dry_run=True)
+
+
+def result_of(*addresses: str, gateway: str | None = None) -> Result:
+    gw = parse_ip(gateway) if gateway else None
+    return Result(ips=[IPConfig(parse_address(address), gateway=gw) for address in addresses])
+
+
+def plan_of(result: Result, **config: object) -> list[Op]:
+    call = call_for(**config)
+    conf = BridgeConf(call)
+    bridge.complete(result, conf)
+    return bridge.plan_bridge(conf) + bridge.plan(call, conf, result, MAC)
+
+
+T = TypeVar("T")
+
+
+def find(plan: list[Op], kind: type[T]) -> list[T]:
+    return [op for op in plan if isinstance(op, kind)]
+
+
+def test_the_order_is_bridge_veth_port_addresses_up_gateway() -> None:
+    plan = plan_of(result_of("192.0.2.5/24"), isGateway=True)
+    names = [type(op).__name__ for op in plan if not isinstance(op, ops.SetContainerSysctl)]
+    assert names == [
+        "EnsureBridge",
+        "AddVeth",
+        "JoinBridge",
+        "AddAddress",
+        "SetContainerUp",
+        "EnsureGatewayAddress",
+        "EnsureForwarding",
+        "ForgetNeighbour",
+        "WaitForPort",
+    ]
+
+
+def test_the_gateway_is_the_first_address_unless_ipam_says_so() -> None:
+    assert [
+        op.address for op in find(plan_of(result_of("192.0.2.5/24"), isGateway=True), ops.EnsureGatewayAddress)
+    ] == ["192.0.2.1/24"]
+    plan = plan_of(result_of("192.0.2.5/24", gateway="192.0.2.254"), isGateway=True)
+    assert [op.address for op in find(plan, ops.EnsureGatewayAddress)] == ["192.0.2.254/24"]
+
+
+def test_without_gateway_nothing_of_the_host_is_changed_beyond_the_bridge() -> None:
+    plan = plan_of(result_of("192.0.2.5/24"))
+    assert not find(plan, ops.EnsureGatewayAddress)
+    assert not find(plan, ops.EnsureForwarding)
+
+
+def test_a_default_gateway_adds_a_route_per_family_once() -> None:
+    result = result_of("192.0.2.5/24", "2001:db8::5/64")
+    plan = plan_of(result, isDefaultGateway=True)
+    assert [(op.dst, op.gw) for op in find(plan, ops.AddRoute)] == [
+        ("0.0.0.0/0", "192.0.2.1"),
+        ("::/0", "2001:db8::1"),
+    ]
+    again = result_of("192.0.2.5/24")
+    again.routes = [Route(parse_address("0.0.0.0/0"), parse_ip("192.0.2.9"))]
+    assert [(op.dst, op.gw) for op in find(plan_of(again, isDefaultGateway=True), ops.AddRoute)] == [
+        ("0.0.0.0/0", "192.0.2.9")
+    ]
+
+
+def test_ipv6_addresses_are_usable_at_once_unless_detection_is_wanted() -> None:
+    plan = plan_of(result_of("2001:db8::5/64"))
+    assert [op.dad for op in find(plan, ops.AddAddress)] == [False]
+    assert not find(plan, ops.WaitForAddresses)
+    wanted = plan_of(result_of("2001:db8::5/64"), enabledad=True)
+    assert [op.dad for op in find(wanted, ops.AddAddress)] == [True]
+    assert find(wanted, ops.WaitForAddresses)
+    assert ("ipv6/conf/eth0/accept_dad", "1") in [(op.key, op.value) for op in find(wanted, ops.SetContainerSysctl)]
+
+
+def test_layer_two_only_brings_the_link_up() -> None:
+    plan = plan_of(Result())
+    assert find(plan, ops.SetContainerUp)
+    assert not find(plan, ops.AddAddress)
+    down = plan_of(Result(), disableContainerInterface=True)
+    assert not find(down, ops.SetContainerUp)
+    assert not find(down, ops.WaitForPort)
+
+
+@pytest.mark.parametrize(
+    ("config", "vlan", "trunk"),
+    [
+        ({"vlan": 100}, 100, ""),
+        ({"vlanTrunk": [{"minID": 10, "maxID": 20}, {"id": 30}]}, 0, "10-20,30"),
+        ({"vlan": 5, "vlanTrunk": [{"id": 6}]}, 5, "6"),
+    ],
+)
+def test_vlans_need_a_filtering_bridge_and_are_set_on_the_port(
+    config: dict[str, object], vlan: int, trunk: str
+) -> None:
+    plan = plan_of(result_of("192.0.2.5/24"), **config)
+    assert [op.vlan_filtering for op in find(plan, ops.EnsureBridge)] == [True]
+    (port,) = find(plan, ops.SetPortVlans)
+    assert (port.vlan, port.trunk, port.keep_default) == (vlan, trunk, False)
+
+
+def test_with_a_vlan_the_gateway_lives_on_an_interface_of_that_vlan() -> None:
+    plan = plan_of(result_of("192.0.2.5/24"), vlan=100, isGateway=True)
+    assert [(op.bridge, op.vlan) for op in find(plan, ops.EnsureVlanGateway)] == [("br0", 100)]
+    assert [op.name for op in find(plan, ops.EnsureGatewayAddress)] == ["br0.100"]
+
+
+def test_vlan_ranges_are_read_back() -> None:
+    assert ops.vlan_ranges("10-20,30") == [(10, 20), (30, 30)]
+    assert ops.vlan_ranges("") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"vlan": 4095}, "invalid VLAN ID 4095"),
+        ({"vlan": -1}, "invalid VLAN ID -1"),
+        ({"vlanTrunk": [{"id": 0}]}, "incorrect trunk id"),
+        ({"vlanTrunk": [{"minID": 3}]}, "maxID is missing"),
+        ({"vlanTrunk": [{"maxID": 3}]}, "minID is missing"),
+        ({"vlanTrunk": [{"minID": 5, "maxID": 4}]}, "minID is greater"),
+        ({"hairpinMode": True, "promiscMode": True}, "hairpin mode and promiscuous"),
+        ({"disableContainerInterface": True, "ipam": {"type": "host-local"}}, "cannot use IPAM"),
+        ({"ipMasq": True, "ipMasqBackend": "x"}, "unknown ipmasq backend"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_before_anything_is_done(
+    config: dict[str, object], message: str
+) -> None:
+    call = call_for(**config)
+    with pytest.raises(CniError, match=message):
+        BridgeConf(call).check_add(call.conf.raw)
+
+
+@pytest.mark.parametrize(
+    ("args", "config", "wanted"),
+    [
+        ("", {}, ""),
+        ("IgnoreUnknown=1;MAC=02:00:00:00:00:01", {}, "02:00:00:00:00:01"),
+        ("MAC=02:00:00:00:00:01", {"args": {"cni": {"mac": "02:00:00:00:00:02"}}}, "02:00:00:00:00:02"),
+        (
+            "MAC=02:00:00:00:00:01",
+            {"args": {"cni": {"mac": "02:00:00:00:00:02"}}, "runtimeConfig": {"mac": "02:00:00:00:00:03"}},
+            "02:00:00:00:00:03",
+        ),
+    ],
+)
+def test_the_mac_comes_from_runtime_config_then_args_then_the_environment(
+    args: str, config: dict[str, object], wanted: str
+) -> None:
+    assert BridgeConf(call_for(args, **config)).mac == wanted
+
+
+def test_the_iptables_backend_is_refused_with_code_7() -> None:
+    call = call_for(ipMasq=True, ipMasqBackend="iptables")
+    with pytest.raises(CniError, match="iptables is not supported yet") as caught:
+        BridgeConf(call).check_add(call.conf.raw)
+    assert caught.value.code == 7

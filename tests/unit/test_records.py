@@ -1,0 +1,94 @@
+"""Attachment records on disk: names, damage, GC's listing."""
+
+import json
+import os
+import stat
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from cni_py import records
+from cni_py.records import Attachment, Record
+
+KEY = Attachment("net", "c1", "eth0")
+
+
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(records, "run_dir", lambda: str(tmp_path))
+    return tmp_path
+
+
+def test_names_derive_from_network_container_and_interface() -> None:
+    digits = sha256(b"net\0c1\0eth0").hexdigest()[:16]
+    assert KEY.hex == digits
+    assert KEY.host_veth == f"veth{digits[:8]}"
+    assert KEY.comment == f"{digits} net/c1/eth0"
+    assert len(Attachment("n" * 100, "c" * 100, "eth0").comment) == 128
+    assert KEY.mac("host") != KEY.mac("container")
+    assert KEY.mac("host")[0] == 2
+    assert KEY.mac("host") == Attachment("net", "c1", "eth0").mac("host")
+
+
+def test_a_record_round_trips_and_is_private() -> None:
+    record = Record(KEY, "bridge")
+    record.netns, record.container_cookie, record.host_cookie = "/run/netns/x", 5, 1
+    record.ops = [{"op": "AddVeth"}]
+    record.save()
+    path = Path(record.path + ".adding")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    record.finish()
+    again = records.load(KEY, "bridge")
+    assert again is not None
+    assert (again.done, again.netns, again.container_cookie, again.host_cookie) == (True, "/run/netns/x", 5, 1)
+    assert again.ops == [{"op": "AddVeth"}]
+
+
+def test_an_unfinished_record_hides_the_finished_one() -> None:
+    record = Record(KEY, "bridge")
+    record.save()
+    record.finish()
+    record.save()
+    again = records.load(KEY, "bridge")
+    assert again is not None
+    assert not again.done
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"schema":99}', b'{"schema":1,"ops":3}', b"\xff\xfe", b"null"])
+def test_a_damaged_record_still_says_that_something_was_made(text: bytes) -> None:
+    record = Record(KEY, "bridge")
+    record.save()
+    record.finish()
+    Path(record.path + ".json").write_bytes(text)
+    again = records.load(KEY, "bridge")
+    assert again is not None
+    assert again.ops == []
+
+
+def test_removing_the_last_record_removes_the_folder() -> None:
+    bridge, portmap = Record(KEY, "bridge"), Record(KEY, "portmap")
+    bridge.save()
+    portmap.save()
+    bridge.remove()
+    assert os.listdir(KEY.folder) == ["portmap.adding"]
+    portmap.remove()
+    assert not os.path.exists(KEY.folder)
+    portmap.remove()
+
+
+def test_gc_sees_the_records_of_one_plugin_and_network_only(run_dir: Path) -> None:
+    for network, container_id, plugin in (
+        ("a", "c1", "bridge"),
+        ("a", "c2", "bridge"),
+        ("b", "c1", "bridge"),
+        ("a", "c3", "portmap"),
+    ):
+        record = Record(Attachment(network, container_id, "eth0"), plugin)
+        record.save()
+        record.finish()
+    forged = run_dir / "attachments" / "0123456789abcdef"
+    forged.mkdir()
+    (forged / "bridge.json").write_text(json.dumps({"schema": 1, "network": "a", "containerID": "x", "ifname": "eth0"}))
+    assert sorted(key.container_id for key in records.keys_of("a", "bridge")) == ["c1", "c2"]
