@@ -18,10 +18,10 @@ from cni_py.result import IPConfig, Result, Route
 MAC = bytes.fromhex("021122334455")
 
 
-def call_for(args: str = "", **config: object) -> Call:
+def call_for(cni_args: str = "", **config: object) -> Call:
     text = json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0", **config}).encode()
     conf = NetConf.parse(text)
-    return Call("ADD", "bridge", conf, container_id="c1", netns="/run/netns/c1", ifname="eth0", args=args, dry_run=True)
+    return Call("ADD", "bridge", conf, container_id="c1", netns="/run/netns/c1", ifname="eth0", args=cni_args, dry_run=True)
 
 
 def result_of(*addresses: str, gateway: str | None = None) -> Result:
