@@ -150,4 +150,6 @@ def decode_result(text: bytes, cni_version: str) -> "Result":
         raise CniError(f"failed to unmarshal raw result: {error}") from error
     if not isinstance(fields, jsontext.Object):
         raise CniError("failed to unmarshal raw result: not an object")
-    return result.from_json(fields, string(fields, "cniVersion") or cni_version)
+    found = result.from_json(fields, string(fields, "cniVersion") or cni_version)
+    found.form = None  # the caller makes a result of its own of it
+    return found

@@ -73,10 +73,8 @@ def decode(text: bytes) -> "Value":
         raise _failure(characters, stop.value) from None
     except RecursionError:
         raise DecodingFailure("invalid JSON: nested too deeply") from None
-    except (
-        ValueError,
-        SystemError,
-    ):  # SystemError: CPython 3.11 when json.decoder, home of the exception, is not loaded
+    except (ValueError, SystemError):
+        # SystemError: CPython 3.11's scanner while json.decoder, where its exception lives, is not loaded
         value, end = _scan_slowly(characters, start)
     end += len(characters) - end - len(characters[end:].lstrip(BLANK))
     if end < len(characters):

@@ -164,6 +164,11 @@ def as_objects(elements: "Value", name: str) -> list[Object]:
     return found
 
 
+def is_identifier(text: str) -> bool:
+    """Whether `text` can be a network name or a container id (SPEC.md section 1 "name", section 2 "CNI_CONTAINERID")."""
+    return text[:1] in NAME_FIRST and NAME_REST.issuperset(text)
+
+
 class NetConf:
     """A plugin's configuration as the runtime sends it (SPEC.md, section 1 "Plugin configuration objects").
 
@@ -190,7 +195,7 @@ class NetConf:
             raise DecodingFailure(f"error unmarshall network config: {error}") from None
         if not name:
             raise InvalidNetworkConfig("missing network name")
-        if name[0] not in NAME_FIRST or not NAME_REST.issuperset(name):
+        if not is_identifier(name):
             raise InvalidNetworkConfig("invalid characters found in network name", name)
         return cls(name, raw or Object(), text)
 

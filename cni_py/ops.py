@@ -282,7 +282,7 @@ class AddRoute(Op):
     def route(self) -> Route:
         """The route as a value."""
         return Route(
-            parse_address(self.dst),
+            parse_address(self.dst).network(),
             parse_ip(self.gw) if self.gw else None,
             mtu=self.mtu,
             advmss=self.advmss,

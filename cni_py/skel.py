@@ -31,8 +31,6 @@ REQUIRED = (
     ("CNI_PATH", ("ADD", "CHECK", "DEL", "GC", "STATUS")),
 )
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-ID_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
-ID_REST = ID_FIRST | frozenset("_.-")
 IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 
 
@@ -103,12 +101,9 @@ def _check_environment(verb: str, environ: "Mapping[str, str]") -> None:
         raise InvalidEnvironment(f"required env variables [{','.join(missing)}] missing")
 
 
-def is_identifier(value: str) -> bool:
-    """Whether `value` is a container id or network name as the specification allows (SPEC.md, "Parameters")."""
-    return value[:1] in ID_FIRST and ID_REST.issuperset(value) and value != ""
-
-
 def _check_container_id(value: str) -> None:
+    from cni_py.netconf import is_identifier
+
     if not is_identifier(value):
         raise InvalidEnvironment("invalid characters in containerID", value)
 

@@ -1,0 +1,174 @@
+"""JSON text, with Python's json as the oracle and Go's encoding/json where the two differ."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_py import jsontext
+from cni_py.errors import DecodingFailure
+from cni_py.jsontext import Object, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.jsontext import Value
+
+VALUES: "st.SearchStrategy[Value]" = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.lists(st.tuples(st.text(), inner), unique_by=lambda pair: pair[0]).map(Object),
+    max_leaves=20,
+)
+
+
+@given(VALUES, st.sampled_from([None, 0, 2, 4]))
+def test_what_is_encoded_reads_back(value: "Value", indent: int | None) -> None:
+    text = encode(value, indent)
+    assert json.loads(text) == value
+    assert decode(text.encode()) == value
+
+
+@given(VALUES)
+def test_the_layout_is_that_of_json_dumps(value: "Value") -> None:
+    plain = json.dumps(value, ensure_ascii=False, indent=4)
+    for character in "<>&\u2028\u2029":
+        plain = plain.replace(character, f"\\u{ord(character):04x}")
+    assert json.loads(encode(value)) == json.loads(plain)
+    if "e" not in plain and ".0" not in plain:  # Go and Python write floats differently
+        assert encode(value) == plain
+
+
+@given(st.text(alphabet='{}[]",:0123456789.eE+- \\nulltrefas\n\t', max_size=30))
+def test_what_json_refuses_is_refused_and_the_rest_is_the_same(text: str) -> None:
+    try:
+        theirs = json.loads(text)
+    except ValueError:
+        with pytest.raises(DecodingFailure):
+            decode(text.encode())
+    else:
+        assert decode(text.encode()) == theirs
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_a_value_or_a_decoding_failure(text: bytes) -> None:
+    try:
+        value = decode(text)
+    except DecodingFailure:
+        return
+    encode(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "unexpected end of JSON input"),
+        (b" \n", "unexpected end of JSON input"),
+        (b"{", "unexpected end of JSON input"),
+        (b'{"name":', "unexpected end of JSON input"),
+        (b'["a",', "unexpected end of JSON input"),
+        (b"hello", "invalid character 'h' at position 0"),
+        (b'{"a":1} x', "invalid character 'x' at position 8: text after the top-level value"),
+        (b"{}{}", "invalid character '{' at position 2"),
+        (b"{'a':1}", "position 1"),
+        (b'{"a":1,}', "invalid character"),
+        (b'{"a":1, /* c */ "b":2}', "position 8"),
+        (b"\xef\xbb\xbf{}", "invalid character '\\ufeff' at position 0"),
+        (b'"a\nb"', "control character"),
+        (b'"a\\xb"', "escape"),
+        (b"[01]", "invalid character '1'"),
+        (b"NaN", "NaN"),
+        (b"[-Infinity]", "-Infinity"),
+        (b"[" * 20000, "nested too deeply"),
+        (b"1" * 5000, "invalid JSON"),
+    ],
+)
+def test_failures_have_code_6_and_say_where(text: bytes, message: str) -> None:
+    with pytest.raises(DecodingFailure) as caught:
+        decode(text)
+    assert caught.value.code == 6
+    assert message.lower() in str(caught.value).lower()
+
+
+@pytest.mark.parametrize("text", ["{", "[1,", '{"a" 1}', "'", '"\\q"', "nul", "[NaN]", "[1] 2"])
+def test_failures_are_the_same_in_a_process_that_never_loaded_json(text: str) -> None:
+    """CPython 3.11's scanner answers SystemError there."""
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "from cni_py import errors, jsontext\n"
+        "try: jsontext.decode(sys.argv[2].encode())\n"
+        "except errors.DecodingFailure as error: print(error, end='')"
+    )
+    root = jsontext.__file__.rpartition("/cni_py/")[0]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, root, text], capture_output=True, check=True, text=True
+    )
+    with pytest.raises(DecodingFailure) as caught:
+        decode(text.encode())
+    assert done.stdout == str(caught.value)
+
+
+def test_an_interpreter_without_the_c_half_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b'{"a": [1, 2.5, "x", null, true, {"b": {}}], "a": 2}'
+    fast = decode(text)
+    monkeypatch.setattr(jsontext, "_scan", None)
+    slow = decode(text)
+    assert isinstance(fast, Object)
+    assert isinstance(slow, Object)
+    assert (slow, slow.pairs) == (fast, fast.pairs)
+
+
+def test_an_object_keeps_equal_keys_in_their_order() -> None:
+    value = decode(b'{"a": 1, "b": 2, "a": 3, "A": 4}')
+    assert isinstance(value, Object)
+    assert value == {"a": 3, "b": 2, "A": 4}
+    assert list(value.pairs) == [("a", 1), ("b", 2), ("a", 3), ("A", 4)]
+    assert list(Object([("x", 1)]).pairs) == [("x", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'"\\ud800x"', "\ufffdx"),
+        (b'"\\uDC00"', "\ufffd"),
+        (b'"\\ud83d\\ude00"', "\U0001f600"),
+        (b'{"\\ud800": ["\\ud800"]}', {"\ufffd": ["\ufffd"]}),
+        (b'"\xff"', "\ufffd"),
+        (b'"\xc3\xa9"', "é"),
+    ],
+)
+def test_what_utf_8_cannot_carry_becomes_the_replacement_character(text: bytes, value: "Value") -> None:
+    assert decode(text) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("<a&b>", '"\\u003ca\\u0026b\\u003e"'),
+        ("\u2028\u2029", '"\\u2028\\u2029"'),
+        ("é\x7f", '"é\x7f"'),
+        ('"\\/\b\f\n\r\t\x01', '"\\"\\\\/\\b\\f\\n\\r\\t\\u0001"'),
+        ("\udc80", '"\ufffd"'),
+        (1.0, "1"),
+        (-2.5, "-2.5"),
+        (Object(), "{}"),
+        ([], "[]"),
+        (
+            {"<": [1, {"b": None}]},
+            '{\n    "\\u003c": [\n        1,\n        {\n            "b": null\n        }\n    ]\n}',
+        ),
+    ],
+)
+def test_the_form_is_that_of_go(value: "jsontext.Encodable", text: str) -> None:
+    assert encode(value) == text
+
+
+def test_compact_form_is_one_line_without_blanks() -> None:
+    assert encode({"a": [1, True], "b": {"c": "x y"}}, indent=None) == '{"a":[1,true],"b":{"c":"x y"}}'
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_json_has_no_such_number(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON has no number"):
+        encode([value])
