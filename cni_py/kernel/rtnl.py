@@ -109,6 +109,8 @@ class Link:
         "alias", "flags", "hairpin", "index", "isolated", "kind", "link", "mac", "master", "mtu", "name", "netns_id",
         "operstate", "promiscuity", "slave_kind", "vlan_filtering",
     )  # fmt: skip
+    index: int
+    flags: int
 
     def __init__(self, body: bytes) -> None:
         _, _, self.index, self.flags, _ = _IFINFOMSG.unpack_from(body)
@@ -141,6 +143,8 @@ class Addr:
     """An address of an interface as the kernel showed it."""
 
     __slots__ = ("address", "flags", "index", "scope")
+    index: int
+    scope: int
 
     def __init__(self, body: bytes) -> None:
         _, prefixlen, flags, self.scope, self.index = _IFADDRMSG.unpack_from(body)
@@ -164,6 +168,10 @@ class Route:
     """A route (of several next hops: one of them) as the kernel showed it."""
 
     __slots__ = ("advmss", "dst", "gw", "index", "mtu", "priority", "protocol", "scope", "table", "type")
+    gw: bytes | None
+    protocol: int
+    scope: int
+    type: int
 
     def __init__(self, body: bytes) -> None:
         family, prefixlen, _, _, table, self.protocol, self.scope, self.type, _ = _RTMSG.unpack_from(body)
@@ -212,6 +220,10 @@ class Rtnl:
     def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         """One rtnetlink request: see netlink.Socket.request."""
         return self._socket.request(kind, flags, body)
+
+    def _dump_ip(self, kind: int, body: bytes) -> list[bytes]:
+        """The IPv4 and IPv6 entries of a dump: a kernel without one of the families answers with all it has."""
+        return [answer for _, answer in self.request(kind, NLM_F_DUMP, body) if answer[0] in (_AF[4], _AF[6])]
 
     def _delete(self, kind: int, body: bytes, absent: tuple[int, ...]) -> bool:
         """A request whose failure with one of the errors `absent` means that there was nothing to delete."""
@@ -352,8 +364,8 @@ class Rtnl:
     def addresses(self, index: int = 0, family: int = 0) -> list[Addr]:
         """The addresses of all interfaces or of one; of both families or of one."""
         body = _IFADDRMSG.pack(_AF[family], 0, 0, 0, index)
-        found = [Addr(answer) for kind, answer in self.request(RTM_GETADDR, NLM_F_DUMP, body) if kind == RTM_NEWADDR]
-        return [addr for addr in found if index in (0, addr.index)]
+        found = [Addr(answer) for answer in self._dump_ip(RTM_GETADDR, body)]
+        return [addr for addr in found if index in (0, addr.index) and family in (0, addr.address.family)]
 
     def add_address(
         self, index: int, address: Address, *, nodad: bool = False, broadcast: bytes | None = None, scope: int = 0
@@ -381,13 +393,13 @@ class Rtnl:
         for wanted in (family,) if family else (4, 6):
             body = _RTMSG.pack(_AF[wanted], 0, 0, 0, 0, 0, 0, 0, 0) + given
             try:
-                answers = self.request(RTM_GETROUTE, NLM_F_DUMP, body)
+                answers = self._dump_ip(RTM_GETROUTE, body)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                     continue  # no such table; no such family
                 raise
-            for kind, answer in answers:
-                found += Route.each(answer) if kind == RTM_NEWROUTE else ()
+            for answer in answers:
+                found += Route.each(answer) if answer[0] == _AF[wanted] else ()
         return [route for route in found if index in (0, route.index)]
 
     def add_route(self, route: "RouteLike", index: int, *, append: bool = False) -> None:
@@ -419,11 +431,11 @@ class Rtnl:
     def wait_up(self, link: int | str, limit_s: float) -> bool:
         """Wait until the link carries traffic (operstate up). False when it does not within the limit, or is gone."""
 
-        def settled() -> bool:
+        def carries_traffic() -> bool | None:
             found = self.link(link)
-            return found is None or found.operstate == "up"
+            return None if found is None else found.operstate == "up"
 
-        return _wait(settled, limit_s) and self.link(link) is not None
+        return _wait(carries_traffic, limit_s)
 
     def wait_addresses(self, index: int, limit_s: float) -> None:
         """Wait until duplicate address detection is over for every IPv6 address of the interface.
@@ -446,13 +458,13 @@ class Rtnl:
             raise OSError(errno.ETIMEDOUT, f"IPv6 addresses of {link.name} still tentative after {limit_s:g} s")
 
 
-def _wait(settled: "Callable[[], bool]", limit_s: float) -> bool:
-    """Probe at growing intervals until `settled` or until the limit."""
+def _wait(settled: "Callable[[], bool | None]", limit_s: float) -> bool:
+    """Probe at growing intervals until `settled` (None: it never will be) or until the limit."""
     end = time.monotonic() + limit_s
     attempt = 0
-    while not settled():
+    while not (answer := settled()):
         left = end - time.monotonic()
-        if left <= 0:
+        if answer is None or left <= 0:
             return False
         time.sleep(min(left, _SLEEPS_S[attempt] if attempt < len(_SLEEPS_S) else _LONG_SLEEP_S))
         attempt += 1

@@ -1,0 +1,659 @@
+"""cni_py.kernel.rtnl: requests as pyroute2 encodes them, and what a real kernel makes of them."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from cni_py.addr import parse_address, parse_ip, parse_mac
+from cni_py.kernel import netlink, rtnl
+from cni_py.kernel.netns import Enter
+from cni_py.kernel.rtnl import Rtnl
+from cni_py.result import Route
+
+MAC, PEER_MAC = parse_mac("02:00:00:00:00:02"), parse_mac("02:00:00:00:00:03")
+
+Tree = list[tuple[int, "bytes | Tree"]]
+Message = tuple[int, int, bytes, Tree]
+
+# Length of the header, and the attributes that hold attributes: the path to each, and the length of a header in it.
+IFINFOMSG: tuple[int, dict[tuple[int, ...], int]] = (
+    16,
+    {(18,): 0, (18, 2): 0, (18, 2, 1): 16, (18, 5): 0, (12,): 0, (26,): 0},
+)
+SHAPES: dict[int, tuple[int, dict[tuple[int, ...], int]]] = {
+    **dict.fromkeys((16, 17, 18, 19), IFINFOMSG),
+    **dict.fromkeys((20, 21, 22), (8, {})),
+    **dict.fromkeys((24, 25, 26), (12, {(8,): 0})),
+    **dict.fromkeys((28, 29, 30), (12, {})),
+}
+
+
+def tree(data: bytes, shape: dict[tuple[int, ...], int], path: tuple[int, ...] = ()) -> Tree:
+    """The attributes in `data`, sorted, those that hold others taken apart."""
+    found: Tree = []
+    for kind, payload in netlink.iter_attrs(data):
+        here = (*path, kind)
+        found.append((kind, tree(payload[shape[here] :], shape, here) if here in shape else payload))
+    return sorted(found, key=repr)
+
+
+def message(kind: int, flags: int, body: bytes) -> Message:
+    header, shape = SHAPES[kind]
+    return kind, flags & ~(netlink.NLM_F_REQUEST | netlink.NLM_F_ACK), body[:header], tree(body[header:], shape)
+
+
+class Recorder(Rtnl):
+    """Keeps what it is asked to send."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
+        self.sent.append(message(kind, flags, body))
+        return []
+
+
+def recorded(call: Callable[[Rtnl], object]) -> Message:
+    recorder = Recorder()
+    call(recorder)
+    [sent] = recorder.sent
+    return sent
+
+
+def oracle(command: str, *arguments: str, **options: object) -> Message:
+    """What pyroute2 would send."""
+    from pyroute2 import IPBatch
+
+    batch = IPBatch()
+    getattr(batch, command)(*arguments, **options)
+    data = bytes(batch.batch)
+    batch.close()
+    [(kind, flags, _, body)] = netlink._messages(data)
+    return message(kind, flags, body)
+
+
+def attribute(sent: Message, *path: int) -> "bytes | Tree":
+    found: bytes | Tree = sent[3]
+    for kind in path:
+        assert isinstance(found, list)
+        found = dict(found)[kind]
+    return found
+
+
+def test_add_bridge_is_encoded_as_pyroute2_does() -> None:
+    theirs = oracle(
+        "link", "add", ifname="cni0", kind="bridge", address="02:00:00:00:00:02", mtu=1400, br_vlan_filtering=1
+    )
+    assert recorded(lambda ours: ours.add_bridge("cni0", MAC, 1400, vlan_filtering=True)) == theirs
+    theirs = oracle("link", "add", ifname="cni0", kind="bridge")
+    assert recorded(lambda ours: ours.add_bridge("cni0")) == theirs
+
+
+def test_add_veth_is_encoded_as_pyroute2_does() -> None:
+    peer = {"ifname": "veth0a", "address": "02:00:00:00:00:03", "mtu": 1400, "net_ns_fd": 7}
+    theirs = oracle("link", "add", ifname="eth0", kind="veth", peer=peer, address="02:00:00:00:00:02", mtu=1400)
+    ours = recorded(lambda o: o.add_veth("eth0", "veth0a", peer_netns_fd=7, mtu=1400, mac=MAC, peer_mac=PEER_MAC))
+    assert ours == theirs
+    theirs = oracle("link", "add", ifname="eth0", kind="veth", peer={"ifname": "veth0a"})
+    assert recorded(lambda ours: ours.add_veth("eth0", "veth0a")) == theirs
+
+
+SET_LINK: list[tuple[dict[str, object], dict[str, object]]] = [
+    ({"up": True}, {"state": "up"}),
+    ({"up": False}, {"state": "down"}),
+    ({"promisc": True}, {"flags": 0x100, "mask": 0x100}),
+    ({"promisc": False}, {"flags": 0, "mask": 0x100}),
+    ({"mtu": 1280, "mac": MAC}, {"mtu": 1280, "address": "02:00:00:00:00:02"}),
+    ({"master": 3, "up": True}, {"master": 3, "state": "up"}),
+    ({"master": 0}, {"master": 0}),
+    ({"netns_fd": 9}, {"net_ns_fd": 9}),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), SET_LINK)
+def test_set_link_is_encoded_as_pyroute2_does(ours: dict[str, object], theirs: dict[str, object]) -> None:
+    sent = recorded(lambda rtnl: rtnl.set_link(5, **ours))  # type: ignore[arg-type]  # a table of keywords
+    assert sent[0] == rtnl.RTM_SETLINK
+    assert sent[1:] == oracle("link", "set", index=5, **theirs)[1:]
+
+
+def test_an_alias_is_encoded_as_pyroute2_does_but_for_the_terminator() -> None:
+    sent = recorded(lambda rtnl: rtnl.set_link(5, alias="0123 net/web/eth0"))
+    theirs = attribute(oracle("link", "set", index=5, ifalias="0123 net/web/eth0"), rtnl.IFLA_IFALIAS)
+    assert isinstance(theirs, bytes)
+    assert attribute(sent, rtnl.IFLA_IFALIAS) == theirs.rstrip(b"\0")
+
+
+def test_renaming_is_encoded_as_pyroute2_does() -> None:
+    assert recorded(lambda rtnl: rtnl.rename_link(5, "eth1"))[1:] == oracle("link", "set", index=5, ifname="eth1")[1:]
+
+
+def test_deleting_a_link_is_encoded_as_pyroute2_does() -> None:
+    assert recorded(lambda rtnl: rtnl.delete_link(5)) == oracle("link", "del", index=5)
+    assert recorded(lambda rtnl: rtnl.delete_link("eth0")) == oracle("link", "del", ifname="eth0")
+
+
+def test_a_link_is_asked_for_by_name_in_one_message_and_never_by_a_dump() -> None:
+    recorder = Recorder()
+    with pytest.raises(IndexError):
+        recorder.link("eth0")  # the recorder answers nothing
+    [sent] = recorder.sent
+    assert sent[:3] == oracle("link", "get", ifname="eth0")[:3]
+    assert attribute(sent, rtnl.IFLA_IFNAME) == b"eth0\0"
+
+
+@pytest.mark.parametrize("hairpin", [None, False, True])
+@pytest.mark.parametrize("isolated", [None, False, True])
+def test_bridge_port_flags_have_pyroute2s_attributes(hairpin: bool | None, isolated: bool | None) -> None:
+    sent = recorded(lambda rtnl: rtnl.set_bridge_port(5, hairpin=hairpin, isolated=isolated))
+    wanted = {"mode": hairpin, "isolated": isolated}
+    given = {name: int(value) for name, value in wanted.items() if value is not None}
+    # pyroute2 sends them as the link's slave data, bridge(8) and we as a message of family AF_BRIDGE.
+    assert attribute(sent, rtnl.IFLA_PROTINFO) == (
+        attribute(oracle("brport", "set", index=5, **given), rtnl.IFLA_LINKINFO, 5) if given else []
+    )
+    assert sent[:3] == (rtnl.RTM_SETLINK, 0, bytes.fromhex("0700 0000 05000000 00000000 00000000"))
+
+
+def test_vlans_of_a_port_are_encoded_as_pyroute2_does() -> None:
+    theirs = oracle("vlan_filter", "add", index=5, vlan_info={"vid": 10})
+    assert recorded(lambda ours: ours.add_vlan(5, 10)) == theirs
+    assert recorded(lambda ours: ours.add_vlan(5, 10, 10)) == theirs
+    theirs = oracle("vlan_filter", "add", index=5, vlan_info={"vid": 10, "flags": ["pvid", "untagged"]})
+    assert recorded(lambda ours: ours.add_vlan(5, 10, pvid=True, untagged=True)) == theirs
+    theirs = oracle("vlan_filter", "add", index=5, vlan_info={"vid": "10-20"})
+    assert recorded(lambda ours: ours.add_vlan(5, 10, 20)) == theirs
+    theirs = oracle("vlan_filter", "del", index=5, vlan_info={"vid": "1-4094"})
+    assert recorded(lambda ours: ours.delete_vlan(5, 1, rtnl.VID_MAX)) == theirs
+
+
+@pytest.mark.parametrize("vids", [(0, None), (4095, None), (5, 4095), (9, 8)])
+def test_vlan_ids_out_of_range_are_refused(vids: tuple[int, int | None]) -> None:
+    with pytest.raises(OSError, match="not VLAN IDs"):
+        Recorder().add_vlan(5, *vids)
+
+
+def test_addresses_are_encoded_as_pyroute2_does() -> None:
+    theirs = oracle("addr", "add", index=5, address="10.1.2.3", prefixlen=24, broadcast="10.1.2.255")
+    address = parse_address("10.1.2.3/24")
+    assert recorded(lambda rtnl: rtnl.add_address(5, address, broadcast=parse_ip("10.1.2.255"))) == theirs
+    six = parse_address("2001:db8::2/64")
+    theirs = oracle("addr", "add", index=5, address="2001:db8::2", prefixlen=64)
+    assert attribute(recorded(lambda rtnl: rtnl.add_address(5, six)), rtnl.IFA_ADDRESS) == attribute(theirs, 1)
+    assert recorded(lambda rtnl: rtnl.add_address(5, six))[:3] == theirs[:3]
+    flagged = recorded(lambda rtnl: rtnl.add_address(5, six, nodad=True))
+    theirs = oracle("addr", "add", index=5, address="2001:db8::2", prefixlen=64, flags=rtnl.IFA_F_NODAD)
+    assert attribute(flagged, rtnl.IFA_FLAGS) == attribute(theirs, rtnl.IFA_FLAGS)
+    assert recorded(lambda rtnl: rtnl.delete_address(5, address)) == oracle(
+        "addr", "del", index=5, address="10.1.2.3", prefixlen=24, family=socket.AF_INET
+    )
+
+
+def route(dst: str, gw: str = "", **options: int) -> Route:
+    return Route(parse_address(dst), parse_ip(gw) if gw else None, **options)
+
+
+ROUTES: list[tuple[Route, dict[str, object]]] = [
+    (route("0.0.0.0/0", "10.1.2.1"), {"dst": "default", "gateway": "10.1.2.1", "family": socket.AF_INET}),
+    (route("192.0.2.0/24", "10.1.2.1"), {"dst": "192.0.2.0/24", "gateway": "10.1.2.1"}),
+    (route("192.0.2.0/24", scope=253), {"dst": "192.0.2.0/24", "scope": 253}),
+    (route("192.0.2.0/24", table=77, priority=9), {"dst": "192.0.2.0/24", "table": 77, "priority": 9}),
+    (route("2001:db8:1::/48", "2001:db8::1"), {"dst": "2001:db8:1::/48", "gateway": "2001:db8::1"}),
+    (
+        route("192.0.2.0/24", "10.1.2.1", mtu=1300, advmss=1200),
+        {"dst": "192.0.2.0/24", "gateway": "10.1.2.1", "metrics": {"mtu": 1300, "advmss": 1200}},
+    ),
+]
+
+
+def without_table(sent: Message) -> Message:
+    """RTA_TABLE is compared by value elsewhere: pyroute2 leaves it out for table main."""
+    return *sent[:3], [(kind, value) for kind, value in sent[3] if kind != rtnl.RTA_TABLE]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), ROUTES, ids=[str(row[1]) for row in ROUTES])
+def test_routes_are_encoded_as_pyroute2_does(ours: Route, theirs: dict[str, object]) -> None:
+    base = {"oif": 5, "proto": "boot", "scope": 0, **theirs}
+    sent = recorded(lambda rtnl: rtnl.add_route(ours, 5))
+    assert without_table(sent) == without_table(oracle("route", "add", **base))
+    table = 254 if ours.table is None else ours.table
+    assert attribute(sent, rtnl.RTA_TABLE) == table.to_bytes(4, "little")
+    appended = recorded(lambda rtnl: rtnl.add_route(ours, 5, append=True))
+    assert without_table(appended) == without_table(oracle("route", "append", **base))
+
+
+def test_a_table_that_the_header_cannot_hold_is_not_mistaken_for_table_main() -> None:
+    sent = recorded(lambda rtnl: rtnl.add_route(route("192.0.2.0/24", table=70000), 5))
+    assert (sent[2][4], attribute(sent, rtnl.RTA_TABLE)) == (rtnl.RT_TABLE_COMPAT, (70000).to_bytes(4, "little"))
+
+
+def test_a_gateway_of_another_family_is_refused_before_the_kernel_misreads_it() -> None:
+    with pytest.raises(OSError, match="gateway of another family"):
+        Recorder().add_route(route("192.0.2.0/24", "2001:db8::1"), 5)
+
+
+def test_numbers_that_do_not_fit_are_refused() -> None:
+    for bad in (
+        lambda: Recorder().add_bridge("cni0", mtu=1 << 32),
+        lambda: Recorder().add_bridge("cni0", mtu=-1),
+        lambda: Recorder().add_route(route("192.0.2.0/24", priority=-1), 5),
+        lambda: Recorder().add_route(route("192.0.2.0/24", table=1 << 32), 5),
+        lambda: Recorder().add_route(route("192.0.2.0/24", scope=256), 5),
+        lambda: Recorder().delete_route(route("192.0.2.0/24", scope=-1), 5),
+        lambda: Recorder().set_link(5, mtu=-1),
+    ):
+        with pytest.raises(OSError, match=r"Numerical result out of range|not a route's scope"):
+            bad()
+
+
+def test_deleting_a_neighbour_is_encoded_as_pyroute2_does() -> None:
+    for ip in ("10.1.2.3", "2001:db8::2"):
+        sent = recorded(lambda rtnl, ip=ip: rtnl.delete_neighbour(5, parse_ip(ip)))  # type: ignore[misc]  # bound early
+        theirs = oracle("neigh", "del", dst=ip, ifindex=5)
+        assert (sent[0], sent[2][:8], sent[3]) == (theirs[0], theirs[2][:8], theirs[3])
+
+
+NAMES = ["", ".", "..", "a/b", "a:b", "a b", " a", "a\n", "a\tb", "a\0", "veth%d", "sixteen-bytes-xx", "ü" * 8]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_cannot_be_a_link_name_is_never_sent(name: str) -> None:
+    ours = Recorder()
+    calls: list[Callable[[], object]] = [
+        lambda: ours.link(name),
+        lambda: ours.add_bridge(name),
+        lambda: ours.add_veth(name, "b"),
+        lambda: ours.add_veth("a", name),
+        lambda: ours.delete_link(name),
+        lambda: ours.set_link(name, up=True),
+        lambda: ours.rename_link(1, name),
+    ]
+    for call in calls:
+        with pytest.raises(OSError, match="not an interface name"):
+            call()
+    assert ours.sent == []
+
+
+@pytest.mark.parametrize("name", ["a", "eth0", "cni0.5", "fifteen-bytes-x", "br-é", "@x"])
+def test_a_link_name_is_taken_as_it_is(name: str) -> None:
+    assert rtnl.check_name(name) == name.encode()
+
+
+def test_zero_is_no_index() -> None:
+    with pytest.raises(OSError, match="not an interface index"):
+        Recorder().delete_link(0)
+
+
+# The real kernel.
+
+
+def new_netns() -> int:
+    with subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; read x"], stdin=-1, stdout=-1) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        fd = os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY)
+        holder.communicate(b"\n")
+    return fd
+
+
+def ip(*arguments: str) -> list[dict[str, object]]:
+    """What iproute2 says of this namespace."""
+    shown = subprocess.run(["ip", "-j", "-d", *arguments], capture_output=True, check=True).stdout
+    found: list[dict[str, object]] = json.loads(shown or b"[]")
+    return found
+
+
+def index_of(side: Rtnl, name: str) -> int:
+    found = side.link(name)
+    assert found is not None
+    return found.index
+
+
+@pytest.mark.netns
+def test_a_bridge_is_made_with_mac_and_mtu_at_once() -> None:
+    host = Rtnl()
+    host.add_bridge("cni0", MAC, 1400)
+    found = host.link("cni0")
+    assert found is not None
+    assert (found.kind, found.mac, found.mtu, found.up, found.operstate) == ("bridge", MAC, 1400, False, "down")
+    with pytest.raises(FileExistsError):
+        host.add_bridge("cni0")
+    host.set_link("cni0", promisc=True, up=True)
+    [shown] = ip("link", "show", "cni0")
+    assert {"PROMISC", "UP"} <= set(shown["flags"])  # type: ignore[call-overload]  # a list of words
+    host.set_link(found.index, promisc=False)
+    found = host.link(found.index)
+    assert found is not None
+    assert (found.flags & rtnl.IFF_PROMISC, found.up) == (0, True)
+
+
+@pytest.mark.netns
+def test_a_veth_pair_is_made_across_namespaces_from_either_side() -> None:
+    here, there = os.open("/proc/self/ns/net", os.O_RDONLY), new_netns()
+    host, container = Rtnl(), Rtnl(there)
+    container.add_veth("eth0", "veth0a", peer_netns_fd=here, mtu=1400, mac=MAC, peer_mac=PEER_MAC)
+    inner, outer = container.link("eth0"), host.link("veth0a")
+    assert inner is not None
+    assert outer is not None
+    assert (inner.mac, inner.mtu, outer.mac, outer.mtu) == (MAC, 1400, PEER_MAC, 1400)
+    assert (inner.kind, inner.link, outer.link) == ("veth", outer.index, inner.index)
+    assert outer.netns_id >= 0
+    assert host.link("eth0") is None
+    host.add_veth("veth0b", "eth1", peer_netns_fd=there, alias="0123 net/web/eth1")
+    made = host.link("veth0b")
+    assert made is not None
+    assert (made.alias, made.netns_id) == ("0123 net/web/eth1", outer.netns_id)
+    for name, peer in (("eth0", "veth0c"), ("eth2", "veth0a")):
+        with pytest.raises(FileExistsError):
+            container.add_veth(name, peer, peer_netns_fd=here)
+    assert [link.name for link in container.links()] == ["lo", "eth0", "eth1"]
+
+
+@pytest.mark.netns
+def test_a_pair_in_one_namespace_shows_its_peer_without_a_namespace() -> None:
+    host = Rtnl()
+    host.add_veth("a", "b")
+    a, b = host.link("a"), host.link("b")
+    assert a is not None
+    assert b is not None
+    assert (a.link, b.link, a.netns_id) == (b.index, a.index, -1)
+
+
+@pytest.mark.netns
+def test_a_pair_whose_alias_is_refused_is_taken_away_again() -> None:
+    host = Rtnl()
+    with pytest.raises(OSError, match=r"Numerical result|Invalid"):
+        host.add_veth("a", "b", alias="x" * 300)
+    assert [link.name for link in host.links()] == ["lo"]
+
+
+@pytest.mark.netns
+def test_several_changes_of_a_link_are_one_request() -> None:
+    host = Rtnl()
+    host.add_bridge("cni0")
+    host.add_veth("a", "b")
+    host.set_link("a", up=True, mtu=1300, mac=MAC, master=index_of(host, "cni0"), alias="web")
+    a = host.link("a")
+    assert a is not None
+    assert (a.up, a.mtu, a.mac, a.master, a.alias, a.slave_kind) == (
+        True,
+        1300,
+        MAC,
+        index_of(host, "cni0"),
+        "web",
+        "bridge",
+    )
+    assert [link.name for link in host.links(master=a.master)] == ["a"]
+    host.set_link("a", master=0, alias="", up=False)
+    a = host.link("a")
+    assert a is not None
+    assert (a.master, a.alias, a.up) == (0, "", False)
+    host.rename_link(a.index, "c")
+    assert (host.link("a"), index_of(host, "c")) == (None, a.index)
+
+
+@pytest.mark.netns
+def test_a_link_moves_to_another_namespace() -> None:
+    there = new_netns()
+    host, container = Rtnl(), Rtnl(there)
+    host.add_veth("a", "b")
+    host.set_link("a", netns_fd=there)
+    assert host.link("a") is None
+    assert container.link("a") is not None
+
+
+@pytest.mark.netns
+def test_flags_of_a_bridge_port_are_set_and_read_back() -> None:
+    host = Rtnl()
+    host.add_bridge("cni0")
+    host.add_veth("a", "b")
+    host.set_link("a", master=index_of(host, "cni0"))
+    index = index_of(host, "a")
+    for hairpin, isolated in ((True, False), (False, True), (True, True), (False, False)):
+        host.set_bridge_port(index, hairpin=hairpin, isolated=isolated)
+        port = host.link("a")
+        assert port is not None
+        assert (port.hairpin, port.isolated) == (hairpin, isolated)
+        [shown] = ip("link", "show", "a")
+        data = shown["linkinfo"]["info_slave_data"]  # type: ignore[index]  # nested objects
+        assert (data["hairpin"], data["isolated"]) == (hairpin, isolated)
+    with pytest.raises(OSError, match=r"Operation not supported|Invalid"):
+        host.set_bridge_port(index_of(host, "b"), hairpin=True)
+
+
+@pytest.mark.netns
+def test_vlan_filtering_works_or_is_refused_by_the_kernel() -> None:
+    host = Rtnl()
+    try:
+        host.add_bridge("cni0", vlan_filtering=True)
+    except OSError as error:
+        assert error.errno == errno.EOPNOTSUPP  # noqa: PT017  # a kernel without CONFIG_BRIDGE_VLAN_FILTERING
+        return
+    found = host.link("cni0")
+    assert found is not None
+    assert found.vlan_filtering
+    host.add_veth("a", "b")
+    host.set_link("a", master=found.index)
+    index = index_of(host, "a")
+    host.delete_vlan(index, 1, rtnl.VID_MAX)
+    host.add_vlan(index, 5, pvid=True, untagged=True)
+    host.add_vlan(index, 10, 12)
+    shown = json.loads(
+        subprocess.run(["bridge", "-j", "vlan", "show", "dev", "a"], capture_output=True, check=True).stdout
+    )
+    assert [entry["vlan"] for entry in shown[0]["vlans"]] == [5, 10, 11, 12]
+
+
+@pytest.mark.netns
+def test_what_is_not_there_is_none_or_false() -> None:
+    host = Rtnl()
+    address = parse_address("10.1.2.3/24")
+    assert host.link("nope") is None
+    assert host.link(99) is None
+    assert [host.delete_link("nope"), host.delete_link(99)] == [False, False]
+    assert [host.delete_address(1, address), host.delete_address(99, address)] == [False, False]
+    assert host.delete_route(route("192.0.2.0/24"), 1) is False
+    assert host.delete_route(route("192.0.2.0/24"), 99) is False
+    host.set_link("lo", up=True)
+    for neighbour in ("10.1.2.3", "2001:db8::1"):
+        assert [host.delete_neighbour(index, parse_ip(neighbour)) for index in (1, 99)] == [False, False]
+    assert host.routes(table=4711) == []
+
+
+@pytest.mark.netns
+def test_deleting_one_end_of_a_pair_deletes_both() -> None:
+    there = new_netns()
+    host, container = Rtnl(), Rtnl(there)
+    host.add_veth("veth0a", "eth0", peer_netns_fd=there)
+    assert host.delete_link("veth0a") is True
+    assert container.link("eth0") is None
+
+
+@pytest.mark.netns
+def test_addresses_are_added_listed_by_link_and_deleted() -> None:
+    host = Rtnl()
+    host.add_bridge("cni0")
+    host.add_bridge("cni1")
+    index = index_of(host, "cni0")
+    four, six = parse_address("10.1.2.1/24"), parse_address("2001:db8::1/64")
+    host.add_address(index, four, broadcast=parse_ip("10.1.2.255"))
+    host.add_address(index, six, nodad=True)
+    host.add_address(index_of(host, "cni1"), parse_address("10.1.3.1/24"))
+    assert [str(addr.address) for addr in host.addresses(index)] == ["10.1.2.1/24", "2001:db8::1/64"]
+    assert [str(addr.address) for addr in host.addresses(index, 6)] == ["2001:db8::1/64"]
+    assert [str(addr.address) for addr in host.addresses(family=4)] == ["10.1.2.1/24", "10.1.3.1/24"]
+    assert host.addresses(index, 6)[0].flags & rtnl.IFA_F_NODAD
+    [shown] = ip("-4", "addr", "show", "cni0")
+    assert shown["addr_info"][0]["broadcast"] == "10.1.2.255"  # type: ignore[index]  # nested objects
+    with pytest.raises(FileExistsError):
+        host.add_address(index, four)
+    assert [host.delete_address(index, four), host.delete_address(index, six)] == [True, True]
+    assert host.addresses(index) == []
+
+
+@pytest.mark.netns
+def test_the_kernel_itself_picks_the_addresses_of_one_link() -> None:
+    host = Rtnl()
+    host.add_bridge("cni0")
+    for number in range(1, 200):
+        host.add_address(index_of(host, "cni0"), parse_address(f"10.1.2.{number}/24"))
+    body = rtnl._IFADDRMSG.pack(0, 0, 0, 0, 1)
+    assert host.request(rtnl.RTM_GETADDR, netlink.NLM_F_DUMP, body) == []
+    assert len(host.addresses(index_of(host, "cni0"))) == 199
+
+
+@pytest.mark.netns
+def test_routes_are_added_appended_listed_and_deleted() -> None:
+    host = Rtnl()
+    host.add_veth("a", "b")
+    index = index_of(host, "a")
+    host.set_link("a", up=True)
+    host.set_link("b", up=True)
+    host.add_address(index, parse_address("10.1.2.2/24"))
+    host.add_address(index, parse_address("2001:db8::2/64"), nodad=True)
+    default = route("0.0.0.0/0", "10.1.2.1", mtu=1300, advmss=1200)
+    host.add_route(default, index, append=True)
+    host.add_route(route("::/0", "2001:db8::1", mtu=1280), index)
+    host.add_route(route("192.0.2.0/24", "10.1.2.1", table=1000, priority=7), index)
+    host.add_route(route("198.51.100.0/24", scope=253), index)
+    found = {str(entry.dst): entry for entry in host.routes(index)}
+    assert {"0.0.0.0/0", "10.1.2.0/24", "198.51.100.0/24", "::/0", "2001:db8::/64"} <= found.keys()
+    assert "192.0.2.0/24" not in found
+    first = found["0.0.0.0/0"]
+    assert (first.gw, first.mtu, first.advmss, first.table, first.index) == (
+        parse_ip("10.1.2.1"),
+        1300,
+        1200,
+        254,
+        index,
+    )
+    assert (found["::/0"].gw, found["::/0"].mtu) == (parse_ip("2001:db8::1"), 1280)
+    assert (found["198.51.100.0/24"].scope, found["198.51.100.0/24"].gw) == (253, None)
+    [elsewhere] = host.routes(index, 4, 1000)
+    assert (elsewhere.priority, elsewhere.table) == (7, 1000)
+    with pytest.raises(FileExistsError):
+        host.add_route(default, index)
+    with pytest.raises(OSError, match="Nexthop has invalid gateway"):
+        host.add_route(route("203.0.113.0/24", "172.16.0.1"), index)
+    host.add_route(route("0.0.0.0/0", "10.1.2.9"), index, append=True)
+    host.add_route(route("::/0", "2001:db8::9"), index, append=True)
+    ways = [entry.gw for entry in host.routes(index) if entry.dst.prefixlen == 0]
+    assert set(ways) == {parse_ip(text) for text in ("10.1.2.1", "10.1.2.9", "2001:db8::1", "2001:db8::9")}
+    assert host.delete_route(default, index) is True
+    assert host.delete_route(route("198.51.100.0/24"), index) is True
+    assert len(host.routes(table=0)) > len(host.routes())
+
+
+@pytest.mark.netns
+def test_an_ipv6_gateway_of_an_ipv4_route_is_read() -> None:
+    host = Rtnl()
+    host.add_bridge("cni0")
+    host.set_link("cni0", up=True)
+    subprocess.run(["ip", "route", "add", "192.0.2.0/24", "via", "inet6", "fe80::1", "dev", "cni0"], check=True)
+    [found] = host.routes(family=4)
+    assert found.gw == parse_ip("fe80::1")
+
+
+@pytest.mark.netns
+def test_a_neighbour_is_forgotten() -> None:
+    host = Rtnl()
+    host.add_veth("a", "b")
+    host.set_link("a", up=True)
+    for known in ("10.1.2.3", "2001:db8::3"):
+        subprocess.run(["ip", "neigh", "add", known, "lladdr", "02:00:00:00:00:09", "dev", "a"], check=True)
+        assert host.delete_neighbour(index_of(host, "a"), parse_ip(known)) is True
+    assert ip("neigh", "show", "dev", "a") == []
+
+
+@pytest.mark.netns
+def test_loopback_gets_its_addresses_when_it_is_set_up() -> None:
+    host = Rtnl()
+    host.set_link("lo", up=True)
+    assert [str(addr.address) for addr in host.addresses(1)] == ["127.0.0.1/8", "::1/128"]
+    found = host.link("lo")
+    assert found is not None
+    assert (found.flags & rtnl.IFF_LOOPBACK, found.mac, found.operstate) == (rtnl.IFF_LOOPBACK, bytes(6), "unknown")
+    host.set_link("lo", up=False)
+    assert host.addresses(1, 4) != []
+
+
+@pytest.mark.netns
+def test_a_socket_stays_in_its_namespace_and_the_process_in_its_own() -> None:
+    there = new_netns()
+    container, host = Rtnl(there), Rtnl()
+    host.add_bridge("cni0")
+    assert container.link("cni0") is None
+    with Enter(there):
+        assert host.link("cni0") is not None
+    assert 0 != host.cookie != container.cookie != 0
+    container.close()
+    container.close()
+
+
+@pytest.mark.netns
+def test_waiting_for_a_link_ends_when_its_peer_comes_up_or_at_the_limit() -> None:
+    host = Rtnl()
+    host.add_veth("a", "b")
+    host.set_link("a", up=True)
+    begun = time.monotonic()
+    assert host.wait_up("a", 0.1) is False
+    assert 0.1 <= time.monotonic() - begun < 2
+    host.set_link("b", up=True)
+    assert host.wait_up("a", 5) is True
+    assert host.wait_up("gone", 5) is False
+    assert host.wait_up(index_of(host, "b"), 5) is True
+
+
+def pair_with_one_address(address: str) -> tuple[Rtnl, Rtnl, int, int]:
+    """Two ends, both up, in two namespaces; the first waits for 1 s of duplicate address detection."""
+    there = new_netns()
+    host, container = Rtnl(), Rtnl(there)
+    host.add_veth("a", "b", peer_netns_fd=there)
+    first, second = index_of(host, "a"), index_of(container, "b")
+    container.set_link(second, up=True)
+    host.set_link(first, up=True)
+    host.wait_up(first, 5)
+    host.add_address(first, parse_address(address))
+    return host, container, first, second
+
+
+@pytest.mark.netns
+def test_waiting_for_addresses_ends_with_duplicate_address_detection() -> None:
+    host, _, index, _ = pair_with_one_address("2001:db8::2/64")
+    assert any(addr.tentative for addr in host.addresses(index, 6))
+    with pytest.raises(TimeoutError, match="still tentative"):
+        host.wait_addresses(index, 0.05)
+    host.wait_addresses(index, 10)
+    assert not any(addr.tentative for addr in host.addresses(index, 6))
+
+
+@pytest.mark.netns
+def test_an_address_that_somebody_else_has_is_reported() -> None:
+    there = new_netns()
+    host, container = Rtnl(), Rtnl(there)
+    host.add_veth("a", "b", peer_netns_fd=there)
+    first, second = index_of(host, "a"), index_of(container, "b")
+    container.set_link(second, up=True)
+    host.set_link(first, up=True)
+    host.wait_up(first, 5)
+    container.add_address(second, parse_address("2001:db8::2/64"), nodad=True)
+    host.add_address(first, parse_address("2001:db8::2/64"))
+    with pytest.raises(OSError, match="2001:db8::2/64 in DADFAILED state") as caught:
+        host.wait_addresses(first, 10)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.netns
+def test_addresses_of_a_link_without_carrier_are_not_waited_for_in_vain() -> None:
+    host = Rtnl()
+    host.add_veth("a", "b")
+    index = index_of(host, "a")
+    host.set_link(index, up=True)
+    host.add_address(index, parse_address("2001:db8::2/64"))
+    host.wait_addresses(index, 0.05)
