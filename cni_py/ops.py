@@ -168,7 +168,7 @@ class SetPortVlans(Op):
     def apply(self, kernel: "Kernel") -> None:
         port = need(kernel.host, self.name)
         if not self.keep_default:
-            kernel.host.delete_vlan(port.index, 1)
+            kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
         untagged = self.vlan or (1 if self.trunk and not self.keep_default else 0)
         if untagged:
             kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
@@ -197,7 +197,7 @@ class EnsureVlanGateway(Op):
         kernel.host.add_veth(name, peer, peer_netns_fd=kernel.host_fd)
         port = need(kernel.host, peer)
         kernel.host.set_link(port.index, master=need(kernel.host, self.bridge).index, up=True)
-        kernel.host.delete_vlan(port.index, 1)
+        kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
         kernel.host.add_vlan(port.index, self.vlan, pvid=True, untagged=True)
         kernel.host.set_link(name, up=True)
         return True

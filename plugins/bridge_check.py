@@ -6,6 +6,7 @@ from cni_py.call import Call
 from cni_py.errors import CniError
 from cni_py.kernel import rtnl
 from cni_py.plugins.bridge_conf import BridgeConf
+from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway
 from cni_py.result import Interface, Result, prev_result
 
 TYPE_CHECKING = False
@@ -105,8 +106,6 @@ def shared(conf: BridgeConf, result: Result, veth: str, interfaces: "list[Interf
     """What ADD ensures beyond the result: looked at only where the veth is of our making."""
     if veth not in [interface.name for interface in interfaces]:
         return []
-    from cni_py.plugins.bridge import plan_bridge, plan_gateway
-
     steps: list[Op] = [*plan_bridge(conf)]
     steps.append(ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated))
     steps += plan_gateway(conf, result)

@@ -11,7 +11,7 @@ from cni_py.call import Call
 from cni_py.engine import Op
 from cni_py.errors import CniError
 from cni_py.netconf import NetConf
-from cni_py.plugins import bridge
+from cni_py.plugins import bridge_plan
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.result import IPConfig, Result, Route
 
@@ -21,7 +21,9 @@ MAC = bytes.fromhex("021122334455")
 def call_for(cni_args: str = "", **config: object) -> Call:
     text = json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0", **config}).encode()
     conf = NetConf.parse(text)
-    return Call("ADD", "bridge", conf, container_id="c1", netns="/run/netns/c1", ifname="eth0", args=cni_args, dry_run=True)
+    return Call(
+        "ADD", "bridge", conf, container_id="c1", netns="/run/netns/c1", ifname="eth0", args=cni_args, dry_run=True
+    )
 
 
 def result_of(*addresses: str, gateway: str | None = None) -> Result:
@@ -32,8 +34,8 @@ def result_of(*addresses: str, gateway: str | None = None) -> Result:
 def plan_of(result: Result, **config: object) -> list[Op]:
     call = call_for(**config)
     conf = BridgeConf(call)
-    bridge.complete(result, conf)
-    return bridge.plan_bridge(conf) + bridge.plan(call, conf, result, MAC)
+    bridge_plan.complete(result, conf)
+    return bridge_plan.plan_bridge(conf) + bridge_plan.plan(call.key, conf, result, MAC)
 
 
 T = TypeVar("T")
