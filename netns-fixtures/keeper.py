@@ -1,0 +1,202 @@
+"""First process of a lab's pid namespace: makes the namespaces of the nodes and holds them.
+
+Started by lab.py in its own network, mount and pid namespace, with one end of a SOCK_SEQPACKET pair as stdin:
+
+    node NAME [DIR ...]     fork a holder with a new network and mount namespace; DIRs are empty directories there
+                            -> "ok PID", with descriptors of both namespaces
+    name HOST PID NAME      bind the network namespace of PID to /run/netns/NAME in the mount namespace of HOST (a pid)
+    forget HOST NAME        remove that again
+    end PID                 kill a holder and wait for it
+
+Everything in the lab lives in this pid namespace. Whoever started the lab is gone: stdin ends and the kernel kills
+this process (PR_SET_PDEATHSIG), and with pid 1 of a pid namespace goes every process in it (pid_namespaces(7)).
+"""
+
+import array
+import ctypes
+import os
+import signal
+import socket
+
+CLONE_NEWNS = 0x00020000  # linux/sched.h
+CLONE_NEWNET = 0x40000000
+MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 0x1000, 0x2000, 0x4000, 0x40000  # linux/mount.h
+MNT_DETACH = 2
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def checked(result: int, what: str) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    words = (source.encode(), target.encode(), kind.encode() or None)
+    checked(libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {source} on {target}")
+
+
+def setns(fd: int, kind: int) -> None:
+    checked(libc.setns(fd, kind), "setns")
+
+
+def mount_sysfs() -> None:
+    """/sys/class/net shows the namespace sysfs was mounted in; the control groups stay reachable below it."""
+    cgroup = os.open("/sys/fs/cgroup", os.O_PATH)
+    mount("sysfs", "/sys", "sysfs")
+    mount(f"/proc/self/fd/{cgroup}", "/sys/fs/cgroup", flags=MS_BIND | MS_REC)
+    os.close(cgroup)
+
+
+def cover(directory: str) -> None:
+    """Put a tmpfs over a directory that shows the same entries, so that one more can be made without touching the disk."""
+    below = os.open(directory, os.O_PATH)
+    entries = list(os.scandir(directory))
+    mount("lab", directory, "tmpfs", options="mode=755")
+    for entry in entries:
+        if entry.is_symlink():
+            os.symlink(os.readlink(f"/proc/self/fd/{below}/{entry.name}"), entry.path)
+        elif entry.is_dir() or entry.is_file():
+            if entry.is_dir():
+                os.mkdir(entry.path)
+            else:
+                os.close(os.open(entry.path, os.O_CREAT | os.O_WRONLY))
+            mount(f"/proc/self/fd/{below}/{entry.name}", entry.path, flags=MS_BIND | MS_REC)
+    os.close(below)
+
+
+def provide_empty(directory: str) -> None:
+    """Make `directory` exist, empty, in this mount namespace alone."""
+    missing: list[str] = []
+    present = directory
+    while not os.path.isdir(present):
+        present, name = os.path.split(present)
+        missing.insert(0, name)
+    if missing:
+        if open_device("/proc/self/mountinfo", present) != "lab":
+            cover(present)
+        os.makedirs(directory)
+    else:
+        mount("lab", directory, "tmpfs", options="mode=755")
+
+
+def open_device(mountinfo: str, directory: str) -> str:
+    """The source of the topmost mount exactly on `directory`; empty when it is no mount point (proc_pid_mountinfo(5))."""
+    source = ""
+    with open(mountinfo, encoding="utf-8") as lines:
+        for line in lines:
+            fields, _, tail = line.partition(" - ")
+            if fields.split()[4] == directory:
+                source = tail.split()[1]
+    return source
+
+
+def hold(ready: int, empty: list[str]) -> None:
+    """A holder: the namespaces of one node, until it is killed."""
+    try:
+        checked(libc.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
+        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+        mount_sysfs()
+        mount("lab", "/run", "tmpfs", options="mode=755")
+        os.mkdir("/run/netns")
+        os.mkdir("/run/lock")
+        for directory in empty:
+            provide_empty(directory)
+        os.chdir("/")
+        os.write(ready, b"ok")
+    except OSError as error:
+        os.write(ready, f"error {error}".encode())
+        os._exit(1)
+    os.close(ready)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        signal.pause()
+
+
+def node(channel: socket.socket, empty: list[str]) -> None:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        channel.close()
+        os.close(read)
+        hold(write, empty)
+    os.close(write)
+    answer = os.read(read, 4096)
+    os.close(read)
+    if answer != b"ok":
+        raise OSError(answer.decode().removeprefix("error ") or "the holder died")
+    files = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")]
+    channel.sendmsg([f"ok {pid}".encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
+    for fd in files:
+        os.close(fd)
+
+
+def in_mounts_of(host: str, container: str, name: str) -> None:
+    """Bind the container's network namespace to /run/netns/NAME as `ip netns` would; without a container unbind it."""
+    home = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    there = os.open(f"/proc/{host}/ns/mnt", os.O_RDONLY)
+    path = f"/run/netns/{name}"
+    setns(there, CLONE_NEWNS)
+    try:
+        if container:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444))
+            mount(f"/proc/{container}/ns/net", path, flags=MS_BIND)
+        elif os.path.exists(path):
+            libc.umount2(path.encode(), MNT_DETACH)
+            os.unlink(path)
+    finally:
+        setns(home, CLONE_NEWNS)
+        os.close(home)
+        os.close(there)
+
+
+def reap(*_: object) -> None:
+    """Wait for every child that has ended; processes of the lab that lost their parent end up here too."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def end(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ChildProcessError, ProcessLookupError):
+        pass  # SIGCHLD was faster
+
+
+def serve(channel: socket.socket) -> None:
+    while request := channel.recv(65536).decode().split(" "):
+        try:
+            match request:
+                case ["node", _, *empty]:
+                    node(channel, empty)
+                    continue
+                case ["name", host, container, name]:
+                    in_mounts_of(host, container, name)
+                case ["forget", host, name]:
+                    in_mounts_of(host, "", name)
+                case ["end", pid]:
+                    end(int(pid))
+                case _:
+                    return  # stdin has ended
+            channel.send(b"ok")
+        except OSError as error:
+            channel.send(f"error {error}".encode())
+
+
+def main() -> None:
+    signal.signal(signal.SIGCHLD, reap)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    mount("proc", "/proc", "proc")
+    with socket.socket(fileno=0) as channel:
+        channel.send(b"ok")
+        serve(channel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Plugins as a runtime runs them on a lab's host: one executable, or a network's chain of bridge and portmap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lab import Lab
+
+ALL = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")  # versions of the specification
+GO_KNOWS = ALL[:-1]  # Debian 12's 1.1.1 of the Go plugins
+SUBNETS = {4: "192.0.2.0/24", 6: "2001:db8:42::/64"}
+GATEWAY = {4: "192.0.2.1", 6: "2001:db8:42::1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one execution of a plugin left on its standard streams."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        answer = json.loads(self.stdout)
+        assert isinstance(answer, dict)
+        return answer
+
+    @property
+    def code(self) -> int:
+        """The code of the error object; 0 when it succeeded."""
+        return int(self.json["code"]) if self.status else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """A directory of executables."""
+
+    whose: str  # "ours" or "go"
+    directory: Path
+    versions: tuple[str, ...]  # of the specification, that they know
+
+    def run(
+        self,
+        lab: Lab,
+        verb: str,
+        plugin: str,
+        conf: Mapping[str, object] | str,
+        container_id: str = "c1",
+        netns: str | None = None,
+        ifname: str = "eth0",
+        **env: str | None,
+    ) -> Outcome:
+        """Run an executable on the lab's host.
+
+        `netns` is the path of the namespace `container_id` by default. Keyword arguments are further variables of the
+        environment; None removes one.
+        """
+        variables: dict[str, str | None] = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": container_id,
+            "CNI_NETNS": f"/run/netns/{container_id}" if netns is None else netns,
+            "CNI_IFNAME": ifname,
+            "CNI_PATH": str(self.directory),
+            **env,
+        }
+        done = lab["host"].run(
+            [str(self.directory / plugin)],
+            env={name: value for name, value in variables.items() if value is not None},
+            input=conf if isinstance(conf, str) else json.dumps(conf),
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@dataclass(slots=True)
+class Network:
+    """A dual-stack bridge network with published ports; remembers results as a runtime's cache does.
+
+    hairpinMode is on as nerdctl sets it: the Go plugins need it where br_netfilter is on.
+    """
+
+    lab: Lab
+    plugins: Plugins
+    name: str = "lab"
+    hairpin_mode: bool = True
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ports: dict[str, list[dict[str, object]]] = field(default_factory=dict)
+
+    def bridge(self, ips: list[str] | None = None) -> dict[str, object]:
+        return {
+            "cniVersion": "1.0.0",
+            "name": self.name,
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": self.hairpin_mode,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": SUBNETS[4]}], [{"subnet": SUBNETS[6]}]],
+                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            },
+            **({"runtimeConfig": {"ips": ips}} if ips else {}),
+        }
+
+    def portmap(self, container_id: str) -> dict[str, object]:
+        return {
+            "cniVersion": "1.0.0",
+            "name": self.name,
+            "type": "portmap",
+            "capabilities": {"portMappings": True},
+            "runtimeConfig": {"portMappings": self.ports[container_id]},
+        }
+
+    def attach(self, container_id: str, *ports: dict[str, object], ips: list[str] | None = None) -> None:
+        """ADD of the chain."""
+        self.ports[container_id] = list(ports)
+        bridged = self._well("ADD", "bridge", self.bridge(ips), container_id)
+        conf = {**self.portmap(container_id), "prevResult": bridged.json}
+        self.results[container_id] = self._well("ADD", "portmap", conf, container_id).json
+
+    def detach(self, container_id: str) -> None:
+        """DEL of the chain, last plugin first."""
+        previous = {"prevResult": self.results.pop(container_id)}
+        self._well("DEL", "portmap", {**self.portmap(container_id), **previous}, container_id)
+        self._well("DEL", "bridge", {**self.bridge(), **previous}, container_id)
+
+    def _well(self, verb: str, plugin: str, conf: dict[str, object], container_id: str) -> Outcome:
+        outcome = self.plugins.run(self.lab, verb, plugin, conf, container_id)
+        assert outcome.status == 0, f"{verb} {plugin}: {outcome.stdout}{outcome.stderr}"
+        return outcome
+
+    def address(self, container_id: str, family: int) -> str:
+        texts = [str(ip["address"]).partition("/")[0] for ip in self.results[container_id]["ips"]]
+        return next(text for text in texts if (":" in text) == (family == 6))
+
+    def mac(self, container_id: str, ifname: str) -> str:
+        """Of an interface that a result names: the bridge, or the container's own."""
+        return next(str(link["mac"]) for link in self.results[container_id]["interfaces"] if link["name"] == ifname)
+
+
+def mapping(host_port: int, container_port: int, protocol: str = "tcp", host_ip: str = "") -> dict[str, object]:
+    """One port mapping, as runtimes write it."""
+    found: dict[str, object] = {"hostPort": host_port, "containerPort": container_port, "protocol": protocol}
+    return {**found, "hostIP": host_ip} if host_ip else found

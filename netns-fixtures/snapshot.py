@@ -1,0 +1,163 @@
+"""The comparable state of a namespace: what an ADD may change and a DEL must restore.
+
+Left out is what the kernel counts or settles by itself: interface indexes, carrier and operational state, statistics,
+link-local addresses (they come when DAD has passed) and their routes, the local routing table (it follows the
+addresses), neighbours it learned, the "tentative" of an address.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+TREES = ("/run", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/etc/cni-py")
+IGNORED_FILES = ("/run/xtables.lock",)  # iptables leaves it for good
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
+NUD_PERMANENT = 0x80  # linux/neighbour.h
+IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x40, 0x80  # linux/if_addr.h
+LOCAL_TABLE = 255  # RT_TABLE_LOCAL
+GLOBAL_SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv6/conf/all/forwarding",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+)
+INTERFACE_SYSCTLS = (
+    "ipv4/conf/{}/route_localnet",
+    "ipv4/conf/{}/arp_notify",
+    "ipv4/conf/{}/rp_filter",
+    "ipv4/conf/{}/forwarding",
+    "ipv6/conf/{}/accept_ra",
+    "ipv6/conf/{}/accept_dad",
+    "ipv6/conf/{}/disable_ipv6",
+    "ipv6/conf/{}/forwarding",
+    "ipv6/conf/{}/ndisc_notify",
+)
+
+
+def take() -> dict[str, object]:
+    """Call this inside the namespace; the result is plain data and equal when the state is."""
+    with IPRoute() as ipr:
+        names = {link["index"]: link.get("ifname") for link in ipr.get_links()}
+        state: dict[str, object] = {
+            "links": links(ipr, names),
+            "addresses": addresses(ipr, names),
+            "routes": routes(ipr, names),
+            "neighbours": neighbours(ipr, names),
+        }
+    state["sysctls"] = sysctls(sorted(names.values()))
+    state["nftables"] = ruleset(["nft", "-s", "list", "ruleset"])
+    state["iptables"] = {tool: ruleset([tool]) for tool in ("iptables-legacy-save", "ip6tables-legacy-save")}
+    state["files"] = {path: tree(path) for path in TREES if os.path.exists(path)}
+    return state
+
+
+def links(ipr: IPRoute, names: dict[int, str]) -> dict[str, dict[str, object]]:
+    found = {}
+    for link in ipr.get_links():
+        info = link.get("linkinfo")
+        slave = info.get("info_slave_data") if info else None
+        found[names[link["index"]]] = {
+            "kind": info.get("info_kind") if info else None,
+            "mac": link.get("address"),
+            "mtu": link.get("mtu"),
+            "flags": link["flags"] & (IFF_UP | IFF_PROMISC | IFF_ALLMULTI),
+            "promiscuity": link.get("promiscuity"),
+            "master": names.get(link.get("master")),
+            "alias": link.get("ifalias"),
+            "hairpin": slave.get("brport_mode") if slave else None,
+            "isolated": slave.get("brport_isolated") if slave else None,
+        }
+    return found
+
+
+def addresses(ipr: IPRoute, names: dict[int, str]) -> list[str]:
+    return sorted(
+        f"{names[entry['index']]} {entry.get('address')}/{entry['prefixlen']} scope {entry['scope']}"
+        f" flags {entry.get('flags') & ~IFA_F_TENTATIVE:#x}"
+        for entry in ipr.get_addr()
+        if not entry.get("address").startswith("fe80:")
+    )
+
+
+def routes(ipr: IPRoute, names: dict[int, str]) -> list[str]:
+    found = []
+    for entry in ipr.get_routes():
+        if entry.get("table") == LOCAL_TABLE or entry.get("dst") == "fe80::":
+            continue
+        keys = ("dst", "gateway", "prefsrc", "priority", "table")
+        parts = [f"{key} {entry.get(key)}" for key in keys if entry.get(key) is not None]
+        found.append(f"/{entry['dst_len']} type {entry['type']} {' '.join(parts)} dev {names.get(entry.get('oif'))}")
+    return sorted(found)
+
+
+def neighbours(ipr: IPRoute, names: dict[int, str]) -> list[str]:
+    """Those somebody put there; learned ones come and go."""
+    return sorted(
+        f"{names[entry['ifindex']]} {entry.get('dst')} {entry.get('lladdr')}"
+        for entry in ipr.get_neighbours()
+        if entry["state"] & NUD_PERMANENT
+    )
+
+
+def sysctls(ifnames: list[str]) -> dict[str, str]:
+    wanted = list(GLOBAL_SYSCTLS)
+    for ifname in [*ifnames, "all", "default"]:
+        wanted += [f"net/{pattern.format(ifname)}" for pattern in INTERFACE_SYSCTLS]
+    found = {}
+    for name in wanted:
+        path = Path("/proc/sys") / name
+        if path.exists():
+            found[name] = path.read_text(encoding="ascii").strip()
+    return found
+
+
+def ruleset(command: list[str]) -> list[str] | None:
+    """The lines a program prints, comments left out; None when it is not installed."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return [line for line in done.stdout.splitlines() if not line.startswith("#")]
+
+
+def tree(top: str) -> dict[str, str]:
+    """Every path below a directory with its mode and what it holds: text, or a digest where that is long or not text."""
+    found = {}
+    for directory, names, files in os.walk(top):
+        for name in names + files:
+            path = os.path.join(directory, name)
+            if path not in IGNORED_FILES:
+                found[path] = entry(path)
+    found[top] = entry(top)
+    return found
+
+
+def entry(path: str) -> str:
+    status = os.lstat(path)
+    text = stat.filemode(status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        return f"{text} -> {os.readlink(path)}"
+    if not stat.S_ISREG(status.st_mode) or path.startswith("/run/netns/"):
+        return text
+    data = Path(path).read_bytes()
+    try:
+        return f"{text} {data.decode()}" if len(data) < 4096 else f"{text} {hashlib.sha256(data).hexdigest()}"
+    except UnicodeDecodeError:
+        return f"{text} {hashlib.sha256(data).hexdigest()}"
+
+
+def difference(before: dict[str, object], after: dict[str, object]) -> str:
+    """Lines that differ, as in `diff -u`; empty when the two are equal."""
+
+    def text(state: dict[str, object]) -> list[str]:
+        return json.dumps(state, indent=1, sort_keys=True).splitlines()
+
+    return "\n".join(difflib.unified_diff(text(before), text(after), "before", "after", lineterm="", n=2))

@@ -1,0 +1,100 @@
+"""What makes a topology's network: links, addresses, routes and settings, through pyroute2 inside the nodes.
+
+Every function here runs in a child that has entered the node (see Node.python).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from pyroute2 import IPRoute
+
+if TYPE_CHECKING:
+    from lab import Lab
+    from topology import Interface, Route
+
+IFA_F_NODAD = 0x02  # linux/if_addr.h
+# A new namespace copies IPv4 settings from the machine's (net/ipv4/devinet.c), so every one that matters is set.
+SETTINGS = {
+    "net.ipv4.ip_forward": "0",
+    "net.ipv4.conf.all.rp_filter": "0",
+    "net.ipv4.conf.default.rp_filter": "0",
+    "net.ipv4.conf.all.route_localnet": "0",
+    "net.ipv4.conf.default.route_localnet": "0",
+    "net.ipv4.conf.all.arp_notify": "0",
+    "net.ipv4.conf.default.arp_notify": "0",
+    "net.ipv6.conf.all.forwarding": "0",
+    "net.ipv6.conf.all.disable_ipv6": "0",
+    "net.bridge.bridge-nf-call-iptables": "0",
+    "net.bridge.bridge-nf-call-ip6tables": "0",
+    "net.bridge.bridge-nf-call-arptables": "0",
+}
+
+
+def write_sysctls(settings: dict[str, str]) -> None:
+    """FileNotFoundError for a name this kernel does not have, br_netfilter's apart."""
+    for name, value in settings.items():
+        try:
+            with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
+                file.write(value)
+        except FileNotFoundError:
+            if not name.startswith("net.bridge."):
+                raise
+
+
+def settle() -> None:
+    """A new namespace: known settings, loopback up."""
+    write_sysctls(SETTINGS)
+    with IPRoute() as ipr:
+        ipr.link("set", index=1, state="up")
+
+
+def add_veth(ifname: str, peer: str, peer_netns: int, mtu: int) -> None:
+    with IPRoute() as ipr:
+        ipr.link("add", ifname=ifname, kind="veth", mtu=mtu, peer={"ifname": peer, "net_ns_fd": peer_netns, "mtu": mtu})
+
+
+def add_switch(ports: list[str]) -> None:
+    with IPRoute() as ipr:
+        ipr.link("add", ifname="switch", kind="bridge", br_mcast_snooping=0)
+        (switch,) = ipr.link_lookup(ifname="switch")
+        ipr.link("set", index=switch, state="up")
+        for port in ports:
+            (index,) = ipr.link_lookup(ifname=port)
+            ipr.link("set", index=index, master=switch, state="up")
+
+
+def configure(interfaces: tuple[Interface, ...], routes: tuple[Route, ...], sysctls: dict[str, str]) -> None:
+    with IPRoute() as ipr:
+        for interface in interfaces:
+            (index,) = ipr.link_lookup(ifname=interface.name)
+            write_sysctls({f"net.ipv6.conf.{interface.name}.accept_dad": "0"})  # nobody waits a second for fe80::
+            if interface.mac:
+                ipr.link("set", index=index, address=interface.mac)
+            ipr.link("set", index=index, state="up")
+            for text in interface.addresses:
+                address = ipaddress.ip_interface(text)
+                flags = {"flags": IFA_F_NODAD} if address.version == 6 else {}
+                ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags)
+        for route in routes:
+            ipr.route("add", dst=route.dst, gateway=route.gw)
+    write_sysctls(sysctls)
+
+
+def connect(lab: Lab) -> None:
+    """Make every segment: a veth between two ends, a switch in a namespace of its own for any other number."""
+    for segment in lab.topology.segments:
+        ends = [(lab[name], end) for name, end in lab.topology.ends(segment)]
+        if len(ends) == 2:
+            (node, end), (other, other_end) = ends
+            node.python(add_veth, end.name, other_end.name, other.net, end.mtu)
+        else:
+            switch = lab.add_switch(segment)
+            ports = [f"{node.name}-{end.name}"[:15] for node, end in ends]
+            for port, (node, end) in zip(ports, ends, strict=True):
+                switch.python(add_veth, port, end.name, node.net, end.mtu)
+            switch.python(add_switch, ports)
+    for spec in lab.topology.nodes:
+        sysctls = {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"} if spec.role == "router" else {}
+        lab[spec.name].python(configure, spec.interfaces, spec.routes, {**sysctls, **spec.sysctls})

@@ -1,0 +1,146 @@
+"""Fixtures that every test of an executable stands on: a lab, a directory of plugins, and a way to run one of them.
+
+Ours are taken from CNI_PY_BIN_DIR, or put into a temporary directory by the `cni-py install` of the environment that
+runs pytest. With CNI_GO_BIN_DIR (Debian's containernetworking-plugins) every test that asks for `plugins` or `cni` and is not
+marked `ours_alone` runs a second time with those, so that the contract is tested and not our habits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "netns-fixtures"))  # its name is no package name
+
+from lab import Lab  # noqa: E402
+from runtime import ALL, GO_KNOWS, Outcome, Plugins  # noqa: E402
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
+OURS, GO = "ours", "go"
+
+counts: Counter[str] = Counter()  # tests that ran, by whose plugins
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ours_alone: not run with the Go plugins, which differ here by design")
+    # scapy's IPsec layer names ciphers that the cryptography package is retiring, at import.
+    config.addinivalue_line("filterwarnings", "ignore:.*has been moved to cryptography.hazmat.decrepit:Warning")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "plugins" in metafunc.fixturenames:
+        alone = metafunc.definition.get_closest_marker("ours_alone")
+        whose = [OURS, GO] if os.environ.get("CNI_GO_BIN_DIR") and not alone else [OURS]
+        metafunc.parametrize("plugins", whose, indirect=True, scope="session")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and not report.skipped:
+        whose = dict(report.user_properties).get("plugins")
+        if whose:
+            counts[str(whose)] += 1
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    if counts:
+        terminalreporter.write_line(
+            f"executables tested: {counts[OURS]} tests with ours, {counts[GO]} with the Go plugins"
+        )
+
+
+class Cni(Protocol):
+    """Run one executable on the lab's host; see the fixture `cni`."""
+
+    def __call__(
+        self,
+        verb: str,
+        plugin: str,
+        conf: Mapping[str, object] | str,
+        container_id: str = "c1",
+        netns: str | None = None,
+        ifname: str = "eth0",
+        **env: str | None,
+    ) -> Outcome: ...
+
+
+def install_ours(directory: Path) -> Path:
+    given = os.environ.get("CNI_PY_BIN_DIR")
+    if given:
+        return Path(given).resolve()
+    command = Path(sys.executable).with_name("cni-py")
+    if not command.exists():
+        pytest.fail(
+            f"{command} is missing: install the package into this environment, or set CNI_PY_BIN_DIR", pytrace=False
+        )
+    bin_dir = directory / "bin"
+    subprocess.run(
+        [command, "install", "--bin-dir", bin_dir, "--conf-dir", directory / "net.d"],
+        check=True,
+        timeout=60,
+        capture_output=True,
+    )
+    return bin_dir
+
+
+@pytest.fixture(scope="session")
+def our_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our executables as a user has them: installed."""
+    return install_ours(tmp_path_factory.mktemp("cni-py"))
+
+
+@pytest.fixture(scope="session")
+def plugins(request: pytest.FixtureRequest) -> Plugins:
+    if request.param == GO:
+        return Plugins(GO, Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
+    our_directory: Path = request.getfixturevalue("our_bin_dir")
+    return Plugins(OURS, our_directory, ALL)
+
+
+@pytest.fixture(autouse=True)
+def _count_plugins(request: pytest.FixtureRequest) -> None:
+    if "plugins" in request.fixturenames:
+        plugins: Plugins = request.getfixturevalue("plugins")
+        request.node.user_properties.append(("plugins", plugins.whose))
+
+
+def need_root() -> None:
+    if os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("namespaces need root here", pytrace=False)
+        pytest.skip("namespaces need root")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A host on a LAN with a client, and empty containers c1 and c2 (netns-fixtures/lan.yaml)."""
+    need_root()
+    with Lab.from_yaml("lan.yaml") as topology:
+        yield topology
+
+
+@pytest.fixture
+def cni(lab: Lab, plugins: Plugins) -> Cni:
+    """cni(verb, plugin, conf, container_id, netns, ifname, CNI_ARGS=..., ...) -> Outcome; see runtime.py."""
+
+    def run(
+        verb: str,
+        plugin: str,
+        conf: Mapping[str, object] | str,
+        container_id: str = "c1",
+        netns: str | None = None,
+        ifname: str = "eth0",
+        **env: str | None,
+    ) -> Outcome:
+        return plugins.run(lab, verb, plugin, conf, container_id, netns, ifname, **env)
+
+    return run
