@@ -168,7 +168,7 @@ def collect_garbage(call: Call) -> list[CniError]:
         if record.host_cookie not in (0, call.kernel.host_cookie):
             continue
         try:
-            with attachment_lock(key):
+            with attachment_lock(key, call.plugin):
                 current = records.load(key, call.plugin)
                 left = engine.undo_record(current, Kernel(key, current.netns)) if current is not None else []
                 failures += [CniError(f"GC of {key.label} is incomplete", text) for text in left]

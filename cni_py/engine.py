@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cni_py.records import Attachment, Record
 
 REGISTRY: "dict[str, type[Op]]" = {}
+HOMES = ("cni_py.ops", "cni_py.nftops", "cni_py.reservations")  # where operations are defined that a record may hold
 
 
 class Op:
@@ -79,10 +80,14 @@ def op_from_json(fields: object) -> Op:
     """The operation a record holds; ValueError when the record was not written by us."""
     if not isinstance(fields, dict):
         raise ValueError(f"not an operation: {fields!r}")
-    cls = REGISTRY.get(str(fields.get("op")))
+    name = str(fields.get("op"))
+    if name not in REGISTRY:
+        for module in HOMES:
+            __import__(module)
+    cls = REGISTRY.get(name)
     if cls is None or fields.keys() - {"op"} != cls.FIELDS.keys():
         raise ValueError(f"no such operation: {dict(fields)}")
-    return cls(**{name: _typed(fields[name], kind) for name, kind in cls.FIELDS.items()})
+    return cls(**{field: _typed(fields[field], kind) for field, kind in cls.FIELDS.items()})
 
 
 def _typed(value: object, kind: type) -> object:

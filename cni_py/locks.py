@@ -75,6 +75,7 @@ class Lock:
             fcntl.flock(self.fd, fcntl.LOCK_EX)
         except BaseException:
             os.close(self.fd)
+            self.fd = -1
             raise
         finally:
             _signal.setitimer(_signal.ITIMER_REAL, 0)
@@ -93,9 +94,12 @@ class Lock:
         return (now.st_dev, now.st_ino) == (held.st_dev, held.st_ino)
 
 
-def attachment_lock(key: "records.Attachment") -> Lock:
-    """Held for a whole call: a DEL may arrive while an ADD of the same attachment is still in flight."""
-    return Lock(records.lock_path(f"attachment-{key.hex}"), f"attachment {key.label}", remove=True)
+def attachment_lock(key: "records.Attachment", plugin: str) -> Lock:
+    """Held for a whole call: a DEL may arrive while an ADD of the same attachment is still in flight.
+
+    One for each plugin of the chain, since one plugin may run another (IPAM) for the same attachment.
+    """
+    return Lock(records.lock_path(f"attachment-{key.hex}-{plugin}"), f"attachment {key.label}", remove=True)
 
 
 def nftables_lock() -> Lock:

@@ -50,7 +50,7 @@ class Attachment:
         self.network = network
         self.container_id = container_id
         self.ifname = ifname
-        self.hex: str = sha256(f"{network}\0{container_id}\0{ifname}".encode()).hexdigest()[:16]
+        self.hex: str = sha256(os.fsencode(f"{network}\0{container_id}\0{ifname}")).hexdigest()[:16]
 
     @property
     def label(self) -> str:

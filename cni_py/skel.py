@@ -157,7 +157,7 @@ def _perform(call: "Call", plugin: "Plugin") -> int:
         _check_netns(call)
         from cni_py.locks import attachment_lock
 
-        with attachment_lock(call.key):
+        with attachment_lock(call.key, plugin.type):
             if call.verb == "ADD":
                 _add(call, plugin)
             else:

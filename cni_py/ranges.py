@@ -1,0 +1,214 @@
+"""The ranges host-local allocates from, and which address comes next. Pure: the disk is asked through a predicate.
+
+A *range* is a part of one subnet with a gateway. A *range set* is a list of ranges that are alternatives: one address
+is taken from each set. Addresses are given out in order from the one after the set's last, through all of its ranges
+and around, so that a released address rests for a full lap before it is used again.
+
+Skipped on the way are the gateway and what `exclude` lists. A request by name may have an excluded address: excluding
+keeps an address out of the automatic choice, for example for fixed ones; `rangeStart` and `rangeEnd` bound both.
+"""
+
+from cni_py import netconf
+from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address, parse_ip
+from cni_py.errors import CniError, InvalidNetworkConfig
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cni_py.jsontext import Object, Value
+
+    RangeSet = list["Range"]
+
+
+class Block:
+    """Consecutive addresses of one family that are not given out: an entry of `exclude`."""
+
+    __slots__ = ("first", "last", "width")
+
+    def __init__(self, first: bytes, last: bytes) -> None:
+        self.first = int_of(first)
+        self.last = int_of(last)
+        self.width = len(first)
+
+    def __contains__(self, value: int) -> bool:
+        return self.first <= value <= self.last
+
+
+def parse_block(text: str) -> Block:
+    """An entry of `exclude`: an address, a network in CIDR form (all of it), or two addresses joined by '-'."""
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    try:
+        if not dash and "/" in text:
+            subnet = parse_address(text)
+            return Block(subnet.network().packed, subnet.broadcast())
+        block = Block(parse_ip(first), parse_ip(last if dash else first))
+        if dash and (len(parse_ip(first)) != len(parse_ip(last)) or block.first > block.last):
+            raise ValueError(text)
+    except ValueError as error:
+        raise InvalidNetworkConfig(f'exclude: "{text}" is not an address, a network or a range a-b') from error
+    return block
+
+
+class Range:
+    """A validated range; CniError, without the number of its set, when the configuration's values are not one."""
+
+    __slots__ = ("end", "excluded", "gateway", "start", "subnet")
+
+    def __init__(
+        self,
+        subnet: Address,
+        start: bytes | None = None,
+        end: bytes | None = None,
+        gateway: bytes | None = None,
+        exclude: "Sequence[Block]" = (),
+    ) -> None:
+        width = len(subnet.packed)
+        if subnet.prefixlen > 8 * width - 2:
+            raise CniError(f"Network {subnet} too small to allocate from")
+        network = subnet.network()
+        if network.packed != subnet.packed:
+            raise CniError(
+                f"Network has host bits set. For a subnet mask of length {subnet.prefixlen} the network address is "
+                f"{ip_text(network.packed)}"
+            )
+        self.subnet = subnet
+        base, top = int_of(network.packed), int_of(network.broadcast())
+        self.gateway = gateway or ip_of(base + 1, width)
+        self.end = top if end is None else int_of(end)
+        if start is not None and not (subnet.contains(start) and int_of(start) <= self.end):
+            raise CniError(f"RangeStart {ip_text(start)} not in network {subnet}")
+        if end is not None and not subnet.contains(end):
+            raise CniError(f"RangeEnd {ip_text(end)} not in network {subnet}")
+        self.start = base + 1 if start is None else int_of(start)
+        if end is None and width == 4:
+            self.end = top - 1  # the broadcast address; IPv6 has none
+        if self.start > self.end:
+            raise CniError(f"RangeEnd {ip_text(ip_of(self.end, width))} not in network {subnet}")
+        self.excluded = [block for block in exclude if block.width == width]
+
+    @property
+    def width(self) -> int:
+        """Bytes in an address: 4 or 16."""
+        return len(self.subnet.packed)
+
+    def contains(self, ip: bytes) -> bool:
+        """Whether `ip` may be given out from here, be it by request."""
+        return len(ip) == self.width and self.start <= int_of(ip) <= self.end
+
+    def overlaps(self, other: "Range") -> bool:
+        """Whether an address is in both."""
+        return self.width == other.width and self.start <= other.end and other.start <= self.end
+
+    def __str__(self) -> str:
+        return f"{ip_text(ip_of(self.start, self.width))}-{ip_text(ip_of(self.end, self.width))}"
+
+
+def parse_sets(ipam: "Object", runtime_config: "Object") -> "list[RangeSet]":
+    """The range sets of a configuration, in the order of the addresses in the result: first those of the runtime."""
+    groups = list(netconf.values(runtime_config, "ipRanges") or ())
+    if netconf.optional_string(ipam, "subnet") is not None:
+        groups.append([ipam])  # the oldest form: the keys of one range in ipam itself
+    groups += netconf.values(ipam, "ranges") or ()
+    if not groups:
+        raise CniError("no IP ranges specified")
+    exclude = netconf.strings(ipam, "exclude")
+    range_sets = [parse_set(number, group, exclude) for number, group in enumerate(groups)]
+    check_sets(range_sets)
+    return range_sets
+
+
+def parse_set(number: int, entries: "Value", exclude: list[str]) -> "RangeSet":
+    """The range set in a list of objects; what is wrong with it is told with its number."""
+    try:
+        ranges = [parse_range(entry, exclude) for entry in netconf.as_objects(entries, "ranges")]
+        check_set(ranges)
+    except (CniError, ValueError) as error:
+        code = error.code if isinstance(error, CniError) else None
+        raise CniError(f"invalid range set {number}: {error}", code=code) from None
+    return ranges
+
+
+def parse_range(entry: "Object", exclude: list[str]) -> Range:
+    """A range of the configuration. ValueError for addresses that are none; empty texts are absent, but not the subnet."""
+    subnet = netconf.optional_string(entry, "subnet")
+    if subnet is None:
+        raise CniError("a range has no subnet")
+    texts = [netconf.string(entry, name) for name in ("rangeStart", "rangeEnd", "gateway")]
+    start, end, gateway = (parse_ip(text) if text else None for text in texts)
+    blocks = [parse_block(text) for text in [*exclude, *netconf.strings(entry, "exclude")]]
+    return Range(parse_address(subnet), start, end, gateway, blocks)
+
+
+def check_set(ranges: "RangeSet") -> None:
+    """CniError when the ranges cannot stand in one set."""
+    if not ranges:
+        raise CniError("empty range set")
+    for number, one in enumerate(ranges):
+        for other in ranges[:number]:
+            if one.width != other.width:
+                raise CniError("mixed address families")
+            if one.overlaps(other):
+                raise CniError(f"subnets {other} and {one} overlap")
+
+
+def check_sets(range_sets: "Sequence[RangeSet]") -> None:
+    """CniError when two sets share addresses."""
+    for number, one in enumerate(range_sets):
+        for after, other in enumerate(range_sets[number + 1 :], number + 1):
+            if any(mine.overlaps(theirs) for mine in one for theirs in other):
+                raise CniError(f"range set {number} overlaps with {after}")
+
+
+def set_text(ranges: "RangeSet") -> str:
+    """The set as error texts name it."""
+    return ",".join(str(one) for one in ranges)
+
+
+def range_of(ranges: "RangeSet", ip: bytes) -> Range | None:
+    """The range of the set that `ip` belongs to."""
+    return next((one for one in ranges if one.contains(ip)), None)
+
+
+def candidates(ranges: "RangeSet", last: bytes | None) -> "Iterator[tuple[bytes, Range]]":
+    """The addresses of a set in the order of choice, each once, from the one after `last`."""
+    for first, final, one in _lap(ranges, last):
+        value = first
+        while value <= final:
+            block = next((block for block in one.excluded if value in block), None)
+            if block is not None:
+                value = block.last + 1
+                continue
+            ip = ip_of(value, one.width)
+            if ip != one.gateway:
+                yield ip, one
+            value += 1
+
+
+def _lap(ranges: "RangeSet", last: bytes | None) -> "Iterator[tuple[int, int, Range]]":
+    """The parts of one lap through the set as (first, last, range); `last` itself comes at the very end."""
+    current = None if last is None else range_of(ranges, last)
+    if last is None or current is None:
+        yield from ((one.start, one.end, one) for one in ranges)
+        return
+    at = ranges.index(current)
+    yield int_of(last) + 1, current.end, current
+    yield from ((one.start, one.end, one) for one in ranges[at + 1 :] + ranges[:at])
+    yield current.start, int_of(last), current
+
+
+def choose(
+    ranges: "RangeSet", requested: bytes | None, last: bytes | None, is_free: "Callable[[bytes], bool]"
+) -> "tuple[bytes, Range]":
+    """The address for one attachment and the range it is from; CniError when there is none to give."""
+    if requested is None:
+        for ip, one in candidates(ranges, last):
+            if is_free(ip):
+                return ip, one
+        raise CniError(f"no IP addresses available in range set: {set_text(ranges)}")
+    wanted = range_of(ranges, requested)
+    if wanted is not None and requested == wanted.gateway:
+        raise CniError(f"requested ip {ip_text(requested)} is subnet's gateway")
+    if wanted is None or not is_free(requested):
+        raise CniError(f"requested IP address {ip_text(requested)} is not available in range set {set_text(ranges)}")
+    return requested, wanted

@@ -1,0 +1,188 @@
+"""host-local: addresses from the ranges of the configuration, reserved in a directory of this host. An IPAM plugin.
+
+    ADD     one free (or requested) address of each range set, reserved on disk -> result
+    DEL     removes what the attachment has reserved; nothing is success
+    CHECK   something is reserved for the attachment
+    GC      removes the reservations of attachments that are not in the list
+    STATUS  code 50 when a range set has no address left
+
+Beyond the Go plugin: `exclude` in `ipam` or in a range lists addresses, networks and ranges ("192.0.2.9-192.0.2.20") that
+are only given to who asks for them by name. The directory and what is reclaimed from it: cni_py/reservations.py.
+"""
+
+from cni_py import netconf
+from cni_py.addr import Address, ip_text, parse_address, parse_ip
+from cni_py.call import Call, Plugin
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.jsontext import Object
+from cni_py.netconf import NetConf
+from cni_py.ranges import choose, parse_sets, range_of
+from cni_py.reservations import Pool, ReserveAddress, holder, is_address
+from cni_py.result import DNS, IPConfig, Result, route_from_json
+from cni_py.version import at_least
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.ranges import Range, RangeSet
+    from cni_py.result import Route
+
+    Choice = tuple[bytes, Range]
+
+DATA_DIR = "/var/lib/cni/networks"
+
+
+def add(call: Call) -> Result:
+    """Choose under the lock, then reserve: the operations are complete before the first of them is applied."""
+    ipam, range_sets, requested = parse(call)
+    routes = parse_routes(ipam)
+    dns = read_resolv_conf(netconf.string(ipam, "resolvConf"))
+    directory = directory_of(call.conf)
+    with Pool(directory, make=not call.dry_run, look=call.dry_run) as pool:
+        chosen = choose_all(call, range_sets, requested, pool)
+        call.apply(
+            [
+                ReserveAddress(
+                    directory=directory,
+                    range_set=number,
+                    address=ip_text(ip),
+                    container_id=call.container_id,
+                    ifname=call.ifname,
+                )
+                for number, (ip, _) in enumerate(chosen)
+            ]
+        )
+    ips = [IPConfig(Address(ip, one.subnet.prefixlen), one.gateway) for ip, one in chosen]
+    return Result(ips=ips, routes=routes, dns=dns)
+
+
+def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes], pool: Pool) -> "list[Choice]":
+    """An address of each set. On failure the sets before the failing one have moved on, as with the Go plugin."""
+    mine = pool.of_attachment(call.container_id, call.ifname)[1]
+    chosen: list[Choice] = []
+    try:
+        for number, ranges in enumerate(range_sets):
+            wanted = next((ip for ip in requested if range_of(ranges, ip)), None)
+            requested = [ip for ip in requested if ip != wanted]
+            try:
+                refuse_second(call, ranges, mine if wanted is None else [])
+                chosen.append(choose(ranges, wanted, pool.cursor(number), pool.is_free))
+            except CniError as error:
+                raise CniError(f"failed to allocate for range {number}: {error.msg}") from None
+        if requested:
+            raise CniError(f"failed to allocate all requested IPs: {' '.join(ip_text(ip) for ip in requested)}")
+    except CniError:
+        for number, (ip, _) in enumerate(() if call.dry_run else chosen):
+            pool.move_cursor(number, ip_text(ip))
+        raise
+    return chosen
+
+
+def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
+    """CniError when the attachment already has one of its addresses from this set."""
+    for name in mine:
+        if is_address(name) and range_of(ranges, parse_ip(name)):
+            raise CniError(f"{name} has been allocated to {call.container_id}, duplicate allocation is not allowed")
+
+
+def delete(call: Call) -> None:
+    """What the attachment has, whatever the ranges are now."""
+    parse(call)
+    with Pool(directory_of(call.conf), make=True) as pool:
+        pool.release(*pool.of_attachment(call.container_id, call.ifname))
+
+
+def check(call: Call) -> None:
+    """One reservation is enough, as with the Go plugin: the configuration may have changed since."""
+    parse(call)
+    with Pool(directory_of(call.conf), make=True, look=True) as pool:
+        if not pool.of_attachment(call.container_id, call.ifname)[1]:
+            raise CniError(f"host-local: Failed to find address added by container {call.container_id}")
+
+
+def gc(call: Call) -> None:
+    """Without a list nothing is known to be stale. What does not read as a reservation is left alone."""
+    if call.conf.valid_attachments is None:
+        return
+    keep = {holder(container_id, ifname) for container_id, ifname in call.conf.valid_attachments}
+    keep |= {holder(container_id) for container_id, _ in call.conf.valid_attachments}
+    with Pool(directory_of(call.conf)) as pool:
+        for who, names in pool.by_holder().items():
+            if who not in keep and len(who.split()) == len(who.split(b"\r\n")) <= 2:
+                pool.release(who, [name for name in names if is_address(name)])
+
+
+def status(call: Call) -> None:
+    """Could an ADD be served now? Looks only."""
+    _, range_sets, _ = parse(call)
+    with Pool(directory_of(call.conf), look=True) as pool:
+        for number, ranges in enumerate(range_sets):
+            try:
+                choose(ranges, None, pool.cursor(number), pool.is_free)
+            except CniError as error:
+                raise PluginNotAvailable(f"range set {number} is full", error.msg) from None
+
+
+def directory_of(conf: NetConf) -> str:
+    """The network's directory. Its name has been checked: no slash in it, no dot at its front."""
+    data_dir = netconf.string(conf.ipam or Object(), "dataDir") or DATA_DIR
+    if "\0" in data_dir:
+        raise InvalidNetworkConfig("dataDir is not a path", repr(data_dir))
+    return f"{data_dir}/{conf.name}"
+
+
+def parse(call: Call) -> "tuple[Object, list[RangeSet], list[bytes]]":
+    """The ipam object, its range sets in the order of the result, and the requested addresses."""
+    ipam, runtime = call.conf.ipam, call.conf.runtime_config or Object()
+    if ipam is None:
+        raise CniError("IPAM config missing 'ipam' key")
+    requested = parse_requests(call, runtime)
+    range_sets = parse_sets(ipam, runtime)
+    widths = [ranges[0].width for ranges in range_sets]
+    version = call.conf.cni_version
+    if not at_least(version, "0.3.0") and len(widths) != len(set(widths)):
+        raise CniError(f"CNI version {version} does not support more than 1 address per family")
+    return ipam, range_sets, requested
+
+
+def parse_requests(call: Call, runtime: Object) -> list[bytes]:
+    """What CNI_ARGS, args.cni and the capability `ips` ask for, each once; a prefix length is not looked at."""
+    cni = netconf.child(call.conf.args or Object(), "cni") or Object()
+    asked = netconf.parse_cni_args(call.args, ("IP",)).get("IP", "")
+    texts = [*([asked] if asked else []), *netconf.strings(cni, "ips"), *netconf.strings(runtime, "ips")]
+    try:
+        return list(dict.fromkeys(parse_address(text).packed if "/" in text else parse_ip(text) for text in texts))
+    except ValueError as error:
+        raise CniError(str(error)) from None
+
+
+def parse_routes(ipam: Object) -> "list[Route]":
+    """The routes as they go into the result. (One without dst is refused; the Go plugin passes "<nil>" on.)"""
+    try:
+        return [route_from_json(entry) for entry in netconf.objects(ipam, "routes")]
+    except ValueError as error:
+        raise CniError(str(error)) from None
+
+
+def read_resolv_conf(path: str) -> DNS:
+    """The resolver's settings in a file of the form of resolv.conf(5); none without a path."""
+    dns = DNS()
+    if not path:
+        return dns
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except (OSError, ValueError) as error:
+        raise CniError(f"cannot read resolvConf {path!r}", str(error)) from None
+    for keyword, *values in filter(None, lines):
+        if keyword == "nameserver":
+            dns.nameservers += values[:1]
+        elif keyword == "domain" and values:
+            dns.domain = values[0]
+        elif keyword == "search":
+            dns.search += values
+        elif keyword == "options":
+            dns.options += values
+    return dns
+
+
+PLUGIN = Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status)
