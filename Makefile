@@ -1,0 +1,33 @@
+# The commands of this project. Each installs what it needs (tools/bootstrap), as root, on Debian 12.
+
+VENV := .cache/venv
+DEBS := $(CURDIR)/.cache/debs
+GO := $(DEBS)/usr/lib/cni
+
+help:
+	@echo "make demo    publish a port of a container and reach it on every path, in throwaway namespaces"
+	@echo "make test    run the tests, against the installed wheel and beside Debian's Go plugins"
+	@echo "make bench   time our plugins beside the Go plugins"
+	@echo "make clean   remove what these made (.cache)"
+
+lab:
+	@tools/bootstrap lab
+
+tested:
+	@tools/bootstrap test
+	@CNI_PY_DEBS=$(DEBS) $(VENV)/bin/python tests/clients/fetch_debs.py >/dev/null
+
+demo: lab
+	@$(VENV)/bin/python netns-fixtures/demo.py
+
+test: tested
+	CI=$${CI:-true} CNI_PY_DEBS=$(DEBS) CNI_GO_BIN_DIR=$(GO) $(VENV)/bin/pytest -n 2 --dist loadgroup -q $(TESTS)
+
+bench: tested
+	@rm -rf .cache/bin && $(VENV)/bin/cni-py install --bin-dir .cache/bin --conf-dir .cache/net.d >/dev/null
+	@$(VENV)/bin/python bench/plugins.py --ours .cache/bin --go $(GO) --json .cache/bench.json $(BENCH)
+
+clean:
+	rm -rf .cache build
+
+.PHONY: help lab tested demo test bench clean
