@@ -313,6 +313,7 @@ class Lab:
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.nodes: dict[str, Node] = {}
+        self.namespaces: set[int] = set()  # inode numbers of all network namespaces it ever had
         self.background: list[Background] = []
         here = os.stat("/proc/self/ns/net")
         self.machine = (here.st_dev, here.st_ino)
@@ -379,6 +380,7 @@ class Lab:
         for fd in (net, mount):
             os.set_inheritable(fd, False)
         node = self.nodes[name] = Node(self, name, int(pid), net, mount)
+        self.namespaces.add(os.fstat(net).st_ino)
         node.python(wiring.settle)
         if role == "container" and "host" in self.nodes:
             self._ask("name", self["host"].pid, node.pid, name)

@@ -63,18 +63,18 @@ def take() -> dict[str, object]:
 def links(ipr: IPRoute, names: dict[int, str]) -> dict[str, dict[str, object]]:
     found = {}
     for link in ipr.get_links():
-        info = link.get("linkinfo")
-        slave = info.get("info_slave_data") if info else None
+        info = link.get_attr("IFLA_LINKINFO")
+        port = info.get_attr("IFLA_INFO_SLAVE_DATA") if info else None  # of a bridge
         found[names[link["index"]]] = {
-            "kind": info.get("info_kind") if info else None,
+            "kind": info.get_attr("IFLA_INFO_KIND") if info else None,
             "mac": link.get("address"),
             "mtu": link.get("mtu"),
             "flags": link["flags"] & (IFF_UP | IFF_PROMISC | IFF_ALLMULTI),
             "promiscuity": link.get("promiscuity"),
             "master": names.get(link.get("master")),
             "alias": link.get("ifalias"),
-            "hairpin": slave.get("brport_mode") if slave else None,
-            "isolated": slave.get("brport_isolated") if slave else None,
+            "hairpin": port.get_attr("IFLA_BRPORT_MODE") if port else None,
+            "isolated": port.get_attr("IFLA_BRPORT_ISOLATED") if port else None,
         }
     return found
 

@@ -146,6 +146,16 @@ def test_snapshot_notices(lab: Lab, damage: str) -> None:
     assert snapshot.difference(before, lab.snapshot("host")) != ""
 
 
+def test_snapshot_notices_what_a_bridge_port_is_set_to(lab: Lab) -> None:
+    lab["host"].run(["sh", "-c", "ip link add br0 type bridge; ip link set lan0 master br0"], check=True)
+    before = lab.snapshot("host")
+    for option in ("hairpin", "isolated"):
+        lab["host"].run(["ip", "link", "set", "lan0", "type", "bridge_slave", option, "on"], check=True)
+        after = lab.snapshot("host")
+        assert f'"{option}": 1' in snapshot.difference(before, after)
+        before = after
+
+
 def test_routed_topology_reaches_across_the_router() -> None:
     with Lab.from_yaml("routed.yaml") as lab:
         lab.serve("host", 80)

@@ -1,0 +1,310 @@
+"""The demo: connect two containers to a network, publish a port of one, and try every way to it. Nothing stays behind.
+
+Needs root, no daemon and no network: a throwaway host with its LAN and its containers is made of namespaces, the
+plugins are installed inside it with `cni-py install`, and the containers are connected with `cni-py-exec`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import picture
+import snapshot
+from lab import Lab, LabError, Node
+
+HERE = Path(__file__).parent
+CONFLIST = HERE.parent / "conf" / "cni-py.conflist"
+BIN_DIR = "/opt/cni/bin"  # of the throwaway host
+PORT, CONTAINER_PORT = 8080, 80
+POD_PORT = 9000  # of the process that joins the pod
+HOST = {4: "198.51.100.1", 6: "2001:db8:1::1"}
+CLIENT = {4: "198.51.100.7", 6: "2001:db8:1::7"}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+WELL, FAILED, LACKING, INTERRUPTED = 0, 1, 3, 128  # exit status; a signal adds its number
+PROMPT_S = 1.0  # "at once"
+
+
+class DemoError(Exception):
+    """The demo found something that is not as it must be."""
+
+
+class EnvironmentLacks(Exception):
+    """This machine cannot run the demo; says what is missing."""
+
+
+# Words
+
+
+def heading(text: str) -> None:
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")
+
+
+def say(text: str) -> None:
+    print(f"  {text}", flush=True)
+
+
+def command(name: str) -> str:
+    """One of our commands, installed beside the interpreter."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise EnvironmentLacks(f"{name} is not installed beside {sys.executable}: run `pip install .` there")
+    return str(path)
+
+
+def run(node: Node, *words: str) -> str:
+    """Show a command as it would be typed on the host, run it there, and return what it printed."""
+    say(f"# {' '.join([os.path.basename(words[0]), *words[1:]])}")
+    done = node.run(list(words), env={"CNI_PATH": BIN_DIR})
+    if done.returncode:
+        raise DemoError(
+            f"{os.path.basename(words[0])} ended with status {done.returncode}: {(done.stderr or done.stdout).strip()}"
+        )
+    return done.stdout
+
+
+# The paths to a published port
+
+
+@dataclass(frozen=True, slots=True)
+class Path4and6:
+    """A way to the published port, the same in both families."""
+
+    words: str
+    node: str  # who asks
+    target: dict[int, str]
+    source: dict[int, str] | None  # whom the container must see; None: the bridge's gateway
+
+    def expected(self, family: int, gateway: dict[int, str]) -> str:
+        return (self.source or gateway)[family]
+
+
+PATHS = [
+    Path4and6("a machine on the LAN", "client", HOST, CLIENT),
+    Path4and6("the host, by its own address", "host", HOST, HOST),
+    Path4and6("the host, by loopback", "host", LOOPBACK, None),
+    Path4and6("the other container", "other", HOST, None),
+    Path4and6("the container itself (hairpin)", "web", HOST, None),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    words: str
+    asked: str
+    outcome: str
+    well: bool
+
+
+def try_path(lab: Lab, path: Path4and6, family: int, gateway: dict[int, str]) -> Row:
+    """Fetch a page; [::1] must be refused at once, since NAT cannot serve it."""
+    address = path.target[family]
+    asked = f"[{address}]:{PORT}" if family == 6 else f"{address}:{PORT}"
+    started = time.monotonic()
+    try:
+        answer = lab.fetch(path.node, address, PORT)
+    except OSError as error:
+        prompt = isinstance(error, ConnectionRefusedError) and time.monotonic() - started < PROMPT_S
+        if address == LOOPBACK[6] and prompt:
+            return Row(path.words, asked, "refused at once: NAT cannot serve it, portfwd will", True)
+        return Row(path.words, asked, f"no page: {error}", False)
+    role = {CLIENT[family]: "the client itself", HOST[family]: "the host", gateway[family]: "the bridge's gateway"}
+    right = answer.name == "web" and answer.peer == path.expected(family, gateway)
+    return Row(
+        path.words,
+        asked,
+        f"page from {answer.name}, which saw {answer.peer} ({role.get(answer.peer, 'unexpected')})",
+        right,
+    )
+
+
+def table(rows: list[Row]) -> list[str]:
+    widths = [max(len(row.words) for row in rows), max(len(row.asked) for row in rows)]
+    lines = [f"  {'asked by'.ljust(widths[0])}  {'at'.ljust(widths[1])}  answer and source address the container saw"]
+    lines.append(f"  {'─' * widths[0]}  {'─' * widths[1]}  {'─' * 60}")
+    return lines + [
+        f"{'✓' if row.well else '✗'} {row.words.ljust(widths[0])}  {row.asked.ljust(widths[1])}  {row.outcome}"
+        for row in rows
+    ]
+
+
+# The steps
+
+
+def connect(lab: Lab) -> None:
+    """Install the plugins on the throwaway host and connect both containers."""
+    host = lab["host"]
+    heading("2. Install the plugins on that host")
+    run(host, command("cni-py"), "install", "--bin-dir", BIN_DIR, "--conf-dir", "/etc/cni/net.d")
+    heading("3. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), then portmap")
+    for name, options in (("web", ["-p", f"{PORT}:{CONTAINER_PORT}"]), ("other", [])):
+        text = run(host, command("cni-py-exec"), "add", str(CONFLIST), lab[name].netns, *options)
+        for line in text.rstrip().splitlines():
+            say(f"  {line}")
+
+
+def start_servers(lab: Lab) -> None:
+    heading("4. Start a web server in web, and a third process that joins its network namespace, as in a pod")
+    lab.serve("web", CONTAINER_PORT)
+    lab.serve("web", POD_PORT, says="sidecar", address="127.0.0.1")
+    answer = lab.fetch("web", "127.0.0.1", POD_PORT)
+    say(f"web asks 127.0.0.1:{POD_PORT} and {answer.name} answers: one network namespace, one loopback, two programs")
+
+
+def addresses(links: list[picture.Link], ifname: str) -> dict[int, str]:
+    """The address of each family on an interface, without its prefix length."""
+    texts = [text.partition("/")[0] for link in links if link.name == ifname for text in link.addresses]
+    return {6 if ":" in text else 4: text for text in texts}
+
+
+def show(lab: Lab, observed: dict[str, list[picture.Link]]) -> None:
+    heading("5. What there is now")
+    web = addresses(observed["web"], "eth0")
+    published = [f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}"]
+    processes = {"web": [f"server on :{CONTAINER_PORT}, sidecar on 127.0.0.1:{POD_PORT}"], "other": []}
+    containers = {
+        name: [line for link in observed[name] for line in picture.described(link)] + processes[name]
+        for name in processes
+    }
+    for line in picture.draw(observed["client"], observed["host"], containers, published):
+        say(line)
+
+
+def fetch_everywhere(lab: Lab, gateway: dict[int, str]) -> None:
+    heading(f"6. Fetch the page through the published port {PORT} on every path")
+    rows = [try_path(lab, path, family, gateway) for family in (4, 6) for path in PATHS]
+    print("\n".join(table(rows)))
+    if not all(row.well for row in rows):
+        raise DemoError("a path to the published port is not as it must be")
+
+
+def disconnect(lab: Lab, before: dict[str, object]) -> None:
+    """DEL both containers: each is empty again, and of the host only what all containers share is left."""
+    heading("7. Disconnect: DEL undoes the chain, last plugin first")
+    for name in ("other", "web"):
+        run(lab["host"], command("cni-py-exec"), "del", str(CONFLIST), lab[name].netns)
+    left = [link.name for name in ("web", "other") for link in lab[name].python(picture.observe)]
+    left += [link.name for link in lab["host"].python(picture.observe) if link.kind == "veth" and link.name != "lan0"]
+    if left:
+        raise DemoError(f"interfaces are left: {', '.join(left)}")
+    try:
+        lab.fetch("client", HOST[4], PORT)
+    except ConnectionRefusedError:
+        say(f"{HOST[4]}:{PORT} is refused again; no veth is left. The bridge stays: containers to come share it")
+    else:
+        raise DemoError("the published port still answers")
+
+
+def play(lab: Lab) -> None:
+    heading("1. A throwaway host")
+    say("made of namespaces: a host, a machine on its LAN, and two containers that have no network yet")
+    before = lab.snapshot("host")
+    connect(lab)
+    start_servers(lab)
+    observed = {name: lab[name].python(picture.observe) for name in ("client", "host", "web", "other")}
+    show(lab, observed)
+    bridge = next(link.name for link in observed["host"] if link.kind == "bridge")
+    fetch_everywhere(lab, addresses(observed["host"], bridge))
+    disconnect(lab, before)
+
+
+# Nothing is left
+
+
+def machine_state() -> dict[str, object]:
+    """What a careless demo would change on the machine itself; only looked at."""
+    paths = ("/run/netns", "/run/cni-py", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/opt/cni")
+    return {
+        "links": [link.name for link in picture.observe()],
+        "nftables": snapshot.ruleset(["nft", "-s", "list", "ruleset"]),
+        "mounts": Path("/proc/self/mountinfo").read_text(encoding="utf-8").count("\n"),
+        "files": {path: snapshot.tree(path) for path in paths if os.path.exists(path)},
+    }
+
+
+def inhabited(namespaces: set[int]) -> int:
+    """How many processes of the machine are in one of these network namespaces."""
+    count = 0
+    for process in Path("/proc").iterdir():
+        try:
+            count += process.name.isdigit() and (process / "ns/net").stat().st_ino in namespaces
+        except OSError:
+            continue
+    return count
+
+
+def prove_nothing_left(namespaces: set[int], before: dict[str, object]) -> None:
+    heading("8. Nothing is left")
+    processes = inhabited(namespaces)
+    if processes:
+        raise DemoError(f"{processes} processes are still in the demo's namespaces")
+    changes = snapshot.difference(before, machine_state())
+    if changes:
+        raise DemoError(f"the machine itself is not as before:\n{changes}")
+    say(
+        f"no process is in any of the {len(namespaces)} namespaces any more; links, firewall, mounts and files of the machine are as before"
+    )
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def interrupt(number: int, _: object) -> None:
+    """Once: a second signal does not disturb the taking down."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(INTERRUPTED + number)
+
+
+def check_environment() -> None:
+    if os.geteuid() != 0:
+        raise EnvironmentLacks("namespaces need root: run it with sudo")
+    if not CONFLIST.exists():
+        raise EnvironmentLacks(f"{CONFLIST} is missing")
+    for name in ("cni-py", "cni-py-exec"):
+        command(name)
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Run a step and turn its end into an exit status, with a word on what happened."""
+    try:
+        action()
+    except EnvironmentLacks as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return LACKING
+    except (DemoError, LabError, OSError, subprocess.SubprocessError) as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
+        return FAILED
+    except SystemExit as end:
+        print("\ndemo: interrupted", file=sys.stderr)
+        return int(end.code or INTERRUPTED)
+    return WELL
+
+
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None).parse_args()
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
+    lab = Lab.from_yaml("demo.yaml")
+
+    def perform() -> None:
+        with lab:
+            play(lab)
+
+    status = guarded(check_environment)
+    if status == WELL:
+        before = machine_state()
+        status = guarded(perform)
+        status = guarded(lambda: prove_nothing_left(lab.namespaces, before)) or status
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

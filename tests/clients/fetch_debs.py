@@ -1,0 +1,116 @@
+"""Debian packages for the tests, unpacked into a directory and never installed: nothing of theirs is started.
+
+    python3 tests/clients/fetch_debs.py [DIRECTORY]     downloads what is missing there, prints the directory
+
+The directory is $CNI_PY_DEBS, or debs/ in $XDG_CACHE_HOME/cni-py, or .cache/debs in the checkout. All packages share
+one tree (usr/bin, usr/sbin, usr/lib/cni, ...), together with those of their dependencies that the machine lacks.
+Only the standard library is used, so that a Makefile can run it before there is a virtual environment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# The reference plugins, a runtime that uses them, and the only program its containers need.
+PACKAGES = ("containerd", "runc", "containernetworking-plugins", "busybox-static")
+DOWNLOAD_S = 600  # 36 MB; a slow mirror is no reason to fail
+
+
+class Unavailable(Exception):
+    """apt cannot give a package; the text says which and why."""
+
+
+def default_directory() -> Path:
+    if given := os.environ.get("CNI_PY_DEBS"):
+        return Path(given)
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "cni-py" / "debs"
+    return Path(__file__).resolve().parents[2] / ".cache" / "debs"
+
+
+def fetch(directory: Path | None = None, packages: tuple[str, ...] = PACKAGES) -> Path:
+    """Return the directory, after unpacking those of the packages that are not in it yet."""
+    root = directory or default_directory()
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = root / ".packages"
+        have = set(done.read_text().split()) if done.exists() else set()
+        missing = [package for package in packages if package not in have]
+        if missing:
+            needed = with_dependencies(missing)
+            unpack(needed, root)
+            done.write_text("\n".join(sorted(have.union(needed))) + "\n")
+    return root
+
+
+def with_dependencies(packages: list[str]) -> list[str]:
+    """Return the packages and what they depend on, without what is installed. The first alternative of `a | b` counts."""
+    needed: list[str] = []
+    wanted = packages
+    while wanted:
+        needed += wanted
+        wanted = [name for name in dependencies(wanted) if name not in needed and not is_installed(name)]
+    return needed
+
+
+def dependencies(packages: list[str]) -> list[str]:
+    listing = run_apt(["apt-cache", "depends", "--important", "--no-recommends", *packages])
+    names: dict[str, None] = {}
+    follows_alternative = False
+    for line in listing.splitlines():
+        kind, _, name = line.strip().partition(": ")
+        if kind.lstrip("|") in ("Depends", "PreDepends") and not follows_alternative and not name.startswith("<"):
+            names[name.partition(":")[0]] = None
+        follows_alternative = kind.startswith("|")
+    return list(names)
+
+
+def is_installed(package: str) -> bool:
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.startswith("installed")
+
+
+def unpack(packages: list[str], root: Path) -> None:
+    # apt drops its privileges for a download when it may write there as its own user, and warns otherwise.
+    with tempfile.TemporaryDirectory(prefix="cni-py-debs-") as folder:
+        Path(folder).chmod(0o777)
+        run_apt(["apt-get", "--quiet", "--quiet", "download", *packages], folder)
+        for archive in sorted(Path(folder).glob("*.deb")):
+            subprocess.run(["dpkg-deb", "--extract", archive, root], check=True, timeout=DOWNLOAD_S)
+
+
+def run_apt(command: list[str], folder: str = "/") -> str:
+    """Run an apt command; when it fails, once more after an update: a fresh machine has no lists of packages."""
+    done = run(command, folder)
+    if done.returncode:
+        run(["apt-get", "--quiet", "--quiet", "update"], "/")
+        done = run(command, folder)
+    if done.returncode:
+        raise Unavailable(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def run(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=DOWNLOAD_S
+    )
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        print(fetch(Path(arguments[0]) if arguments else None))
+    except (Unavailable, OSError, subprocess.SubprocessError) as error:
+        print(f"fetch_debs: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

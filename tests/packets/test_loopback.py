@@ -1,0 +1,130 @@
+"""What must not get in: packets to 127.0.0.0/8 from a neighbour, and anything to a port published on 127.0.0.1 alone.
+
+Publishing on loopback needs route_localnet, and DNAT happens before the kernel drops such packets as martians: without a
+rule of its own every neighbour of the host reaches the port (plugins#481, CVE-2020-8558). The Go plugins have none.
+"""
+
+from __future__ import annotations
+
+import pytest
+from conversation import CLIENT, DNS, HOST, WEB, conversation
+from lab import Lab, Wire
+from runtime import GATEWAY, Network, mapping
+
+LOCAL_WEB = 8081  # published on 127.0.0.1 alone
+HOST_SERVICE = 9000  # the host's own, listening on 127.0.0.1
+
+
+def ifmac(lab: Lab, name: str, ifname: str) -> str:
+    def read() -> str:
+        with open(f"/sys/class/net/{ifname}/address", encoding="ascii") as file:
+            return file.read().strip()
+
+    return lab[name].python(read)
+
+
+def attack(lab: Lab, name: str, ifname: str, source: str, mac: str) -> None:
+    """Frames to 127.0.0.1 and 127.0.0.9, addressed at the link layer to the host."""
+    from scapy.layers.inet import IP, TCP, UDP
+    from scapy.layers.l2 import Ether
+
+    frames = []
+    for target in ("127.0.0.1", "127.0.0.9"):
+        packet = Ether(src=ifmac(lab, name, ifname), dst=mac) / IP(src=source, dst=target)
+        frames += [
+            packet / UDP(sport=40000, dport=DNS) / b"attack",
+            packet / TCP(sport=40000, dport=WEB, flags="S"),
+            packet / TCP(sport=40000, dport=LOCAL_WEB, flags="S"),
+            packet / UDP(sport=40000, dport=HOST_SERVICE) / b"attack",
+        ]
+    lab.send(name, ifname, *frames)
+
+
+def arrived(wire: Wire) -> list[str]:
+    """Frames of the attack, whatever became of their destination."""
+    from scapy.layers.inet import TCP, UDP
+
+    found = []
+    for packet in wire.packets():
+        transport = packet.getlayer(TCP) or packet.getlayer(UDP)
+        if transport is not None and 40000 in (transport.sport, transport.dport):
+            found.append(packet.summary())
+    return found
+
+
+@pytest.fixture
+def local(network: Network) -> Network:
+    """c1 published on every address and, on another port, on 127.0.0.1 alone; the host has a service on 127.0.0.1."""
+    network.attach("c1", mapping(WEB, 80), mapping(DNS, 53, "udp"), mapping(LOCAL_WEB, 80, host_ip="127.0.0.1"))
+    network.attach("c2")
+    network.lab.serve("c1", 80)
+    network.lab.serve("c1", 53, "udp")
+    network.lab.serve("host", HOST_SERVICE, "udp", address="127.0.0.1")
+    return network
+
+
+def test_port_on_loopback_answers_the_host_alone(local: Network) -> None:
+    assert local.lab.fetch("host", "127.0.0.1", LOCAL_WEB).peer == GATEWAY[4]
+    for name in ("client", "c2", "host"):
+        with pytest.raises(ConnectionRefusedError):
+            local.lab.fetch(name, HOST[4], LOCAL_WEB)
+
+
+@pytest.mark.ours_alone
+def test_neighbour_on_the_lan_reaches_nothing_through_loopback_addresses(local: Network) -> None:
+    lab = local.lab
+    with (
+        lab.capture("c1", "eth0") as container,
+        lab.capture("host", "lo") as loopback,
+        lab.capture("client", "eth0") as wire,
+    ):
+        attack(lab, "client", "eth0", CLIENT[4], ifmac(lab, "host", "lan0"))
+        assert lab.fetch("client", HOST[4], WEB).name == "c1"  # what came after it has arrived
+    assert conversation(local, container) == ["client > c1:80", "c1:80 > client"]
+    assert arrived(container) == []
+    assert arrived(loopback) == []
+    assert len(arrived(wire)) == 8  # sent, and not one answer
+
+
+@pytest.mark.ours_alone
+def test_container_reaches_nothing_through_loopback_addresses(local: Network) -> None:
+    """The bridge is the interface that has route_localnet, so this is where the host's own loopback would be open."""
+    lab = local.lab
+    with (
+        lab.capture("c1", "eth0") as container,
+        lab.capture("host", "lo") as loopback,
+        lab.capture("c2", "eth0") as wire,
+    ):
+        attack(lab, "c2", "eth0", local.address("c2", 4), local.mac("c2", "cni0"))
+        assert lab.fetch("c2", HOST[4], WEB).name == "c1"
+    assert conversation(local, container) == ["gateway > c1:80", "c1:80 > gateway"]
+    assert arrived(container) == []
+    assert arrived(loopback) == []
+    assert len(arrived(wire)) == 8
+
+
+def test_host_still_reaches_its_own_loopback(local: Network) -> None:
+    assert local.lab.fetch("host", "127.0.0.1", HOST_SERVICE, "udp").peer == "127.0.0.1"
+
+
+def test_port_on_one_host_address_is_closed_on_the_others(network: Network) -> None:
+    lab = network.lab
+    lab["host"].run(["ip", "addr", "add", "198.51.100.2/24", "dev", "lan0"], check=True)
+    network.attach("c1", mapping(WEB, 80, host_ip="198.51.100.2"))
+    lab.serve("c1", 80)
+    assert lab.fetch("client", "198.51.100.2", WEB).peer == CLIENT[4]
+    for address in (HOST[4], HOST[6]):
+        with pytest.raises(ConnectionRefusedError):
+            lab.fetch("client", address, WEB)
+
+
+def test_traffic_through_the_host_to_somebody_elses_port_is_left_alone(network: Network) -> None:
+    """A published 8080 is the host's; 8080 of another machine is not (advisory GHSA-jv3w-x3r3-g6rm)."""
+    lab = network.lab
+    network.attach("c1", mapping(WEB, 80))
+    network.attach("c2")
+    lab.serve("c1", 80)
+    lab.serve("client", WEB)
+    for family in (4, 6):
+        assert lab.fetch("c2", CLIENT[family], WEB).name == "client"
+        assert lab.fetch("host", CLIENT[family], WEB).name == "client"
