@@ -1,6 +1,10 @@
-"""Which plugin an executable runs: all executables are one launcher under different names."""
+"""Which plugin an executable runs: all executables are one launcher under different names.
 
-import os
+Clients run VERSION of every plugin of every configuration before anything else, so that path imports nothing but this
+module and `version`: neither `os` nor the plugin.
+"""
+
+import posix
 import sys
 
 TYPE_CHECKING = False
@@ -13,16 +17,22 @@ LAUNCHER_MAX = 1024  # bytes; ours is far smaller
 
 def main() -> None:
     """Run the plugin named like the executable, and end without the interpreter's clean-up, which has nothing to do."""
-    from cni_py import skel
-
     name = sys.argv[0].rpartition("/")[2]
-    status = skel.main(name, load)
+    if posix.environ.get(b"CNI_COMMAND") == b"VERSION":
+        from cni_py import version
+
+        posix.write(1, version.reply().encode())
+        status = 0
+    else:
+        from cni_py import skel
+
+        status = skel.main(name, load)
     sys.stderr.flush()
-    os._exit(status)
+    posix._exit(status)
 
 
 def load(name: str) -> "Plugin":
-    """The plugin of that type; KeyError for one that is not ours."""
+    """The plugin of that type. KeyError for one that is not ours."""
     module = "cni_py.plugins." + MODULES[name]
     __import__(module)
     plugin: Plugin = sys.modules[module].PLUGIN
@@ -31,6 +41,8 @@ def load(name: str) -> "Plugin":
 
 def is_own_launcher(path: str) -> bool:
     """Whether the executable at `path` is a launcher of this very installation."""
+    import os
+
     if path.rpartition("/")[2] not in MODULES:
         return False
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -57,7 +57,8 @@ def _run(name: str, plugin: "Callable[[], Plugin]") -> int:
     if not verb:
         return _about(name, plugin)
     if verb == "VERSION":
-        return _version(plugin)
+        _write(version.reply(plugin().versions or version.SUPPORTED))
+        return 0
     _check_environment(verb, os.environ)
     from cni_py.netconf import NetConf
 
@@ -75,12 +76,6 @@ def _about(name: str, plugin: "Callable[[], Plugin]") -> int:
 
     versions = ", ".join(plugin().versions or version.SUPPORTED)
     sys.stderr.write(f"CNI {name} plugin v{__version__}\nCNI protocol versions supported: {versions}\n")
-    return 0
-
-
-def _version(plugin: "Callable[[], Plugin]") -> int:
-    versions = '","'.join(plugin().versions or version.SUPPORTED)
-    _write(f'{{"cniVersion":"{version.SUPPORTED[-1]}","supportedVersions":["{versions}"]}}\n')
     return 0
 
 

@@ -3,7 +3,9 @@
 A family is the versions whose results have one form (SPEC.md, appendix on results; libcni's types/020, 040 and 100).
 """
 
-from cni_py.errors import DecodingFailure
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
@@ -15,6 +17,8 @@ def parse(text: str) -> tuple[int, int, int]:
         return (0, 1, 0)
     parts = text.split(".")
     if len(parts) > 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        from cni_py.errors import DecodingFailure  # here: VERSION needs this module and nothing else
+
         raise DecodingFailure("invalid cniVersion", text)
     major, minor, micro = (int(part) for part in [*parts, "0", "0"][:3])
     return (major, minor, micro)
@@ -30,3 +34,9 @@ def family(version: str) -> tuple[str, ...]:
         if (version or "0.1.0") in members:
             return members
     return ()
+
+
+def reply(supported: "Sequence[str]" = SUPPORTED) -> str:
+    """The answer to VERSION (SPEC.md section 2): one line; cniVersion is the newest there is, whatever the plugin supports."""
+    listed = '","'.join(supported)
+    return f'{{"cniVersion":"{SUPPORTED[-1]}","supportedVersions":["{listed}"]}}\n'
