@@ -1,0 +1,116 @@
+"""Connection tracking: forget UDP flows that an added or removed port mapping has made wrong.
+
+The kernel decides about NAT once, with the first packet of a flow. UDP flows of a client that keeps sending never end, so
+they would go on reaching the host, or a container that is gone.
+
+Sources: Linux include/uapi/linux/netfilter/nfnetlink_conntrack.h; net/netfilter/nf_internals.h for the filter's bits.
+"""
+
+import _struct
+import errno
+
+from cni_py.kernel.netlink import NETLINK_NETFILTER, NLM_F_DUMP, Socket, attr, attrs, nested
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+_SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
+IPCTNL_MSG_CT_NEW, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = (_SUBSYSTEM | number for number in (0, 1, 2))
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE, CTA_FILTER = 1, 2, 12, 18, 25
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
+CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
+CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
+CTA_FILTER_F_CTA_PROTO_NUM, CTA_FILTER_F_CTA_PROTO_DST_PORT = 1 << 3, 1 << 5
+AF_INET, AF_INET6 = 2, 10
+UDP = 17
+
+_U32 = _struct.Struct("=I")
+
+
+class Flow:
+    """A tracked UDP flow: where its first packet went (`dst`, `dst_port`), and who answers."""
+
+    __slots__ = ("_attributes", "dst", "dst_port", "family", "replier")
+
+    def __init__(self, body: bytes) -> None:
+        self.family = body[0]
+        self._attributes = attrs(body[4:])
+        self.dst, self.dst_port = _ends(self._attributes[CTA_TUPLE_ORIG])
+        self.replier = _source(self._attributes[CTA_TUPLE_REPLY])
+
+    def body(self) -> bytes:
+        """What names this flow, and no later one with the same addresses, in a request."""
+        named = (CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID)
+        return bytes((self.family, 0, 0, 0)) + b"".join(
+            (nested if kind == CTA_TUPLE_ORIG else attr)(kind, self._attributes[kind])
+            for kind in named
+            if kind in self._attributes
+        )
+
+
+def forget_udp(ip_length: int, ports: "Collection[int]", wrong: "Callable[[Flow], bool]") -> int:
+    """Delete the UDP flows of a family (addresses of 4 or 16 bytes) to one of `ports` that are `wrong`; returns how many.
+
+    A flow that ends meanwhile counts as forgotten.
+    """
+    socket = Socket(NETLINK_NETFILTER)
+    forgotten = 0
+    try:
+        for flow in list(_flows(socket, AF_INET if ip_length == 4 else AF_INET6, ports)):
+            if wrong(flow):
+                forgotten += _delete(socket, flow)
+    finally:
+        socket.close()
+    return forgotten
+
+
+def _delete(socket: Socket, flow: Flow) -> bool:
+    try:
+        socket.request(IPCTNL_MSG_CT_DELETE, 0, flow.body())
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
+def _flows(socket: Socket, family: int, ports: "Collection[int]") -> "Iterator[Flow]":
+    """The kernel chooses by protocol, and by port when it is one (since Linux 5.8; an older one shows all)."""
+    known = [attr(CTA_PROTO_NUM, bytes((UDP,)))]
+    flags = CTA_FILTER_F_CTA_PROTO_NUM
+    if len(ports) == 1:
+        known.append(attr(CTA_PROTO_DST_PORT, next(iter(ports)).to_bytes(2, "big")))
+        flags |= CTA_FILTER_F_CTA_PROTO_DST_PORT
+    body = (
+        bytes((family, 0, 0, 0))
+        + nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_PROTO, *known))
+        + nested(
+            CTA_FILTER,
+            attr(CTA_FILTER_ORIG_FLAGS, _U32.pack(flags)),
+            attr(CTA_FILTER_REPLY_FLAGS, _U32.pack(0)),
+        )
+    )
+    for kind, answer in socket.request(IPCTNL_MSG_CT_GET, NLM_F_DUMP, body):
+        if kind == IPCTNL_MSG_CT_NEW and _is_udp(answer):
+            flow = Flow(answer)
+            if flow.dst_port in ports:
+                yield flow
+
+
+def _is_udp(body: bytes) -> bool:
+    proto = attrs(attrs(attrs(body[4:]).get(CTA_TUPLE_ORIG, b"")).get(CTA_TUPLE_PROTO, b""))
+    return proto.get(CTA_PROTO_NUM) == bytes((UDP,))
+
+
+def _ends(direction: bytes) -> tuple[bytes, int]:
+    """Destination address and port of one direction."""
+    found = attrs(direction)
+    ips, proto = attrs(found[CTA_TUPLE_IP]), attrs(found[CTA_TUPLE_PROTO])
+    return ips.get(CTA_IP_V4_DST) or ips[CTA_IP_V6_DST], int.from_bytes(proto[CTA_PROTO_DST_PORT], "big")
+
+
+def _source(direction: bytes) -> bytes:
+    ips = attrs(attrs(direction)[CTA_TUPLE_IP])
+    return ips.get(CTA_IP_V4_SRC) or ips[CTA_IP_V6_SRC]

@@ -1,0 +1,53 @@
+"""libnftables, through the netfilter project's own Python module: what makes tables, chains and rules.
+
+Off the direct path: loading it takes longer than a whole ADD (18 to 22 ms), so it is used when something is missing only.
+"""
+
+import os
+import sys
+
+from cni_py.errors import CniError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# Where distributions put the module (Debian: python3-nftables). Not from elsewhere on sys.path: PyPI has a stale copy.
+FOLDERS = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_info[1]}/site-packages")
+
+
+def run(text: str) -> None:
+    """Do `text`, one command a line, as one transaction. CniError with the whole of it when nft refuses.
+
+    `text` must be made of constants and of values whose characters have been checked.
+    """
+    status, _, refusal = binding().Nftables().cmd(text)
+    if status != 0:  # nft's caret can point at the wrong line of several: show them all
+        raise CniError("nftables refused a change of its table cni_py", f"{str(refusal).strip()}\nin:\n{text.strip()}")
+
+
+def binding() -> "ModuleType":
+    """The module `nftables`, also when the interpreter is not the distribution's. CniError when it is not installed."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    if "nftables" in sys.modules:
+        return sys.modules["nftables"]
+    for folder in FOLDERS:
+        path = f"{folder}/nftables/__init__.py"
+        spec = spec_from_file_location("nftables", path) if os.path.exists(path) else None
+        if spec is None or spec.loader is None:
+            continue
+        module = module_from_spec(spec)
+        sys.modules["nftables"] = module  # before it runs, since it imports its own submodule
+        try:
+            spec.loader.exec_module(module)
+            module.Nftables()
+        except (ImportError, OSError, AttributeError) as error:
+            del sys.modules["nftables"]
+            raise _missing(str(error)) from error
+        return module
+    raise _missing(f"looked in {', '.join(FOLDERS)}")
+
+
+def _missing(why: str) -> CniError:
+    return CniError("libnftables and its Python module are needed (Debian: apt install python3-nftables)", why)

@@ -1,0 +1,442 @@
+"""Operations on nftables: elements of the constant tables in kernel/nftables.py, each with its attachment in its comment."""
+
+import errno
+import sys
+
+from cni_py import portclaims
+from cni_py.addr import Address, mac_text, parse_address, parse_ip
+from cni_py.engine import Op
+from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.kernel import rtnl, sysctl
+from cni_py.kernel.netlink import attr
+from cni_py.kernel.nftables import BRIDGE, INET, Change, Element, NftUnavailable, concat, ifname_key
+from cni_py.locks import nftables_lock
+from cni_py.portclaims import Claimant, Draft
+from cni_py.portmappings import Mapping, condition_id, parse_mappings, vetted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cni_py.kernel.conntrack import Flow
+    from cni_py.kernel.context import Kernel
+    from cni_py.kernel.rtnl import Link, Rtnl
+    from cni_py.records import Attachment
+
+FAMILY_NAMES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
+
+
+def masquerade(addresses: "Iterable[Address]") -> list[Op]:
+    """What bridge's ipMasq needs for the container's addresses."""
+    return [Masquerade(address=str(address)) for address in addresses]
+
+
+def spoof_check(host_veth: str, mac: bytes) -> list[Op]:
+    """What bridge's macspoofchk needs."""
+    return [CheckSource(name=host_veth, mac=mac)]
+
+
+def chain_name(kind: str, address: Address) -> str:
+    """inside_10.1.2.0_24, outside_fd00--_64: the chain of a subnet, in characters that nft takes."""
+    return f"{kind}_{address.network()}".replace(":", "-").replace("/", "_")
+
+
+def inside_chain(address: Address) -> str:
+    """Text for the chain that masquerades what a published port's client in the container's own subnet sends.
+
+    So does a client on the host's loopback. Otherwise the answer would not come back through the host, or not at all.
+    """
+    ip, _ = FAMILY_NAMES[address.family]
+    sources = [str(address.network())] + (["127.0.0.0/8"] if address.family == 4 else [])
+    return _chain(chain_name("inside", address), [f"{ip} saddr {source} masquerade" for source in sources])
+
+
+def outside_chain(address: Address) -> str:
+    """Text for the chain that masquerades whatever leaves the subnet."""
+    ip, _ = FAMILY_NAMES[address.family]
+    return _chain(chain_name("outside", address), [f"{ip} daddr {address.network()} return", "masquerade"])
+
+
+def conditions_chain(family: int, condition: str) -> str:
+    """Text for the chain and maps of a set of conditions, whose words have been vetted."""
+    ip, addr = FAMILY_NAMES[family]
+    name = condition_id(family, condition)
+    condition = vetted([condition], f"conditionsV{family}")  # again: it may come from a file
+    maps = (
+        f"add map inet cni_py specific{name} {{ type {addr} . inet_proto . inet_service : {addr} . inet_service; }}\n"
+        f"add map inet cni_py any{name} {{ type inet_proto . inet_service : {addr} . inet_service; }}\n"
+    )
+    rules = [
+        f"{condition} dnat {ip} to {ip} daddr . meta l4proto . th dport map @specific{name}",
+        f"{condition} dnat {ip} to meta l4proto . th dport map @any{name}",
+    ]
+    return maps + _chain(f"conditions{name}", rules)
+
+
+def _chain(name: str, rules: list[str]) -> str:
+    lines = [f"add chain inet cni_py {name}", f"flush chain inet cni_py {name}"]
+    return "\n".join(lines + [f"add rule inet cni_py {name} {rule}" for rule in rules]) + "\n"
+
+
+def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], str]") -> None:
+    """Send a transaction; when a chain is not there (or somebody flushed the table), make what lacks and send it again."""
+    try:
+        kernel.nft.transaction(changes)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        from cni_py.kernel import libnftables
+
+        kernel.nft.current.clear()
+        for family in {change.family for change in changes}:
+            kernel.nft.ensure_table(family)
+        libnftables.run(chains())
+        kernel.nft.transaction(changes)
+
+
+def put(kernel: "Kernel", set_name: str, element: Element, chain: str = "", family: int = INET) -> bool:
+    """Put in one element of our own, in place of one that another attachment left. False when it is there already."""
+    with nftables_lock():
+        kernel.nft.ensure_table(family)
+        before = kernel.nft.get(set_name, (element.key,), family).get(element.key)
+        if before == element:
+            return False
+        changes = [Change(False, set_name, [before], family)] if before is not None else []
+        commit(kernel, [*changes, Change(True, set_name, [element], family)], lambda: chain)
+    return True
+
+
+def take(kernel: "Kernel", set_name: str, key: bytes, family: int = INET) -> None:
+    """Take out one element if it is our own."""
+    with nftables_lock():
+        try:
+            found = kernel.nft.get(set_name, (key,), family).get(key)
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        if found is not None and found.comment[: portclaims.HEX] == kernel.key.hex:
+            kernel.nft.transaction([Change(False, set_name, [found], family)])
+
+
+def sweep(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", *sets: tuple[str, int]) -> None:
+    """GC: take out the elements of attachments of `network` that are not valid, record or not, from `sets` of a table."""
+    living = {key.hex for key in valid}
+    with nftables_lock():
+        changes = []
+        for set_name, family in sets:
+            stale = [
+                element
+                for element in kernel.nft.dump(set_name, family)
+                if portclaims.network_of(element) == network and element.comment[: portclaims.HEX] not in living
+            ]
+            if stale:
+                changes.append(Change(False, set_name, stale, family))
+        kernel.nft.transaction(changes)
+
+
+def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", only: str = "") -> None:
+    """GC: the same for published ports; with `only` those of one attachment, by its hex."""
+    living = {key.hex for key in valid}
+    with nftables_lock():
+        draft = Draft(kernel.nft)
+        for hexed in {only} if only else portclaims.holders_in(draft, network) - living:
+            portclaims.evict(draft, hexed)
+        kernel.nft.transaction(draft.changes())
+
+
+class Masquerade(Op):
+    """What the container sends out of its subnet leaves with the host's address."""
+
+    address: str
+    owned = True
+    line = "host: nft element of map masquerade4 or 6: what {address} sends out of its subnet is masqueraded"
+
+    def __init__(self, **values: object) -> None:
+        super().__init__(**values)
+        parse_address(self.address)  # ValueError: a damaged record
+
+    def element(self, kernel: "Kernel") -> tuple[str, Element]:
+        """The map, and the element in it."""
+        address = parse_address(self.address)
+        name = chain_name("outside", address)
+        return f"masquerade{address.family}", Element(address.packed, name, kernel.key.comment)
+
+    def apply(self, kernel: "Kernel") -> bool:
+        set_name, element = self.element(kernel)
+        return put(kernel, set_name, element, outside_chain(parse_address(self.address)))
+
+    def undo(self, kernel: "Kernel") -> None:
+        set_name, element = self.element(kernel)
+        take(kernel, set_name, element.key)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        set_name, element = self.element(kernel)
+        found = kernel.nft.get(set_name, (element.key,)).get(element.key)
+        return None if found == element else f"nftables map {set_name} does not masquerade {self.address}"
+
+
+class CheckSource(Op):
+    """Frames from the container with another MAC than its own are dropped."""
+
+    name: str
+    mac: bytes
+    owned = True
+    line = "host: nft elements of the bridge table: frames from {name} are dropped unless they come from {mac}"
+
+    def elements(self, kernel: "Kernel") -> tuple[tuple[str, Element], ...]:
+        """The set and the element in it, the permission first."""
+        name = ifname_key(self.name)
+        return (
+            ("spoof_allowed", Element(concat(name, self.mac), None, kernel.key.comment)),
+            ("spoof_checked", Element(name, None, kernel.key.comment)),
+        )
+
+    def apply(self, kernel: "Kernel") -> bool:
+        new = [put(kernel, set_name, element, family=BRIDGE) for set_name, element in self.elements(kernel)]
+        return any(new)
+
+    def undo(self, kernel: "Kernel") -> None:
+        for set_name, element in reversed(self.elements(kernel)):
+            take(kernel, set_name, element.key, BRIDGE)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        for set_name, element in self.elements(kernel):
+            if not kernel.nft.get(set_name, (element.key,), BRIDGE):
+                return f"nftables set {set_name} of table bridge cni_py has lost {self.name} {mac_text(self.mac)}"
+        return None
+
+
+class AllowLoopbackClients(Op):
+    """Processes of the host reach the container through 127.0.0.0/8; nobody beyond that interface reaches 127.0.0.0/8.
+
+    route_localnet makes the kernel accept such addresses there in both directions, so the drop is put in first.
+    """
+
+    address: str
+    line = "host: 127.0.0.0/8 may talk to {address} (route_localnet) and is closed to what comes from there"
+
+    def apply(self, kernel: "Kernel") -> bool:
+        link = interface_towards(kernel.host, parse_ip(self.address))
+        if link is None:
+            return False
+        guard = Element(ifname_key(link.name))
+        with nftables_lock():
+            kernel.nft.ensure_table()
+            if not kernel.nft.get("local_links", (guard.key,)):
+                kernel.nft.transaction([Change(True, "local_links", [guard])])
+        return sysctl.write(f"ipv4/conf/{link.name}/route_localnet", "1")
+
+    def check(self, kernel: "Kernel") -> str | None:
+        link = interface_towards(kernel.host, parse_ip(self.address))
+        if link is None or sysctl.read(f"ipv4/conf/{link.name}/route_localnet") != "1":
+            return None
+        guard = kernel.nft.get("local_links", (ifname_key(link.name),))
+        return None if guard else f"the host's loopback is open to {link.name}: nftables set local_links has lost it"
+
+
+def interface_towards(host: "Rtnl", ip: bytes) -> "Link | None":
+    """The interface of the host on whose own network `ip` is; None when it is behind a router, or nowhere."""
+    header = bytes((2 if len(ip) == 4 else 10, 8 * len(ip))) + bytes(10)  # struct rtmsg, linux/rtnetlink.h
+    try:
+        answers = host.request(rtnl.RTM_GETROUTE, 0, header + attr(rtnl.RTA_DST, ip))
+    except OSError as error:
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ESRCH):
+            return None
+        raise
+    route = rtnl.Route(answers[0][1])
+    return host.link(route.index) if route.gw is None and route.index else None
+
+
+class ReflectToPort(Op):
+    """The bridge may send a frame back to the port it came from.
+
+    Needed for a container that talks to itself through a published port where bridged packets pass the IP rules
+    (net.bridge.bridge-nf-call-iptables): they are then redirected before the host's own stack has seen them.
+    """
+
+    name: str
+    line = "host: hairpin on for {name}, if it is a port of a bridge"
+
+    def apply(self, kernel: "Kernel") -> bool:
+        link = kernel.host.link(self.name)
+        if link is None or not link.master or link.hairpin:
+            return False
+        try:
+            kernel.host.set_bridge_port(link.index, hairpin=True)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # its master is no bridge
+                raise
+            return False
+        return True
+
+
+class PublishPorts(Op):
+    """Host ports lead to the container.
+
+    `ports` is the text of portmappings.Mapping, joined; `clients` says whose connections must be masqueraded for the
+    answer to come back: "subnet" (and the host's loopback), "all" or "none", for each of the container's `addresses`.
+    """
+
+    ports: str
+    addresses: str
+    clients: str
+    conditions4: str
+    conditions6: str
+    owned = True
+
+    def describe(self) -> str:
+        where = "".join(f", for IPv{n} if {text}" for n, text in self.conditions().items() if text)
+        return f"host: nft elements: publish {self.ports}{where}; masquerade from {self.clients} to {self.addresses}"
+
+    def conditions(self) -> dict[int, str]:
+        """By family."""
+        return {4: self.conditions4, 6: self.conditions6}
+
+    def chains(self) -> str:
+        """The chains that our elements jump to."""
+        text = ""
+        for family, condition in self.conditions().items():
+            text += conditions_chain(family, condition) if condition else ""
+        return text + "".join(inside_chain(parse_address(address)) for address in self.addresses.split())
+
+    def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
+        """The elements that masquerade clients, with their maps."""
+        found = []
+        for text in self.addresses.split() if self.clients != "none" else ():
+            address = parse_address(text)
+            chain = "masquerade_all" if self.clients == "all" else chain_name("inside", address)
+            found.append((f"hairpin{address.family}", Element(address.packed, chain, comment)))
+        return found
+
+    def apply(self, kernel: "Kernel") -> bool:
+        mappings = parse_mappings(self.ports)
+        with nftables_lock():
+            kernel.nft.ensure_table()
+            try:
+                changed = self._publish(kernel, mappings, Draft(kernel.nft, blind=True))
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                changed = self._publish(kernel, mappings, Draft(kernel.nft))
+        forget_flows(kernel, mappings, added=True)
+        return changed
+
+    def _publish(self, kernel: "Kernel", mappings: list[Mapping], draft: Draft) -> bool:
+        who = Claimant(kernel.key, self.conditions())
+        waiting: dict[str, list[Mapping]] = {}
+        portclaims.read_ahead(draft, who, mappings)
+        for mapping in mappings:
+            holder = portclaims.obtain(draft, who, mapping)
+            if holder:
+                waiting.setdefault(holder, []).append(mapping)
+        for set_name, element in self.hairpins(who.comment):
+            draft.put(set_name, element)
+        changes = draft.changes()
+        for holder, parts in waiting.items():
+            portclaims.wait_for(holder, who, ", ".join(map(str, parts)))
+        try:
+            commit(kernel, changes, self.chains)
+        except CniError as error:
+            if self.conditions4 or self.conditions6:
+                raise InvalidNetworkConfig("nftables does not take the conditions", error.details) from error
+            raise
+        return bool(changes or waiting)
+
+    def undo(self, kernel: "Kernel") -> None:
+        try:
+            mappings = parse_mappings(self.ports)
+            self.hairpins("")
+        except ValueError:  # a damaged record
+            sweep_ports(kernel, kernel.key.network, [], kernel.key.hex)
+            return
+        try:
+            with nftables_lock():
+                self._withdraw(kernel, mappings)
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        forget_flows(kernel, mappings, added=False)
+
+    def _withdraw(self, kernel: "Kernel", mappings: list[Mapping]) -> None:
+        draft = Draft(kernel.nft)
+        who = Claimant(kernel.key, self.conditions())
+        portclaims.read_ahead(draft, who, mappings)
+        others: set[str] = set()
+        for mapping in mappings:
+            others |= portclaims.release(draft, who, mapping)
+        for set_name, element in self.hairpins(who.comment):
+            if who.owns(draft.get(set_name, element.key)):
+                draft.remove(set_name, element.key)
+        for heir, text in portclaims.heirs(kernel.key):
+            _promote(draft, heir, text)
+        commit(kernel, draft.changes(), self.chains)
+        portclaims.forget_heirs(kernel.key)
+        for holder in others:
+            portclaims.stop_waiting(holder, kernel.key)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        draft = Draft(kernel.nft)
+        who = Claimant(kernel.key, self.conditions())
+        mappings = parse_mappings(self.ports)
+        portclaims.read_ahead(draft, who, mappings)
+        for mapping in mappings:
+            lost = portclaims.lacking(draft, who, mapping)
+            if lost:
+                return f"host port {lost} is not published: {mapping}"
+        for set_name, element in self.hairpins(who.comment):
+            if draft.get(set_name, element.key) != element:
+                return f"nftables map {set_name} has lost the container's address"
+        return None
+
+
+def _promote(draft: Draft, heir: Claimant, text: str) -> None:
+    """The heir gets what it waits for, or goes on waiting for another attachment of its container that holds it."""
+    waiting: dict[str, list[str]] = {}
+    try:
+        mappings = parse_mappings(text)
+    except ValueError:  # a damaged file
+        return
+    for mapping in mappings:
+        try:
+            holder = portclaims.obtain(draft, heir, mapping)
+        except CniError as error:  # a third party was quicker: this DEL must not fail for it
+            sys.stderr.write(f"cni-py: {heir.key.label} does not get {mapping}: {error}\n")
+            continue
+        if holder:
+            waiting.setdefault(holder, []).append(str(mapping))
+    for holder, parts in waiting.items():
+        portclaims.wait_for(holder, heir, ", ".join(parts))
+
+
+def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:
+    """Forget the UDP flows that would go on as if the mappings had not been added, or not removed.
+
+    That is a help, not a condition: what fails is said on stderr.
+    """
+    for family in (4, 6):
+        concerned = [mapping for mapping in mappings if mapping.protocol == "udp" and mapping.family == family]
+        if concerned:
+            try:
+                _forget_flows(kernel, concerned, added=added)
+            except OSError as error:
+                sys.stderr.write(f"cni-py: cannot look through the tracked UDP flows: {error}\n")
+
+
+def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:
+    from cni_py.kernel.conntrack import forget_udp
+
+    by_port = {port: mapping for mapping in mappings if mapping.host_ip is None for port in mapping.ports}
+    by_address = {(mapping.host_ip, mapping.first): mapping for mapping in mappings if mapping.host_ip is not None}
+    own: set[bytes] = set()
+
+    def wrong(flow: "Flow") -> bool:
+        mapping = by_address.get((flow.dst, flow.dst_port)) or by_port.get(flow.dst_port)
+        if mapping is None:
+            return False
+        if not added:
+            return flow.replier == mapping.container_ip
+        if not own:
+            own.update(entry.address.packed for entry in kernel.host.addresses())
+        # a flow to an address that is not the host's is merely forwarded: not ours
+        return flow.replier != mapping.container_ip and (flow.dst in own or flow.dst[:1] == b"\x7f")
+
+    ports = by_port.keys() | {port for _, port in by_address}
+    forget_udp(len(mappings[0].container_ip), ports, wrong)

@@ -1,0 +1,455 @@
+"""Who holds which host port: the elements of port mappings in the table cni_py, and what happens when two want one.
+
+A port is taken as bind(2) sees it: any address against a specific one of the same family conflicts. Besides the element
+that a packet finds, each port has one in the map `claims4` or `claims6`, so that a conflict is an existing key:
+
+    published on any address          claims: proto . port : 0, with the holder's comment
+    published on specific addresses   claims: proto . port : how many there are; the holders' comments are on those
+
+The same container never conflicts with itself (podman gives all networks of a container the same mappings): the first
+attachment is served, the next waits as its heir, a file in the folder of the first's record, and takes over in the
+transaction that removes the first. A holder that is provably dead is replaced. All of this happens under the nft lock.
+"""
+
+import os
+import sys
+
+from cni_py import jsontext, records
+from cni_py.errors import CniError, InvalidNetns, PortInUse
+from cni_py.kernel import netns
+from cni_py.kernel.nftables import FAMILIES, RANGE_PROTOCOLS, Change, Element, Nft, concat, mark
+from cni_py.portmappings import PROTOCOLS, Mapping, condition_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cni_py.records import Attachment, Record
+
+PLUGIN = "portmap"  # whose records say whether a holder lives
+HEX = 16  # digits of a comment that name the attachment
+
+
+class Draft:
+    """A transaction in the making. Reading an element gives what will be there; only what differs is sent.
+
+    A `blind` draft takes every set for empty instead of asking: the usual case, in which nothing is there yet, then costs one
+    message, and a wrong guess is refused by the kernel as EEXIST.
+    """
+
+    __slots__ = ("_after", "_before", "_intervals", "_nft", "blind")
+
+    def __init__(self, nft: Nft, *, blind: bool = False) -> None:
+        self._nft = nft
+        self.blind = blind
+        self._before: dict[tuple[str, bytes], Element | None] = {}
+        self._after: dict[tuple[str, bytes], Element | None] = {}
+        self._intervals: list[Change] = []
+
+    def read(self, set_name: str, keys: "Sequence[bytes]") -> None:
+        """Ask for several elements at once, to have them at hand."""
+        unknown = [key for key in keys if (set_name, key) not in self._before]
+        found = {} if self.blind else self._nft.get(set_name, unknown)
+        for key in unknown:
+            self._before[set_name, key] = self._after[set_name, key] = found.get(key)
+
+    def get(self, set_name: str, key: bytes) -> Element | None:
+        self.read(set_name, (key,))
+        return self._after[set_name, key]
+
+    def put(self, set_name: str, element: Element) -> None:
+        """Put the element in place of whatever has its key."""
+        self.read(set_name, (element.key,))
+        self._after[set_name, element.key] = element
+
+    def remove(self, set_name: str, key: bytes) -> None:
+        """What is not there is removed already."""
+        self.read(set_name, (key,))
+        self._after[set_name, key] = None
+
+    def interval(self, set_name: str, first: Element, last: int, *, add: bool) -> None:
+        """Put in, or take out, the interval of ports from that of `first` to `last`."""
+        bounds = [first] if last == 65535 else [first, Element(port_key(last + 1), end=True)]
+        change = Change(add, set_name, bounds)
+        for other in self._intervals:
+            if (other.set_name, other.elements, other.add) == (set_name, bounds, not add):
+                self._intervals.remove(other)
+                return
+        self._intervals.append(change)
+
+    def dump(self, set_name: str) -> list[Element]:
+        """All elements that are there now."""
+        return self._nft.dump(set_name)
+
+    def changes(self) -> list[Change]:
+        """What has to be sent: removals, then additions, claims before anything else."""
+        gone: dict[str, list[Element]] = {}
+        new: dict[str, list[Element]] = {}
+        for place, after in self._after.items():
+            before = self._before[place]
+            if before != after:
+                if before is not None:
+                    gone.setdefault(place[0], []).append(before)
+                if after is not None:
+                    new.setdefault(place[0], []).append(after)
+        changes = [Change(False, name, elements) for name, elements in gone.items()]
+        changes += [Change(True, name, elements) for name, elements in sorted(new.items(), key=_claims_first)]
+        return changes + sorted(self._intervals, key=lambda change: change.add)
+
+
+def _claims_first(named: "tuple[str, list[Element]]") -> bool:
+    return not named[0].startswith("claims")
+
+
+def port_key(port: int) -> bytes:
+    """A key or value of type inet_service."""
+    return port.to_bytes(2, "big")
+
+
+def claim_key(mapping: Mapping, port: int) -> bytes:
+    """inet_proto . inet_service."""
+    return concat(bytes((PROTOCOLS[mapping.protocol],)), port_key(port))
+
+
+class Claimant:
+    """An attachment that publishes ports under conditions (by family)."""
+
+    __slots__ = ("comment", "conditions", "key")
+
+    def __init__(self, key: "Attachment", conditions: dict[int, str]) -> None:
+        self.key = key
+        self.comment = key.comment
+        self.conditions = conditions
+
+    def owns(self, element: Element | None) -> bool:
+        """Whether the element is there and carries our comment."""
+        return element is not None and element.comment[:HEX] == self.key.hex
+
+    def targets(self, mapping: Mapping, port: int) -> "Iterator[tuple[str, Element]]":
+        """The map elements that lead packets for one port of the mapping to its container."""
+        key, kind = claim_key(mapping, port), "any"
+        if mapping.host_ip is not None:
+            key, kind = mapping.host_ip + key, "specific"
+        container_port = mapping.container_port + port - mapping.first
+        target = Element(key, concat(mapping.container_ip, port_key(container_port)), self.comment)
+        condition = condition_id(mapping.family, self.conditions.get(mapping.family, ""))
+        if condition:
+            yield f"{kind}{condition}", target
+            yield f"conditional_{kind}{mapping.family}", Element(key, f"conditions{condition}", self.comment)
+        else:
+            yield f"{kind}{mapping.family}", target
+
+
+def claim(draft: Draft, who: Claimant, mapping: Mapping) -> None:
+    """Put the mapping in. Nobody may hold its ports."""
+    claims = f"claims{mapping.family}"
+    for port in mapping.ports:
+        key = claim_key(mapping, port)
+        if mapping.host_ip is None:
+            draft.put(claims, Element(key, mark(0), who.comment))
+        else:
+            draft.put(claims, Element(key, mark(_count(draft.get(claims, key)) + 1)))
+    if mapping.last > mapping.first:
+        start = Element(port_key(mapping.first), mapping.container_ip, who.comment)
+        draft.interval(_range_set(mapping), start, mapping.last, add=True)
+        return
+    for set_name, element in who.targets(mapping, mapping.first):
+        draft.put(set_name, element)
+
+
+def read_ahead(draft: Draft, who: Claimant, mappings: "Sequence[Mapping]") -> None:
+    """Ask in few messages for what release() will want to see of all the mappings."""
+    keys: dict[str, list[bytes]] = {}
+    for mapping in mappings:
+        keys.setdefault(f"claims{mapping.family}", []).extend(claim_key(mapping, port) for port in mapping.ports)
+        for set_name, element in who.targets(mapping, mapping.first) if mapping.first == mapping.last else ():
+            keys.setdefault(set_name, []).append(element.key)
+    for set_name, wanted in keys.items():
+        draft.read(set_name, wanted)
+
+
+def release(draft: Draft, who: Claimant, mapping: Mapping) -> set[str]:
+    """Take out what `who` holds of the mapping; returns the hex of the others who hold some of its ports."""
+    claims = f"claims{mapping.family}"
+    others = {_holder(draft, mapping, port) for port in mapping.ports}
+    if mapping.last > mapping.first:
+        _release_range(draft, who, mapping)
+    for port in mapping.ports:
+        key = claim_key(mapping, port)
+        if mapping.host_ip is None and who.owns(draft.get(claims, key)):
+            draft.remove(claims, key)
+    if mapping.last == mapping.first:
+        _release_targets(draft, who, mapping)
+    return others - {"", who.key.hex}
+
+
+def _holder(draft: Draft, mapping: Mapping, port: int) -> str:
+    """The hex of who holds exactly this address and port, or any address; "" for nobody."""
+    element = draft.get(f"claims{mapping.family}", claim_key(mapping, port))
+    if element is not None and not element.comment and mapping.host_ip is not None:
+        key = mapping.host_ip + claim_key(mapping, port)
+        family = mapping.family
+        element = draft.get(f"specific{family}", key) or draft.get(f"conditional_specific{family}", key)
+    return element.comment[:HEX] if element is not None else ""
+
+
+def _release_targets(draft: Draft, who: Claimant, mapping: Mapping) -> None:
+    """Remove the element of ours that has the mapping's key, whatever it leads to and under whatever conditions."""
+    family, kind = mapping.family, "any" if mapping.host_ip is None else "specific"
+    sets = [f"{kind}{family}", f"conditional_{kind}{family}"]
+    for set_name in reversed(sets) if who.conditions.get(family) else sets:
+        element = draft.get(set_name, (mapping.host_ip or b"") + claim_key(mapping, mapping.first))
+        if element is not None and who.owns(element):
+            _remove_target(draft, set_name, element)
+            if mapping.host_ip is not None:
+                _uncount(draft, family, claim_key(mapping, mapping.first))
+            return
+
+
+def _remove_target(draft: Draft, set_name: str, element: Element) -> None:
+    """Remove an element, and with one that jumps to conditions the one behind them."""
+    draft.remove(set_name, element.key)
+    if isinstance(element.value, str):
+        kind = "any" if "any" in set_name else "specific"
+        draft.remove(element.value.replace("conditions", kind, 1), element.key)
+
+
+def _release_range(draft: Draft, who: Claimant, mapping: Mapping) -> None:
+    set_name, key = _range_set(mapping), port_key(mapping.first)
+    element = draft.get(set_name, key)  # the kernel answers with the interval that holds the key
+    if element is not None and element.key == key and who.owns(element):
+        draft.interval(set_name, element, mapping.last, add=False)
+
+
+def _range_set(mapping: Mapping) -> str:
+    return f"range{mapping.family}_{mapping.protocol}"
+
+
+def _count(claim: Element | None) -> int:
+    """How many specific addresses of a port are published."""
+    value = claim.value if claim is not None else None
+    return int.from_bytes(value, sys.byteorder) if isinstance(value, bytes) else 0
+
+
+def _uncount(draft: Draft, family: int | str, key: bytes) -> None:
+    """One specific address of the port fewer."""
+    left = _count(draft.get(f"claims{family}", key)) - 1
+    if left > 0:
+        draft.put(f"claims{family}", Element(key, mark(left)))
+    else:
+        draft.remove(f"claims{family}", key)
+
+
+def obtain(draft: Draft, who: Claimant, mapping: Mapping) -> str:
+    """Claim the mapping, or return the hex of the attachment of the same container that holds one of its ports.
+
+    PortInUse when another container holds one that is not provably dead.
+    """
+    if draft.blind:
+        claim(draft, who, mapping)
+        return ""
+    release(draft, who, mapping)
+    for port in mapping.ports:
+        for comment in _holders(draft, mapping, port):
+            holder = record_of(comment[:HEX])
+            if holder is None or is_dead(holder):
+                evict(draft, comment[:HEX])
+            elif holder.key.container_id == who.key.container_id and holder.key.hex != who.key.hex:
+                return holder.key.hex
+            else:
+                raise _port_in_use(mapping, port, holder.key.label)
+    claim(draft, who, mapping)
+    return ""
+
+
+def lacking(draft: Draft, who: Claimant, mapping: Mapping) -> str:
+    """The first of the mapping's ports that does not lead where it should, "" when all do or another network serves them."""
+    for port in mapping.ports:
+        holder = _holder(draft, mapping, port)
+        if holder != who.key.hex:
+            other = record_of(holder) if holder else None
+            if other is None or other.key.container_id != who.key.container_id:
+                return f"{port}/{mapping.protocol}"
+    if mapping.last > mapping.first:
+        targets = [(_range_set(mapping), Element(port_key(mapping.first), mapping.container_ip, who.comment))]
+    else:
+        targets = list(who.targets(mapping, mapping.first))
+    held = who.key.hex == _holder(draft, mapping, mapping.first)
+    if held and any(draft.get(set_name, element.key) != element for set_name, element in targets):
+        return f"{mapping.first}/{mapping.protocol}"
+    return ""
+
+
+def _holders(draft: Draft, mapping: Mapping, port: int) -> list[str]:
+    """The comments of all whose claims conflict with one port of the mapping."""
+    key = claim_key(mapping, port)
+    claimed = draft.get(f"claims{mapping.family}", key)
+    if claimed is None:
+        return []
+    if claimed.comment:
+        return [claimed.comment]
+    sets = (f"specific{mapping.family}", f"conditional_specific{mapping.family}")
+    if mapping.host_ip is not None:
+        found = [draft.get(name, mapping.host_ip + key) for name in sets]
+    else:
+        dumped = [element.key for name in sets for element in draft.dump(name) if element.key.endswith(key)]
+        found = [draft.get(name, full) for name in sets for full in dumped]
+    return [element.comment for element in found if element is not None]
+
+
+def _port_in_use(mapping: Mapping, port: int, holder: str) -> PortInUse:
+    address = str(Mapping(mapping.protocol, mapping.host_ip, port, mapping.container_ip, port)).split(" ")[1]
+    return PortInUse(f"host port {port}/{mapping.protocol} is in use by {holder}", f"wanted on {address}")
+
+
+def evict(draft: Draft, hexed: str) -> None:
+    """Take out every port of a dead attachment, found by its comments: it may have no record."""
+    for family, _, _, _ in FAMILIES:
+        for kind in ("any", "specific"):
+            for set_name in (f"{kind}{family}", f"conditional_{kind}{family}"):
+                for element in _marked(draft, set_name, hexed):
+                    _remove_target(draft, set_name, element)
+                    if kind == "specific":
+                        _uncount(draft, family, element.key[-8:])
+        for set_name in (f"claims{family}", f"hairpin{family}"):
+            for element in _marked(draft, set_name, hexed):
+                draft.remove(set_name, element.key)
+        for protocol in RANGE_PROTOCOLS:
+            _evict_ranges(draft, f"range{family}_{protocol}", hexed)
+
+
+def network_of(element: Element) -> str:
+    """The network of the attachment that the element belongs to; "" for an element that belongs to none."""
+    hexed, _, label = element.comment.partition(" ")
+    network, slash, _ = label.partition("/")
+    return network if len(hexed) == HEX and slash else ""
+
+
+def holders_in(draft: Draft, network: str) -> set[str]:
+    """The hex of every attachment of `network` that holds a port."""
+    kinds = ("claims", "specific", "conditional_specific", "hairpin")
+    return {
+        element.comment[:HEX]
+        for family, _, _, _ in FAMILIES
+        for kind in kinds
+        for element in draft.dump(f"{kind}{family}")
+        if network_of(element) == network
+    }
+
+
+def _marked(draft: Draft, set_name: str, hexed: str) -> list[Element]:
+    """The elements of an attachment that are still there."""
+    mine = [element for element in draft.dump(set_name) if element.comment[:HEX] == hexed]
+    draft.read(set_name, [element.key for element in mine])
+    return [element for element in mine if draft.get(set_name, element.key) is not None]
+
+
+def _evict_ranges(draft: Draft, set_name: str, hexed: str) -> None:
+    bounds = sorted(draft.dump(set_name), key=lambda element: (element.key, not element.end))
+    for place, element in enumerate(bounds):
+        if element.comment[:HEX] == hexed and not element.end:
+            after = bounds[place + 1 : place + 2]
+            last = int.from_bytes(after[0].key, "big") - 1 if after else 65535
+            draft.interval(set_name, element, last, add=False)
+
+
+def record_of(hexed: str) -> "Record | None":
+    """The portmap record of the attachment, None when there is none that can be read."""
+    folder = f"{records.run_dir()}/attachments/{hexed}"
+    for suffix in (".adding", ".json"):
+        key = _key_in(_fields_in(f"{folder}/{PLUGIN}{suffix}"))
+        if key is not None and key.hex == hexed:
+            return records.load(key, PLUGIN)
+    return None
+
+
+def _fields_in(path: str) -> jsontext.Object:
+    """What a file of ours says; nothing when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            fields = jsontext.decode(file.read())
+    except (OSError, CniError):
+        return jsontext.Object()
+    return fields if isinstance(fields, jsontext.Object) else jsontext.Object()
+
+
+def _key_in(fields: jsontext.Object) -> "Attachment | None":
+    names = [fields.get(name) for name in ("network", "containerID", "ifname")]
+    return records.Attachment(*map(str, names)) if all(isinstance(name, str) for name in names) else None
+
+
+def is_dead(record: "Record") -> bool:
+    """Whether the attachment's namespace is gone: nothing at its path, or not a namespace, or another one."""
+    try:
+        fd = netns.open_netns(record.netns)
+    except (FileNotFoundError, InvalidNetns):
+        return True
+    try:
+        return record.container_cookie not in (0, netns.cookie(fd))
+    finally:
+        os.close(fd)
+
+
+def wait_for(holder: str, who: Claimant, text: str) -> None:
+    """Make `who` an heir of `holder`: `text` is what it will claim."""
+    folder = f"{records.run_dir()}/attachments/{holder}/heirs"
+    records.make_folder(folder)
+    fields: dict[str, jsontext.Encodable] = {
+        "network": who.key.network,
+        "containerID": who.key.container_id,
+        "ifname": who.key.ifname,
+        "ports": text,
+        "conditions4": who.conditions.get(4, ""),
+        "conditions6": who.conditions.get(6, ""),
+    }
+    path = f"{folder}/{who.key.hex}"
+    with open(os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(jsontext.encode(fields, None).encode())
+    os.rename(path + ".tmp", path)
+
+
+def stop_waiting(holder: str, who: "Attachment") -> None:
+    """`who` is no heir of `holder` any more; that it never was is as good."""
+    _unlink(f"{records.run_dir()}/attachments/{holder}/heirs", who.hex)
+
+
+def heirs(holder: "Attachment") -> "list[tuple[Claimant, str]]":
+    """Who waits for the ports of `holder`, first come first, each with the text of its mappings.
+
+    One that has no record any more was DELeted, and is left out.
+    """
+    folder = f"{holder.folder}/heirs"
+    try:
+        names = [name for name in os.listdir(folder) if len(name) == HEX]
+    except OSError:
+        return []
+    found = []
+    for name in sorted(names, key=lambda name: os.stat(f"{folder}/{name}").st_mtime_ns):
+        fields = _fields_in(f"{folder}/{name}")
+        key = _key_in(fields)
+        if key is not None and key.hex == name and record_of(name) is not None:
+            conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
+            found.append((Claimant(key, conditions), str(fields.get("ports", ""))))
+    return found
+
+
+def forget_heirs(holder: "Attachment") -> None:
+    """Remove the folder of heirs."""
+    folder = f"{holder.folder}/heirs"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        _unlink(folder, name)
+
+
+def _unlink(folder: str, name: str) -> None:
+    """Remove a file, its folder with the last one, and that of the attachment if nothing else is in it."""
+    remove: Callable[[str], None] = os.unlink
+    for path in (f"{folder}/{name}", folder, os.path.dirname(folder)):
+        try:
+            remove(path)
+        except OSError:
+            pass  # gone, or other files are still in it
+        remove = os.rmdir

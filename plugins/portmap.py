@@ -1,0 +1,122 @@
+"""portmap: ports of the host lead to the container. Chained behind the plugin that gave the container its addresses.
+
+    ADD    the mappings of runtimeConfig.portMappings become elements of the nftables table cni_py; result: prevResult
+    DEL    what the record lists: needs neither portMappings nor prevResult
+    CHECK  the plan of ADD against the kernel
+    GC     attachments of this network that the runtime no longer knows, with or without a record
+    STATUS whether the kernel has nf_tables, and something can make the table
+
+Example configuration: conf/portmap.conflist. A port that another container holds is an error (code 110), see portclaims.
+"""
+
+from cni_py import nftops
+from cni_py.addr import Address, ip_text
+from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.kernel import sysctl
+from cni_py.portmappings import PortmapConf, container_addresses, mappings
+from cni_py.records import Attachment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+    from cni_py.result import Result
+
+
+def add(call: Call) -> "Result":
+    """Publish the ports."""
+    conf = PortmapConf(call.conf)
+    if conf.prev_result is None:
+        raise CniError("must be called as chained plugin")
+    steps = plan(call, conf, conf.prev_result)
+    if steps:
+        call.begin()
+        call.apply(steps)
+    return conf.prev_result
+
+
+def delete(call: Call) -> None:
+    """Withdraw the ports, whatever the configuration now says."""
+    failures: list[CniError] = []
+    for step in (Call.undo_recorded, lambda call: PortmapConf(call.conf)):
+        try:
+            step(call)
+        except CniError as error:
+            failures.append(error)
+    call.finish_delete(failures)
+
+
+def check(call: Call) -> None:
+    """Compare with the kernel."""
+    conf = PortmapConf(call.conf)
+    if conf.prev_result is None:
+        raise CniError("Required prevResult missing")
+    call.check_plan(plan(call, conf, conf.prev_result))
+
+
+def gc(call: Call) -> None:
+    """Take away what stale attachments left."""
+    failures = collect_garbage(call)
+    if call.conf.valid_attachments is not None:
+        valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
+        try:
+            nftops.sweep_ports(call.kernel, call.conf.name, valid)
+        except CniError as error:
+            failures.append(error)
+    call.finish_delete(failures)
+
+
+def status(call: Call) -> None:
+    """Whether an ADD can be served now."""
+    try:
+        if not call.kernel.nft.has_table():
+            from cni_py.kernel import libnftables
+
+            libnftables.binding()
+    except CniError as error:
+        raise PluginNotAvailable(error.msg, error.details) from error
+
+
+def plan(call: Call, conf: PortmapConf, earlier: "Result") -> "list[Op]":
+    """Everything that publishes the ports, in order; nothing when there are none."""
+    addresses = container_addresses(earlier, call.ifname)
+    wanted = mappings(conf, addresses)
+    if not wanted:
+        return []
+    if conf.backend == "iptables":
+        raise InvalidNetworkConfig("backend: iptables is not supported yet", "use nftables, or leave the backend out")
+    families = {mapping.family for mapping in wanted}
+    addresses = [address for address in addresses if address.family in families]
+    steps = plan_host_clients(addresses, earlier) if conf.snat else []
+    steps.append(
+        nftops.PublishPorts(
+            ports=", ".join(map(str, wanted)),
+            addresses=" ".join(map(str, addresses)),
+            clients=("all" if conf.masq_all else "subnet") if conf.snat else "none",
+            conditions4=conf.conditions.get(4, ""),
+            conditions6=conf.conditions.get(6, ""),
+        )
+    )
+    return steps
+
+
+def plan_host_clients(addresses: list[Address], earlier: "Result") -> "list[Op]":
+    """What lets processes of this host, and the container itself, reach the container through its published ports."""
+    steps: list[Op] = [
+        nftops.AllowLoopbackClients(address=ip_text(address.packed)) for address in addresses if address.family == 4
+    ]
+    if any(bridged_packets_pass_ip_rules(address.family) for address in addresses):
+        ours = [interface.name for interface in earlier.interfaces if not interface.sandbox]
+        steps += [nftops.ReflectToPort(name=name) for name in ours[1:2]]  # [bridge, host veth, ...]
+    return steps
+
+
+def bridged_packets_pass_ip_rules(family: int) -> bool:
+    """Whether br_netfilter is loaded and on: net.bridge.bridge-nf-call-iptables, -ip6tables."""
+    try:
+        return sysctl.read(f"bridge/bridge-nf-call-{'iptables' if family == 4 else 'ip6tables'}") != "0"
+    except FileNotFoundError:
+        return False
+
+
+PLUGIN = Plugin("portmap", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -1,0 +1,264 @@
+"""cni_py.portmappings: the configuration of portmap, by value."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.errors import CniError
+from cni_py.netconf import NetConf
+from cni_py.portmappings import (
+    PROTOCOLS,
+    Mapping,
+    PortmapConf,
+    condition_id,
+    container_addresses,
+    mappings,
+    parse_mappings,
+    vetted,
+)
+from cni_py.result import Interface, IPConfig, Result
+
+V4, V6 = parse_address("198.51.100.2/24"), parse_address("2001:db8::2/64")
+WEB = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+
+
+def parse(**fields: object) -> PortmapConf:
+    conf = {"cniVersion": "1.0.0", "name": "net1", "type": "portmap", **fields}
+    return PortmapConf(NetConf.parse(json.dumps(conf).encode()))
+
+
+def published(*entries: dict[str, object], addresses: tuple[Address, ...] = (V4, V6), **fields: object) -> list[str]:
+    conf = parse(runtimeConfig={"portMappings": list(entries)}, **fields)
+    return [str(mapping) for mapping in mappings(conf, addresses)]
+
+
+@pytest.mark.parametrize(
+    ("host_ip", "expected"),
+    [
+        ("", ["tcp 0.0.0.0:8080 to 198.51.100.2:80", "tcp [::]:8080 to [2001:db8::2]:80"]),
+        ("0.0.0.0", ["tcp 0.0.0.0:8080 to 198.51.100.2:80"]),
+        ("::", ["tcp [::]:8080 to [2001:db8::2]:80"]),
+        ("192.0.2.1", ["tcp 192.0.2.1:8080 to 198.51.100.2:80"]),
+        ("127.0.0.1", ["tcp 127.0.0.1:8080 to 198.51.100.2:80"]),
+        ("2001:db8:1::1", ["tcp [2001:db8:1::1]:8080 to [2001:db8::2]:80"]),
+        ("::1", []),
+        ("::ffff:192.0.2.1", ["tcp 192.0.2.1:8080 to 198.51.100.2:80"]),
+        ("nonsense", []),
+        ("192.0.2.0/24", []),
+    ],
+)
+def test_host_ip_chooses_family_and_address(host_ip: str, expected: list[str]) -> None:
+    assert published({**WEB, "hostIP": host_ip}) == expected
+
+
+def test_only_families_the_container_has_are_published() -> None:
+    assert published(WEB, addresses=(V6,)) == ["tcp [::]:8080 to [2001:db8::2]:80"]
+    assert published(WEB, addresses=()) == []
+
+
+def test_keys_are_read_as_go_cni_writes_them() -> None:
+    entry = {"HostPort": 53, "ContainerPort": 5353, "Protocol": "UDP", "HostIP": "192.0.2.1"}
+    assert published(entry) == ["udp 192.0.2.1:53 to 198.51.100.2:5353"]
+
+
+def test_the_same_mapping_twice_is_one() -> None:
+    assert published(WEB, dict(WEB), addresses=(V4,)) == ["tcp 0.0.0.0:8080 to 198.51.100.2:80"]
+    assert published(WEB, {**WEB, "hostIP": "0.0.0.0"}, addresses=(V4,)) == ["tcp 0.0.0.0:8080 to 198.51.100.2:80"]
+    assert published(WEB, {**WEB, "hostIP": "192.0.2.1"}, addresses=(V4,)) == ["tcp 0.0.0.0:8080 to 198.51.100.2:80"]
+
+
+@pytest.mark.parametrize("host_ips", [("", ""), ("", "0.0.0.0"), ("", "192.0.2.1"), ("192.0.2.1", "192.0.2.1")])
+def test_two_mappings_of_one_port_are_refused(host_ips: tuple[str, str]) -> None:
+    with pytest.raises(CniError, match="8080/tcp is mapped twice") as refused:
+        published(*({**WEB, "hostIP": ip, "containerPort": port} for ip, port in zip(host_ips, (80, 81), strict=True)))
+    assert refused.value.code == 7
+
+
+def test_one_port_on_two_addresses_or_protocols_is_two() -> None:
+    entries = [
+        {**WEB, "hostIP": "192.0.2.1"},
+        {**WEB, "hostIP": "192.0.2.2", "containerPort": 81},
+        {**WEB, "protocol": "udp"},
+    ]
+    assert len(published(*entries, addresses=(V4,))) == 3
+
+
+def run_of(first: int, count: int, offset: int = 0) -> list[dict[str, object]]:
+    return [
+        {"hostPort": port, "containerPort": port + offset, "protocol": "tcp"} for port in range(first, first + count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "offset", "extra", "expected"),
+    [
+        (64, 0, {}, 1),
+        (63, 0, {}, 63),
+        (64, 1, {}, 64),
+        (64, 0, {"hostIP": "192.0.2.1"}, 64),
+    ],
+)
+def test_long_runs_with_the_same_numbers_on_any_address_are_ranges(
+    count: int, offset: int, extra: dict[str, object], expected: int
+) -> None:
+    entries = [{**entry, **extra} for entry in run_of(7000, count, offset)]
+    assert len(published(*entries, addresses=(V4,))) == expected
+
+
+def test_runs_are_found_in_any_order_and_end_at_gaps() -> None:
+    entries = run_of(7000, 64)[::-1] + run_of(7065, 70) + run_of(9000, 2)
+    assert published(*entries, addresses=(V4,)) == [
+        "tcp 0.0.0.0:7000-7063 to 198.51.100.2:7000-7063",
+        "tcp 0.0.0.0:7065-7134 to 198.51.100.2:7065-7134",
+        "tcp 0.0.0.0:9000 to 198.51.100.2:9000",
+        "tcp 0.0.0.0:9001 to 198.51.100.2:9001",
+    ]
+
+
+def test_under_conditions_there_are_no_ranges() -> None:
+    fields = {"backend": "nftables", "conditionsV4": ["ip", "saddr", "192.0.2.0/24"]}
+    assert len(published(*run_of(7000, 64), addresses=(V4, V6), **fields)) == 64 + 1
+
+
+@st.composite
+def any_mapping(draw: st.DrawFn) -> Mapping:
+    length = draw(st.sampled_from([4, 16]))
+    ips = st.binary(min_size=length, max_size=length).filter(lambda ip: any(ip) and not ip.startswith(bytes(10)))
+    first = draw(st.integers(1, 65535))
+    last = draw(st.integers(first, 65535))
+    container_port = first if last > first else draw(st.integers(1, 65535))
+    protocol = draw(st.sampled_from(sorted(PROTOCOLS)))
+    return Mapping(protocol, draw(st.none() | ips), first, draw(ips), container_port, last)
+
+
+@given(st.lists(any_mapping(), max_size=5))
+def test_text_of_mappings_is_read_back(made: list[Mapping]) -> None:
+    assert parse_mappings(", ".join(map(str, made))) == made
+
+
+@pytest.mark.parametrize("text", ["tcp", "tcp a to b", "foo 0.0.0.0:1 to 192.0.2.1:1", "tcp 0.0.0.0:x to 192.0.2.1:1"])
+def test_text_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_mappings(text)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({"hostPort": 0}, "Invalid host port number: 0"),
+        ({"hostPort": -1}, "Invalid host port number: -1"),
+        ({"containerPort": 0}, "Invalid container port number: 0"),
+        ({"hostPort": 65536}, "port 65536 is out of range"),
+        ({"containerPort": 70000}, "port 70000 is out of range"),
+        ({"protocol": ""}, 'unknown protocol ""'),
+        ({"protocol": "icmp"}, 'unknown protocol "icmp"'),
+        ({"hostPort": "80"}, "cannot unmarshal string"),
+    ],
+)
+def test_impossible_mappings_are_refused(entry: dict[str, object], text: str) -> None:
+    with pytest.raises(CniError, match=text) as refused:
+        published({**WEB, **entry})
+    assert refused.value.code == 999
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"backend": "x"}, 'unrecognized backend "x"'),
+        ({"backend": 5}, "cannot unmarshal number"),
+        ({"markMasqBit": 32}, "MasqMarkBit must be between 0 and 31"),
+        ({"markMasqBit": 1, "externalSetMarkChain": "X"}, "Cannot specify externalSetMarkChain and markMasqBit"),
+        (
+            {"backend": "iptables", "conditionsV4": ["ip", "saddr"]},
+            "iptables backend was requested but configuration contains nftables-specific options [conditionsV4]",
+        ),
+        (
+            {"backend": "nftables", "conditionsV4": ["!", "-d"], "externalSetMarkChain": "X"},
+            "contains iptables-specific options [externalSetMarkChain conditionsV4]",
+        ),
+        (
+            {"conditionsV4": ["-s", "x"], "conditionsV6": ["ip6", "saddr"]},
+            "contains iptables-specific options [conditionsV4]",
+        ),
+    ],
+)
+def test_contradictory_options_are_refused(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(CniError) as refused:
+        parse(**fields)
+    assert refused.value.msg.startswith("failed to parse config: ")
+    assert text in refused.value.msg
+
+
+@pytest.mark.parametrize(
+    ("fields", "backend"),
+    [
+        ({}, "nftables"),
+        ({"backend": "iptables"}, "iptables"),
+        ({"externalSetMarkChain": "X"}, "iptables"),
+        ({"conditionsV6": ["!", "-d", "::1"]}, "iptables"),
+        ({"conditionsV4": ["ip", "saddr", "192.0.2.1"]}, "nftables"),
+        ({"conditionsV4": []}, "nftables"),
+    ],
+)
+def test_backend_follows_from_the_options_that_only_one_has(fields: dict[str, object], backend: str) -> None:
+    assert parse(**fields).backend == backend
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ip", "saddr", "!=", "192.0.2.0/24"], "ip saddr != 192.0.2.0/24"),
+        (["  ip6 saddr\t{ 2001:db8::1,\n2001:db8::2 } "], "ip6 saddr { 2001:db8::1, 2001:db8::2 }"),
+        (['iifname "eth0.5"'], "iifname eth0.5"),
+        ([], ""),
+    ],
+)
+def test_words_of_conditions_are_joined_anew(words: list[str], expected: str) -> None:
+    assert vetted(words, "conditionsV4") == expected
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["accept", "drop", "jump", "vmap", "{accept}", "1;", "$x", "@set", "#", "`id`", "a\\", "\0", "ü", 'x"y', "(", "'"],
+)
+def test_words_that_act_or_end_the_rule_are_refused(word: str) -> None:
+    with pytest.raises(CniError, match="conditionsV4") as refused:
+        vetted(["ip", "saddr", word], "conditionsV4")
+    assert refused.value.code == 7
+
+
+def test_chain_of_a_condition_depends_on_the_text_alone() -> None:
+    assert condition_id(4, "") == ""
+    assert condition_id(4, "ip saddr 192.0.2.1") == condition_id(4, "ip saddr 192.0.2.1")
+    assert len({condition_id(4, "x"), condition_id(6, "x"), condition_id(4, "y")}) == 3
+
+
+def ip(text: str, interface: int | None = None) -> IPConfig:
+    return IPConfig(parse_address(text), None, interface)
+
+
+INTERFACES = [Interface("br0"), Interface("veth0"), Interface("eth0", sandbox="/run/netns/x"), Interface("eth0")]
+
+
+@pytest.mark.parametrize(
+    ("ips", "expected"),
+    [
+        ([ip("192.0.2.1/24", 0), ip("192.0.2.2/24", 2), ip("192.0.2.3/24", 2)], ["192.0.2.2/24"]),
+        ([ip("2001:db8::2/64", 2), ip("192.0.2.2/24", 2)], ["192.0.2.2/24", "2001:db8::2/64"]),
+        ([ip("192.0.2.1/24"), ip("192.0.2.2/24", 2)], ["192.0.2.1/24"]),
+        ([ip("192.0.2.1/24", 3)], []),
+        ([ip("192.0.2.1/24", 7), ip("192.0.2.2/24", -1)], ["192.0.2.1/24"]),
+    ],
+)
+def test_address_is_the_first_of_each_family_on_the_containers_interface(
+    ips: list[IPConfig], expected: list[str]
+) -> None:
+    assert [str(address) for address in container_addresses(Result(INTERFACES, ips), "eth0")] == expected
+
+
+def test_ports_of_a_mapping() -> None:
+    assert list(Mapping("tcp", None, 5, parse_ip("192.0.2.1"), 5, 7).ports) == [5, 6, 7]
+    assert Mapping("tcp", None, 5, parse_ip("192.0.2.1"), 80).family == 4
