@@ -367,3 +367,19 @@ class WaitForPort(Op):
     def apply(self, kernel: "Kernel") -> None:
         if not kernel.host.wait_up(self.name, UP_LIMIT_S):
             raise CniError("bridge port in error state: down", f"{self.name} did not come up within {UP_LIMIT_S:g} s")
+
+
+class AnnounceAddresses(Op):
+    """Tell the neighbours which MAC the addresses have now.
+
+    With arp_notify and ndisc_notify the kernel sends a gratuitous ARP and an unsolicited neighbour advertisement whenever the
+    MAC is set, also to the value it has (inetdev_event() and ndisc_netdev_event(), NETDEV_CHANGEADDR). It does so as well when
+    the link comes up, but a bridge drops that one: its port begins to forward a moment later.
+    """
+
+    ifname: str
+    mac: bytes
+    line = "container: announce the addresses of {ifname} (gratuitous ARP, unsolicited neighbour advertisement)"
+
+    def apply(self, kernel: "Kernel") -> None:
+        kernel.container.set_link(self.ifname, mac=self.mac)

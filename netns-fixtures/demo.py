@@ -18,7 +18,8 @@ from pathlib import Path
 
 import picture
 import snapshot
-from lab import Lab, LabError, Node
+from lab import Lab
+from node import LabError, Node
 
 HERE = Path(__file__).parent
 CONFLIST = HERE.parent / "conf" / "cni-py.conflist"
@@ -44,7 +45,7 @@ class EnvironmentLacks(Exception):
 
 
 def heading(text: str) -> None:
-    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
 
 def say(text: str) -> None:
@@ -164,7 +165,7 @@ def addresses(links: list[picture.Link], ifname: str) -> dict[int, str]:
     return {6 if ":" in text else 4: text for text in texts}
 
 
-def show(lab: Lab, observed: dict[str, list[picture.Link]]) -> None:
+def show(observed: dict[str, list[picture.Link]]) -> None:
     heading("5. What there is now")
     web = addresses(observed["web"], "eth0")
     published = [f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}"]
@@ -185,7 +186,7 @@ def fetch_everywhere(lab: Lab, gateway: dict[int, str]) -> None:
         raise DemoError("a path to the published port is not as it must be")
 
 
-def disconnect(lab: Lab, before: dict[str, object]) -> None:
+def disconnect(lab: Lab) -> None:
     """DEL both containers: each is empty again, and of the host only what all containers share is left."""
     heading("7. Disconnect: DEL undoes the chain, last plugin first")
     for name in ("other", "web"):
@@ -205,14 +206,13 @@ def disconnect(lab: Lab, before: dict[str, object]) -> None:
 def play(lab: Lab) -> None:
     heading("1. A throwaway host")
     say("made of namespaces: a host, a machine on its LAN, and two containers that have no network yet")
-    before = lab.snapshot("host")
     connect(lab)
     start_servers(lab)
     observed = {name: lab[name].python(picture.observe) for name in ("client", "host", "web", "other")}
-    show(lab, observed)
+    show(observed)
     bridge = next(link.name for link in observed["host"] if link.kind == "bridge")
     fetch_everywhere(lab, addresses(observed["host"], bridge))
-    disconnect(lab, before)
+    disconnect(lab)
 
 
 # Nothing is left
@@ -248,9 +248,8 @@ def prove_nothing_left(namespaces: set[int], before: dict[str, object]) -> None:
     changes = snapshot.difference(before, machine_state())
     if changes:
         raise DemoError(f"the machine itself is not as before:\n{changes}")
-    say(
-        f"no process is in any of the {len(namespaces)} namespaces any more; links, firewall, mounts and files of the machine are as before"
-    )
+    say(f"no process is in any of the demo's {len(namespaces)} network namespaces any more")
+    say("links, firewall, mounts and files of the machine itself are as they were before")
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -52,6 +52,8 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
         steps.append(ops.SetContainerUp(ifname=ifname))
     if not conf.disable_container_interface:
         steps.append(ops.WaitForPort(name=veth))
+    if result.ips:
+        steps.append(ops.AnnounceAddresses(ifname=ifname, mac=container_mac))
     return steps
 
 
@@ -71,8 +73,8 @@ def plan_bridge(conf: BridgeConf) -> "list[Op]":
 def plan_addresses(ifname: str, conf: BridgeConf, result: Result) -> "list[Op]":
     """Addresses and routes inside the container.
 
-    arp_notify and ndisc_notify make the kernel announce the addresses when the link comes up, so that nobody keeps sending to
-    the container that had them before.
+    arp_notify and ndisc_notify make the kernel announce the addresses (see AnnounceAddresses), so that nobody keeps sending
+    to the container that had them before.
     """
     has_ipv6 = any(ip.address.family == 6 for ip in result.ips)
     steps: list[Op] = []

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import snapshot
-from lab import Lab, LabError, refuse_the_machine
+from lab import Lab
+from node import LabError, refuse_the_machine
 from topology import Topology, TopologyError
 
 FIXTURES = Path(__file__).parents[2] / "netns-fixtures"

@@ -58,6 +58,7 @@ def test_the_order_is_bridge_veth_port_addresses_up_gateway() -> None:
         "EnsureForwarding",
         "ForgetNeighbour",
         "WaitForPort",
+        "AnnounceAddresses",
     ]
 
 
