@@ -23,20 +23,27 @@ if TYPE_CHECKING:
 LO = "lo"
 
 
-class SetLoopbackDown(Op):
-    """lo is down, as it is in a new namespace."""
+class SetLoopbackUp(Op):
+    """lo is up, and with it 127.0.0.1 and ::1."""
 
-    line = "container: set lo down"
+    owned = True
+    line = "container: set lo up"
 
-    def apply(self, kernel: "Kernel") -> None:
-        kernel.container.set_link(ops.need(kernel.container, LO).index, up=False)
+    def apply(self, kernel: "Kernel") -> bool:
+        if ops.need(kernel.container, LO).up:
+            return False
+        kernel.container.set_link(LO, up=True)
+        return True
+
+    def undo(self, kernel: "Kernel") -> None:
+        kernel.container.set_link(LO, up=False)
 
 
 def add(call: Call) -> Result:
     """CNI_IFNAME is not looked at: the interface is always lo."""
-    link = ops.need(call.kernel.container, LO)
-    call.apply([ops.SetContainerUp(ifname=LO)])
     earlier = prev_result(call.conf)
+    link = ops.need(call.kernel.container, LO)
+    call.apply([SetLoopbackUp()])
     if earlier is not None:
         return earlier
     result = Result()
@@ -59,7 +66,7 @@ def delete(call: Call) -> None:
     """Down again; no namespace is as good as down."""
     try:
         if call.netns and call.kernel.container.link(LO) is not None:
-            call.apply([SetLoopbackDown()])
+            SetLoopbackUp().undo(call.kernel)
     except NetnsGone:
         return
 
