@@ -116,7 +116,10 @@ class Call:
     def undo_recorded(self) -> None:
         """DEL: undo what the record lists; nothing recorded is success. CniError with all that failed."""
         record = records.load(self.key, self.plugin)
-        failures = engine.undo_record(record, self.kernel) if record is not None else []
+        if record is None:
+            records.Record(self.key, self.plugin).remove()  # half of one, from a call killed while it wrote its first
+            return
+        failures = engine.undo_record(record, self.kernel)
         if failures:
             raise CniError(f"DEL of {self.key.label} is incomplete", "; ".join(failures))
 
