@@ -268,7 +268,10 @@ class AddRoute(Op):
     priority: int
     table: int
     scope: int
-    line = "container: route {dst} via '{gw}' dev {ifname}"
+
+    def describe(self) -> str:
+        via = f" via {self.gw}" if self.gw else ""
+        return f"container: route {self.dst}{via} dev {self.ifname}"
 
     def apply(self, kernel: "Kernel") -> None:
         link = need(kernel.container, self.ifname)

@@ -21,9 +21,7 @@ import snapshot
 from lab import Lab
 from node import LabError, Node
 
-HERE = Path(__file__).parent
-CONFLIST = HERE.parent / "conf" / "cni-py.conflist"
-BIN_DIR = "/opt/cni/bin"  # of the throwaway host
+NETWORK = "cni-py"  # the name in conf/cni-py.conflist, which `cni-py install` writes where there is no other
 PORT, CONTAINER_PORT = 8080, 80
 POD_PORT = 9000  # of the process that joins the pod
 HOST = {4: "198.51.100.1", 6: "2001:db8:1::1"}
@@ -49,7 +47,13 @@ def heading(text: str) -> None:
 
 
 def say(text: str) -> None:
-    print(f"  {text}", flush=True)
+    print(f"  {text}".rstrip(), flush=True)
+
+
+def show_lines(text: str) -> None:
+    """What a command printed."""
+    for line in text.strip("\n").splitlines():
+        say(f"  {line}")
 
 
 def command(name: str) -> str:
@@ -63,7 +67,7 @@ def command(name: str) -> str:
 def run(node: Node, *words: str) -> str:
     """Show a command as it would be typed on the host, run it there, and return what it printed."""
     say(f"# {' '.join([os.path.basename(words[0]), *words[1:]])}")
-    done = node.run(list(words), env={"CNI_PATH": BIN_DIR})
+    done = node.run(list(words))
     if done.returncode:
         raise DemoError(
             f"{os.path.basename(words[0])} ended with status {done.returncode}: {(done.stderr or done.stdout).strip()}"
@@ -143,12 +147,15 @@ def connect(lab: Lab) -> None:
     """Install the plugins on the throwaway host and connect both containers."""
     host = lab["host"]
     heading("2. Install the plugins on that host")
-    run(host, command("cni-py"), "install", "--bin-dir", BIN_DIR, "--conf-dir", "/etc/cni/net.d")
+    show_lines(run(host, command("cni-py"), "install"))
     heading("3. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), then portmap")
-    for name, options in (("web", ["-p", f"{PORT}:{CONTAINER_PORT}"]), ("other", [])):
-        text = run(host, command("cni-py-exec"), "add", str(CONFLIST), lab[name].netns, *options)
-        for line in text.rstrip().splitlines():
-            say(f"  {line}")
+    say("first only the plan: every operation, in the order in which ADD will apply it")
+    publish = ["-p", f"{PORT}:{CONTAINER_PORT}"]
+    show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish, "--plan"))
+    say("")
+    show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish))
+    say("")
+    show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "other"))
 
 
 def start_servers(lab: Lab) -> None:
@@ -190,7 +197,7 @@ def disconnect(lab: Lab) -> None:
     """DEL both containers: each is empty again, and of the host only what all containers share is left."""
     heading("7. Disconnect: DEL undoes the chain, last plugin first")
     for name in ("other", "web"):
-        run(lab["host"], command("cni-py-exec"), "del", str(CONFLIST), lab[name].netns)
+        run(lab["host"], command("cni-py-exec"), "DEL", NETWORK, name)
     left = [link.name for name in ("web", "other") for link in lab[name].python(picture.observe)]
     left += [link.name for link in lab["host"].python(picture.observe) if link.kind == "veth" and link.name != "lan0"]
     if left:
@@ -265,8 +272,6 @@ def interrupt(number: int, _: object) -> None:
 def check_environment() -> None:
     if os.geteuid() != 0:
         raise EnvironmentLacks("namespaces need root: run it with sudo")
-    if not CONFLIST.exists():
-        raise EnvironmentLacks(f"{CONFLIST} is missing")
     for name in ("cni-py", "cni-py-exec"):
         command(name)
 

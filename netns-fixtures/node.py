@@ -32,6 +32,7 @@ SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 MACHINE_COOKIE = 1  # net_ns_init() gives the first namespace the first cookie
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_S = 10.0  # a holder, a server or a listener is ready in well under one second
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -141,15 +142,18 @@ class Node:
     def python(self, what: Callable[..., T], *args: object, timeout_s: float = 30.0, **kwargs: object) -> T:
         """Call a function in a child that has entered the node; its result or exception comes back pickled."""
         read, write = os.pipe()
+        # A handler that raises while fork() runs its hooks would have its exception swallowed: signals wait until it is over.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # pytest-xdist has a thread; the child takes none of its locks
             pid = os.fork()
         if pid == 0:
-            self._child(write, lambda: what(*args, **kwargs))
+            self._child(write, unblocked, lambda: what(*args, **kwargs))
         os.close(write)
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             answer = read_all(read, time.monotonic() + timeout_s)
             if answer is None:
                 os.kill(pid, signal.SIGKILL)  # the grandchild follows (PR_SET_PDEATHSIG)
@@ -169,10 +173,13 @@ class Node:
         value: T = result
         return value
 
-    def _child(self, write: int, call: Callable[[], object]) -> None:
+    def _child(self, write: int, unblocked: set[int], call: Callable[[], object]) -> None:
         """The forked child: a second fork is what a pid namespace takes effect on."""
         try:
             die_with_parent()
+            for number in INTERRUPTS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             enter(self.pids, CLONE_NEWPID)
             pid = os.fork()
             if pid:

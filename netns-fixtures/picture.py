@@ -68,8 +68,8 @@ def put(line: str, column: int, mark: str) -> str:
 def described(link: Link) -> list[str]:
     """An interface in as many lines as it has addresses."""
     words = list(link.addresses) or ["(no address)"]
-    lines = [f"{link.name:<6} {words[0]}", *(f"{'':<6} {word}" for word in words[1:])]
-    return lines + [f"{'':<6} default via {gateway}" for gateway in link.gateways]
+    lines = [f"{link.name:<7} {words[0]}", *(f"{'':<7} {word}" for word in words[1:])]
+    return lines + [f"{'':<7} default via {gateway}" for gateway in link.gateways]
 
 
 def draw(client: list[Link], host: list[Link], containers: dict[str, list[str]], published: list[str]) -> list[str]:
@@ -88,8 +88,8 @@ def draw(client: list[Link], host: list[Link], containers: dict[str, list[str]],
     ports = [link for link in host if link.master == bridge.name]
     uplinks = [link for link in host if not link.master and link is not bridge]
     lines = [line for link in uplinks for line in described(link)]
-    lines += [f"{'':<6} {line}" for line in published]
-    lines += ["", f"{bridge.name:<6} bridge, the containers' gateway: {', '.join(bridge.addresses)}"]
+    lines += [f"{'':<7} {line}" for line in published]
+    lines += ["", f"{bridge.name:<7} bridge, the containers' gateway: {', '.join(bridge.addresses)}"]
     top = box("client (a machine on the LAN)", [line for link in client for line in described(link)])
     middle = box("host (network namespace)", [*lines, *wires(stems, [link.name for link in ports])], len(row[0]))
     stem = 31  # right of both titles

@@ -190,12 +190,14 @@ def links() -> set[str]:
 
 
 def elements() -> set[str]:
+    """All elements but the one that tells the version of our tables' layout, which is part of them."""
     listed = subprocess.run(["nft", "-j", "list", "ruleset"], capture_output=True, timeout=CALL_S, check=True)
     found = set()
     for entry in json.loads(listed.stdout)["nftables"]:
         for kind in ("set", "map"):
-            held = entry.get(kind, {})
-            found |= {f"{held['name']} {json.dumps(element)}" for element in held.get("elem", [])}
+            held = entry.get(kind, {"name": "layout"})
+            if held["name"] != "layout":
+                found |= {f"{held['name']} {json.dumps(element)}" for element in held.get("elem", [])}
     return found
 
 

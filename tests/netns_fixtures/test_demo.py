@@ -58,28 +58,28 @@ def test_picture_shows_every_namespace_and_link() -> None:
         picture.Link("vethb", "veth", "cni0", (), ()),
     ]
     lines = picture.draw(
-        client, host, {"one": ["eth0   192.0.2.2/24"], "two": ["eth0   192.0.2.3/24"]}, ["published: 80"]
+        client, host, {"one": ["eth0    192.0.2.2/24"], "two": ["eth0    192.0.2.3/24"]}, ["published: 80"]
     )
     assert "\n".join(lines) == PICTURE.strip("\n")
 
 
 PICTURE = """
 ┌─ client (a machine on the LAN) ─┐
-│ eth0   198.51.100.7/24          │
+│ eth0    198.51.100.7/24         │
 └──────────────────────────────┬──┘
                                │ LAN (veth pair)
-┌─ host (network namespace) ───┴───────────────────────┐
-│ lan0   198.51.100.1/24                               │
-│        published: 80                                 │
-│                                                      │
-│ cni0   bridge, the containers' gateway: 192.0.2.1/24 │
-│                   ├────────────────────────┐         │
-│                   │ vetha                  │ vethb   │
-│                   │                        │         │
-└───────────────────┼────────────────────────┼─────────┘
-┌─ one (container) ─┴─┐  ┌─ two (container) ─┴─┐
-│ eth0   192.0.2.2/24 │  │ eth0   192.0.2.3/24 │
-└─────────────────────┘  └─────────────────────┘
+┌─ host (network namespace) ───┴────────────────────────┐
+│ lan0    198.51.100.1/24                               │
+│         published: 80                                 │
+│                                                       │
+│ cni0    bridge, the containers' gateway: 192.0.2.1/24 │
+│                   ├─────────────────────────┐         │
+│                   │ vetha                   │ vethb   │
+│                   │                         │         │
+└───────────────────┼─────────────────────────┼─────────┘
+┌─ one (container) ─┴──┐  ┌─ two (container) ─┴──┐
+│ eth0    192.0.2.2/24 │  │ eth0    192.0.2.3/24 │
+└──────────────────────┘  └──────────────────────┘
 """
 
 

@@ -135,7 +135,7 @@ def test_container_reaches_itself_through_the_host(
 @pytest.mark.ours_alone
 @FAMILIES
 def test_port_answers_as_soon_as_the_first_add_has_returned(network: Network, family: int) -> None:
-    """Elsewhere IPv6 is silent for two seconds: the bridge may not ask for the container while its own addresses are tentative."""
+    """Elsewhere IPv6 is silent for two seconds: a bridge whose addresses are tentative may not ask for its neighbours."""
     network.lab.serve("c1", 80)
     network.attach("c1", mapping(WEB, 80))
     assert network.lab.fetch("client", HOST[family], WEB, timeout_s=0.9).name == "c1"
