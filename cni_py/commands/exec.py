@@ -1,0 +1,378 @@
+"""`cni-py-exec`: run a network's chain of plugins by hand, as libcni does for a runtime. Manual: docs/cni-py-exec.md.
+
+    command line -> network, namespace, what is asked     network_for(), namespaces.find(), requests_of()
+    ADD     each plugin in order, fed the result of the one before; then libcni's cache. A failure: DEL of the whole chain
+    DEL     in reverse, with what the cache holds; then the cache entry goes
+    CHECK   in order, with the cached result
+    GC      every plugin hears which attachments the cache holds
+    --plan  our own plugins in this process, with an executor that collects instead of acting
+
+Everything is refused that can be before the first plugin is run: usage, a missing plugin, a missing namespace.
+"""
+
+import argparse
+import ipaddress
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cni_py import __version__, conflist, libcni_cache, netconf, portspec, version
+from cni_py.addr import parse_mac
+from cni_py.commands import namespaces
+from cni_py.commands.chain import ATTACHED, Chain, PluginFailed, planned, result_in
+from cni_py.commands.describe import described
+from cni_py.commands.namespaces import NETNS_DIR, Target
+from cni_py.commands.report import FAILED, LACKING, USAGE, Failure
+from cni_py.conflist import Network
+from cni_py.errors import CniError
+from cni_py.jsontext import Object, encode
+from cni_py.libcni_cache import Entry
+from cni_py.result import from_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.jsontext import Encodable, Value
+
+VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
+CONF_DIR = Path("/etc/cni/net.d")
+BIN_DIRS = "/opt/cni/bin:/usr/lib/cni"
+INTERRUPTED = 130
+
+DESCRIPTION = """\
+Run the plugins of a network as a container runtime would: connect a network namespace, check it, disconnect it.
+
+  cni-py-exec ADD cni-py web --create-netns -p 8080:80
+  cni-py-exec CHECK cni-py web
+  cni-py-exec DEL cni-py web
+
+exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks something
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="cni-py-exec", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("verb", metavar="VERB", type=str.upper, choices=VERBS, help=f"{', '.join(VERBS)}; in any case")
+    top.add_argument("network", metavar="NETWORK", help="a configuration file, or a network's name in --conf-dir")
+    top.add_argument(
+        "netns", metavar="NETNS", nargs="?", default="", help=f"a namespace: its name in {NETNS_DIR}, a path, or a pid"
+    )
+    top.add_argument("--create-netns", action="store_true", help="make the named namespace if it does not exist")
+    add = top.add_argument
+    add("-p", "--publish", metavar="[IP:]PORT:PORT[/PROTO]", action="append", default=[], help="publish a port")
+    add("--ip", action="append", default=[], help="ask for this address; may be given again")
+    add("--mac", default="", help="ask for this MAC")
+    add("--ifname", default="eth0", help="the interface's name in the container (default: %(default)s)")
+    add("--id", default="", help="the container's ID (default: derived from NETNS)")
+    add("--args", metavar="K=V;K=V", default="", help="CNI_ARGS")
+    add("--conf-dir", type=Path, default=CONF_DIR, help="network configurations (default: %(default)s)")
+    add("--bin-dir", action="append", default=[], help=f"plugins (default: $CNI_PATH, else {BIN_DIRS})")
+    add("--json", action="store_true", help="print JSON: the result, or the error object")
+    add("--plan", action="store_true", help="with ADD: print what would be done, and do nothing")
+    add("--version", action="version", version=f"cni-py-exec {__version__}")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    options = parser().parse_intermixed_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt: what was begun is taken back
+    try:
+        return perform(options)
+    except PluginFailed as failure:
+        if options.json:
+            print(encode({"plugin": failure.plugin, **failure.error.to_json()}))
+        print(f"cni-py-exec: {failure}", file=sys.stderr)
+        return FAILED
+    except Failure as failure:
+        print(f"cni-py-exec: {failure}", file=sys.stderr)
+        return failure.status
+    except CniError as error:
+        print(f"cni-py-exec: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("cni-py-exec: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+# What is asked
+
+
+def network_for(options: argparse.Namespace, container_id: str) -> tuple[Network, Entry | None]:
+    """The network, and what the cache knows of the attachment. DEL uses the configuration of its ADD when that is known."""
+    name = options.network
+    given = None
+    try:
+        if conflist.is_path(name):
+            given = conflist.read(name)
+            name = given.name
+        elif options.verb != "DEL":
+            given = conflist.find(options.conf_dir, name)
+        entry = cached(options, name, container_id) if options.verb in ATTACHED else None
+        if options.verb == "DEL" and entry is not None and entry.config:
+            return conflist.parse(entry.config, "the cached configuration"), entry
+        return given or conflist.find(options.conf_dir, name), entry
+    except conflist.NoSuchNetwork as error:
+        raise Failure(str(error), LACKING) from error
+
+
+def cached(options: argparse.Namespace, name: str, container_id: str) -> Entry | None:
+    """The cache entry; a damaged one must not keep a DEL from working."""
+    if not netconf.is_identifier(name):
+        raise Failure(f'"{name}" is neither a file nor a name that a network can have', USAGE)
+    try:
+        return libcni_cache.load(name, container_id, options.ifname)
+    except CniError as error:
+        if options.verb != "DEL":
+            raise
+        print(f"cni-py-exec: going on without the cache: {error}", file=sys.stderr)
+        return None
+
+
+def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, list[tuple[str, str]]]:
+    """What the options ask of the plugins, as capability arguments and CNI_ARGS. Failure 2 for what none would hear."""
+    asked = Object()
+    pairs = [parse_pair(pair) for pair in options.args.split(";")] if options.args else []
+    try:
+        ports = [port for text in options.publish for port in portspec.parse(text)]
+        ips = [text for text in options.ip if ipaddress.ip_interface(text)]
+        if options.mac:
+            parse_mac(options.mac)
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+    wanted: list[tuple[str, str, Value, list[str]]] = [
+        ("-p", "portMappings", [port.to_json() for port in ports], []),
+        ("--ip", "ips", [*ips], [f"IP={ip}" for ip in ips]),
+        ("--mac", "mac", options.mac, [f"MAC={options.mac}"] if options.mac else []),
+    ]
+    for option, capability, value, instead in wanted:
+        if value and network.declares(capability):
+            asked[capability] = value
+        elif value and len(instead) == 1:  # the older way, which knows one address
+            pairs += [parse_pair("IgnoreUnknown=1"), parse_pair(instead[0])]
+        elif value:
+            raise Failure(
+                f"{option}: no plugin of network {network.name} would hear it; one needs "
+                f'"capabilities": {{"{capability}": true}} in {network.source}',
+                USAGE,
+            )
+    return asked, list(dict.fromkeys(pairs))
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """K=V of CNI_ARGS."""
+    key, equals, value = text.partition("=")
+    if not (key and equals) or "=" in value:
+        raise Failure(f'--args: "{text}" is not of the form KEY=VALUE', USAGE)
+    return key, value
+
+
+def check_usage(options: argparse.Namespace) -> None:
+    """What argparse cannot tell."""
+    attached = options.verb in ATTACHED
+    if options.verb == "ADD" and not options.netns:
+        raise Failure("ADD needs NETNS: the name, path or pid of a network namespace", USAGE)
+    if attached and not options.netns and not options.id:
+        raise Failure(f"{options.verb} needs NETNS, or --id", USAGE)
+    if not attached and options.netns:
+        raise Failure(f"{options.verb} is about the whole network: it takes no NETNS", USAGE)
+    for option, given in (("--plan", options.plan), ("--create-netns", options.create_netns)):
+        if given and options.verb != "ADD":
+            raise Failure(f"{option} goes with ADD only", USAGE)
+    if options.id and not netconf.is_identifier(options.id):
+        raise Failure(f'--id: "{options.id}" has characters that a container ID cannot have', USAGE)
+    name = options.ifname
+    if not 0 < len(os.fsencode(name)) < 16 or name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
+        raise Failure(f'--ifname: "{name}" cannot be the name of an interface (15 bytes, no "/", ":" or blank)', USAGE)
+
+
+# The verbs
+
+
+def perform(options: argparse.Namespace) -> int:
+    """From the command line to the verb's function."""
+    check_usage(options)
+    if os.geteuid() != 0 and options.verb != "VERSION":
+        raise Failure("this needs root, or a user namespace of your own (`unshare -r -n -m`)", LACKING)
+    target = namespaces.find(options.netns) if options.netns else Target("", "", "")
+    container_id = options.id or target.container_id
+    network, entry = network_for(options, container_id)
+    folders = options.bin_dir or [os.environ.get("CNI_PATH") or BIN_DIRS]
+    path = [os.path.abspath(folder) for text in folders for folder in text.split(":") if folder]
+    chain = Chain(network, path, (lambda _: None) if options.json else print)
+    chain.check_plugins()
+    if options.verb in ATTACHED:
+        capability_args, cni_args = requests_of(options, network)
+        chain = replace(
+            chain,
+            container_id=container_id,
+            ifname=options.ifname,
+            netns=target.path,
+            cni_args=cni_args or (entry.cni_args if entry else ()),
+            capability_args=capability_args or (entry.capability_args if entry else Object()),
+        )
+    if options.verb == "ADD":
+        refuse_second(chain, target, entry)
+        return (plan if options.plan else add)(options, chain, target)
+    if options.verb == "DEL":
+        return delete(chain, target, entry)
+    if options.verb == "CHECK":
+        return check(chain, target, entry)
+    if options.verb == "VERSION":
+        return versions(options, chain)
+    return collect(chain) if options.verb == "GC" else status(chain)
+
+
+def refuse_second(chain: Chain, target: Target, entry: Entry | None) -> None:
+    """Failure for an attachment that exists: the DEL that follows a failed ADD would take away what stands."""
+    if entry is not None:
+        raise Failure(
+            f"{target.label} is connected to {chain.network.name} as {chain.ifname} already "
+            f"(container ID {chain.container_id}): DEL it first, or choose another --ifname"
+        )
+
+
+def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
+    """Connect. All or nothing: also when the cache cannot be written."""
+    with namespaces.opened(target, options.create_netns, options.plan, chain.say):
+        try:
+            result = chain.add()
+            libcni_cache.save(
+                Entry(
+                    chain.network.name,
+                    chain.container_id,
+                    chain.ifname,
+                    config=chain.network.text,
+                    netns=chain.netns,
+                    cni_args=chain.cni_args,
+                    capability_args=chain.capability_args,
+                    result=result,
+                )
+            )
+        except BaseException:
+            chain.undo()
+            raise
+    if options.json:
+        print(encode(result))
+    else:
+        print(f"\n{chain.ifname} in {target.label} ({chain.netns}), container ID {chain.container_id}")
+        for line in described(chain.ifname, chain.capability_args, from_json(result, chain.network.cni_version)):
+            print(line)
+    return 0
+
+
+def delete(chain: Chain, target: Target, entry: Entry | None) -> int:
+    """Disconnect, from a namespace that may be gone."""
+    known = target.path or (entry.netns if entry else "")
+    chain = replace(chain, netns=known if os.path.exists(known) else "")
+    if entry is None:
+        chain.say(f"nothing is cached for container ID {chain.container_id}: DEL with the configuration alone")
+    chain.delete(chain.prev_result_of(entry))
+    libcni_cache.remove(entry or Entry(chain.network.name, chain.container_id, chain.ifname))
+    chain.say(f"{target.label or chain.container_id} is disconnected from {chain.network.name} ({chain.ifname})")
+    return 0
+
+
+def check(chain: Chain, target: Target, entry: Entry | None) -> int:
+    """Is everything as ADD made it?"""
+    network = chain.network
+    if not version.at_least(network.cni_version, "0.4.0"):
+        raise Failure(f"network {network.name} is of version {network.cni_version}: CHECK came with 0.4.0")
+    if network.disable_check:
+        chain.say(f"network {network.name} has disableCheck: nothing was looked at")
+        return 0
+    if entry is None:
+        raise Failure(
+            f"no ADD of {target.label or chain.container_id} to {network.name} as {chain.ifname} is known "
+            f"(container ID {chain.container_id})"
+        )
+    chain = replace(chain, netns=target.path or entry.netns)
+    if not os.path.exists(chain.netns):
+        raise Failure(f"no such namespace: {chain.netns}", LACKING)
+    for plugin in network.plugins:
+        chain.run("CHECK", plugin, chain.prev_result_of(entry))
+    chain.say("everything is as ADD made it")
+    return 0
+
+
+def collect(chain: Chain) -> int:
+    """GC: whatever belongs to no attachment in the cache goes. All plugins are asked, then the failures told."""
+    network = chain.network
+    if network.disable_gc or not version.at_least(network.cni_version, "1.1.0"):
+        why = "has disableGC" if network.disable_gc else f"is of version {network.cni_version}, GC came with 1.1.0"
+        chain.say(f"network {network.name} {why}: nothing was done")
+        return 0
+    valid: list[Value] = [
+        Object([("containerID", entry.container_id), ("ifname", entry.ifname)])
+        for entry in libcni_cache.attachments(network.name)
+    ]
+    failures = []
+    for plugin in network.plugins:
+        try:
+            chain.run("GC", plugin, extra={"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid})
+        except PluginFailed as failure:
+            failures.append(failure)
+    if failures:
+        for other in failures[1:]:
+            print(f"cni-py-exec: {other}", file=sys.stderr)
+        raise failures[0]
+    chain.say(f"whatever belonged to none of the {len(valid)} known attachments is gone")
+    return 0
+
+
+def status(chain: Chain) -> int:
+    """STATUS: could an ADD be served now?"""
+    if not version.at_least(chain.network.cni_version, "1.1.0"):
+        chain.say(f"network {chain.network.name} is of version {chain.network.cni_version}, STATUS came with 1.1.0")
+        return 0
+    for plugin in chain.network.plugins:
+        chain.run("STATUS", plugin)
+    chain.say("an ADD can be served")
+    return 0
+
+
+def versions(options: argparse.Namespace, chain: Chain) -> int:
+    """VERSION of every plugin."""
+    quiet = replace(chain, say=lambda _: None)
+    answers = {
+        name: quiet.run("VERSION", plugin)
+        for name, plugin in zip(chain.network.types, chain.network.plugins, strict=True)
+    }
+    if options.json:
+        print(json.dumps({name: json.loads(answer) for name, answer in answers.items()}, indent=4))
+        return 0
+    for name, answer in answers.items():
+        fields = result_in(answer, name)
+        print(f"{name:<12} {', '.join(netconf.strings(fields, 'supportedVersions'))}  ({chain.find(name)})")
+    return 0
+
+
+# Plans
+
+
+def plan(options: argparse.Namespace, chain: Chain, target: Target) -> int:
+    """Print the operations of an ADD, plugin by plugin; each plugin's predicted result feeds the next."""
+    told: list[Encodable] = []
+    prev_result: Object | None = None
+    with namespaces.opened(target, options.create_netns, options.plan, chain.say) as path:
+        for plugin in chain.network.plugins:
+            name = netconf.string(plugin, "type")
+            operations, prev_result = planned(chain, plugin, path, prev_result)
+            chain.say(f"{name}:")
+            for line in [op.describe() for op in operations] or ["nothing"]:
+                chain.say(f"  {line}")
+            told.append({"plugin": name, "operations": [{**op.to_json(), "text": op.describe()} for op in operations]})
+    if options.json:
+        print(encode(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

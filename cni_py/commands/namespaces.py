@@ -1,0 +1,145 @@
+"""Network namespaces as people name them, found and made: ip-netns(8) without the program."""
+
+import ctypes
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cni_py import netconf
+from cni_py.commands.report import LACKING, USAGE, Failure
+from cni_py.kernel import netns
+
+NETNS_DIR = Path("/run/netns")
+MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000  # linux/mount.h
+MAKE_SHARED, BIND_ALL, BIND = (ctypes.c_ulong(flags) for flags in (MS_SHARED | MS_REC, MS_BIND | MS_REC, MS_BIND))
+MNT_DETACH = 2  # linux/fs.h
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The namespace, and what it is called: `path` need not exist (any more)."""
+
+    path: str
+    label: str
+    container_id: str
+
+    @property
+    def exists(self) -> bool:
+        """Whether something is there; what it is the plugins find out."""
+        return os.path.exists(self.path)
+
+
+def find(text: str) -> Target:
+    """A name, a path or a pid. A name in /run/netns goes before a pid of the same digits."""
+    for folder in (f"{NETNS_DIR}/", "/var/run/netns/"):
+        if "/" not in text.removeprefix(folder):
+            text = text.removeprefix(folder)
+    words = text.split("/")
+    if words[:2] == ["", "proc"] and words[2:3] != ["self"] and words[3:] == ["ns", "net"]:
+        text = words[2]
+    if "/" in text:
+        digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+        return Target(os.path.abspath(text), text, f"netns-{digest}")
+    named = NETNS_DIR / text
+    if text.isascii() and text.isdecimal() and not named.exists():
+        return Target(f"/proc/{text}/ns/net", f"process {text}", f"pid-{text}")
+    if text in (".", ".."):
+        raise Failure(f'"{text}" is no name of a network namespace', USAGE)
+    if netconf.is_identifier(text):
+        return Target(str(named), text, text)
+    return Target(str(named), text, f"netns-{hashlib.sha256(os.fsencode(text)).hexdigest()[:16]}")
+
+
+@contextmanager
+def opened(target: Target, create: bool, dry_run: bool, say: Callable[[str], None]) -> Iterator[str]:
+    """The path of the namespace to connect, made when that was asked for; unmade again when the ADD fails."""
+    if target.exists:
+        refuse_own(target)
+        yield target.path
+        return
+    named = os.path.dirname(target.path) == str(NETNS_DIR)
+    if not create or not named:
+        hint = "; --create-netns makes one" if named else "; --create-netns can only make one by name" * create
+        raise Failure(f"no such namespace: {target.path}{hint}", LACKING)
+    fd = new_netns()
+    try:
+        if dry_run:
+            say(f"namespace {target.label} would be made")
+            yield f"/proc/self/fd/{fd}"
+            return
+        bind_netns(fd, target.path)
+    finally:
+        os.close(fd)
+    say(f"namespace {target.label} made; `ip netns delete {target.label}` takes it away")
+    try:
+        yield target.path
+    except BaseException:
+        unbind_netns(target.path)
+        say(f"namespace {target.label} taken away again")
+        raise
+
+
+def refuse_own(target: Target) -> None:
+    """Failure when the namespace is the one we run in: its interfaces are the host's."""
+    try:
+        here, there = os.stat("/proc/self/ns/net"), os.stat(target.path)
+    except OSError as error:
+        raise Failure(f"cannot look at {target.path}: {error.strerror}", LACKING) from error
+    if os.path.samestat(here, there):
+        raise Failure(f"{target.path} is the namespace this runs in, the host's: that is no container", LACKING)
+
+
+def libc_call(name: str, *arguments: int | bytes | ctypes.c_ulong | None) -> None:
+    """A function of the C library that answers 0, or OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc[name](*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def new_netns() -> int:
+    """A descriptor of a new network namespace, which lives as long as it."""
+    back = netns.open_netns("/proc/thread-self/ns/net")
+    try:
+        libc_call("unshare", netns.CLONE_NEWNET)
+        try:
+            return netns.open_netns("/proc/thread-self/ns/net")
+        finally:
+            netns.setns(back)
+    except OSError as error:
+        raise Failure(f"cannot make a network namespace: {error.strerror}", LACKING) from error
+    finally:
+        os.close(back)
+
+
+def bind_netns(fd: int, path: str) -> None:
+    """Give the namespace a name, as `ip netns add` does, in a folder whose mounts other mount namespaces see."""
+    folder = os.fsencode(NETNS_DIR)
+    try:
+        os.makedirs(folder, 0o755, exist_ok=True)
+        try:
+            libc_call("mount", b"", folder, b"none", MAKE_SHARED, None)
+        except OSError:  # EINVAL: it is no mount yet
+            libc_call("mount", folder, folder, b"none", BIND_ALL, None)
+            libc_call("mount", b"", folder, b"none", MAKE_SHARED, None)
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        try:
+            libc_call("mount", f"/proc/self/fd/{fd}".encode(), os.fsencode(path), b"none", BIND, None)
+        except OSError:
+            os.unlink(path)
+            raise
+    except OSError as error:
+        raise Failure(f"cannot make the namespace {path}: {error.strerror}", LACKING) from error
+
+
+def unbind_netns(path: str) -> None:
+    """As `ip netns delete`."""
+    try:
+        libc_call("umount2", os.fsencode(path), MNT_DETACH)
+        os.unlink(path)
+    except OSError as error:
+        print(f"cni-py-exec: {path} is left: {error.strerror}", file=sys.stderr)

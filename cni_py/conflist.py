@@ -1,0 +1,199 @@
+"""Network configuration lists: what a runtime reads, and what it hands to each plugin.
+
+As libcni has it (libcni/conf.go, api.go; SPEC.md section 1 "Network configuration format"):
+
+    by name    *.conflist of the directory in lexical order, then *.conf and *.json, which hold a single plugin each
+    drop-ins   <directory>/<network>/*.conf are appended to the list, unless loadOnlyInlinedPlugins is set
+    request    the plugin's object with name, cniVersion, the runtimeConfig it declares capabilities for, and prevResult
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cni_py import netconf, version
+from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
+from cni_py.jsontext import Object, decode, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.jsontext import Encodable, Value
+
+LIST_SUFFIXES = (".conflist",)
+SINGLE_SUFFIXES = (".conf", ".json")
+
+
+class NoSuchNetwork(CniError):
+    """There is no such file, or no configuration of that name in the directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A named chain of plugins; `text` is the JSON of the list, as it goes into libcni's cache."""
+
+    name: str
+    cni_version: str
+    plugins: tuple[Object, ...]
+    disable_check: bool
+    disable_gc: bool
+    only_inlined: bool
+    text: bytes
+    source: str  # where it was read, for messages
+
+    def declares(self, capability: str) -> bool:
+        """Whether any plugin of the chain takes that runtimeConfig."""
+        return any(capability in capabilities(plugin) for plugin in self.plugins)
+
+    @property
+    def types(self) -> list[str]:
+        """The plugins by name, in the order of ADD."""
+        return [netconf.string(plugin, "type") for plugin in self.plugins]
+
+
+def is_path(text: str) -> bool:
+    """Whether NETWORK on a command line means a file; names of networks have no slash."""
+    return "/" in text or (text.endswith((*LIST_SUFFIXES, *SINGLE_SUFFIXES)) and Path(text).exists())
+
+
+def parse(text: bytes, source: str) -> Network:
+    """The list in `text`, or the list of one that a single plugin's configuration is. CniError that names `source`."""
+    try:
+        raw = decode(text)
+        if not isinstance(raw, Object):
+            raise DecodingFailure("a JSON object was expected")
+        if netconf.lookup(raw, "plugins") is netconf.MISSING and netconf.string(raw, "type"):
+            return _of_single(raw, source)
+        return _of_list(raw, text, source)
+    except CniError as error:
+        raise type(error)(f"{source}: {error.msg}", error.details, error.code) from None
+
+
+def _of_single(raw: Object, source: str) -> Network:
+    head: list[tuple[str, Value]] = [("name", netconf.string(raw, "name"))]
+    stated = netconf.string(raw, "cniVersion")
+    if stated:
+        head.append(("cniVersion", stated))
+    whole = Object([*head, ("plugins", [raw])])
+    return replace(_of_list(whole, encode(whole).encode(), source), only_inlined=True)
+
+
+def _of_list(raw: Object, text: bytes, source: str) -> Network:
+    name = netconf.string(raw, "name")
+    if not name:
+        raise InvalidNetworkConfig("the network has no name")
+    if not netconf.is_identifier(name):
+        raise InvalidNetworkConfig("invalid characters found in network name", name)
+    return Network(
+        name=name,
+        cni_version=_cni_version(raw),
+        plugins=tuple(_checked(plugin) for plugin in netconf.objects(raw, "plugins")),
+        disable_check=_switch(raw, "disableCheck"),
+        disable_gc=_switch(raw, "disableGC"),
+        only_inlined=_switch(raw, "loadOnlyInlinedPlugins"),
+        text=text,
+        source=source,
+    )
+
+
+def _cni_version(raw: Object) -> str:
+    """The highest version that both cniVersion, cniVersions and we know; 0.1.0 when none is given."""
+    stated = netconf.string(raw, "cniVersion")
+    known = [listed for listed in (*netconf.strings(raw, "cniVersions"), stated) if listed in version.SUPPORTED]
+    if known:
+        return max(known, key=version.SUPPORTED.index)
+    return stated or "0.1.0"
+
+
+def _switch(raw: Object, key: str) -> bool:
+    """A boolean; libcni also takes it as text."""
+    value = netconf.lookup(raw, key)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return netconf.boolean(raw, key)
+
+
+def _checked(plugin: Object) -> Object:
+    if not netconf.string(plugin, "type"):
+        raise InvalidNetworkConfig("a plugin of the list has no type")
+    return plugin
+
+
+def read(path: str | Path) -> Network:
+    """The network in a file, with its drop-ins. CniError when it is no network configuration."""
+    file = Path(path)
+    try:
+        network = parse(file.read_bytes(), str(file))
+        if not network.only_inlined:
+            network = _with_drop_ins(network, file.parent / network.name)
+    except FileNotFoundError as error:
+        raise NoSuchNetwork(f"there is no file {file}") from error
+    except OSError as error:
+        raise CniError(f"cannot read {error.filename or file}", error.strerror or "") from error
+    if not network.plugins:
+        raise InvalidNetworkConfig(f"{file}: the network has no plugins")
+    return network
+
+
+def _with_drop_ins(network: Network, folder: Path) -> Network:
+    added = []
+    for file in _files(folder, SINGLE_SUFFIXES[:1]):
+        raw = decode(file.read_bytes())
+        if not isinstance(raw, Object):
+            raise DecodingFailure(f"{file}: a JSON object was expected")
+        added.append(_checked(raw))
+    if not added:
+        return network
+    whole = decode(network.text)
+    assert isinstance(whole, Object)
+    plugins = (*network.plugins, *added)
+    text = encode(Object([*whole.items(), ("plugins", [*plugins])]))
+    return replace(network, plugins=plugins, text=text.encode())
+
+
+def find(conf_dir: str | Path, name: str) -> Network:
+    """The network called `name`. NoSuchNetwork, saying what there is; CniError for a broken file that comes before it."""
+    seen = []
+    for suffixes in (LIST_SUFFIXES, SINGLE_SUFFIXES):
+        for file in _files(Path(conf_dir), suffixes):
+            network = read(file)
+            if network.name == name:
+                return network
+            seen.append(network.name)
+    there = f"there are: {', '.join(seen)}" if seen else "there is none at all"
+    raise NoSuchNetwork(f'no network "{name}" in {conf_dir}', there)
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((file for file in folder.iterdir() if file.suffix in suffixes and not file.is_dir()), key=_name)
+
+
+def _name(file: Path) -> str:
+    return file.name
+
+
+def capabilities(plugin: Object) -> list[str]:
+    """The capabilities that a plugin's configuration turns on."""
+    declared = netconf.child(plugin, "capabilities") or Object()
+    return [name for name in declared if netconf.boolean(declared, name)]
+
+
+def request(
+    network: Network,
+    plugin: Object,
+    capability_args: "Mapping[str, Value]",
+    prev_result: Object | None = None,
+    extra: "Mapping[str, Encodable] | None" = None,
+) -> bytes:
+    """What the plugin gets on stdin."""
+    fields: dict[str, Encodable] = dict(plugin)
+    fields["name"] = network.name
+    fields["cniVersion"] = network.cni_version
+    given = {name: capability_args[name] for name in capabilities(plugin) if name in capability_args}
+    if given:
+        fields["runtimeConfig"] = given
+    if prev_result is not None:
+        fields["prevResult"] = prev_result
+    fields.update(extra or {})
+    return encode(fields).encode()
