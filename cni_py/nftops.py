@@ -3,11 +3,11 @@
 import errno
 import sys
 
-from cni_py import portclaims
+from cni_py import heirs, portclaims
 from cni_py.addr import Address, mac_text, parse_address, parse_ip
 from cni_py.engine import Op
-from cni_py.errors import CniError, InvalidNetworkConfig
-from cni_py.kernel import rtnl, sysctl
+from cni_py.errors import CniError, InvalidNetworkConfig, os_error
+from cni_py.kernel import nftrules, rtnl, sysctl
 from cni_py.kernel.netlink import attr
 from cni_py.kernel.nftables import BRIDGE, INET, Change, Element, NftUnavailable, concat, ifname_key
 from cni_py.locks import nftables_lock
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from cni_py.kernel.rtnl import Link, Rtnl
     from cni_py.records import Attachment
 
-FAMILY_NAMES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
+
+RTN_UNICAST = 1  # linux/rtnetlink.h
 
 
 def masquerade(addresses: "Iterable[Address]") -> list[Op]:
@@ -34,48 +35,6 @@ def masquerade(addresses: "Iterable[Address]") -> list[Op]:
 def spoof_check(host_veth: str, mac: bytes) -> list[Op]:
     """What bridge's macspoofchk needs."""
     return [CheckSource(name=host_veth, mac=mac)]
-
-
-def chain_name(kind: str, address: Address) -> str:
-    """inside_10.1.2.0_24, outside_fd00--_64: the chain of a subnet, in characters that nft takes."""
-    return f"{kind}_{address.network()}".replace(":", "-").replace("/", "_")
-
-
-def inside_chain(address: Address) -> str:
-    """Text for the chain that masquerades what a published port's client in the container's own subnet sends.
-
-    So does a client on the host's loopback. Otherwise the answer would not come back through the host, or not at all.
-    """
-    ip, _ = FAMILY_NAMES[address.family]
-    sources = [str(address.network())] + (["127.0.0.0/8"] if address.family == 4 else [])
-    return _chain(chain_name("inside", address), [f"{ip} saddr {source} masquerade" for source in sources])
-
-
-def outside_chain(address: Address) -> str:
-    """Text for the chain that masquerades whatever leaves the subnet."""
-    ip, _ = FAMILY_NAMES[address.family]
-    return _chain(chain_name("outside", address), [f"{ip} daddr {address.network()} return", "masquerade"])
-
-
-def conditions_chain(family: int, condition: str) -> str:
-    """Text for the chain and maps of a set of conditions, whose words have been vetted."""
-    ip, addr = FAMILY_NAMES[family]
-    name = condition_id(family, condition)
-    condition = vetted([condition], f"conditionsV{family}")  # again: it may come from a file
-    maps = (
-        f"add map inet cni_py specific{name} {{ type {addr} . inet_proto . inet_service : {addr} . inet_service; }}\n"
-        f"add map inet cni_py any{name} {{ type inet_proto . inet_service : {addr} . inet_service; }}\n"
-    )
-    rules = [
-        f"{condition} dnat {ip} to {ip} daddr . meta l4proto . th dport map @specific{name}",
-        f"{condition} dnat {ip} to meta l4proto . th dport map @any{name}",
-    ]
-    return maps + _chain(f"conditions{name}", rules)
-
-
-def _chain(name: str, rules: list[str]) -> str:
-    lines = [f"add chain inet cni_py {name}", f"flush chain inet cni_py {name}"]
-    return "\n".join(lines + [f"add rule inet cni_py {name} {rule}" for rule in rules]) + "\n"
 
 
 def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], str]") -> None:
@@ -90,7 +49,9 @@ def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], 
         kernel.nft.current.clear()
         for family in {change.family for change in changes}:
             kernel.nft.ensure_table(family)
-        libnftables.run(chains())
+        text = chains()
+        if text:
+            libnftables.run(text)
         kernel.nft.transaction(changes)
 
 
@@ -113,7 +74,7 @@ def take(kernel: "Kernel", set_name: str, key: bytes, family: int = INET) -> Non
             found = kernel.nft.get(set_name, (key,), family).get(key)
         except NftUnavailable:
             return  # then nothing of ours can be there
-        if found is not None and found.comment[: portclaims.HEX] == kernel.key.hex:
+        if found is not None and found.comment[: heirs.HEX] == kernel.key.hex:
             kernel.nft.transaction([Change(False, set_name, [found], family)])
 
 
@@ -126,11 +87,11 @@ def sweep(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", *sets: 
             stale = [
                 element
                 for element in kernel.nft.dump(set_name, family)
-                if portclaims.network_of(element) == network and element.comment[: portclaims.HEX] not in living
+                if portclaims.network_of(element) == network and element.comment[: heirs.HEX] not in living
             ]
             if stale:
                 changes.append(Change(False, set_name, stale, family))
-        kernel.nft.transaction(changes)
+        _remove(kernel, changes)
 
 
 def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", only: str = "") -> None:
@@ -140,7 +101,14 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
         draft = Draft(kernel.nft)
         for hexed in {only} if only else portclaims.holders_in(draft, network) - living:
             portclaims.evict(draft, hexed)
-        kernel.nft.transaction(draft.changes())
+        _remove(kernel, draft.changes())
+
+
+def _remove(kernel: "Kernel", changes: "Sequence[Change]") -> None:
+    try:
+        kernel.nft.transaction(changes)
+    except OSError as error:
+        raise os_error("cannot remove elements of the nftables table cni_py", error) from error
 
 
 class Masquerade(Op):
@@ -157,12 +125,12 @@ class Masquerade(Op):
     def element(self, kernel: "Kernel") -> tuple[str, Element]:
         """The map, and the element in it."""
         address = parse_address(self.address)
-        name = chain_name("outside", address)
+        name = nftrules.chain_name("outside", address)
         return f"masquerade{address.family}", Element(address.packed, name, kernel.key.comment)
 
     def apply(self, kernel: "Kernel") -> bool:
         set_name, element = self.element(kernel)
-        return put(kernel, set_name, element, outside_chain(parse_address(self.address)))
+        return put(kernel, set_name, element, nftrules.outside_chain(parse_address(self.address)))
 
     def undo(self, kernel: "Kernel") -> None:
         set_name, element = self.element(kernel)
@@ -234,7 +202,7 @@ class AllowLoopbackClients(Op):
 
 
 def interface_towards(host: "Rtnl", ip: bytes) -> "Link | None":
-    """The interface of the host on whose own network `ip` is; None when it is behind a router, or nowhere."""
+    """The interface of the host on whose network `ip` is; None when it is behind a router, the host's own, or nowhere."""
     header = bytes((2 if len(ip) == 4 else 10, 8 * len(ip))) + bytes(10)  # struct rtmsg, linux/rtnetlink.h
     try:
         answers = host.request(rtnl.RTM_GETROUTE, 0, header + attr(rtnl.RTA_DST, ip))
@@ -243,7 +211,7 @@ def interface_towards(host: "Rtnl", ip: bytes) -> "Link | None":
             return None
         raise
     route = rtnl.Route(answers[0][1])
-    return host.link(route.index) if route.gw is None and route.index else None
+    return host.link(route.index) if route.gw is None and route.type == RTN_UNICAST else None
 
 
 class ReflectToPort(Op):
@@ -295,15 +263,17 @@ class PublishPorts(Op):
         """The chains that our elements jump to."""
         text = ""
         for family, condition in self.conditions().items():
-            text += conditions_chain(family, condition) if condition else ""
-        return text + "".join(inside_chain(parse_address(address)) for address in self.addresses.split())
+            if condition:
+                words = vetted([condition], f"conditionsV{family}")  # again: it may come from a file
+                text += nftrules.conditions_chain(family, condition_id(family, condition), words)
+        return text + "".join(nftrules.inside_chain(parse_address(address)) for address in self.addresses.split())
 
     def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
         """The elements that masquerade clients, with their maps."""
         found = []
         for text in self.addresses.split() if self.clients != "none" else ():
             address = parse_address(text)
-            chain = "masquerade_all" if self.clients == "all" else chain_name("inside", address)
+            chain = "masquerade_all" if self.clients == "all" else nftrules.chain_name("inside", address)
             found.append((f"hairpin{address.family}", Element(address.packed, chain, comment)))
         return found
 
@@ -332,7 +302,7 @@ class PublishPorts(Op):
             draft.put(set_name, element)
         changes = draft.changes()
         for holder, parts in waiting.items():
-            portclaims.wait_for(holder, who, ", ".join(map(str, parts)))
+            heirs.wait_for(holder, who.key, who.conditions, ", ".join(map(str, parts)))
         try:
             commit(kernel, changes, self.chains)
         except CniError as error:
@@ -365,12 +335,12 @@ class PublishPorts(Op):
         for set_name, element in self.hairpins(who.comment):
             if who.owns(draft.get(set_name, element.key)):
                 draft.remove(set_name, element.key)
-        for heir, text in portclaims.heirs(kernel.key):
-            _promote(draft, heir, text)
+        for key, conditions, text in heirs.waiting_for(kernel.key):
+            _promote(draft, Claimant(key, conditions), text)
         commit(kernel, draft.changes(), self.chains)
-        portclaims.forget_heirs(kernel.key)
+        heirs.forget_heirs(kernel.key)
         for holder in others:
-            portclaims.stop_waiting(holder, kernel.key)
+            heirs.stop_waiting(holder, kernel.key)
 
     def check(self, kernel: "Kernel") -> str | None:
         draft = Draft(kernel.nft)
@@ -403,7 +373,7 @@ def _promote(draft: Draft, heir: Claimant, text: str) -> None:
         if holder:
             waiting.setdefault(holder, []).append(str(mapping))
     for holder, parts in waiting.items():
-        portclaims.wait_for(holder, heir, ", ".join(parts))
+        heirs.wait_for(holder, heir.key, heir.conditions, ", ".join(parts))
 
 
 def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:

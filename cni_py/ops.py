@@ -64,6 +64,8 @@ class EnsureBridge(Op):
             kernel.host.set_link(link.index, promisc=True)
         if created:
             set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
+            # Nobody else can have our derived MAC; with detection the host could not solicit containers for 2 s.
+            set_sysctl(f"ipv6/conf/{self.name}/accept_dad", "0", optional=True)
         if not link.flags & rtnl.IFF_UP:
             kernel.host.set_link(link.index, up=True)
         return created
@@ -319,7 +321,7 @@ class EnsureGatewayAddress(Op):
                 )
             kernel.host.delete_address(link.index, held)
         try:
-            kernel.host.add_address(link.index, wanted, broadcast=broadcast_of(wanted))
+            kernel.host.add_address(link.index, wanted, nodad=wanted.family == 6, broadcast=broadcast_of(wanted))
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise CniError("failed to set bridge addr", f"{error.strerror or error}") from error

@@ -11,23 +11,19 @@ attachment is served, the next waits as its heir, a file in the folder of the fi
 transaction that removes the first. A holder that is provably dead is replaced. All of this happens under the nft lock.
 """
 
-import os
 import sys
 
-from cni_py import jsontext, records
-from cni_py.errors import CniError, InvalidNetns, PortInUse
-from cni_py.kernel import netns
-from cni_py.kernel.nftables import FAMILIES, RANGE_PROTOCOLS, Change, Element, Nft, concat, mark
+from cni_py import heirs
+from cni_py.errors import PortInUse
+from cni_py.heirs import HEX
+from cni_py.kernel.nftables import Change, Element, Nft, concat, mark
 from cni_py.portmappings import PROTOCOLS, Mapping, condition_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from cni_py.records import Attachment, Record
-
-PLUGIN = "portmap"  # whose records say whether a holder lives
-HEX = 16  # digits of a comment that name the attachment
+    from cni_py.records import Attachment
 
 
 class Draft:
@@ -251,8 +247,8 @@ def obtain(draft: Draft, who: Claimant, mapping: Mapping) -> str:
     release(draft, who, mapping)
     for port in mapping.ports:
         for comment in _holders(draft, mapping, port):
-            holder = record_of(comment[:HEX])
-            if holder is None or is_dead(holder):
+            holder = heirs.record_of(comment[:HEX])
+            if holder is None or heirs.is_dead(holder):
                 evict(draft, comment[:HEX])
             elif holder.key.container_id == who.key.container_id and holder.key.hex != who.key.hex:
                 return holder.key.hex
@@ -267,7 +263,7 @@ def lacking(draft: Draft, who: Claimant, mapping: Mapping) -> str:
     for port in mapping.ports:
         holder = _holder(draft, mapping, port)
         if holder != who.key.hex:
-            other = record_of(holder) if holder else None
+            other = heirs.record_of(holder) if holder else None
             if other is None or other.key.container_id != who.key.container_id:
                 return f"{port}/{mapping.protocol}"
     if mapping.last > mapping.first:
@@ -304,7 +300,7 @@ def _port_in_use(mapping: Mapping, port: int, holder: str) -> PortInUse:
 
 def evict(draft: Draft, hexed: str) -> None:
     """Take out every port of a dead attachment, found by its comments: it may have no record."""
-    for family, _, _, _ in FAMILIES:
+    for family in (4, 6):
         for kind in ("any", "specific"):
             for set_name in (f"{kind}{family}", f"conditional_{kind}{family}"):
                 for element in _marked(draft, set_name, hexed):
@@ -314,7 +310,7 @@ def evict(draft: Draft, hexed: str) -> None:
         for set_name in (f"claims{family}", f"hairpin{family}"):
             for element in _marked(draft, set_name, hexed):
                 draft.remove(set_name, element.key)
-        for protocol in RANGE_PROTOCOLS:
+        for protocol in PROTOCOLS:
             _evict_ranges(draft, f"range{family}_{protocol}", hexed)
 
 
@@ -330,7 +326,7 @@ def holders_in(draft: Draft, network: str) -> set[str]:
     kinds = ("claims", "specific", "conditional_specific", "hairpin")
     return {
         element.comment[:HEX]
-        for family, _, _, _ in FAMILIES
+        for family in (4, 6)
         for kind in kinds
         for element in draft.dump(f"{kind}{family}")
         if network_of(element) == network
@@ -351,105 +347,3 @@ def _evict_ranges(draft: Draft, set_name: str, hexed: str) -> None:
             after = bounds[place + 1 : place + 2]
             last = int.from_bytes(after[0].key, "big") - 1 if after else 65535
             draft.interval(set_name, element, last, add=False)
-
-
-def record_of(hexed: str) -> "Record | None":
-    """The portmap record of the attachment, None when there is none that can be read."""
-    folder = f"{records.run_dir()}/attachments/{hexed}"
-    for suffix in (".adding", ".json"):
-        key = _key_in(_fields_in(f"{folder}/{PLUGIN}{suffix}"))
-        if key is not None and key.hex == hexed:
-            return records.load(key, PLUGIN)
-    return None
-
-
-def _fields_in(path: str) -> jsontext.Object:
-    """What a file of ours says; nothing when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            fields = jsontext.decode(file.read())
-    except (OSError, CniError):
-        return jsontext.Object()
-    return fields if isinstance(fields, jsontext.Object) else jsontext.Object()
-
-
-def _key_in(fields: jsontext.Object) -> "Attachment | None":
-    names = [fields.get(name) for name in ("network", "containerID", "ifname")]
-    return records.Attachment(*map(str, names)) if all(isinstance(name, str) for name in names) else None
-
-
-def is_dead(record: "Record") -> bool:
-    """Whether the attachment's namespace is gone: nothing at its path, or not a namespace, or another one."""
-    try:
-        fd = netns.open_netns(record.netns)
-    except (FileNotFoundError, InvalidNetns):
-        return True
-    try:
-        return record.container_cookie not in (0, netns.cookie(fd))
-    finally:
-        os.close(fd)
-
-
-def wait_for(holder: str, who: Claimant, text: str) -> None:
-    """Make `who` an heir of `holder`: `text` is what it will claim."""
-    folder = f"{records.run_dir()}/attachments/{holder}/heirs"
-    records.make_folder(folder)
-    fields: dict[str, jsontext.Encodable] = {
-        "network": who.key.network,
-        "containerID": who.key.container_id,
-        "ifname": who.key.ifname,
-        "ports": text,
-        "conditions4": who.conditions.get(4, ""),
-        "conditions6": who.conditions.get(6, ""),
-    }
-    path = f"{folder}/{who.key.hex}"
-    with open(os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(jsontext.encode(fields, None).encode())
-    os.rename(path + ".tmp", path)
-
-
-def stop_waiting(holder: str, who: "Attachment") -> None:
-    """`who` is no heir of `holder` any more; that it never was is as good."""
-    _unlink(f"{records.run_dir()}/attachments/{holder}/heirs", who.hex)
-
-
-def heirs(holder: "Attachment") -> "list[tuple[Claimant, str]]":
-    """Who waits for the ports of `holder`, first come first, each with the text of its mappings.
-
-    One that has no record any more was DELeted, and is left out.
-    """
-    folder = f"{holder.folder}/heirs"
-    try:
-        names = [name for name in os.listdir(folder) if len(name) == HEX]
-    except OSError:
-        return []
-    found = []
-    for name in sorted(names, key=lambda name: os.stat(f"{folder}/{name}").st_mtime_ns):
-        fields = _fields_in(f"{folder}/{name}")
-        key = _key_in(fields)
-        if key is not None and key.hex == name and record_of(name) is not None:
-            conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
-            found.append((Claimant(key, conditions), str(fields.get("ports", ""))))
-    return found
-
-
-def forget_heirs(holder: "Attachment") -> None:
-    """Remove the folder of heirs."""
-    folder = f"{holder.folder}/heirs"
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return
-    for name in names:
-        _unlink(folder, name)
-
-
-def _unlink(folder: str, name: str) -> None:
-    """Remove a file, its folder with the last one, and that of the attachment if nothing else is in it."""
-    remove: Callable[[str], None] = os.unlink
-    for path in (f"{folder}/{name}", folder, os.path.dirname(folder)):
-        try:
-            remove(path)
-        except OSError:
-            pass  # gone, or other files are still in it
-        remove = os.rmdir

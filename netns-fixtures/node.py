@@ -144,10 +144,10 @@ class Node:
         read, write = os.pipe()
         # A handler that raises while fork() runs its hooks would have its exception swallowed: signals wait until it is over.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # pytest-xdist has a thread; the child takes none of its locks
+        with (
+            warnings.catch_warnings()
+        ):  # of a fork beside threads: pytest-xdist has one, and the child takes none of its locks
+            warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
             self._child(write, unblocked, lambda: what(*args, **kwargs))

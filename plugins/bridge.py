@@ -17,6 +17,7 @@ from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel.context import NetnsGone
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import bridge_mac, complete, plan, plan_bridge
+from cni_py.records import Attachment
 from cni_py.result import Interface, Result, dns_from_json
 
 
@@ -78,12 +79,30 @@ def check(call: Call) -> None:
 def gc(call: Call) -> None:
     """Take away what stale attachments left, here and in IPAM."""
     failures = collect_garbage(call)
-    if invoke.ipam_type(call):
+    for step in (sweep_elements, collect_addresses):
         try:
-            invoke.ipam(call, "GC")
+            step(call)
         except CniError as error:
             failures.append(error)
     call.finish_delete(failures)
+
+
+def sweep_elements(call: Call) -> None:
+    """Take out our nftables elements of stale attachments whose record is lost."""
+    if call.conf.valid_attachments is None:
+        return
+    from cni_py import nftops
+    from cni_py.kernel.nftables import BRIDGE, INET
+
+    valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
+    sets = (("masquerade4", INET), ("masquerade6", INET), ("spoof_checked", BRIDGE), ("spoof_allowed", BRIDGE))
+    nftops.sweep(call.kernel, call.conf.name, valid, *sets)
+
+
+def collect_addresses(call: Call) -> None:
+    """GC of IPAM."""
+    if invoke.ipam_type(call):
+        invoke.ipam(call, "GC")
 
 
 def status(call: Call) -> None:

@@ -7,6 +7,7 @@ Sources: Linux include/uapi/linux/netfilter/nf_tables.h, libnftnl src/set_elem.c
 concatenation of values is a key: each is padded to 4 bytes.
 """
 
+import _socket
 import _struct
 import errno
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 TABLE = "cni_py"
 INET, BRIDGE = 1, 7  # NFPROTO_*, linux/netfilter.h
-LAYOUT = 1  # raise with every change of the texts below: an older table is then brought up to date
+LAYOUT = 1  # raise with every change of nftrules.table(): an older table is then brought up to date
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NFT_MSG_NEWSETELEM = _SUBSYSTEM | 12
@@ -49,93 +50,6 @@ _U32 = _struct.Struct("!I")
 _I32 = _struct.Struct("!i")
 _CHUNK = 200  # elements a message; a netlink attribute holds at most 64 KiB
 _GET_CHUNK = 64  # each is answered by a datagram of its own, which must fit into the receive buffer together
-
-FAMILIES = (("4", "ip", "ipv4", "ipv4_addr"), ("6", "ip6", "ipv6", "ipv6_addr"))
-RANGE_PROTOCOLS = ("tcp", "udp", "sctp")
-
-# Traps that these rules avoid, each shown by a packet test:
-# - a DNAT rule that matches ::1 or a link-local address turns "refused" into a hang: the kernel forwards neither
-# - a packet for 127/8 from outside must not be DNATed: that happens before the kernel's martian check
-# - route_localnet would open the host's own loopback to that link: local_links is looked at before it is set
-# - hairpin: the answer of a container must come back through the host whenever client and container share a subnet
-# The priority on the output hook is a number because nft 1.0.6 knows no names there; `dnat ip` does not look at the
-# family of the packet, hence the two chains.
-CHAINS = """
-add chain inet cni_py loopback_guard { type filter hook prerouting priority -300; policy accept; }
-add chain inet cni_py prerouting { type nat hook prerouting priority -100; policy accept; }
-add chain inet cni_py output { type nat hook output priority -100; policy accept; }
-add chain inet cni_py postrouting { type nat hook postrouting priority 100; policy accept; }
-add chain inet cni_py published4
-add chain inet cni_py published6
-add chain inet cni_py masquerade_all
-flush chain inet cni_py loopback_guard
-flush chain inet cni_py prerouting
-flush chain inet cni_py output
-flush chain inet cni_py postrouting
-flush chain inet cni_py published4
-flush chain inet cni_py published6
-flush chain inet cni_py masquerade_all
-add rule inet cni_py loopback_guard iifname @local_links ip daddr 127.0.0.0/8 drop
-add rule inet cni_py prerouting ip daddr 127.0.0.0/8 return
-add rule inet cni_py prerouting ip6 daddr { ::1, fe80::/10 } return
-add rule inet cni_py prerouting fib daddr type local meta nfproto vmap { ipv4 : jump published4, ipv6 : jump published6 }
-add rule inet cni_py output ip6 daddr { ::1, fe80::/10 } return
-add rule inet cni_py output fib daddr type local meta nfproto vmap { ipv4 : jump published4, ipv6 : jump published6 }
-add rule inet cni_py postrouting ct status dnat ip daddr vmap @hairpin4
-add rule inet cni_py postrouting ct status dnat ip6 daddr vmap @hairpin6
-add rule inet cni_py postrouting ip daddr 224.0.0.0/4 return
-add rule inet cni_py postrouting ip6 daddr ff00::/8 return
-add rule inet cni_py postrouting ip saddr vmap @masquerade4
-add rule inet cni_py postrouting ip6 saddr vmap @masquerade6
-add rule inet cni_py masquerade_all masquerade
-"""
-MAPS = """
-add map inet cni_py specific{n} {{ type {addr} . inet_proto . inet_service : {addr} . inet_service; }}
-add map inet cni_py any{n} {{ type inet_proto . inet_service : {addr} . inet_service; }}
-add map inet cni_py conditional_specific{n} {{ type {addr} . inet_proto . inet_service : verdict; }}
-add map inet cni_py conditional_any{n} {{ type inet_proto . inet_service : verdict; }}
-add map inet cni_py claims{n} {{ type inet_proto . inet_service : mark; }}
-add map inet cni_py hairpin{n} {{ type {addr} : verdict; }}
-add map inet cni_py masquerade{n} {{ type {addr} : verdict; }}
-"""
-PUBLISHED = """
-add rule inet cni_py published{n} {ip} daddr . meta l4proto . th dport vmap @conditional_specific{n}
-add rule inet cni_py published{n} dnat {ip} to {ip} daddr . meta l4proto . th dport map @specific{n}
-add rule inet cni_py published{n} meta l4proto . th dport vmap @conditional_any{n}
-add rule inet cni_py published{n} dnat {ip} to meta l4proto . th dport map @any{n}
-"""
-BRIDGE_TABLE = """
-add table bridge cni_py
-add set bridge cni_py layout {{ type mark; }}
-add set bridge cni_py spoof_checked {{ type ifname; }}
-add set bridge cni_py spoof_allowed {{ type ifname . ether_addr; }}
-add chain bridge cni_py prerouting {{ type filter hook prerouting priority -300; policy accept; }}
-flush chain bridge cni_py prerouting
-add rule bridge cni_py prerouting iifname @spoof_checked iifname . ether saddr != @spoof_allowed drop
-flush set bridge cni_py layout
-add element bridge cni_py layout {{ {layout} }}
-"""
-
-
-def skeleton(family: int) -> str:
-    """The text that makes a table, or brings it up to date; elements that are there stay."""
-    if family == BRIDGE:
-        return BRIDGE_TABLE.format(layout=LAYOUT)
-    maps, rules = "", ""
-    for n, ip, _, addr in FAMILIES:
-        maps += MAPS.format(n=n, addr=addr)
-        rules += PUBLISHED.format(n=n, ip=ip)
-        for protocol in RANGE_PROTOCOLS:
-            name = f"range{n}_{protocol}"
-            maps += f"add map inet cni_py {name} {{ type inet_service : {addr}; flags interval; }}\n"
-            rules += f"add rule inet cni_py published{n} meta l4proto {protocol} dnat {ip} to th dport map @{name}\n"
-    return (
-        "add table inet cni_py\n"
-        "add set inet cni_py layout { type mark; }\n"
-        "add set inet cni_py local_links { type ifname; }\n"
-        f"{maps}{CHAINS}{rules}"
-        f"flush set inet cni_py layout\nadd element inet cni_py layout {{ {LAYOUT} }}\n"
-    )
 
 
 class NftUnavailable(CniError):
@@ -312,18 +226,41 @@ class Nft:
             raise _unavailable(error) from error
         return list(_elements(answers))
 
-    def transaction(self, changes: "Iterable[Change]") -> None:
+    def transaction(self, changes: "Sequence[Change]") -> None:
         """All of the changes, or OSError and none: EEXIST when an element is there already, ENOENT when a chain is not."""
         messages = [message for change in changes for message in change.messages()]
         if messages:
             self.socket().batch(messages)
+        if not all(change.add for change in changes):
+            self._leave()
+
+    def _leave(self) -> None:
+        """Close the socket without waiting for it.
+
+        The kernel lets close(), and so exit(), of an nfnetlink socket wait until what was deleted in the namespace has been
+        freed: an RCU grace period, 4 to 20 ms (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). A socket that is in flight
+        inside itself is closed by the kernel's collector of such sockets instead, in a thread of its own (unix_gc,
+        net/unix/garbage.c; before Linux 6.10 in our time as before).
+        """
+        if self._socket is None:
+            return
+        inner, outer = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+        try:
+            fds = _struct.pack("@ii", inner.fileno(), self._socket._socket.fileno())
+            outer.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+        except OSError:
+            pass  # too many in flight: then we wait
+        inner.close()
+        outer.close()
+        self.close()
+        self._socket = None
 
     def ensure_table(self, family: int = INET) -> None:
         """Make the table with its chains, rules and empty maps, unless it is there in this layout."""
         if family not in self.current and not self.has_table(family):
-            from cni_py.kernel import libnftables
+            from cni_py.kernel import libnftables, nftrules
 
-            libnftables.run(skeleton(family))
+            libnftables.run(nftrules.table(family == BRIDGE))
         self.current.add(family)
 
     def has_table(self, family: int = INET) -> bool:

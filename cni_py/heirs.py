@@ -1,0 +1,124 @@
+"""Holders of host ports as their records show them: whether one is dead, and who of the same container waits for its ports.
+
+An heir is a file in the folder of the holder's record, /run/cni-py/attachments/<hex of the holder>/heirs/<hex of the heir>,
+written and read under the nft lock.
+"""
+
+import os
+
+from cni_py import jsontext, records
+from cni_py.errors import CniError, InvalidNetns
+from cni_py.kernel import netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_py.records import Attachment, Record
+
+PLUGIN = "portmap"  # whose records say whether a holder lives
+HEX = 16  # digits that name an attachment, in comments and files
+
+
+def record_of(hexed: str) -> "Record | None":
+    """The portmap record of the attachment, None when there is none that can be read."""
+    folder = f"{records.run_dir()}/attachments/{hexed}"
+    for suffix in (".adding", ".json"):
+        key = _key_in(_fields_in(f"{folder}/{PLUGIN}{suffix}"))
+        if key is not None and key.hex == hexed:
+            return records.load(key, PLUGIN)
+    return None
+
+
+def _fields_in(path: str) -> jsontext.Object:
+    """What a file of ours says; nothing when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            fields = jsontext.decode(file.read())
+    except (OSError, CniError):
+        return jsontext.Object()
+    return fields if isinstance(fields, jsontext.Object) else jsontext.Object()
+
+
+def _key_in(fields: jsontext.Object) -> "Attachment | None":
+    names = [fields.get(name) for name in ("network", "containerID", "ifname")]
+    return records.Attachment(*map(str, names)) if all(isinstance(name, str) for name in names) else None
+
+
+def is_dead(record: "Record") -> bool:
+    """Whether the attachment's namespace is gone: nothing at its path, or not a namespace, or another one."""
+    try:
+        fd = netns.open_netns(record.netns)
+    except FileNotFoundError:
+        return True
+    except InvalidNetns as error:
+        return not isinstance(error.__cause__, PermissionError)  # what we may not look at may live
+    try:
+        return record.container_cookie not in (0, netns.cookie(fd))
+    finally:
+        os.close(fd)
+
+
+def wait_for(holder: str, who: "Attachment", conditions: dict[int, str], text: str) -> None:
+    """Make `who` an heir of `holder`: `text` is what it will claim."""
+    folder = f"{records.run_dir()}/attachments/{holder}/heirs"
+    records.make_folder(folder)
+    fields: dict[str, jsontext.Encodable] = {
+        "network": who.network,
+        "containerID": who.container_id,
+        "ifname": who.ifname,
+        "ports": text,
+        "conditions4": conditions.get(4, ""),
+        "conditions6": conditions.get(6, ""),
+    }
+    path = f"{folder}/{who.hex}"
+    with open(os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(jsontext.encode(fields, None).encode())
+    os.rename(path + ".tmp", path)
+
+
+def stop_waiting(holder: str, who: "Attachment") -> None:
+    """`who` is no heir of `holder` any more; that it never was is as good."""
+    _unlink(f"{records.run_dir()}/attachments/{holder}/heirs", who.hex)
+
+
+def waiting_for(holder: "Attachment") -> "list[tuple[Attachment, dict[int, str], str]]":
+    """Who waits for the ports of `holder`, first come first, each with its conditions and the text of its mappings.
+
+    One that has no record any more was DELeted, and is left out.
+    """
+    folder = f"{holder.folder}/heirs"
+    try:
+        names = [name for name in os.listdir(folder) if len(name) == HEX]
+    except OSError:
+        return []
+    found = []
+    for name in sorted(names, key=lambda name: os.stat(f"{folder}/{name}").st_mtime_ns):
+        fields = _fields_in(f"{folder}/{name}")
+        key = _key_in(fields)
+        if key is not None and key.hex == name and record_of(name) is not None:
+            conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
+            found.append((key, conditions, str(fields.get("ports", ""))))
+    return found
+
+
+def forget_heirs(holder: "Attachment") -> None:
+    """Remove the folder of heirs."""
+    folder = f"{holder.folder}/heirs"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        _unlink(folder, name)
+
+
+def _unlink(folder: str, name: str) -> None:
+    """Remove a file, its folder with the last one, and that of the attachment if nothing else is in it."""
+    remove: Callable[[str], None] = os.unlink
+    for path in (f"{folder}/{name}", folder, os.path.dirname(folder)):
+        try:
+            remove(path)
+        except OSError:
+            pass  # gone, or other files are still in it
+        remove = os.rmdir

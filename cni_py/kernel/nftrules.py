@@ -1,0 +1,141 @@
+"""The rules of cni-py in nft's language: the constant part of its tables, and the chains made once per subnet or condition.
+
+    remote client ─ prerouting ─┐                            ┌ conditional_*: jump conditions, then maps of their own
+    this host ───── output ─────┴ published4/6: which map? ──┼ specific*: the host address and port ─→ dnat
+                                                             └ any*, range*: the port ─────────────→ dnat
+    container ───── postrouting: DNATed to a container from its own subnet or the host's loopback? hairpin* ─→ masquerade
+                                 from a container and leaving its subnet? masquerade* ─→ masquerade
+
+Traps that these rules avoid, each shown by a packet test:
+
+- a DNAT rule that matches ::1 or a link-local address turns "refused" into a hang: the kernel forwards neither
+- a packet for 127/8 from outside must not be DNATed: that happens before the kernel's martian check
+- route_localnet would open the host's own loopback to that link: local_links is looked at before it is set
+- hairpin: the answer of a container must come back through the host whenever client and container share a subnet
+
+The priority on the output hook is a number because nft 1.0.6 knows no names there. `dnat ip` does not look at the family of
+a packet, hence a chain for each.
+"""
+
+from cni_py.addr import Address
+from cni_py.kernel.nftables import LAYOUT
+
+FAMILIES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
+RANGE_PROTOCOLS = ("tcp", "udp", "sctp")
+
+CHAINS = """
+add chain inet cni_py loopback_guard { type filter hook prerouting priority -300; policy accept; }
+add chain inet cni_py prerouting { type nat hook prerouting priority -100; policy accept; }
+add chain inet cni_py output { type nat hook output priority -100; policy accept; }
+add chain inet cni_py postrouting { type nat hook postrouting priority 100; policy accept; }
+add chain inet cni_py published4
+add chain inet cni_py published6
+add chain inet cni_py masquerade_all
+flush chain inet cni_py loopback_guard
+flush chain inet cni_py prerouting
+flush chain inet cni_py output
+flush chain inet cni_py postrouting
+flush chain inet cni_py published4
+flush chain inet cni_py published6
+flush chain inet cni_py masquerade_all
+add rule inet cni_py loopback_guard iifname @local_links ip daddr 127.0.0.0/8 drop
+add rule inet cni_py prerouting ip daddr 127.0.0.0/8 return
+add rule inet cni_py prerouting ip6 daddr { ::1, fe80::/10 } return
+add rule inet cni_py prerouting fib daddr type local meta nfproto vmap { ipv4 : jump published4, ipv6 : jump published6 }
+add rule inet cni_py output ip6 daddr { ::1, fe80::/10 } return
+add rule inet cni_py output fib daddr type local meta nfproto vmap { ipv4 : jump published4, ipv6 : jump published6 }
+add rule inet cni_py postrouting ct status dnat ip daddr vmap @hairpin4
+add rule inet cni_py postrouting ct status dnat ip6 daddr vmap @hairpin6
+add rule inet cni_py postrouting ip daddr 224.0.0.0/4 return
+add rule inet cni_py postrouting ip6 daddr ff00::/8 return
+add rule inet cni_py postrouting ip saddr vmap @masquerade4
+add rule inet cni_py postrouting ip6 saddr vmap @masquerade6
+add rule inet cni_py masquerade_all masquerade
+"""
+MAPS = """
+add map inet cni_py specific{n} {{ type {addr} . inet_proto . inet_service : {addr} . inet_service; }}
+add map inet cni_py any{n} {{ type inet_proto . inet_service : {addr} . inet_service; }}
+add map inet cni_py conditional_specific{n} {{ type {addr} . inet_proto . inet_service : verdict; }}
+add map inet cni_py conditional_any{n} {{ type inet_proto . inet_service : verdict; }}
+add map inet cni_py claims{n} {{ type inet_proto . inet_service : mark; }}
+add map inet cni_py hairpin{n} {{ type {addr} : verdict; }}
+add map inet cni_py masquerade{n} {{ type {addr} : verdict; }}
+"""
+PUBLISHED = """
+add rule inet cni_py published{n} {ip} daddr . meta l4proto . th dport vmap @conditional_specific{n}
+add rule inet cni_py published{n} dnat {ip} to {ip} daddr . meta l4proto . th dport map @specific{n}
+add rule inet cni_py published{n} meta l4proto . th dport vmap @conditional_any{n}
+add rule inet cni_py published{n} dnat {ip} to meta l4proto . th dport map @any{n}
+"""
+BRIDGE_TABLE = """
+add table bridge cni_py
+add set bridge cni_py layout {{ type mark; }}
+add set bridge cni_py spoof_checked {{ type ifname; }}
+add set bridge cni_py spoof_allowed {{ type ifname . ether_addr; }}
+add chain bridge cni_py prerouting {{ type filter hook prerouting priority -300; policy accept; }}
+flush chain bridge cni_py prerouting
+add rule bridge cni_py prerouting iifname @spoof_checked iifname . ether saddr != @spoof_allowed drop
+flush set bridge cni_py layout
+add element bridge cni_py layout {{ {layout} }}
+"""
+
+
+def table(bridge: bool) -> str:
+    """The text that makes a table, or brings it up to date; elements that are there stay."""
+    if bridge:
+        return BRIDGE_TABLE.format(layout=LAYOUT)
+    maps, rules = "", ""
+    for n, (ip, addr) in FAMILIES.items():
+        maps += MAPS.format(n=n, addr=addr)
+        rules += PUBLISHED.format(n=n, ip=ip)
+        for protocol in RANGE_PROTOCOLS:
+            name = f"range{n}_{protocol}"
+            maps += f"add map inet cni_py {name} {{ type inet_service : {addr}; flags interval; }}\n"
+            rules += f"add rule inet cni_py published{n} meta l4proto {protocol} dnat {ip} to th dport map @{name}\n"
+    return (
+        "add table inet cni_py\n"
+        "add set inet cni_py layout { type mark; }\n"
+        "add set inet cni_py local_links { type ifname; }\n"
+        f"{maps}{CHAINS}{rules}"
+        f"flush set inet cni_py layout\nadd element inet cni_py layout {{ {LAYOUT} }}\n"
+    )
+
+
+def chain_name(kind: str, address: Address) -> str:
+    """inside_10.1.2.0_24, outside_fd00--_64: the chain of a subnet, in characters that nft takes."""
+    return f"{kind}_{address.network()}".replace(":", "-").replace("/", "_")
+
+
+def inside_chain(address: Address) -> str:
+    """Text for the chain that masquerades what a published port's client in the container's own subnet sends.
+
+    So does a client on the host's loopback. Otherwise the answer would not come back through the host, or not at all.
+    """
+    ip, _ = FAMILIES[address.family]
+    sources = [str(address.network())] + (["127.0.0.0/8"] if address.family == 4 else [])
+    return _chain(chain_name("inside", address), [f"{ip} saddr {source} masquerade" for source in sources])
+
+
+def outside_chain(address: Address) -> str:
+    """Text for the chain that masquerades whatever leaves the subnet."""
+    ip, _ = FAMILIES[address.family]
+    return _chain(chain_name("outside", address), [f"{ip} daddr {address.network()} return", "masquerade"])
+
+
+def conditions_chain(family: int, name: str, condition: str) -> str:
+    """Text for the chain and maps of a set of conditions, whose words have been vetted."""
+    ip, addr = FAMILIES[family]
+    maps = (
+        f"add map inet cni_py specific{name} {{ type {addr} . inet_proto . inet_service : {addr} . inet_service; }}\n"
+        f"add map inet cni_py any{name} {{ type inet_proto . inet_service : {addr} . inet_service; }}\n"
+    )
+    rules = [
+        f"{condition} dnat {ip} to {ip} daddr . meta l4proto . th dport map @specific{name}",
+        f"{condition} dnat {ip} to meta l4proto . th dport map @any{name}",
+    ]
+    return maps + _chain(f"conditions{name}", rules)
+
+
+def _chain(name: str, rules: list[str]) -> str:
+    lines = [f"add chain inet cni_py {name}", f"flush chain inet cni_py {name}"]
+    return "\n".join(lines + [f"add rule inet cni_py {name} {rule}" for rule in rules]) + "\n"
