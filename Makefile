@@ -26,6 +26,7 @@ test: tested
 bench: tested
 	@rm -rf .cache/bin && $(VENV)/bin/cni-py install --bin-dir .cache/bin --conf-dir .cache/net.d >/dev/null
 	@$(VENV)/bin/python bench/plugins.py --ours .cache/bin --go $(GO) --json .cache/bench.json $(BENCH)
+	@$(VENV)/bin/python bench/scale.py --ours .cache/bin --json .cache/bench-scale.json
 
 clean:
 	rm -rf .cache build

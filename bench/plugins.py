@@ -74,9 +74,14 @@ class Side:
             "CNI_IFNAME": "eth0",
             "CNI_PATH": self.folder,
         }
-        config = self.config(plugin, previous)
+        return self.timed(verb, plugin, environ, self.config(plugin, previous))
+
+    def timed(self, verb: str, plugin: str, environ: dict[str, str], config: bytes) -> object:
+        """Run the executable, note the milliseconds; the result of an ADD."""
         begun = time.perf_counter()
-        done = subprocess.run([f"{self.folder}/{plugin}"], env=environ, input=config, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            [f"{self.folder}/{plugin}"], env=environ, input=config, capture_output=True, timeout=60, check=False
+        )
         took = (time.perf_counter() - begun) * 1000
         if done.returncode:
             raise SystemExit(f"{self.name}: {plugin} {verb} failed: {done.stdout.decode()}{done.stderr.decode()}")
