@@ -6,8 +6,9 @@ import sys
 from importlib import metadata, resources
 from pathlib import Path
 
-import cni_py
 import pytest
+
+import cni_py
 
 ROOT = Path(__file__).parent.parent
 

@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     options = parser().parse_intermixed_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt: what was begun is taken back
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
+            signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt: what was begun is taken back
     try:
         return perform(options)
     except PluginFailed as failure:

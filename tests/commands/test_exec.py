@@ -1,0 +1,355 @@
+"""cni-py-exec on a lab's host: the chain, the cache, what goes wrong, and that the plan is what an ADD does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from lab import Lab
+
+import cni_py
+
+HERE = Path(__file__).parent
+HOME = Path(cni_py.__file__).resolve().parent.parent
+START = "from cni_py.run import main"
+OPS = "/run/cni-test-ops"
+NETWORK = {
+    "cniVersion": "1.1.0",
+    "name": "lab",
+    "plugins": [
+        {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8:42::/64"}]],
+                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            },
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {"type": "loopback"},
+    ],
+}
+
+
+@dataclass(slots=True)
+class Hand:
+    """A person at the host's prompt."""
+
+    lab: Lab
+    bin_dir: Path
+    conf: Path  # of NETWORK
+
+    def __call__(self, *words: str) -> CompletedProcess[str]:
+        return self.lab["host"].run(
+            [sys.executable, "-m", "cni_py.commands.exec", *words],
+            env={"PYTHONPATH": str(HOME), "CNI_PATH": str(self.bin_dir)},
+        )
+
+    def well(self, *words: str) -> str:
+        done = self(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.well(*words, "--json"))
+
+    def write(self, path: str, text: str) -> None:
+        self.lab["host"].python(write, path, text)
+
+    def cache(self) -> list[str]:
+        return self.lab["host"].python(names, "/var/lib/cni/results")
+
+
+def write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+
+def names(path: str) -> list[str]:
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+
+def links(lab: Lab, node: str) -> list[str]:
+    return sorted(lab[node].python(link_names))
+
+
+def link_names() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
+
+
+def read(path: str) -> str:
+    return Path(path).read_text()
+
+
+@pytest.fixture
+def hand(lab: Lab, our_bin_dir: Path, tmp_path: Path) -> Hand:
+    conf = tmp_path / "lab.conflist"
+    conf.write_text(json.dumps(NETWORK))
+    hand = Hand(lab, our_bin_dir, conf)
+    hand.write("/etc/cni/net.d/50-lab.conflist", json.dumps(NETWORK))
+    return hand
+
+
+def test_add_connects_and_del_needs_no_more_than_the_names(hand: Hand) -> None:
+    text = hand.well("add", "lab", "c1", "-p", "8080:80")
+    assert [line.split()[:2] for line in text.splitlines()[:3]] == [
+        ["ADD", "bridge"],
+        ["ADD", "portmap"],
+        ["ADD", "loopback"],
+    ]
+    assert "address   192.0.2.2/24, gateway 192.0.2.1" in text
+    assert "address   2001:db8:42::2/64, gateway 2001:db8:42::1" in text
+    assert (
+        "8080/tcp leads to 80; answers at 198.51.100.1:8080, [2001:db8:1::1]:8080, 127.0.0.1:8080 on this host" in text
+    )
+    assert hand.cache() == ["lab-c1-eth0"]
+    hand.lab.serve("c1", 80)
+    for address in ("198.51.100.1", "2001:db8:1::1"):
+        assert hand.lab.fetch("client", address, 8080).name == "c1"
+    assert hand.lab.fetch("host", "127.0.0.1", 8080).name == "c1"
+    assert "everything is as ADD made it" in hand.well("CHECK", "lab", "c1")
+    assert "everything is as ADD made it" in hand.well("CHECK", "lab", "--id", "c1")
+    text = hand.well("Del", "lab", "c1")
+    assert [line.split()[1] for line in text.splitlines()[:3]] == ["loopback", "portmap", "bridge"]
+    assert hand.cache() == []
+    assert links(hand.lab, "c1") == ["lo"]
+    assert "nothing is cached" in hand.well("DEL", "lab", "c1")  # harmless again
+
+
+def test_del_uses_the_configuration_of_its_add(hand: Hand) -> None:
+    hand.well("ADD", str(hand.conf), "c1", "-p", "8080:80")
+    hand.write("/etc/cni/net.d/50-lab.conflist", json.dumps({**NETWORK, "name": "other"}))
+    hand.well("DEL", "lab", "c1")
+    assert links(hand.lab, "host") == ["cni0", "lan0", "lo"]
+    nothing = hand("DEL", "lab", "c1")
+    assert nothing.returncode == 3
+    assert 'no network "lab" in /etc/cni/net.d: there are: other' in nothing.stderr
+
+
+def test_a_namespace_is_made_on_request_and_may_be_gone_at_del(hand: Hand) -> None:
+    missing = hand("ADD", "lab", "web")
+    assert (missing.returncode, "--create-netns makes one" in missing.stderr) == (3, True)
+    assert "namespace web made" in hand.well("ADD", "lab", "web", "--create-netns", "-p", "8080:80")
+    hand.well("CHECK", "lab", "/run/netns/web")
+    hand.lab["host"].run(["ip", "netns", "delete", "web"], check=True)
+    hand.well("DEL", "lab", "web")
+    assert links(hand.lab, "host") == ["cni0", "lan0", "lo"]
+    assert hand.lab["host"].python(names, "/run/cni-py/attachments") == []
+    assert hand.lab["host"].python(names, "/var/lib/cni/networks/lab") == [
+        "last_reserved_ip.0",
+        "last_reserved_ip.1",
+        "lock",
+    ]
+
+
+def test_a_made_namespace_is_unmade_when_its_add_fails(hand: Hand) -> None:
+    hand.well("ADD", "lab", "c1", "-p", "8080:80")
+    before = hand.lab["host"].python(names, "/run/netns")
+    failed = hand("ADD", "lab", "web", "--create-netns", "-p", "8080:80")
+    assert failed.returncode == 1
+    assert "ADD failed in plugin portmap (code 110): host port 8080/tcp is in use by lab/c1/eth0" in failed.stderr
+    assert "DEL of the whole chain took it back" in failed.stderr
+    assert hand.lab["host"].python(names, "/run/netns") == before
+    assert hand.cache() == ["lab-c1-eth0"]
+    hand.well("CHECK", "lab", "c1")
+
+
+def test_a_namespace_by_pid_and_by_path(hand: Hand) -> None:
+    pid = str(hand.lab["c2"].pid)
+    assert f"container ID pid-{pid}" in hand.well("ADD", "lab", pid)
+    hand.well("CHECK", "lab", f"/proc/{pid}/ns/net")
+    hand.well("DEL", "lab", pid)
+    own = hand("ADD", "lab", "/proc/self/ns/net")
+    assert (own.returncode, "that is no container" in own.stderr) == (3, True)
+
+
+def test_a_second_add_is_refused_before_it_can_harm_the_first(hand: Hand) -> None:
+    hand.well("ADD", "lab", "c1")
+    again = hand("ADD", "lab", "c1")
+    assert (again.returncode, "DEL it first" in again.stderr) == (1, True)
+    hand.well("CHECK", "lab", "c1")
+    second = hand.json("ADD", "lab", "c1", "--ifname", "eth1")
+    assert second["interfaces"][2]["name"] == "eth1"
+
+
+def test_requests_reach_the_plugins(hand: Hand) -> None:
+    result = hand.json("ADD", "lab", "c1", "--ip", "192.0.2.77", "--mac", "02:00:00:00:00:77", "--id", "seventy")
+    assert result["ips"][0]["address"] == "192.0.2.77/24"
+    assert result["interfaces"][2]["mac"] == "02:00:00:00:00:77"
+    cached = json.loads(hand.lab["host"].python(read, "/var/lib/cni/results/lab-seventy-eth0"))
+    assert dict(cached["cniArgs"]) == {"IgnoreUnknown": "1", "IP": "192.0.2.77", "MAC": "02:00:00:00:00:77"}
+    assert cached["result"] == result
+    hand.well("DEL", "lab", "--id", "seventy")
+    unheard = hand("ADD", "lab", "c1", "--ip", "192.0.2.77", "--ip", "2001:db8:42::77")
+    assert (unheard.returncode, '"capabilities": {"ips": true}' in unheard.stderr) == (2, True)
+
+
+def test_check_says_what_differs(hand: Hand) -> None:
+    hand.well("ADD", "lab", "c1")
+    hand.lab["c1"].run(["ip", "address", "del", "192.0.2.2/24", "dev", "eth0"], check=True)
+    wrong = hand("CHECK", "lab", "c1", "--json")
+    error = json.loads(wrong.stdout)
+    assert (wrong.returncode, error["plugin"]) == (1, "bridge")
+    assert error["msg"] in wrong.stderr
+
+
+def test_gc_keeps_what_the_cache_knows(hand: Hand) -> None:
+    hand.well("ADD", "lab", "c1")
+    hand.well("ADD", "lab", "c2")
+    hand.lab["host"].run(["rm", "/var/lib/cni/results/lab-c2-eth0"], check=True)
+    hand.well("GC", "lab")
+    hand.well("CHECK", "lab", "c1")
+    assert len([name for name in links(hand.lab, "host") if name.startswith("veth")]) == 1
+
+
+def test_status_and_version(hand: Hand) -> None:
+    assert "an ADD can be served" in hand.well("STATUS", "lab")
+    versions = hand.json("VERSION", "lab")
+    assert list(versions) == ["bridge", "portmap", "loopback"]
+    assert "1.1.0" in versions["bridge"]["supportedVersions"]
+
+
+def test_disable_check_and_old_versions(hand: Hand) -> None:
+    hand.write("/etc/cni/net.d/60.conflist", json.dumps({**NETWORK, "name": "unchecked", "disableCheck": True}))
+    assert "has disableCheck" in hand.well("CHECK", "unchecked", "c1")
+    hand.write("/etc/cni/net.d/70.conflist", json.dumps({**NETWORK, "name": "old", "cniVersion": "0.3.1"}))
+    hand.well("ADD", "old", "c1")
+    early = hand("CHECK", "old", "c1")
+    assert (early.returncode, "CHECK came with 0.4.0" in early.stderr) == (1, True)
+    assert "STATUS came with 1.1.0" in hand.well("STATUS", "old")
+    hand.well("DEL", "old", "c1")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["ADD", "lab"], 2, "ADD needs NETNS"),
+        (["GC", "lab", "c1"], 2, "takes no NETNS"),
+        (["DEL", "lab", "c1", "--plan"], 2, "--plan goes with ADD only"),
+        (["ADD", "lab", "c1", "-p", "80"], 2, "write HOST_PORT:CONTAINER_PORT"),
+        (["ADD", "lab", "c1", "--ifname", "a/b"], 2, "cannot be the name of an interface"),
+        (["ADD", "lab", "c1", "--args", "x"], 2, "not of the form KEY=VALUE"),
+        (["FROB", "lab", "c1"], 2, "invalid choice"),
+        (["ADD", "nothing", "c1"], 3, "there are: lab"),
+        (["ADD", "/nowhere.conflist", "c1"], 3, "there is no file /nowhere.conflist"),
+        (["ADD", "lab", "c1", "--bin-dir", "/nowhere"], 3, 'failed to find plugin "bridge"'),
+        (["CHECK", "lab", "c1"], 1, "no ADD of c1 to lab as eth0 is known"),
+    ],
+)
+def test_refusals_name_what_is_wrong(hand: Hand, words: list[str], status: int, says: str) -> None:
+    done = hand(*words)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert says in done.stderr
+    assert hand.cache() == []
+
+
+def test_a_plugin_that_dies_without_a_word_is_named(hand: Hand, tmp_path: Path) -> None:
+    (tmp_path / "odd").write_text("#!/bin/sh\necho oops\nexit 7\n")
+    (tmp_path / "odd").chmod(0o755)
+    hand.write("/etc/cni/net.d/60.conflist", '{"cniVersion": "1.0.0", "name": "odd", "plugins": [{"type": "odd"}]}')
+    done = hand("ADD", "odd", "c1", "--bin-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "ADD failed in plugin odd (code 0): it ended with status 7 and no error object" in done.stderr
+    assert "it printed: oops" in done.stderr
+    plan = hand("ADD", "odd", "c1", "--bin-dir", str(tmp_path), "--plan")
+    assert (plan.returncode, "is not one of our plugins" in plan.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("signal", ["TERM", "HUP"])
+def test_an_interrupted_add_is_taken_back(hand: Hand, tmp_path: Path, signal: str) -> None:
+    plugin = '#!/bin/sh\n[ "$CNI_COMMAND" = ADD ] || exit 0\ntouch /run/asleep\nexec sleep 60\n'
+    (tmp_path / "sleeper").write_text(plugin)
+    (tmp_path / "sleeper").chmod(0o755)
+    chain = [NETWORK["plugins"][0], {"type": "sleeper"}]
+    hand.write("/etc/cni/net.d/60.conflist", json.dumps({**NETWORK, "name": "slow", "plugins": chain}))
+    command = (
+        f"{sys.executable} -m cni_py.commands.exec ADD slow web --create-netns --bin-dir {tmp_path}:{hand.bin_dir}"
+    )
+    wait = "for _ in $(seq 200); do [ -e /run/asleep ] && break; sleep 0.05; done"
+    done = hand.lab["host"].run(
+        ["bash", "-c", f"{command} &\n{wait}\nkill -{signal} $!\nwait $!"], env={"PYTHONPATH": str(HOME)}
+    )
+    assert done.returncode == 130, done.stderr
+    assert "cni-py-exec: interrupted" in done.stderr
+    assert links(hand.lab, "host") == ["cni0", "lan0", "lo"]
+    assert "web" not in hand.lab["host"].python(names, "/run/netns")
+    assert hand.cache() == []
+
+
+# The plan
+
+
+@pytest.fixture
+def recorders(our_bin_dir: Path, tmp_path: Path) -> Path:
+    """Copies of our installed executables that write down the operations they apply."""
+    for name in ("bridge", "host-local", "portmap", "loopback"):
+        before, start, after = (our_bin_dir / name).read_text().partition(START)
+        assert start, f"{name} does not start as this test expects"
+        copy = tmp_path / name
+        copy.write_text(f"{before}exec(open({str(HERE / 'record_ops.py')!r}).read())\n{start}{after}")
+        copy.chmod(0o755)
+    return tmp_path
+
+
+def applied(hand: Hand) -> list[dict[str, object]]:
+    return [json.loads(line) for line in hand.lab["host"].python(read, OPS).splitlines()]
+
+
+def planned(hand: Hand, *words: str) -> list[dict[str, object]]:
+    told = hand.json(*words, "--plan")
+    return [
+        {key: value for key, value in operation.items() if key != "text"}
+        for part in told
+        for operation in part["operations"]
+    ]
+
+
+def test_a_plan_is_what_the_add_after_it_applies(hand: Hand, recorders: Path) -> None:
+    hand.bin_dir = recorders
+    owned: list[dict[str, object]] = []
+    for words in (
+        ["ADD", "lab", "c1", "-p", "8080:80", "-p", "[2001:db8:1::1]:9000-9001:90-91/udp"],
+        ["ADD", "lab", "c2", "-p", "8081:80"],  # now that bridge, table and gateway are there
+        ["ADD", "lab", "new", "--create-netns", "--ip", "192.0.2.50"],
+    ):
+        before = hand.lab.snapshot("host")
+        plan = planned(hand, *words)
+        assert hand.lab.snapshot("host") == before
+        hand.write(OPS, "")
+        hand.well(*words)
+        assert plan == applied(hand)
+        assert {str(op["op"]) for op in plan} >= {"EnsureBridge", "ReserveAddress", "AddVeth"}
+        hand.lab["host"].run(["rm", OPS], check=True)
+        records = hand.lab["host"].python(recorded)
+        new = [op for op in records if op not in owned]
+        assert new
+        assert [op for op in new if op not in plan] == []
+        owned = records
+
+
+def recorded() -> list[dict[str, object]]:
+    """The owned operations of every attachment."""
+    return [
+        op for path in Path("/run/cni-py/attachments").glob("*/*.json") for op in json.loads(path.read_text())["ops"]
+    ]
+
+
+def test_a_plan_for_people_has_a_line_for_each_operation(hand: Hand) -> None:
+    text = hand.well("ADD", "lab", "new", "--create-netns", "-p", "8080:80", "--plan")
+    lines = text.splitlines()
+    assert lines[0] == "namespace new would be made"
+    assert [line for line in lines if line.endswith(":")] == ["bridge:", "portmap:", "loopback:"]
+    assert "  container: address 192.0.2.2/24 on eth0" in lines
+    assert "new" not in hand.lab["host"].python(names, "/run/netns")
+    assert hand.cache() == []

@@ -1,0 +1,226 @@
+"""Replay recorded cases: `replay.py DIRECTORY`, cases in on stdin, what differs out on stdout, one JSON list each.
+
+Run as root in namespaces of its own (`unshare --net --mount`). Each world (a case, or all cases of one group in their order) is
+a child with a new network namespace for the host, one for each container that its cases name, and with its own empty
+/run and /var/lib; /etc is read only. All of it ends with the child.
+
+A case:
+
+    env      the whole environment besides PATH      stdin     an object, or text where it is no plain JSON
+    setup    shell commands run before, on the host  exit      the exit status
+    stdout   an object, or the text printed          code      of the error object printed
+    volatile JSON paths in stdout whose values may be anything
+    files    all files below {DATADIR} afterwards    probes    shell command run afterwards -> its lines
+
+{RESULT} in stdin is the result of the last ADD of the group; the other placeholders are those of World.names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Case = dict[str, Any]
+
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
+MS_RDONLY, MS_REMOUNT, MS_BIND = 0x1, 0x20, 0x1000  # linux/mount.h
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+TIMEOUT_S = 30
+HOST_VETH = re.compile(r"\bveth[0-9a-f]{8}\b")
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> None:
+    """A system call by its libc function."""
+    if getattr(libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}{arguments}: {os.strerror(number)}")
+
+
+def mount_tmpfs(path: str) -> None:
+    call("mount", b"tmpfs", path.encode(), b"tmpfs", 0, None)
+
+
+class World:
+    """Namespaces and folders of one group of cases; made in a process that ends with it."""
+
+    def __init__(self, directory: str, texts: str) -> None:
+        call("unshare", CLONE_NEWNS | CLONE_NEWNET)
+        mount_tmpfs("/run")
+        mount_tmpfs("/var/lib")
+        for folder in ("/run/netns", "/run/data", "/run/scratch"):
+            os.mkdir(folder)
+        self.names = {
+            "{HOSTNS}": "/run/netns/host",
+            "{NETNS}": "/run/netns/container",
+            "{NETNS2}": "/run/netns/container2",
+            "{GONE}": "/run/netns/gone",
+            "{DATADIR}": "/run/data",
+            "{TMP}": "/run/scratch",
+            "{CNI_PATH}": directory,
+        }
+        self.directory = directory
+        self.result: object = None
+        self.pin("{HOSTNS}")
+        host = os.open("/proc/self/ns/net", os.O_RDONLY)
+        for name in ("{NETNS}", "{NETNS2}"):
+            if name in texts:
+                call("unshare", CLONE_NEWNET)
+                self.pin(name)
+                call("setns", host, CLONE_NEWNET)
+        os.close(host)
+
+    def pin(self, name: str) -> None:
+        """Keep the namespace that this process is in as a file; addresses in it are usable at once."""
+        Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
+        Path(self.names[name]).touch()
+        call("mount", b"/proc/self/ns/net", self.names[name].encode(), None, MS_BIND, None)
+
+    def real(self, value: Any) -> Any:
+        """`value` with what the placeholders in it stand for here."""
+        if value == "{RESULT}":
+            return self.result
+        if isinstance(value, str):
+            for name, text in self.names.items():
+                value = value.replace(name, text)
+            return value
+        if isinstance(value, list):
+            return [self.real(item) for item in value]
+        if isinstance(value, dict):
+            return {self.real(key): self.real(item) for key, item in value.items()}
+        return value
+
+    def replay(self, plugin: str, case: Case) -> list[str]:
+        """Run one case; what differs from the record."""
+        for command in case.get("setup", ()):
+            self.shell(command)
+        stdin = self.real(case["stdin"])
+        done = subprocess.run(
+            [f"{self.directory}/{plugin}"],
+            input=(stdin if isinstance(stdin, str) else json.dumps(stdin, ensure_ascii=False)).encode(),
+            env={"PATH": PATH, **self.real(case["env"])},
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        answer = as_json(done.stdout.decode())
+        if case["env"].get("CNI_COMMAND") == "ADD" and done.returncode == 0:
+            self.result = as_json(done.stdout.decode())  # its own copy: compare_output() masks
+        found = list(differences("exit", case["exit"], done.returncode))
+        found += self.compare_output(case, answer)
+        if "files" in case:
+            found += differences("files", self.real(case["files"]), files_below(self.names["{DATADIR}"]))
+        for command, lines in self.real(case.get("probes", {})).items():
+            found += differences(command, lines, self.shell(command).split("\n"))
+        if found and done.stderr:
+            found.append(f"stderr: {done.stderr.decode(errors='replace')[:500]}")
+        return found
+
+    def compare_output(self, case: Case, answer: object) -> Iterable[str]:
+        if "code" in case:
+            code = answer.get("code") if isinstance(answer, dict) else None
+            return [] if code == case["code"] else [f"code: recorded {case['code']}, now {code}: {answer}"]
+        recorded = self.real(case["stdout"])
+        for path in case.get("volatile", ()):
+            mask(recorded, path)
+            mask(answer, path)
+        return differences("stdout", recorded, host_veths_masked(answer))
+
+    def shell(self, command: str) -> str:
+        done = subprocess.run(
+            ["/bin/sh", "-c", self.real(command)],
+            env={"PATH": PATH},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        return "\n".join(line.rstrip() for line in done.stdout.decode().rstrip("\n").split("\n"))
+
+
+def as_json(text: str) -> object:
+    """The object printed, else the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def host_veths_masked(value: object) -> object:
+    return json.loads(HOST_VETH.sub("vethXXXXXXXX", json.dumps(value)))
+
+
+def mask(value: Any, path: str) -> None:
+    """Replace what is at `path` ($.a[1].b) if it is there: its presence is all that counts."""
+    *parents, last = [int(part) if part.isdigit() else part for part in re.findall(r"\w+", path)]
+    try:
+        for part in parents:
+            value = value[part]
+        value[last] = f"<{last}>" if value[last] else value[last]
+    except (KeyError, IndexError, TypeError):
+        return
+
+
+def differences(what: str, recorded: object, now: object) -> Iterable[str]:
+    if recorded != now:
+        yield f"{what}: recorded {json.dumps(recorded)}, now {json.dumps(now)}"
+
+
+def files_below(top: str) -> dict[str, str]:
+    """Path below `top` -> content, of every file."""
+    return {
+        str(path.relative_to(top)): path.read_bytes().decode(errors="replace")
+        for path in Path(top).rglob("*")
+        if path.is_file()
+    }
+
+
+def replay_group(directory: str, plugin: str, cases: list[Case]) -> list[list[str]]:
+    """Run cases in a world of their own, in a child process; for each, what differs."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        found: list[list[str]] = []
+        try:
+            world = World(directory, json.dumps(cases))
+            found += (world.replay(plugin, case) for case in cases)
+        except BaseException as error:  # noqa: BLE001  whatever it is, the parent reports it
+            found += [[f"replay.py: {error!r}"]] * (len(cases) - len(found))
+        finally:
+            with open(writing, "w") as pipe:
+                json.dump(found, pipe)
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        answer: list[list[str]] = json.load(pipe)
+    os.waitpid(child, 0)
+    return answer
+
+
+def main(directory: str, plugin: str) -> None:
+    """Replay the cases on stdin; print what differs, case by case."""
+    call("mount", b"/etc", b"/etc", None, MS_BIND, None)
+    call("mount", None, b"/etc", None, MS_BIND | MS_REMOUNT | MS_RDONLY, None)
+    groups: dict[str, list[Case]] = {}
+    for case in json.load(sys.stdin):
+        groups.setdefault(case.get("group") or f"alone: {case['name']}", []).append(case)
+    found: dict[str, list[str]] = {}
+    for cases in groups.values():
+        answers = replay_group(directory, plugin, cases)
+        found.update((case["name"], answer) for case, answer in zip(cases, answers, strict=True))
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+"""What the Go plugins answered, case by case, beside what ours answer.
+
+<plugin>.jsonl holds answers recorded from containernetworking/plugins at commit 3d27709f, in the form that replay.py describes.
+Compared is the contract with a runtime: exit status, results, error codes, files, effects; neither the wording of messages
+nor rules. deviations.yaml names the cases where ours differ on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+PLUGINS = ("bridge", "host-local", "portmap", "loopback")
+UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private")
+TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """Cases where ours differ on purpose."""
+
+    match: str
+    why: str
+
+    def covers(self, case: str) -> bool:
+        """Whether it speaks of `plugin/name`."""
+        return re.fullmatch(self.match, case) is not None
+
+
+DEVIATIONS = [Deviation(**entry) for entry in yaml.safe_load((HERE / "deviations.yaml").read_text())]
+
+
+def cases_of(plugin: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (HERE / f"{plugin}.jsonl").read_text().splitlines()]
+
+
+def needs_static(case: dict[str, object]) -> bool:
+    return '"type": "static"' in json.dumps(case["stdin"])
+
+
+@pytest.fixture(scope="module")
+def executables(our_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our executables, with Debian's `static` among them where it is installed."""
+    directory = tmp_path_factory.mktemp("golden")
+    for plugin in PLUGINS:
+        shutil.copy2(our_bin_dir / plugin, directory)
+    static = Path(os.environ.get("CNI_GO_BIN_DIR", ""), "static")
+    if static.is_file():
+        shutil.copy2(static, directory)
+    return directory
+
+
+def replay(executables: Path, plugin: str, cases: list[dict[str, object]]) -> dict[str, list[str]]:
+    """Name of a case -> what differs."""
+    done = subprocess.run(
+        [*UNSHARE, sys.executable, HERE / "replay.py", executables, plugin],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, list[str]] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_answers_as_recorded_from_go(plugin: str, executables: Path, request: pytest.FixtureRequest) -> None:
+    if os.geteuid() != 0:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("namespaces need root")
+    has_static = (executables / "static").exists()
+    cases = [case for case in cases_of(plugin) if has_static or not needs_static(case)]
+    found = replay(executables, plugin, cases)
+    assert set(found) == {case["name"] for case in cases}
+    names = {f"{plugin}/{name}": differences for name, differences in found.items()}
+    unnamed, used = [], set()
+    for name, differences in names.items():
+        if differences:
+            reasons = [deviation for deviation in DEVIATIONS if deviation.covers(name)]
+            used.update(reasons)
+            unnamed += [] if reasons else ["\n    ".join([name, *differences])]
+    stale = [
+        deviation.match
+        for deviation in DEVIATIONS
+        if deviation not in used and any(deviation.covers(name) for name in names)
+    ]
+    hold = sum(not differences for differences in names.values())
+    request.node.user_properties.append(("golden", (hold, len(names), len(names) - hold - len(unnamed))))
+    assert not unnamed, f"{len(unnamed)} cases differ and deviations.yaml has no reason:\n" + "\n".join(unnamed)
+    assert not stale, f"every case of these entries of deviations.yaml holds: {stale}"
+
+
+def test_deviations_speak_of_recorded_cases_and_say_why() -> None:
+    names = [f"{plugin}/{case['name']}" for plugin in PLUGINS for case in cases_of(plugin)]
+    assert len(set(names)) == len(names)
+    for deviation in DEVIATIONS:
+        assert any(deviation.covers(name) for name in names), f"no case is called {deviation.match}"
+        assert deviation.why.endswith("."), deviation.match

@@ -1,0 +1,64 @@
+"""What a copy of an installed executable runs before the plugin, in its own process: counts what the call costs.
+
+At the end of the process a line is appended to $CNI_TEST_REPORT: a Python dict with
+
+    modules   what was imported, beyond what the interpreter starts with
+    sent      netlink messages sent
+    started   programs started, and forks
+
+It imports nothing that is not there anyway. What ships has no hook for this.
+"""
+
+import builtins
+import posix
+import sys
+
+BEFORE = set(sys.modules) | {"builtins", "posix", "sys"}
+STARTS = ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen")
+sent = 0
+started: "list[str]" = []
+real_import = builtins.__import__
+real_exit = posix._exit
+
+
+def watch_netlink(*arguments: "object", **named: "object") -> object:
+    """An import; when it has brought the module of netlink sockets, they count from then on."""
+    module = real_import(*arguments, **named)  # type: ignore[arg-type]  # handed on as they come
+    socket = getattr(sys.modules.get("cni_py.kernel.netlink"), "Socket", None)
+    if socket is not None and builtins.__import__ is watch_netlink:
+        builtins.__import__ = real_import
+        real_send, real_batch = socket._send, socket.batch
+
+        def send(self: object, *message: object) -> None:
+            count(1)
+            real_send(self, *message)
+
+        def batch(self: object, messages: "list[object]", *rest: object) -> object:
+            count(len(messages) + 2)  # and those that begin and end it
+            return real_batch(self, messages, *rest)
+
+        socket._send, socket.batch = send, batch
+    return module
+
+
+def count(messages: int) -> None:
+    global sent  # noqa: PLW0603  the one number of this process
+    sent += messages
+
+
+def watch_starts(event: str, _arguments: "tuple[object, ...]") -> None:
+    if event in STARTS:
+        started.append(event)
+
+
+def report(status: int) -> None:
+    found = {"modules": sorted(set(sys.modules) - BEFORE), "sent": sent, "started": started}
+    path = posix.environ[b"CNI_TEST_REPORT"]
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND)
+    posix.write(fd, f"{found}\n".encode())
+    real_exit(status)
+
+
+builtins.__import__ = watch_netlink
+posix._exit = report  # type: ignore[assignment]  # run.main() ends with it
+sys.addaudithook(watch_starts)

@@ -1,0 +1,204 @@
+"""What one call costs, told in numbers that do not depend on the machine: modules, processes, netlink messages."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from runtime import ALL, Network, Outcome, Plugins, mapping
+
+from tests.faults.crowd import Job, run_all
+
+OBSERVE = Path(__file__).with_name("observe.py")
+START = "from cni_py.run import main"
+PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+FEW, MANY = 10, 200  # attachments
+AT_ONCE = 4
+FILL_S = 300
+
+LOOPBACK: dict[str, object] = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
+PORTS = [mapping(8080, 80), mapping(8053, 53, "udp")]
+
+# Modules that a call may load, beyond what the interpreter starts with.
+OS = {"os", "os.path", "posixpath", "genericpath", "stat", "_stat", "_collections_abc"}
+C_MODULES = {
+    "_json",
+    "_sha256",
+    "_sha2",
+    "_socket",
+    "_struct",
+    "errno",
+    "fcntl",
+}  # _sha256 is a part of _sha2 since 3.12
+SETNS = {"_ctypes"}  # before os.setns() of 3.12
+
+
+def ours(*names: str) -> set[str]:
+    return {f"cni_py.{name}" for name in names}
+
+
+VERSION = {"cni_py"} | ours("run", "version")
+READING = VERSION | OS | {"_json"} | ours("skel", "errors", "netconf", "jsontext")
+CALL = (
+    READING
+    | C_MODULES
+    | SETNS
+    | ours("call", "engine", "records", "locks", "addr", "result", "plugins")
+    | ours("kernel", "kernel.context", "kernel.netns", "kernel.netlink")
+)
+LINKS = ours("ops", "kernel.rtnl", "kernel.sysctl")
+NFTABLES = ours("nftops", "heirs", "portclaims", "portmappings", "kernel.nftables", "kernel.nftrules")
+HOST_LOCAL = ours("plugins.host_local", "ranges", "reservations")
+BRIDGE = ours("plugins.bridge", "plugins.bridge_conf", "plugins.bridge_plan", "invoke") | HOST_LOCAL
+MAY_LOAD = {
+    "bridge": CALL | LINKS | NFTABLES | BRIDGE,
+    "host-local": CALL | HOST_LOCAL,
+    "loopback": CALL | LINKS | ours("plugins.loopback"),
+    "portmap": CALL | NFTABLES | ours("plugins.portmap", "kernel.rtnl", "kernel.sysctl"),
+}
+MESSAGES_MAX = {  # of netlink, for a dual-stack network with ipMasq and two published ports
+    ("ADD", "bridge"): 40,
+    ("DEL", "bridge"): 15,
+    ("ADD", "portmap"): 20,
+    ("DEL", "portmap"): 20,
+    ("ADD", "loopback"): 4,
+    ("DEL", "loopback"): 2,
+    ("ADD", "host-local"): 0,
+    ("DEL", "host-local"): 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one call loaded, sent and started."""
+
+    modules: frozenset[str]
+    sent: int  # netlink messages
+    started: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """Copies of our installed executables that load observe.py before they start. Only the copies have it."""
+
+    lab: Lab
+    plugins: Plugins
+    report: Path
+
+    def run(
+        self, verb: str | None, plugin: str, conf: dict[str, object] | str, container_id: str = "c1"
+    ) -> tuple[Outcome, Cost]:
+        self.report.unlink(missing_ok=True)
+        outcome = self.plugins.run(
+            self.lab, "", plugin, conf, container_id, CNI_COMMAND=verb, CNI_TEST_REPORT=str(self.report)
+        )
+        found = ast.literal_eval(self.report.read_text())
+        return outcome, Cost(frozenset(found["modules"]), found["sent"], tuple(found["started"]))
+
+    def succeed(
+        self, verb: str, plugin: str, conf: dict[str, object], container_id: str = "c1"
+    ) -> tuple[Outcome, Cost]:
+        outcome, cost = self.run(verb, plugin, conf, container_id)
+        assert outcome.status == 0, f"{outcome.stdout}{outcome.stderr}"
+        return outcome, cost
+
+
+@pytest.fixture
+def observers(lab: Lab, our_bin_dir: Path, tmp_path: Path) -> Observers:
+    for name in PLUGINS:
+        before, start, after = (our_bin_dir / name).read_text().partition(START)
+        assert start, f"{name} does not start as this test expects"
+        (tmp_path / name).write_text(f"{before}exec(open({str(OBSERVE)!r}).read())\n{start}{after}")
+        (tmp_path / name).chmod(0o755)
+    return Observers(lab, Plugins("ours", tmp_path, ALL), tmp_path / "report")
+
+
+@pytest.fixture
+def network(lab: Lab, our_bin_dir: Path) -> Network:
+    """One that has had a container, so that what is shared has been made."""
+    network = Network(lab, Plugins("ours", our_bin_dir, ALL))
+    network.attach("c2", *PORTS)
+    network.detach("c2")
+    return network
+
+
+def attach_and_detach(observers: Observers, network: Network) -> dict[tuple[str, str], Cost]:
+    """What a chain's calls for c1 cost."""
+    network.ports["c1"] = PORTS
+    bridge, portmap = network.bridge(), network.portmap("c1")
+    costs = {}
+    bridged, costs["ADD", "bridge"] = observers.succeed("ADD", "bridge", bridge)
+    portmap["prevResult"] = bridge["prevResult"] = bridged.json
+    _, costs["ADD", "portmap"] = observers.succeed("ADD", "portmap", portmap)
+    _, costs["DEL", "portmap"] = observers.succeed("DEL", "portmap", portmap)
+    _, costs["DEL", "bridge"] = observers.succeed("DEL", "bridge", bridge)
+    return costs
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_version_and_a_configuration_error_load_next_to_nothing(observers: Observers, plugin: str) -> None:
+    _, version = observers.run("VERSION", plugin, "")
+    assert version == Cost(frozenset(VERSION), 0, ())
+    outcome, refused = observers.run("ADD", plugin, {"cniVersion": "1.0.0", "name": "a b", "type": plugin})
+    assert outcome.code == 7
+    assert refused.modules <= READING
+    assert (refused.sent, refused.started) == (0, ())
+    _, banner = observers.run(None, plugin, "")
+    assert banner.modules <= MAY_LOAD[plugin]
+    assert (banner.sent, banner.started) == (0, ())
+
+
+def test_a_call_loads_and_sends_little_and_starts_nothing(observers: Observers, network: Network) -> None:
+    costs = attach_and_detach(observers, network)
+    for verb in ("ADD", "DEL"):
+        _, costs[verb, "loopback"] = observers.succeed(verb, "loopback", LOOPBACK)
+        _, costs[verb, "host-local"] = observers.succeed(verb, "host-local", network.bridge())
+    assert costs.keys() == MESSAGES_MAX.keys()
+    for (verb, plugin), cost in costs.items():
+        assert not cost.modules - MAY_LOAD[plugin], f"{verb} {plugin}"
+        assert not cost.started, f"{verb} {plugin}"
+        assert cost.sent <= MESSAGES_MAX[verb, plugin], f"{verb} {plugin}"
+
+
+def test_a_call_costs_the_same_among_many_attachments(lab: Lab, observers: Observers, network: Network) -> None:
+    fill(lab, network, 0, FEW)
+    few = attach_and_detach(observers, network)
+    fill(lab, network, FEW, MANY)
+    assert attach_and_detach(observers, network) == few
+
+
+def fill(lab: Lab, network: Network, start: int, end: int) -> None:
+    """Attach containers, each with two published ports."""
+    names = [f"n{number}" for number in range(start, end)]
+    for number, name in enumerate(names, start):
+        lab.add_container(name)
+        network.ports[name] = [mapping(10000 + number, 80), mapping(10000 + number, 80, "udp")]
+    bridged = run(lab, network, "bridge", {name: network.bridge() for name in names})
+    run(lab, network, "portmap", {name: {**network.portmap(name), "prevResult": bridged[name].json} for name in names})
+
+
+def run(lab: Lab, network: Network, plugin: str, confs: dict[str, dict[str, object]]) -> dict[str, Outcome]:
+    """ADD for each container."""
+    path = network.plugins.directory
+    jobs = [
+        Job(
+            str(path / plugin),
+            json.dumps(conf).encode(),
+            {
+                "CNI_COMMAND": "ADD",
+                "CNI_CONTAINERID": name,
+                "CNI_NETNS": f"/run/netns/{name}",
+                "CNI_IFNAME": "eth0",
+                "CNI_PATH": str(path),
+            },
+        )
+        for name, conf in confs.items()
+    ]
+    outcomes = lab["host"].python(run_all, jobs, AT_ONCE, timeout_s=FILL_S)
+    assert isinstance(outcomes, list)
+    assert not [outcome for outcome in outcomes if outcome.status]
+    return dict(zip(confs, outcomes, strict=True))
