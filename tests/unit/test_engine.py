@@ -1,6 +1,5 @@
 """The engine: order, roll-back, records; with operations that act on a list instead of the kernel."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,11 +64,10 @@ class Mixed(Op):
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "run_dir", lambda: str(tmp_path / "cni-py"))
     STATE.clear()
     BROKEN.clear()
-    yield
 
 
 @pytest.fixture
@@ -212,7 +210,7 @@ def test_operations_survive_their_json() -> None:
 )
 def test_a_record_that_is_not_ours_is_refused(fields: object) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        op_from_json(fields)  # type: ignore[arg-type]  # that is the point
+        op_from_json(fields)
 
 
 def test_parameters_must_be_complete() -> None:

@@ -10,7 +10,12 @@ import pytest
 from cni_py.errors import TryAgainLater
 from cni_py.locks import Lock
 
-HOLD = "import fcntl,os,sys; fd=os.open(sys.argv[1],os.O_RDWR|os.O_CREAT); fcntl.flock(fd,2); print('held',flush=True); sys.stdin.read()"
+HOLD = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def holder(path: Path) -> "subprocess.Popen[str]":

@@ -1,6 +1,7 @@
 """The bridge plugin's decisions by value: configuration in, operations out. Also what this kernel cannot do: VLANs."""
 
 import json
+from collections.abc import Mapping
 from typing import TypeVar
 
 import pytest
@@ -18,7 +19,7 @@ from cni_py.result import IPConfig, Result, Route
 MAC = bytes.fromhex("021122334455")
 
 
-def call_for(cni_args: str = "", **config: object) -> Call:
+def call_for(config: Mapping[str, object], cni_args: str = "") -> Call:
     text = json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0", **config}).encode()
     conf = NetConf.parse(text)
     return Call(
@@ -32,7 +33,7 @@ def result_of(*addresses: str, gateway: str | None = None) -> Result:
 
 
 def plan_of(result: Result, **config: object) -> list[Op]:
-    call = call_for(**config)
+    call = call_for(config)
     conf = BridgeConf(call)
     bridge_plan.complete(result, conf)
     return bridge_plan.plan_bridge(conf) + bridge_plan.plan(call.key, conf, result, MAC)
@@ -154,7 +155,7 @@ def test_vlan_ranges_are_read_back() -> None:
 def test_a_configuration_that_cannot_be_is_refused_before_anything_is_done(
     config: dict[str, object], message: str
 ) -> None:
-    call = call_for(**config)
+    call = call_for(config)
     with pytest.raises(CniError, match=message):
         BridgeConf(call).check_add(call.conf.raw)
 
@@ -175,11 +176,11 @@ def test_a_configuration_that_cannot_be_is_refused_before_anything_is_done(
 def test_the_mac_comes_from_runtime_config_then_args_then_the_environment(
     args: str, config: dict[str, object], wanted: str
 ) -> None:
-    assert BridgeConf(call_for(args, **config)).mac == wanted
+    assert BridgeConf(call_for(config, args)).mac == wanted
 
 
 def test_the_iptables_backend_is_refused_with_code_7() -> None:
-    call = call_for(ipMasq=True, ipMasqBackend="iptables")
+    call = call_for({"ipMasq": True, "ipMasqBackend": "iptables"})
     with pytest.raises(CniError, match="iptables is not supported yet") as caught:
         BridgeConf(call).check_add(call.conf.raw)
     assert caught.value.code == 7
