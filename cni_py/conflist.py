@@ -58,14 +58,19 @@ def is_path(text: str) -> bool:
 def parse(text: bytes, source: str) -> Network:
     """The list in `text`, or the list of one that a single plugin's configuration is. CniError that names `source`."""
     try:
-        raw = decode(text)
-        if not isinstance(raw, Object):
-            raise DecodingFailure("a JSON object was expected")
+        raw = _object(text)
         if netconf.lookup(raw, "plugins") is netconf.MISSING and netconf.string(raw, "type"):
             return _of_single(raw, source)
         return _of_list(raw, text, source)
     except CniError as error:
         raise type(error)(f"{source}: {error.msg}", error.details, error.code) from None
+
+
+def _object(text: bytes) -> Object:
+    raw = decode(text)
+    if not isinstance(raw, Object):
+        raise DecodingFailure("a JSON object was expected")
+    return raw
 
 
 def _of_single(raw: Object, source: str) -> Network:
@@ -114,7 +119,7 @@ def _switch(raw: Object, key: str) -> bool:
 
 def _checked(plugin: Object) -> Object:
     if not netconf.string(plugin, "type"):
-        raise InvalidNetworkConfig("a plugin of the list has no type")
+        raise InvalidNetworkConfig("a plugin has no type")
     return plugin
 
 
@@ -137,10 +142,11 @@ def read(path: str | Path) -> Network:
 def _with_drop_ins(network: Network, folder: Path) -> Network:
     added = []
     for file in _files(folder, SINGLE_SUFFIXES[:1]):
-        raw = decode(file.read_bytes())
-        if not isinstance(raw, Object):
-            raise DecodingFailure(f"{file}: a JSON object was expected")
-        added.append(_checked(raw))
+        text = file.read_bytes()
+        try:
+            added.append(_checked(_object(text)))
+        except CniError as error:
+            raise type(error)(f"{file}: {error.msg}", error.details, error.code) from None
     if not added:
         return network
     whole = decode(network.text)

@@ -4,6 +4,7 @@ Reference: SPEC.md section 4 "Plugin Delegation"; the texts are those of libcni'
 found is one of our own executables its code runs in this process instead, which saves an interpreter's start.
 """
 
+import _signal
 import errno
 import os
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cni_py.call import Call, Plugin
     from cni_py.result import Result
 
+STOP_S = 5.0  # time for a delegate to take back what it did, before it is killed
 BUSY_TRIES = 6  # libcni's pkg/invoke/raw_exec.go: a plugin that is being replaced is "text file busy"
 
 
@@ -88,13 +90,20 @@ def execute(path: str, verb: str, stdin: bytes) -> bytes:
     """
     status, stdout, stderr = _spawn(path, dict(os.environ, CNI_COMMAND=verb), stdin)
     if status == 0:
-        os.write(2, stderr)
+        _pass_on(stderr)
         return stdout
     if not stdout:
         if stderr:
             raise NotExecuted(f"netplugin failed: {jsontext.encode(stderr.decode('utf-8', 'replace'), None)}")
         raise NotExecuted(f"netplugin failed with no error message: exit status {status}")
     raise _error_of(stdout)
+
+
+def _pass_on(stderr: bytes) -> None:
+    try:
+        os.write(2, stderr)
+    except OSError:
+        pass  # nobody listens, which is no reason to fail
 
 
 def _spawn(path: str, environ: "dict[str, str]", stdin: bytes) -> tuple[int, bytes, bytes]:
@@ -105,7 +114,11 @@ def _spawn(path: str, environ: "dict[str, str]", stdin: bytes) -> tuple[int, byt
         os.lseek(files[0], 0, os.SEEK_SET)
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
         pid = _start(path, environ, actions)
-        _, wait_status = os.waitpid(pid, 0)
+        try:
+            _, wait_status = os.waitpid(pid, 0)
+        except BaseException:
+            _stop(pid)
+            raise
         outputs = []
         for fd in files[1:]:
             os.lseek(fd, 0, os.SEEK_SET)
@@ -117,10 +130,23 @@ def _spawn(path: str, environ: "dict[str, str]", stdin: bytes) -> tuple[int, byt
     return os.waitstatus_to_exitcode(wait_status), outputs[0], outputs[1]
 
 
+def _stop(pid: int) -> None:
+    """End a delegate, since the call is given up: its DEL must not overtake it."""
+    os.kill(pid, _signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+        time.sleep(0.01)
+    os.kill(pid, _signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def _start(path: str, environ: "dict[str, str]", actions: "list[tuple[int, int, int]]") -> int:
     for attempt in range(BUSY_TRIES):
         try:
-            return os.posix_spawn(path, [path], environ, file_actions=actions)
+            # Python ignores SIGPIPE, and a child would inherit that
+            return os.posix_spawn(path, [path], environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
         except OSError as error:
             if error.errno == errno.ETXTBSY and attempt < BUSY_TRIES - 1:
                 time.sleep(1)

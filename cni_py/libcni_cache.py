@@ -42,6 +42,13 @@ class Entry:
         """What tells attachments apart."""
         return (self.network, self.container_id, self.ifname)
 
+    @property
+    def known_netns(self) -> str:
+        """The container's namespace, "" when nothing tells; libcni before 1.2 (containerd 1.6) wrote it in the result alone."""
+        interfaces = netconf.objects(self.result or Object(), "interfaces")
+        own = [netconf.string(link, "sandbox") for link in interfaces if netconf.string(link, "name") == self.ifname]
+        return self.netns or next(filter(None, own), "")
+
     def path(self, folder: Path) -> Path:
         """Its file. Several keys can share one, as in libcni: a name may hold hyphens."""
         return folder / "-".join(self.key)

@@ -83,14 +83,17 @@ def sweep(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", *sets: 
     living = {key.hex for key in valid}
     with nftables_lock():
         changes = []
-        for set_name, family in sets:
-            stale = [
-                element
-                for element in kernel.nft.dump(set_name, family)
-                if portclaims.network_of(element) == network and element.comment[: heirs.HEX] not in living
-            ]
-            if stale:
-                changes.append(Change(False, set_name, stale, family))
+        try:
+            for set_name, family in sets:
+                stale = [
+                    element
+                    for element in kernel.nft.dump(set_name, family)
+                    if portclaims.network_of(element) == network and element.comment[: heirs.HEX] not in living
+                ]
+                if stale:
+                    changes.append(Change(False, set_name, stale, family))
+        except NftUnavailable:
+            return  # then nothing of ours can be there
         _remove(kernel, changes)
 
 
@@ -99,8 +102,11 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
     living = {key.hex for key in valid}
     with nftables_lock():
         draft = Draft(kernel.nft)
-        for hexed in {only} if only else portclaims.holders_in(draft, network) - living:
-            portclaims.evict(draft, hexed)
+        try:
+            for hexed in {only} if only else portclaims.holders_in(draft, network) - living:
+                portclaims.evict(draft, hexed)
+        except NftUnavailable:
+            return  # then nothing of ours can be there
         _remove(kernel, draft.changes())
 
 
@@ -261,12 +267,8 @@ class PublishPorts(Op):
 
     def chains(self) -> str:
         """The chains that our elements jump to."""
-        text = ""
-        for family, condition in self.conditions().items():
-            if condition:
-                words = vetted([condition], f"conditionsV{family}")  # again: it may come from a file
-                text += nftrules.conditions_chain(family, condition_id(family, condition), words)
-        return text + "".join(nftrules.inside_chain(parse_address(address)) for address in self.addresses.split())
+        inside = [nftrules.inside_chain(parse_address(address)) for address in self.addresses.split()]
+        return condition_chains(self.conditions()) + "".join(inside)
 
     def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
         """The elements that masquerade clients, with their maps."""
@@ -325,7 +327,7 @@ class PublishPorts(Op):
             return  # then nothing of ours can be there
         forget_flows(kernel, mappings, added=False)
 
-    def _withdraw(self, kernel: "Kernel", mappings: list[Mapping]) -> None:
+    def _withdraw(self, kernel: "Kernel", mappings: list[Mapping], *, bequeath: bool = True) -> None:
         draft = Draft(kernel.nft)
         who = Claimant(kernel.key, self.conditions())
         portclaims.read_ahead(draft, who, mappings)
@@ -335,9 +337,17 @@ class PublishPorts(Op):
         for set_name, element in self.hairpins(who.comment):
             if who.owns(draft.get(set_name, element.key)):
                 draft.remove(set_name, element.key)
-        for key, conditions, text in heirs.waiting_for(kernel.key):
+        waiting = heirs.waiting_for(kernel.key) if bequeath else []
+        for key, conditions, text in waiting:
             _promote(draft, Claimant(key, conditions), text)
-        commit(kernel, draft.changes(), self.chains)
+        try:  # the heirs' chains: one that only waited never needed its own
+            commit(kernel, draft.changes(), lambda: "".join(condition_chains(heir[1]) for heir in waiting))
+        except (CniError, OSError) as error:
+            if not waiting:
+                raise
+            say(f"nobody takes over the ports of {kernel.key.label}: {error}")
+            self._withdraw(kernel, mappings, bequeath=False)  # what is to go must go
+            return
         heirs.forget_heirs(kernel.key)
         for holder in others:
             heirs.stop_waiting(holder, kernel.key)
@@ -357,6 +367,24 @@ class PublishPorts(Op):
         return None
 
 
+def condition_chains(conditions: dict[int, str]) -> str:
+    """Text for the chains of conditions, which may come from a file and are vetted again."""
+    text = ""
+    for family, condition in conditions.items():
+        if condition:
+            words = vetted([condition], f"conditionsV{family}")
+            text += nftrules.conditions_chain(family, condition_id(family, condition), words)
+    return text
+
+
+def say(text: str) -> None:
+    """A line on stderr, if anybody listens there: no reason to fail."""
+    try:
+        sys.stderr.write(f"cni-py: {text}\n")
+    except OSError:
+        pass
+
+
 def _promote(draft: Draft, heir: Claimant, text: str) -> None:
     """The heir gets what it waits for, or goes on waiting for another attachment of its container that holds it."""
     waiting: dict[str, list[str]] = {}
@@ -368,7 +396,7 @@ def _promote(draft: Draft, heir: Claimant, text: str) -> None:
         try:
             holder = portclaims.obtain(draft, heir, mapping)
         except CniError as error:  # a third party was quicker: this DEL must not fail for it
-            sys.stderr.write(f"cni-py: {heir.key.label} does not get {mapping}: {error}\n")
+            say(f"{heir.key.label} does not get {mapping}: {error}")
             continue
         if holder:
             waiting.setdefault(holder, []).append(str(mapping))
@@ -387,7 +415,7 @@ def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool
             try:
                 _forget_flows(kernel, concerned, added=added)
             except OSError as error:
-                sys.stderr.write(f"cni-py: cannot look through the tracked UDP flows: {error}\n")
+                say(f"cannot look through the tracked UDP flows: {error}")
 
 
 def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:

@@ -62,11 +62,10 @@ class EnsureBridge(Op):
             raise CniError(f'failed to create bridge "{self.name}": "{self.name}" already exists but is not a bridge')
         if self.promisc and not link.flags & rtnl.IFF_PROMISC:
             kernel.host.set_link(link.index, promisc=True)
-        if created:
+        if not link.up:  # new, or left like this by an ADD that was killed here
             set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
             # Nobody else can have our derived MAC; with detection the host could not solicit containers for 2 s.
             set_sysctl(f"ipv6/conf/{self.name}/accept_dad", "0", optional=True)
-        if not link.flags & rtnl.IFF_UP:
             kernel.host.set_link(link.index, up=True)
         return created
 
@@ -155,7 +154,9 @@ class JoinBridge(Op):
         bridge, port = kernel.host.link(self.bridge), kernel.host.link(self.name)
         if bridge is None or port is None or port.master != bridge.index:
             return f"{self.name} is not a port of bridge {self.bridge}"
-        return None if port.hairpin == self.hairpin else f"hairpin of {self.name} is {port.hairpin}, not {self.hairpin}"
+        if self.hairpin and not port.hairpin:  # a chained portmap may have turned it on (nftops.ReflectToPort)
+            return f"hairpin of {self.name} is off"
+        return None
 
 
 class SetPortVlans(Op):
@@ -193,15 +194,20 @@ class EnsureVlanGateway(Op):
 
     def apply(self, kernel: "Kernel") -> bool:
         name = f"{self.bridge}.{self.vlan}"
-        if kernel.host.link(name) is not None:
+        link = kernel.host.link(name)
+        if link is not None and link.up:
             return False
         peer = f"{name}p"[-rtnl.IFNAME_MAX :]
-        kernel.host.add_veth(name, peer, peer_netns_fd=kernel.host_fd)
+        if link is None:
+            try:
+                kernel.host.add_veth(name, peer, peer_netns_fd=kernel.host_fd)
+            except FileExistsError:
+                pass  # another ADD was quicker; both do the rest, as after an ADD that was killed before this
         port = need(kernel.host, peer)
         kernel.host.set_link(port.index, master=need(kernel.host, self.bridge).index, up=True)
         kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
         kernel.host.add_vlan(port.index, self.vlan, pvid=True, untagged=True)
-        kernel.host.set_link(name, up=True)
+        kernel.host.set_link(name, up=True)  # last: it marks the work as done
         return True
 
 

@@ -165,9 +165,9 @@ def read_ahead(draft: Draft, who: Claimant, mappings: "Sequence[Mapping]") -> No
 
 
 def release(draft: Draft, who: Claimant, mapping: Mapping) -> set[str]:
-    """Take out what `who` holds of the mapping; returns the hex of the others who hold some of its ports."""
+    """Take out what `who` holds of the mapping; returns the hex of the others whose claims conflict with it."""
     claims = f"claims{mapping.family}"
-    others = {_holder(draft, mapping, port) for port in mapping.ports}
+    others = {comment[:HEX] for port in mapping.ports for comment in _holders(draft, mapping, port)}
     if mapping.last > mapping.first:
         _release_range(draft, who, mapping)
     for port in mapping.ports:
@@ -176,7 +176,7 @@ def release(draft: Draft, who: Claimant, mapping: Mapping) -> set[str]:
             draft.remove(claims, key)
     if mapping.last == mapping.first:
         _release_targets(draft, who, mapping)
-    return others - {"", who.key.hex}
+    return others - {who.key.hex}
 
 
 def _holder(draft: Draft, mapping: Mapping, port: int) -> str:

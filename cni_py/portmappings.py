@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from cni_py.result import Result
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers
+PORT_MAX = 65535
 RANGE_MIN = 64  # consecutive ports; fewer are single elements, which the packet path finds in one lookup
 LOOPBACK6 = b"\0" * 15 + b"\1"
 IPTABLES_FIRST = ("-", "!")  # how the first word of an iptables condition begins, as the Go plugin tells them apart
+
+HEX_DIGITS = "0123456789abcdefABCDEF"
+HEX_WORD = frozenset(HEX_DIGITS + ":./-,{}!=")
 
 # A condition is words of an nft match. What acts, or refers to something else, is refused.
 CONDITION_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:/,-!=<>&|*{}")
@@ -91,14 +95,19 @@ def _parse_mapping(text: str) -> Mapping:
     protocol, host, to, container = text.split(" ")
     if protocol not in PROTOCOLS or to != "to":
         raise ValueError(f"not a port mapping: {text}")
-    (host_ip, first, last), (container_ip, container_port, _) = _parse_end(host), _parse_end(container)
+    (host_ip, first, last), (container_ip, container_port, container_last) = _parse_end(host), _parse_end(container)
+    if len(host_ip) != len(container_ip) or last - first != container_last - container_port:
+        raise ValueError(f"two ends that do not fit: {text}")
     return Mapping(protocol, host_ip if any(host_ip) else None, first, container_ip, container_port, last)
 
 
 def _parse_end(text: str) -> tuple[bytes, int, int]:
     ip, _, ports = text.rpartition(":")
-    first, _, last = ports.partition("-")
-    return parse_ip(ip.strip("[]")), int(first), int(last or first)
+    texts = ports.split("-")
+    first, last = int(texts[0]), int(texts[-1])
+    if not 1 <= first <= last <= PORT_MAX:
+        raise ValueError(f"not ports: {ports}")
+    return parse_ip(ip.strip("[]")), first, last
 
 
 class PortmapConf:
@@ -176,9 +185,21 @@ def vetted(conditions: list[str], name: str) -> str:
     """The words of a condition, each checked, joined by single blanks."""
     words = [word.strip('"') for word in " ".join(conditions).split()]
     for word in words:
-        if not CONDITION_CHARACTERS.issuperset(word) or f" {word.strip(',{}')} " in CONDITION_REFUSED:
+        acts = any(f" {found} " in CONDITION_REFUSED for found in names_in(word))
+        if acts or not CONDITION_CHARACTERS.issuperset(word):
             raise InvalidNetworkConfig(f"{name} may hold the words of an nft match only", repr(word))
     return " ".join(words)
+
+
+def names_in(word: str) -> list[str]:
+    """The names that nft reads in a word: "{80}log" is a set and a statement, "80log" a number and a statement."""
+    if ":" in word and HEX_WORD.issuperset(word):
+        return []  # an IPv6 address, in which "add" is a number
+    found = []
+    for part in "".join(char if char.isalnum() or char in "_.-/" else " " for char in word).split():
+        rest = part[2:].lstrip(HEX_DIGITS) if part.startswith("0x") else part
+        found.append(rest.lstrip("0123456789.-/"))
+    return [name for name in found if name]
 
 
 def condition_id(family: int, condition: str) -> str:
@@ -220,7 +241,7 @@ def _checked_protocol(entry: Entry) -> str:
             f'unknown protocol "{entry.protocol}" of host port {entry.host_port}', f"one of {', '.join(PROTOCOLS)}"
         )
     for port in (entry.host_port, entry.container_port):
-        if port > 65535:
+        if port > PORT_MAX:
             raise CniError(f"port {port} is out of range", "1 to 65535")
     return protocol
 

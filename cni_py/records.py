@@ -34,11 +34,25 @@ def lock_path(name: str) -> str:
 
 
 def make_folder(path: str) -> None:
-    """mkdir -p, mode 0700."""
+    """mkdir -p, mode 0700. CniError."""
     try:
-        os.makedirs(path, 0o700, exist_ok=True)
+        make_folders(path, 0o700)
     except OSError as error:
         raise os_error(f"cannot make the folder {path}", error) from error
+
+
+def make_folders(path: str, mode: int) -> None:
+    """mkdir -p that gives every new folder the mode: os.makedirs leaves those above to the umask, which may be 0. OSError."""
+    if os.path.isdir(path):
+        return
+    head = os.path.dirname(path.rstrip("/"))
+    if head and head != path:
+        make_folders(head, mode)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
 
 
 class Attachment:
@@ -60,7 +74,8 @@ class Attachment:
     @property
     def comment(self) -> str:
         """What every object of ours in the kernel carries; code matches the 16 hex digits alone."""
-        return f"{self.hex} {self.label}"[:COMMENT_MAX]
+        text = f"{self.hex} {self.label}".encode("utf-8", "replace")  # an interface name need not be UTF-8
+        return text[:COMMENT_MAX].decode("utf-8", "ignore")
 
     @property
     def host_veth(self) -> str:

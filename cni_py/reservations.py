@@ -128,7 +128,7 @@ class Index:
 
     def rewrite(self, found: "dict[bytes, list[str]]") -> None:
         """Start anew with what a scan found. OSError."""
-        os.makedirs(self.folder, 0o700, exist_ok=True)
+        records.make_folders(self.folder, 0o700)
         for name in os.listdir(self.folder):
             os.unlink(f"{self.folder}/{name}")
         for who, names in found.items():
@@ -279,7 +279,7 @@ class Pool:
     def _open(self) -> None:
         if self.make:
             try:
-                os.makedirs(self.directory, 0o755, exist_ok=True)
+                records.make_folders(self.directory, 0o755)
             except OSError as error:
                 raise CniError(f"mkdir {self.directory}: {error.strerror}") from error
         elif not os.path.isdir(self.directory):

@@ -12,7 +12,7 @@ import os
 import sys
 
 from cni_py import version
-from cni_py.errors import CniError, IncompatibleCniVersion, InvalidEnvironment, InvalidNetns
+from cni_py.errors import CniError, IncompatibleCniVersion, InvalidEnvironment, InvalidNetns, os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) 
     Catches everything: an exception without a CNI error object on stdout would reach the user as "netplugin failed".
     """
     name = plugin if isinstance(plugin, str) else plugin.type
+    _fill_closed_streams()
     try:
         return _run(name, lambda: load(plugin) if isinstance(plugin, str) and load else plugin)  # type: ignore[arg-type, return-value]  # one or the other
     except CniError as error:
@@ -47,8 +48,8 @@ def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) 
     except Exception as error:  # noqa: BLE001  the one place: see above
         import traceback
 
-        traceback.print_exc()
         _print_error(CniError(f"internal error: {type(error).__name__}", str(error)))
+        _complain(traceback.format_exc())
     return 1
 
 
@@ -75,7 +76,7 @@ def _about(name: str, plugin: "Callable[[], Plugin]") -> int:
     from cni_py import __version__
 
     versions = ", ".join(plugin().versions or version.SUPPORTED)
-    sys.stderr.write(f"CNI {name} plugin v{__version__}\nCNI protocol versions supported: {versions}\n")
+    _complain(f"CNI {name} plugin v{__version__}\nCNI protocol versions supported: {versions}")
     return 0
 
 
@@ -188,7 +189,7 @@ def _add(call: "Call", plugin: "Plugin") -> None:
     except BaseException:
         _catch_signals(None)
         for failure in call.executor.roll_back():
-            sys.stderr.write(f"cni-py: {plugin.type}: while taking back a failed ADD of {call.key.label}: {failure}\n")
+            _complain(f"cni-py: {plugin.type}: while taking back a failed ADD of {call.key.label}: {failure}")
         raise
 
 
@@ -201,13 +202,33 @@ def _catch_signals(handler: "Callable[[int, FrameType | None], None] | None") ->
 
 
 def _interrupted(number: int, _frame: "FrameType | None") -> None:
+    _catch_signals(None)  # one is enough
     raise CniError(f"interrupted by signal {number}")
+
+
+def _fill_closed_streams() -> None:
+    """Of a closed stream (it is None) the number would go to the next file or socket that is opened.
+
+    It goes to /dev/null instead, in the direction that makes reading the configuration, or writing the result, an error.
+    """
+    streams = (sys.__stdin__, os.O_WRONLY), (sys.__stdout__, os.O_RDONLY), (sys.__stderr__, os.O_WRONLY)
+    for number, (stream, flags) in enumerate(streams):
+        if stream is None:
+            fd = os.open("/dev/null", flags)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+    if sys.__stderr__ is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
 
 
 def _read_stdin() -> bytes:
     parts = []
-    while part := os.read(0, 1 << 16):
-        parts.append(part)
+    try:
+        while part := os.read(0, 1 << 16):
+            parts.append(part)
+    except OSError as error:
+        raise os_error("cannot read the network configuration from stdin", error) from error
     return b"".join(parts)
 
 
@@ -220,11 +241,22 @@ def _encode(value: "object") -> str:
 def _print_error(error: CniError) -> None:
     try:
         _write(_encode(error.to_json()))
-    except OSError:
-        sys.stderr.write(f"{error}\n")  # stdout is closed: the last way to say it
+    except CniError:
+        _complain(str(error))  # stdout is closed: the last way to say it
 
 
 def _write(text: str) -> None:
     data = text.encode("utf-8", "replace")
-    while data:
-        data = data[os.write(1, data) :]
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError as error:
+        raise os_error("cannot write to stdout", error) from error
+
+
+def _complain(text: str) -> None:
+    """Say it on stderr, if anybody listens there."""
+    try:
+        os.write(2, f"{text.rstrip()}\n".encode("utf-8", "replace"))
+    except OSError:
+        pass

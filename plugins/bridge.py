@@ -14,7 +14,9 @@ from cni_py import invoke
 from cni_py.addr import mac_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.kernel import rtnl
 from cni_py.kernel.context import NetnsGone
+from cni_py.netconf import boolean, string
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import bridge_mac, complete, plan, plan_bridge
 from cni_py.records import Attachment
@@ -110,10 +112,14 @@ def status(call: Call) -> None:
     if invoke.ipam_type(call):
         invoke.ipam(call, "STATUS")
     conf = call.conf.raw
-    name = conf.get("bridge", "cni0")
-    link = call.kernel.host.link(name) if isinstance(name, str) and 0 < len(name) <= 15 else None
+    name = string(conf, "bridge", "cni0")
+    link = call.kernel.host.link(name) if 0 < len(name) <= rtnl.IFNAME_MAX else None
     if link is not None and link.kind != "bridge":
         raise PluginNotAvailable(f'"{name}" already exists but is not a bridge', "rename it or the network's bridge")
+    if boolean(conf, "ipMasq") or boolean(conf, "macspoofchk"):
+        from cni_py.plugins import portmap
+
+        portmap.status(call)  # the same question: is there nftables?
 
 
 def refuse_existing(call: Call) -> None:

@@ -1,12 +1,12 @@
 """CHECK of the bridge plugin: what the result of ADD says, against what is there."""
 
-from cni_py import invoke, ops
+from cni_py import invoke
 from cni_py.addr import mac_text
 from cni_py.call import Call
 from cni_py.errors import CniError
 from cni_py.kernel import rtnl
 from cni_py.plugins.bridge_conf import BridgeConf
-from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway
+from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway, plan_port
 from cni_py.result import Interface, Result, prev_result
 
 TYPE_CHECKING = False
@@ -32,7 +32,8 @@ def check(call: Call) -> None:
     check_container(call, container)
     check_veth(call, result, bridge, container)
     check_addresses(call, result)
-    call.check_plan(shared(conf, result, call.key.host_veth, result.interfaces))
+    if call.key.host_veth in [interface.name for interface in result.interfaces]:  # of our making
+        call.check_plan(beyond_the_result(call, conf, result))
 
 
 def check_bridge(call: Call, bridge: Interface, conf: BridgeConf) -> None:
@@ -102,13 +103,9 @@ def check_addresses(call: Call, result: Result) -> None:
             raise CniError(f"Expected Route {wanted.dst} not found in routing table", f"on interface {call.ifname}")
 
 
-def shared(conf: BridgeConf, result: Result, veth: str, interfaces: "list[Interface]") -> "list[Op]":
-    """What ADD ensures beyond the result: looked at only where the veth is of our making."""
-    if veth not in [interface.name for interface in interfaces]:
-        return []
-    steps: list[Op] = [*plan_bridge(conf)]
-    steps.append(ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated))
-    steps += plan_gateway(conf, result)
+def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]":
+    """What ADD makes that no result names."""
+    steps = plan_bridge(conf) + plan_port(call.key, conf, conf.container_mac(call)) + plan_gateway(conf, result)
     if conf.masquerade:
         from cni_py import nftops
 

@@ -31,16 +31,7 @@ def complete(result: Result, conf: BridgeConf) -> None:
 def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes) -> "list[Op]":
     """Everything that connects the container to the bridge, in order."""
     veth, ifname = key.host_veth, key.ifname
-    steps: list[Op] = [
-        ops.AddVeth(name=veth, ifname=ifname, mtu=conf.mtu, host_mac=key.mac("host"), container_mac=container_mac),
-        ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated),
-    ]
-    if conf.vlan or conf.trunk:
-        steps.append(ops.SetPortVlans(name=veth, vlan=conf.vlan, trunk=conf.trunk, keep_default=conf.keep_default_vlan))
-    if conf.mac_spoof_check:
-        from cni_py import nftops
-
-        steps += nftops.spoof_check(veth, container_mac)
+    steps = plan_port(key, conf, container_mac)
     if result.ips:
         steps += plan_addresses(ifname, conf, result)
         steps += plan_gateway(conf, result)
@@ -54,6 +45,22 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
         steps.append(ops.WaitForPort(name=veth))
     if result.ips:
         steps.append(ops.AnnounceAddresses(ifname=ifname, mac=container_mac))
+    return steps
+
+
+def plan_port(key: Attachment, conf: BridgeConf, container_mac: bytes) -> "list[Op]":
+    """The pair of links, its host end a port of the bridge."""
+    veth = key.host_veth
+    steps: list[Op] = [
+        ops.AddVeth(name=veth, ifname=key.ifname, mtu=conf.mtu, host_mac=key.mac("host"), container_mac=container_mac),
+        ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated),
+    ]
+    if conf.vlan or conf.trunk:
+        steps.append(ops.SetPortVlans(name=veth, vlan=conf.vlan, trunk=conf.trunk, keep_default=conf.keep_default_vlan))
+    if conf.mac_spoof_check:
+        from cni_py import nftops
+
+        steps += nftops.spoof_check(veth, container_mac)
     return steps
 
 

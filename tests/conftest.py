@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OURS, GO = "ours", "go"
 
 counts: Counter[str] = Counter()  # tests that ran, by whose plugins
+golden: Counter[str] = Counter()  # recorded answers of the Go plugins (tests/golden)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,12 +50,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         whose = dict(report.user_properties).get("plugins")
         if whose:
             counts[str(whose)] += 1
+    if report.when == "call":  # a failed comparison tells its numbers, too
+        numbers = dict(report.user_properties).get("golden")
+        golden.update(numbers if isinstance(numbers, dict) else {})
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     if counts:
         terminalreporter.write_line(
             f"executables tested: {counts[OURS]} tests with ours, {counts[GO]} with the Go plugins"
+        )
+    if golden:
+        terminalreporter.write_line(
+            f"golden answers: {golden['hold']} of {golden['all']} hold, {golden['named']} deviations named"
         )
 
 

@@ -59,6 +59,6 @@ def report(status: int) -> None:
     real_exit(status)
 
 
-builtins.__import__ = watch_netlink
+builtins.__import__ = watch_netlink  # type: ignore[assignment]  # takes what comes
 posix._exit = report  # type: ignore[assignment]  # run.main() ends with it
 sys.addaudithook(watch_starts)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cni_py.jsontext import Encodable
 
 ATTACHED = ("ADD", "DEL", "CHECK")  # verbs about one interface of one container
+STOP_S = 5.0  # time for a plugin to take back what it did, before it is killed
 
 
 class PluginFailed(Exception):
@@ -41,7 +42,8 @@ class Chain:
 
     network: Network
     path: list[str]
-    say: Callable[[str], None]
+    say: Callable[[str], None]  # the steps, for people: silent with --json
+    answer: Callable[[str], None]  # what was asked for
     container_id: str = ""
     ifname: str = ""
     netns: str = ""
@@ -95,21 +97,19 @@ class Chain:
         path = self.find(name)
         started = time.perf_counter()
         try:
-            done = subprocess.run(
-                [path], input=self.stdin(plugin, prev_result, extra), stdout=subprocess.PIPE, env=environ, check=False
-            )
+            status, stdout = executed(path, environ, self.stdin(plugin, prev_result, extra))
         except OSError as error:
             raise PluginFailed(verb, name, CniError(f"cannot run {path}", error.strerror or "")) from error
-        if done.returncode != 0:
-            raise PluginFailed(verb, name, error_in(done.stdout, done.returncode))
+        if status != 0:
+            raise PluginFailed(verb, name, error_in(stdout, status))
         self.say(f"{verb} {name:<12} {(time.perf_counter() - started) * 1000:7.1f} ms")
-        return done.stdout
+        return stdout
 
     def add(self) -> Object:
         """Every plugin in order; the last one's result. PluginFailed, or an interruption, leaves the rest to undo()."""
         prev_result: Object | None = None
         for plugin in self.network.plugins:
-            prev_result = result_in(self.run("ADD", plugin, prev_result), netconf.string(plugin, "type"))
+            prev_result = answer_in(self.run("ADD", plugin, prev_result), "ADD", netconf.string(plugin, "type"))
         assert prev_result is not None  # a network has a plugin
         return prev_result
 
@@ -119,13 +119,25 @@ class Chain:
             self.run("DEL", plugin, prev_result)
 
     def undo(self) -> None:
-        """DEL after a failed ADD; says how it went."""
+        """DEL after a failed ADD, every plugin of it: there may be no later one. Says how it went."""
+        why = "interrupted"
         try:
-            self.delete(None)
-        except PluginFailed as failure:
-            print(f"cni-py-exec: the failed ADD could not be taken back: {failure}", file=sys.stderr)
-        else:
-            print("cni-py-exec: ADD failed; DEL of the whole chain took it back", file=sys.stderr)
+            why = "; ".join(map(str, self.every("DEL", self.network.plugins[::-1])))
+        finally:
+            how = f"could not be taken back as a whole, so DEL it again: {why}" if why else "was taken back by DEL"
+            print(f"cni-py-exec: the failed ADD {how}", file=sys.stderr)
+
+    def every(
+        self, verb: str, plugins: Sequence[Object], extra: "Mapping[str, Encodable] | None" = None
+    ) -> list[PluginFailed]:
+        """Run all of them, also after one that fails; the failures."""
+        failures = []
+        for plugin in plugins:
+            try:
+                self.run(verb, plugin, extra=extra)
+            except PluginFailed as failure:
+                failures.append(failure)
+        return failures
 
     def prev_result_of(self, entry: Entry | None) -> Object | None:
         """The cached result in the form of the network's version. DEL and CHECK have it from 0.4.0 on."""
@@ -135,6 +147,22 @@ class Chain:
         if stated == self.network.cni_version:
             return entry.result
         return to_json(from_json(entry.result, stated), self.network.cni_version)
+
+
+def executed(path: str, environ: dict[str, str], stdin: bytes) -> tuple[int, bytes]:
+    """Run a plugin: exit status and stdout. Interrupted, it is asked to stop first: its DEL must not overtake it."""
+    with subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as process:
+        try:
+            stdout, _ = process.communicate(stdin)
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.kill()
+                process.wait()
+            raise
+    return process.returncode, stdout
 
 
 def error_in(stdout: bytes, status: int) -> CniError:
@@ -150,14 +178,14 @@ def error_in(stdout: bytes, status: int) -> CniError:
     return CniError(f"it ended with status {status} and no error object", f"it printed: {said}" if said else "", 0)
 
 
-def result_in(stdout: bytes, plugin: str) -> Object:
-    """The result that an ADD printed."""
+def answer_in(stdout: bytes, verb: str, plugin: str) -> Object:
+    """What a plugin that succeeded printed: a result, or its versions."""
     try:
         fields = decode(stdout)
     except CniError as error:
-        raise PluginFailed("ADD", plugin, CniError("its result is not JSON", str(error))) from error
+        raise PluginFailed(verb, plugin, CniError("its answer is not JSON", str(error))) from error
     if not isinstance(fields, Object):
-        raise PluginFailed("ADD", plugin, CniError("its result is not a JSON object"))
+        raise PluginFailed(verb, plugin, CniError("its answer is not a JSON object"))
     return fields
 
 

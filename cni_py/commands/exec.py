@@ -1,6 +1,6 @@
 """`cni-py-exec`: run a network's chain of plugins by hand, as libcni does for a runtime. Manual: docs/cni-py-exec.md.
 
-    command line -> network, namespace, what is asked     network_for(), namespaces.find(), requests_of()
+    command line -> network, namespace, what is asked     asked.py, namespaces.py
     ADD     each plugin in order, fed the result of the one before; then libcni's cache. A failure: DEL of the whole chain
     DEL     in reverse, with what the cache holds; then the cache entry goes
     CHECK   in order, with the cached result
@@ -11,8 +11,6 @@ Everything is refused that can be before the first plugin is run: usage, a missi
 """
 
 import argparse
-import ipaddress
-import json
 import os
 import signal
 import sys
@@ -20,14 +18,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cni_py import __version__, conflist, libcni_cache, netconf, portspec, version
-from cni_py.addr import parse_mac
+from cni_py import __version__, libcni_cache, netconf, version
 from cni_py.commands import namespaces
-from cni_py.commands.chain import ATTACHED, Chain, PluginFailed, planned, result_in
+from cni_py.commands.asked import check_usage, network_for, requests_of
+from cni_py.commands.chain import ATTACHED, Chain, PluginFailed, answer_in, planned
 from cni_py.commands.describe import described
 from cni_py.commands.namespaces import NETNS_DIR, Target
-from cni_py.commands.report import FAILED, LACKING, USAGE, Failure
-from cni_py.conflist import Network
+from cni_py.commands.report import FAILED, LACKING, USAGE, Answers, Failure
 from cni_py.errors import CniError
 from cni_py.jsontext import Object, encode
 from cni_py.libcni_cache import Entry
@@ -81,15 +78,29 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    options = parser().parse_intermixed_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    top = parser()
+    for word in words:
+        if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
+            top.error(f"{ascii(word)} is not UTF-8")
+    options = top.parse_intermixed_args(words)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
             signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt: what was begun is taken back
+    answers = Answers()
+    status = ended(options, answers)
+    if answers.lost:
+        print(f"cni-py-exec: cannot write to stdout: {answers.lost}", file=sys.stderr)
+    return status or (FAILED if answers.lost else 0)
+
+
+def ended(options: argparse.Namespace, answers: Answers) -> int:
+    """Perform the verb, and say on stderr how it failed."""
     try:
-        return perform(options)
+        return perform(options, answers)
     except PluginFailed as failure:
         if options.json:
-            print(encode({"plugin": failure.plugin, **failure.error.to_json()}))
+            answers.say(encode({"plugin": failure.plugin, **failure.error.to_json()}))
         print(f"cni-py-exec: {failure}", file=sys.stderr)
         return FAILED
     except Failure as failure:
@@ -103,101 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-# What is asked
-
-
-def network_for(options: argparse.Namespace, container_id: str) -> tuple[Network, Entry | None]:
-    """The network, and what the cache knows of the attachment. DEL uses the configuration of its ADD when that is known."""
-    name = options.network
-    given = None
-    try:
-        if conflist.is_path(name):
-            given = conflist.read(name)
-            name = given.name
-        elif options.verb != "DEL":
-            given = conflist.find(options.conf_dir, name)
-        entry = cached(options, name, container_id) if options.verb in ATTACHED else None
-        if options.verb == "DEL" and entry is not None and entry.config:
-            return conflist.parse(entry.config, "the cached configuration"), entry
-        return given or conflist.find(options.conf_dir, name), entry
-    except conflist.NoSuchNetwork as error:
-        raise Failure(str(error), LACKING) from error
-
-
-def cached(options: argparse.Namespace, name: str, container_id: str) -> Entry | None:
-    """The cache entry; a damaged one must not keep a DEL from working."""
-    if not netconf.is_identifier(name):
-        raise Failure(f'"{name}" is neither a file nor a name that a network can have', USAGE)
-    try:
-        return libcni_cache.load(name, container_id, options.ifname)
-    except CniError as error:
-        if options.verb != "DEL":
-            raise
-        print(f"cni-py-exec: going on without the cache: {error}", file=sys.stderr)
-        return None
-
-
-def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, list[tuple[str, str]]]:
-    """What the options ask of the plugins, as capability arguments and CNI_ARGS. Failure 2 for what none would hear."""
-    asked = Object()
-    pairs = [parse_pair(pair) for pair in options.args.split(";")] if options.args else []
-    try:
-        ports = [port for text in options.publish for port in portspec.parse(text)]
-        ips = [text for text in options.ip if ipaddress.ip_interface(text)]
-        if options.mac:
-            parse_mac(options.mac)
-    except ValueError as error:
-        raise Failure(str(error), USAGE) from error
-    wanted: list[tuple[str, str, Value, list[str]]] = [
-        ("-p", "portMappings", [port.to_json() for port in ports], []),
-        ("--ip", "ips", [*ips], [f"IP={ip}" for ip in ips]),
-        ("--mac", "mac", options.mac, [f"MAC={options.mac}"] if options.mac else []),
-    ]
-    for option, capability, value, instead in wanted:
-        if value and network.declares(capability):
-            asked[capability] = value
-        elif value and len(instead) == 1:  # the older way, which knows one address
-            pairs += [parse_pair("IgnoreUnknown=1"), parse_pair(instead[0])]
-        elif value:
-            raise Failure(
-                f"{option}: no plugin of network {network.name} would hear it; one needs "
-                f'"capabilities": {{"{capability}": true}} in {network.source}',
-                USAGE,
-            )
-    return asked, list(dict.fromkeys(pairs))
-
-
-def parse_pair(text: str) -> tuple[str, str]:
-    """K=V of CNI_ARGS."""
-    key, equals, value = text.partition("=")
-    if not (key and equals) or "=" in value:
-        raise Failure(f'--args: "{text}" is not of the form KEY=VALUE', USAGE)
-    return key, value
-
-
-def check_usage(options: argparse.Namespace) -> None:
-    """What argparse cannot tell."""
-    attached = options.verb in ATTACHED
-    if options.verb == "ADD" and not options.netns:
-        raise Failure("ADD needs NETNS: the name, path or pid of a network namespace", USAGE)
-    if attached and not options.netns and not options.id:
-        raise Failure(f"{options.verb} needs NETNS, or --id", USAGE)
-    if not attached and options.netns:
-        raise Failure(f"{options.verb} is about the whole network: it takes no NETNS", USAGE)
-    for option, given in (("--plan", options.plan), ("--create-netns", options.create_netns)):
-        if given and options.verb != "ADD":
-            raise Failure(f"{option} goes with ADD only", USAGE)
-    if options.id and not netconf.is_identifier(options.id):
-        raise Failure(f'--id: "{options.id}" has characters that a container ID cannot have', USAGE)
-    name = options.ifname
-    if not 0 < len(os.fsencode(name)) < 16 or name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
-        raise Failure(f'--ifname: "{name}" cannot be the name of an interface (15 bytes, no "/", ":" or blank)', USAGE)
-
-
 # The verbs
 
 
-def perform(options: argparse.Namespace) -> int:
+def perform(options: argparse.Namespace, answers: Answers) -> int:
     """From the command line to the verb's function."""
     check_usage(options)
     if os.geteuid() != 0 and options.verb != "VERSION":
@@ -207,7 +127,7 @@ def perform(options: argparse.Namespace) -> int:
     network, entry = network_for(options, container_id)
     folders = options.bin_dir or [os.environ.get("CNI_PATH") or BIN_DIRS]
     path = [os.path.abspath(folder) for text in folders for folder in text.split(":") if folder]
-    chain = Chain(network, path, (lambda _: None) if options.json else print)
+    chain = Chain(network, path, (lambda _: None) if options.json else answers.say, answers.say)
     chain.check_plugins()
     if options.verb in ATTACHED:
         capability_args, cni_args = requests_of(options, network)
@@ -220,7 +140,7 @@ def perform(options: argparse.Namespace) -> int:
             capability_args=capability_args or (entry.capability_args if entry else Object()),
         )
     if options.verb == "ADD":
-        refuse_second(chain, target, entry)
+        refuse_taken(chain, target, entry)
         return (plan if options.plan else add)(options, chain, target)
     if options.verb == "DEL":
         return delete(chain, target, entry)
@@ -231,13 +151,18 @@ def perform(options: argparse.Namespace) -> int:
     return collect(chain) if options.verb == "GC" else status(chain)
 
 
-def refuse_second(chain: Chain, target: Target, entry: Entry | None) -> None:
-    """Failure for an attachment that exists: the DEL that follows a failed ADD would take away what stands."""
+def refuse_taken(chain: Chain, target: Target, entry: Entry | None) -> None:
+    """Failure for what exists, ours or another's: the DEL that follows a failed ADD would take it away."""
+    if target.exists and namespaces.is_own(target.path):
+        raise Failure(f"{target.path} is the namespace this runs in, the host's: that is no container", LACKING)
     if entry is not None:
         raise Failure(
             f"{target.label} is connected to {chain.network.name} as {chain.ifname} already "
             f"(container ID {chain.container_id}): DEL it first, or choose another --ifname"
         )
+    makes_it = chain.network.types[0] != "loopback"  # whose interface is lo, whatever CNI_IFNAME says
+    if makes_it and target.exists and namespaces.has_interface(target.path, chain.ifname):
+        raise Failure(f"{target.label} has an interface {chain.ifname} already: choose another --ifname")
 
 
 def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
@@ -261,18 +186,20 @@ def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
             chain.undo()
             raise
     if options.json:
-        print(encode(result))
-    else:
-        print(f"\n{chain.ifname} in {target.label} ({chain.netns}), container ID {chain.container_id}")
-        for line in described(chain.ifname, chain.capability_args, from_json(result, chain.network.cni_version)):
-            print(line)
+        chain.answer(encode(result))
+        return 0
+    chain.say(f"\n{chain.ifname} in {target.label} ({chain.netns}), container ID {chain.container_id}")
+    shown = from_json(result, chain.network.cni_version)
+    for line in described(chain.network, chain.ifname, chain.capability_args, shown):
+        chain.say(line)
     return 0
 
 
 def delete(chain: Chain, target: Target, entry: Entry | None) -> int:
-    """Disconnect, from a namespace that may be gone."""
+    """Disconnect, from a namespace that may be gone; a pid may even have become that of a program of the host."""
     known = target.path or (entry.netns if entry else "")
-    chain = replace(chain, netns=known if os.path.exists(known) else "")
+    there = os.path.exists(known) and not namespaces.is_own(known)
+    chain = replace(chain, netns=known if there else "")
     if entry is None:
         chain.say(f"nothing is cached for container ID {chain.container_id}: DEL with the configuration alone")
     chain.delete(chain.prev_result_of(entry))
@@ -294,7 +221,9 @@ def check(chain: Chain, target: Target, entry: Entry | None) -> int:
             f"no ADD of {target.label or chain.container_id} to {network.name} as {chain.ifname} is known "
             f"(container ID {chain.container_id})"
         )
-    chain = replace(chain, netns=target.path or entry.netns)
+    chain = replace(chain, netns=target.path or entry.known_netns)
+    if not chain.netns:
+        raise Failure("CHECK needs NETNS: the cache does not say in which namespace it was", USAGE)
     if not os.path.exists(chain.netns):
         raise Failure(f"no such namespace: {chain.netns}", LACKING)
     for plugin in network.plugins:
@@ -314,12 +243,8 @@ def collect(chain: Chain) -> int:
         Object([("containerID", entry.container_id), ("ifname", entry.ifname)])
         for entry in libcni_cache.attachments(network.name)
     ]
-    failures = []
-    for plugin in network.plugins:
-        try:
-            chain.run("GC", plugin, extra={"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid})
-        except PluginFailed as failure:
-            failures.append(failure)
+    extra = {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}  # the second is libcni's older key
+    failures = chain.every("GC", network.plugins, extra)
     if failures:
         for other in failures[1:]:
             print(f"cni-py-exec: {other}", file=sys.stderr)
@@ -343,15 +268,13 @@ def versions(options: argparse.Namespace, chain: Chain) -> int:
     """VERSION of every plugin."""
     quiet = replace(chain, say=lambda _: None)
     answers = {
-        name: quiet.run("VERSION", plugin)
+        name: answer_in(quiet.run("VERSION", plugin), "VERSION", name)
         for name, plugin in zip(chain.network.types, chain.network.plugins, strict=True)
     }
     if options.json:
-        print(json.dumps({name: json.loads(answer) for name, answer in answers.items()}, indent=4))
-        return 0
-    for name, answer in answers.items():
-        fields = result_in(answer, name)
-        print(f"{name:<12} {', '.join(netconf.strings(fields, 'supportedVersions'))}  ({chain.find(name)})")
+        chain.answer(encode({**answers}))
+    for name, fields in answers.items():
+        chain.say(f"{name:<12} {', '.join(netconf.strings(fields, 'supportedVersions'))}  ({chain.find(name)})")
     return 0
 
 
@@ -371,7 +294,7 @@ def plan(options: argparse.Namespace, chain: Chain, target: Target) -> int:
                 chain.say(f"  {line}")
             told.append({"plugin": name, "operations": [{**op.to_json(), "text": op.describe()} for op in operations]})
     if options.json:
-        print(encode(told))
+        chain.answer(encode(told))
     return 0
 
 

@@ -1,38 +1,46 @@
 """`cni-py install` and `cni-py uninstall`: executables where a runtime finds them.
 
-    <bin-dir>/<plugin>                         the launcher, the same bytes under every name
-    <bin-dir>/.cni-py/manifest.json            what was installed, with a hash of each file
-    <bin-dir>/.cni-py/replaced/<plugin>        the plugin that was there before
-    <conf-dir>/10-cni-py.conflist              only where there was no network configuration at all
+    <bin-dir>/<plugin>                   the launcher, the same bytes under every name
+    <bin-dir>/.cni-py/manifest.json      what was written, with a hash of each file, and which folders were made
+    <bin-dir>/.cni-py/replaced/<plugin>  the plugin that was there before, the file itself
+    <conf-dir>/10-cni-py.conflist        only where there was no network configuration at all
 
-A file is written beside its place and renamed, so that a runtime never finds half of one. Installing again is harmless;
-uninstalling takes away only what is still as it was installed.
+A file is written beside its place and renamed, so that a runtime never finds half of one. What is replaced is kept, and the
+manifest tells what will be there, before that: either command may be interrupted anywhere, and repeated. Uninstalling takes
+away only what is still as it was installed.
 """
 
 import argparse
 import compileall
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import cni_py
-from cni_py.commands.report import LACKING, Failure
+from cni_py.commands.report import FAILED, LACKING, Failure
 from cni_py.run import MODULES
 
 BIN_DIR = Path("/opt/cni/bin")
 CONF_DIR = Path("/etc/cni/net.d")
 CONFLIST = "10-cni-py.conflist"
+CONF_SUFFIXES = (".conf", ".conflist", ".json")  # what libcni takes for a configuration
 OURS = ".cni-py"  # the folder of manifest and replaced plugins, below bin-dir
+START = b"from cni_py.run import main"  # a line of every launcher that was ever installed
 SHEBANG_MAX = 127  # bytes; BINPRM_BUF_SIZE of older kernels, linux/binfmts.h
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 INSTALL_HELP = """\
-Write one executable for each plugin into the runtime's plugin directory, keeping a copy of any it replaces, and a first
+Write one executable for each plugin into the runtime's plugin directory, keeping any that it replaces, and a first
 network configuration where there is none.
 
 examples:
@@ -43,6 +51,10 @@ examples:
 UNINSTALL_HELP = """\
 Take away what `cni-py install` wrote and put back the plugins that it replaced. Files that were changed since are left alone
 and named.
+
+examples:
+  cni-py uninstall
+  cni-py uninstall --bin-dir /usr/lib/cni --dry-run
 """
 
 
@@ -54,6 +66,10 @@ class Target:
     conf_dir: Path
     dry_run: bool
 
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Target":
+        return cls(options.bin_dir.absolute(), options.conf_dir.absolute(), options.dry_run)
+
     @property
     def folder(self) -> Path:
         """Our folder below bin-dir."""
@@ -61,13 +77,45 @@ class Target:
 
     @property
     def manifest(self) -> Path:
-        """What was installed."""
+        """The file that tells what was installed."""
         return self.folder / "manifest.json"
 
-    @property
-    def replaced(self) -> Path:
-        """Where the plugins are that we replaced."""
-        return self.folder / "replaced"
+    def replaced(self, path: Path) -> Path:
+        """Where the plugin is that we replaced by `path`."""
+        return self.folder / "replaced" / path.name
+
+    def say(self, step: str) -> None:
+        print(f"would {step}" if self.dry_run else step)
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What was written: path -> SHA-256, and the folders that were made for it."""
+
+    path: Path
+    files: dict[str, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """An empty one where there is none yet."""
+        try:
+            found = json.loads(path.read_text())
+            files = {str(name): str(value) for name, value in found["files"].items()}
+            return cls(path, files, [str(folder) for folder in found["folders"]])
+        except FileNotFoundError:
+            return cls(path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Failure(f"{path} is damaged ({error!r}): put it right, or remove it and install again") from error
+
+    def save(self) -> None:
+        write(self.path, (json.dumps({"files": self.files, "folders": self.folders}, indent=2) + "\n").encode(), 0o644)
+
+    def make_folder(self, folder: Path) -> None:
+        """A folder, and note it if it was not there."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folders += [str(path) for path in reversed(missing)]
 
 
 def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -79,14 +127,26 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             description=help_text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument(
-            "--bin-dir", type=Path, default=BIN_DIR, help="the runtime's plugins (default: %(default)s)"
-        )
-        parser.add_argument(
-            "--conf-dir", type=Path, default=CONF_DIR, help="network configurations (default: %(default)s)"
-        )
-        parser.add_argument("--dry-run", action="store_true", help="say what would be done")
-        parser.set_defaults(run=run)
+        add = parser.add_argument
+        add("--bin-dir", type=Path, default=BIN_DIR, help="the runtime's plugins (default: %(default)s)")
+        add("--conf-dir", type=Path, default=CONF_DIR, help="network configurations (default: %(default)s)")
+        add("--dry-run", action="store_true", help="only say what would be done")
+        parser.set_defaults(run=told(run))
+
+
+def told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`run` with what the system refuses as a sentence for the user."""
+
+    def instead(options: argparse.Namespace) -> int:
+        try:
+            return run(options)
+        except OSError as error:
+            if error.errno in NOT_ALLOWED:
+                advice = "run it as root, or name other folders (--bin-dir, --conf-dir)"
+                raise Failure(f"{error.filename}: {error.strerror}; {advice}", LACKING) from error
+            raise Failure(f"{error.filename}: {error.strerror}", FAILED) from error
+
+    return instead
 
 
 def launcher() -> bytes:
@@ -96,159 +156,167 @@ def launcher() -> bytes:
     package's folder comes last on the path, so that nothing in it can stand in for a module of the standard library.
     """
     home = str(Path(cni_py.__file__).resolve().parent.parent)
-    body = f"import sys\nsys.path.append({home!r})\nfrom cni_py.run import main\nmain()\n"
-    python = sys.executable
-    if " " not in python and len(f"#!{python} -IS".encode()) <= SHEBANG_MAX:
-        return f"#!{python} -IS\n{body}".encode()
+    body = f"import sys\nsys.path.append({home!r})\n{START.decode()}\nmain()\n".encode()
+    python = os.fsencode(sys.executable)
+    if not python or b"\\" in python or b"\n" in python:
+        raise Failure(f"no script can name this interpreter: {sys.executable!r}", LACKING)
+    first = b"#!" + python + b" -IS"
+    if not any(space in python for space in b" \t") and len(first) <= SHEBANG_MAX:
+        return first + b"\n" + body
     # sh reads the quoted command, Python a string: for an interpreter that a #! line cannot name
-    quoted = python.replace("'", "'\"'\"'")
-    return f"#!/bin/sh\n''':'\nexec '{quoted}' -IS \"$0\" \"$@\"\n'''\n{body}".encode()
+    quoted = b"'" + python.replace(b"'", b"'\"'\"'") + b"'"
+    return b"#!/bin/sh\n''':'\nexec " + quoted + b' -IS "$0" "$@"\n\'\'\'\n' + body
 
 
 def install(options: argparse.Namespace) -> int:
     """Write the executables; 0 also when everything was there already."""
-    target = target_of(options)
+    target = Target.of(options)
     text = launcher()
-    manifest = read_manifest(target)
-    say = report(target)
-    make_folders(target)
-    for plugin in sorted(MODULES):
-        path = target.bin_dir / plugin
-        if path.exists() and path.read_bytes() == text:
-            say(f"{path} is installed already")
-        else:
-            keep_old(target, path, manifest)
-            say(f"{path} installed")
-            if not target.dry_run:
-                write(path, text, 0o755)
-        manifest[plugin] = digest(text)
-        if not target.dry_run:
-            write_manifest(target, manifest)
-    install_conflist(target, manifest)
+    manifest = Manifest(target.manifest)
+    if not target.dry_run:
+        manifest.make_folder(target.replaced(Path()))
+    with alone(target):
+        before = Manifest.read(target.manifest)
+        manifest.files, manifest.folders = before.files, before.folders + manifest.folders
+        for plugin in sorted(MODULES):
+            install_plugin(target, manifest, target.bin_dir / plugin, text)
+        install_conflist(target, manifest)
     if not target.dry_run:
         compileall.compile_dir(Path(cni_py.__file__).parent, quiet=2)
-        write_manifest(target, manifest)
+    warn_of_writers()
     return 0
 
 
-def install_conflist(target: Target, manifest: dict[str, str]) -> None:
-    """A first network, unless somebody has configured one: ours must never come before theirs in the runtime's order."""
-    say = report(target)
-    path = target.conf_dir / CONFLIST
-    others = sorted(
-        entry.name
-        for entry in (target.conf_dir.iterdir() if target.conf_dir.is_dir() else ())
-        if entry.suffix in (".conf", ".conflist", ".json") and entry != path
-    )
-    if path.exists() or others:
-        say(f"{target.conf_dir} has a network configuration already ({', '.join(others) or path.name}): left as it is")
+def install_plugin(target: Target, manifest: Manifest, path: Path, text: bytes) -> None:
+    """One executable. A symbolic link is always somebody else's, even one to another plugin that is ours by now."""
+    there = b"" if path.is_symlink() else contents(path)
+    if there == text:
+        target.say(f"leave {path} as it is: installed already")
+    else:
+        target.say(f"install {path}")
+    if os.path.lexists(path) and START not in there:
+        keep = target.replaced(path)
+        target.say(f"keep the {path.name} that was there in {keep.parent}")
+        if not target.dry_run:
+            link(path, keep)
+    if target.dry_run:
         return
-    say(f"{path} written")
-    if not target.dry_run:
-        text = resources.files("cni_py.conf").joinpath("cni-py.conflist").read_bytes()
-        write(path, text, 0o644)
-        manifest[str(path)] = digest(text)
+    manifest.files[str(path)] = digest(text)
+    manifest.save()
+    if there != text:
+        write(path, text, 0o755)
+
+
+def install_conflist(target: Target, manifest: Manifest) -> None:
+    """A first network, unless somebody has configured one: ours must never come before theirs in the runtime's order."""
+    folder = target.conf_dir
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in CONF_SUFFIXES) if folder.is_dir() else []
+    if others:
+        target.say(f"leave {folder} as it is: it has a network already ({', '.join(others)})")
+        return
+    target.say(f"write {folder / CONFLIST}")
+    if target.dry_run:
+        return
+    text = resources.files("cni_py.conf").joinpath("cni-py.conflist").read_bytes()
+    manifest.make_folder(folder)
+    manifest.files[str(folder / CONFLIST)] = digest(text)
+    manifest.save()
+    write(folder / CONFLIST, text, 0o644)
+
+
+def warn_of_writers() -> None:
+    """Runtimes run plugins as root: say so when somebody else may change what root would then run."""
+    for path in (Path(sys.executable).resolve(), Path(cni_py.__file__).parent):
+        state = path.stat()
+        if os.geteuid() == 0 and (state.st_uid != 0 or state.st_mode & 0o022):
+            print(f"cni-py install: {path} can be changed by others than root, who runs it now", file=sys.stderr)
 
 
 def uninstall(options: argparse.Namespace) -> int:
     """Restore what was there; 1 when something had to be left."""
-    target = target_of(options)
-    say = report(target)
+    target = Target.of(options)
     if not target.manifest.exists():
-        raise Failure(f"nothing installed by cni-py in {target.bin_dir}: there is no {target.manifest}")
-    left = []
-    for name, wanted in read_manifest(target).items():
-        path = target.bin_dir / name
-        if path.exists() and digest(path.read_bytes()) != wanted:
-            left.append(str(path))
-            continue
-        old = target.replaced / path.name
-        if path.parent == target.bin_dir and old.exists():
-            say(f"{path} put back as it was before cni-py")
-            if not target.dry_run:
-                os.replace(old, path)
-        elif path.exists():
-            say(f"{path} removed")
-            if not target.dry_run:
-                path.unlink()
-    for path_text in left:
-        print(f"{path_text} was changed after cni-py installed it: left as it is", file=sys.stderr)
-    if not left and not target.dry_run:
-        shutil.rmtree(target.folder)
-    return 1 if left else 0
+        raise Failure(f"nothing was installed in {target.bin_dir}: there is no {target.manifest}")
+    with alone(target):
+        manifest = Manifest.read(target.manifest)
+        left = [path for path in sorted(manifest.files) if not take_back(target, manifest, Path(path))]
+        if not left and not target.dry_run:
+            shutil.rmtree(target.replaced(Path()))
+            shutil.rmtree(target.folder)  # last, since the manifest is in it
+            for folder in reversed(manifest.folders):
+                with contextlib.suppress(OSError):  # somebody else uses it
+                    os.rmdir(folder)
+    return FAILED if left else 0
 
 
-def target_of(options: argparse.Namespace) -> Target:
-    """The folders as absolute paths."""
-    return Target(options.bin_dir.absolute(), options.conf_dir.absolute(), options.dry_run)
-
-
-def report(target: Target) -> "Say":
-    """Prints each step; what is not done says so."""
-    return Say("would: " if target.dry_run else "")
-
-
-class Say:
-    """Prints lines with a prefix."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-
-    def __call__(self, line: str) -> None:
-        print(self.prefix + line)
-
-
-def make_folders(target: Target) -> None:
-    """The folders to write to. Failure 3 when we may not."""
-    for folder in (target.bin_dir, target.conf_dir, target.replaced):
-        try:
-            if not target.dry_run:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Failure(
-                f"cannot make {folder}: {error.strerror}; run as root, or name other folders", LACKING
-            ) from error
-
-
-def keep_old(target: Target, path: Path, manifest: dict[str, str]) -> None:
-    """Copy a plugin that is about to be replaced, unless it is an older launcher of ours."""
-    if not path.exists() or digest(path.read_bytes()) == manifest.get(path.name):
-        return
-    report(target)(f"{path} is replaced; a copy is kept in {target.replaced}")
+def take_back(target: Target, manifest: Manifest, path: Path) -> bool:
+    """Put back or remove one file; False when it is not what we wrote and was left."""
+    old = target.replaced(path)
+    had_one = path.parent == target.bin_dir and os.path.lexists(old)
+    there = os.path.lexists(path)
+    is_back = had_one and there and os.path.samestat(path.lstat(), old.lstat())
+    if there and not is_back and digest(contents(path)) != manifest.files[str(path)]:
+        hint = f"; what was there before is {old}" if had_one else ""
+        print(f"cni-py uninstall: {path} was changed since: left as it is{hint}", file=sys.stderr)
+        return False
+    if had_one:
+        target.say(f"put back {path}")
+    elif there:
+        target.say(f"remove {path}")
     if not target.dry_run:
-        copy = target.replaced / f".{path.name}.new"
-        shutil.copy2(path, copy)
-        os.replace(copy, target.replaced / path.name)
+        if had_one:
+            link(old, path)
+        else:
+            path.unlink(missing_ok=True)
+        del manifest.files[str(path)]
+        manifest.save()
+    return True
 
 
-def read_manifest(target: Target) -> dict[str, str]:
-    """File name (or path, outside bin-dir) -> SHA-256 of what we wrote."""
+@contextlib.contextmanager
+def alone(target: Target) -> Iterator[None]:
+    """One command at a time in a bin-dir."""
+    if target.dry_run:
+        yield
+        return
+    fd = os.open(target.bin_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        found = json.loads(target.manifest.read_text())
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def contents(path: Path) -> bytes:
+    """Of a file; empty when there is none."""
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise Failure(f"{target.manifest} is damaged: {error}") from error
-    return {str(name): str(value) for name, value in found.items()}
+        return b""
 
 
-def write_manifest(target: Target, manifest: dict[str, str]) -> None:
-    """After each step, so that an interrupted install can be taken back."""
-    write(target.manifest, (json.dumps(manifest, indent=2) + "\n").encode(), 0o644)
+def link(path: Path, place: Path) -> None:
+    """Make `place` a second name of the file `path`, or of the symbolic link, in the place of what is there."""
+    new = place.with_name(f".{place.name}.new")
+    new.unlink(missing_ok=True)
+    os.link(path, new, follow_symlinks=False)
+    os.replace(new, place)
+    new.unlink(missing_ok=True)  # rename(2) does nothing when both names are of one file already
 
 
 def write(path: Path, text: bytes, mode: int) -> None:
     """Write a whole file, durably, or none."""
+    fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with open(fd, "wb") as file:
             os.fchmod(fd, mode)
             file.write(text)
             file.flush()
             os.fsync(fd)
         os.replace(new, path)
-    except OSError as error:
-        raise Failure(f"cannot write {path}: {error.strerror}", LACKING) from error
+    except BaseException:
+        os.unlink(new)
+        raise
 
 
 def digest(text: bytes) -> str:

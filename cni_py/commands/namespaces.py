@@ -11,7 +11,9 @@ from pathlib import Path
 
 from cni_py import netconf
 from cni_py.commands.report import LACKING, USAGE, Failure
+from cni_py.errors import CniError
 from cni_py.kernel import netns
+from cni_py.kernel.rtnl import Rtnl
 
 NETNS_DIR = Path("/run/netns")
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000  # linux/mount.h
@@ -35,6 +37,8 @@ class Target:
 
 def find(text: str) -> Target:
     """A name, a path or a pid. A name in /run/netns goes before a pid of the same digits."""
+    if "/" in text:
+        text = os.path.abspath(text)  # its ID must not depend on where we are
     for folder in (f"{NETNS_DIR}/", "/var/run/netns/"):
         if "/" not in text.removeprefix(folder):
             text = text.removeprefix(folder)
@@ -43,7 +47,7 @@ def find(text: str) -> Target:
         text = words[2]
     if "/" in text:
         digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
-        return Target(os.path.abspath(text), text, f"netns-{digest}")
+        return Target(text, text, f"netns-{digest}")
     named = NETNS_DIR / text
     if text.isascii() and text.isdecimal() and not named.exists():
         return Target(f"/proc/{text}/ns/net", f"process {text}", f"pid-{text}")
@@ -58,7 +62,6 @@ def find(text: str) -> Target:
 def opened(target: Target, create: bool, dry_run: bool, say: Callable[[str], None]) -> Iterator[str]:
     """The path of the namespace to connect, made when that was asked for; unmade again when the ADD fails."""
     if target.exists:
-        refuse_own(target)
         yield target.path
         return
     named = os.path.dirname(target.path) == str(NETNS_DIR)
@@ -74,8 +77,8 @@ def opened(target: Target, create: bool, dry_run: bool, say: Callable[[str], Non
         bind_netns(fd, target.path)
     finally:
         os.close(fd)
-    say(f"namespace {target.label} made; `ip netns delete {target.label}` takes it away")
     try:
+        say(f"namespace {target.label} made; `ip netns delete {target.label}` takes it away")
         yield target.path
     except BaseException:
         unbind_netns(target.path)
@@ -83,14 +86,28 @@ def opened(target: Target, create: bool, dry_run: bool, say: Callable[[str], Non
         raise
 
 
-def refuse_own(target: Target) -> None:
-    """Failure when the namespace is the one we run in: its interfaces are the host's."""
+def is_own(path: str) -> bool:
+    """Whether the namespace is the one we run in: its interfaces are the host's."""
     try:
-        here, there = os.stat("/proc/self/ns/net"), os.stat(target.path)
+        return os.path.samefile("/proc/self/ns/net", path)
+    except FileNotFoundError:
+        return False
     except OSError as error:
-        raise Failure(f"cannot look at {target.path}: {error.strerror}", LACKING) from error
-    if os.path.samestat(here, there):
-        raise Failure(f"{target.path} is the namespace this runs in, the host's: that is no container", LACKING)
+        raise Failure(f"cannot look at {path}: {error.strerror}", LACKING) from error
+
+
+def has_interface(path: str, ifname: str) -> bool:
+    """Whether the namespace has an interface of that name. Failure for what is no network namespace."""
+    try:
+        fd = netns.open_netns(path)
+    except CniError as error:
+        raise Failure(str(error), LACKING) from error
+    except FileNotFoundError:
+        return False
+    try:
+        return Rtnl(fd).link(ifname) is not None
+    finally:
+        os.close(fd)
 
 
 def libc_call(name: str, *arguments: int | bytes | ctypes.c_ulong | None) -> None:

@@ -100,8 +100,8 @@ class Enter:
         self._back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             setns(self._fd)
-        except BaseException:
-            os.close(self._back)
+        except BaseException:  # also a signal's, after the move
+            self.__exit__(None, None, None)
             raise
 
     def __exit__(

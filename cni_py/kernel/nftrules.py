@@ -10,7 +10,8 @@ Traps that these rules avoid, each shown by a packet test:
 
 - a DNAT rule that matches ::1 or a link-local address turns "refused" into a hang: the kernel forwards neither
 - a packet for 127/8 from outside must not be DNATed: that happens before the kernel's martian check
-- route_localnet would open the host's own loopback to that link: local_links is looked at before it is set
+- route_localnet would open the host's own loopback to that link, and let who is there pass for 127.0.0.2: local_links is
+  looked at before it is set
 - hairpin: the answer of a container must come back through the host whenever client and container share a subnet
 
 The priority on the output hook is a number because nft 1.0.6 knows no names there. `dnat ip` does not look at the family of
@@ -39,6 +40,7 @@ flush chain inet cni_py published4
 flush chain inet cni_py published6
 flush chain inet cni_py masquerade_all
 add rule inet cni_py loopback_guard iifname @local_links ip daddr 127.0.0.0/8 drop
+add rule inet cni_py loopback_guard iifname @local_links ip saddr 127.0.0.0/8 drop
 add rule inet cni_py prerouting ip daddr 127.0.0.0/8 return
 add rule inet cni_py prerouting ip6 daddr { ::1, fe80::/10 } return
 add rule inet cni_py prerouting fib daddr type local meta nfproto vmap { ipv4 : jump published4, ipv6 : jump published6 }

@@ -96,7 +96,8 @@ def test_answers_as_recorded_from_go(plugin: str, executables: Path, request: py
         if deviation not in used and any(deviation.covers(name) for name in names)
     ]
     hold = sum(not differences for differences in names.values())
-    request.node.user_properties.append(("golden", (hold, len(names), len(names) - hold - len(unnamed))))
+    numbers = {"hold": hold, "all": len(names), "named": len(names) - hold - len(unnamed)}
+    request.node.user_properties.append(("golden", numbers))  # tests/conftest.py sums them up
     assert not unnamed, f"{len(unnamed)} cases differ and deviations.yaml has no reason:\n" + "\n".join(unnamed)
     assert not stale, f"every case of these entries of deviations.yaml holds: {stale}"
 

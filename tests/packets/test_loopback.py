@@ -103,6 +103,27 @@ def test_container_reaches_nothing_through_loopback_addresses(local: Network) ->
     assert len(arrived(wire)) == 8
 
 
+@pytest.mark.ours_alone
+def test_container_cannot_pass_for_the_hosts_loopback(local: Network) -> None:
+    """With route_localnet the kernel takes a packet from 127.0.0.2 that comes from outside, where rp_filter is off."""
+    from scapy.layers.inet import IP, UDP
+    from scapy.layers.l2 import Ether
+
+    lab = local.lab
+    lab["host"].run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.cni0.rp_filter=0"], check=True)
+    lab.serve("host", HOST_SERVICE + 1, "udp")
+    ether = Ether(src=ifmac(lab, "c2", "eth0"), dst=local.mac("c2", "cni0"))
+    with lab.capture("host", "lo") as loopback:
+        for source in ("127.0.0.1", "127.0.0.2"):
+            lab.send(
+                "c2",
+                "eth0",
+                ether / IP(src=source, dst=GATEWAY[4]) / UDP(sport=40000, dport=HOST_SERVICE + 1) / b"attack",
+            )
+        assert lab.fetch("c2", GATEWAY[4], HOST_SERVICE + 1, "udp").peer == local.address("c2", 4)
+    assert arrived(loopback) == []  # not one answer to it
+
+
 def test_host_still_reaches_its_own_loopback(local: Network) -> None:
     assert local.lab.fetch("host", "127.0.0.1", HOST_SERVICE, "udp").peer == "127.0.0.1"
 

@@ -221,6 +221,38 @@ def test_words_of_conditions_are_joined_anew(words: list[str], expected: str) ->
 
 
 @pytest.mark.parametrize(
+    "word", ["2001:db8::add", "::add", "fd00::/8", "br-log", "eth0.5", "0x50", "{80,443}", "last0"]
+)
+def test_words_that_only_look_like_statements_are_taken(word: str) -> None:
+    assert vetted([word], "conditionsV6") == word
+
+
+@pytest.mark.parametrize(
+    "word", ["{80}log", "80log", "0x50log", "10.0.0.0/8counter", "2001:db8::/32drop", "{80},80}accept"]
+)
+def test_statement_glued_to_a_value_is_refused(word: str) -> None:
+    """nft needs no blank between a number, or a brace, and a name."""
+    with pytest.raises(CniError, match="conditionsV4"):
+        vetted(["tcp", "dport", word], "conditionsV4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp 0.0.0.0:88080 to 198.51.100.2:80",
+        "tcp 0.0.0.0:0 to 198.51.100.2:80",
+        "tcp 0.0.0.0:80-70 to 198.51.100.2:80-70",
+        "tcp 0.0.0.0:1-65535 to 198.51.100.2:2-3",
+        "tcp 192.0.2.1:80 to [2001:db8::2]:80",
+        "tcp 0.0.0.0:80 to 198.51.100.2:-1",
+    ],
+)
+def test_text_of_a_damaged_record_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_mappings(text)
+
+
+@pytest.mark.parametrize(
     "word",
     ["accept", "drop", "jump", "vmap", "{accept}", "1;", "$x", "@set", "#", "`id`", "a\\", "\0", "ü", 'x"y', "(", "'"],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cni_py import records
+from cni_py.errors import CniError
 from cni_py.records import Attachment, Record
 
 KEY = Attachment("net", "c1", "eth0")
@@ -44,6 +45,28 @@ def test_a_record_round_trips_and_is_private() -> None:
     assert again is not None
     assert (again.done, again.netns, again.container_cookie, again.host_cookie) == (True, "/run/netns/x", 5, 1)
     assert again.ops == [{"op": "AddVeth"}]
+
+
+def test_folders_above_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        records.make_folder(f"{tmp_path}/a/b")
+        records.make_folders(f"{tmp_path}/c/d/", 0o755)
+        records.make_folder(f"{tmp_path}/a/b")
+    finally:
+        os.umask(before)
+    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b", "c", "c/d")}
+    assert modes == {"a": 0o700, "a/b": 0o700, "c": 0o755, "c/d": 0o755}
+    (tmp_path / "file").touch()
+    with pytest.raises(CniError):
+        records.make_folder(f"{tmp_path}/file")
+
+
+def test_comment_is_cut_in_bytes_and_is_always_utf8() -> None:
+    comment = Attachment("n" * 101, "c", "é" * 7).comment.encode()
+    assert len(comment) == 127
+    assert comment.endswith("é".encode())
+    assert Attachment("n", "c", os.fsdecode(b"e\xff")).comment.encode().endswith(b" n/c/e?")
 
 
 def test_an_unfinished_record_hides_the_finished_one() -> None:

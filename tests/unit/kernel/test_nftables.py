@@ -188,6 +188,7 @@ EXPECTED_CHAINS = """\
 chain loopback_guard {
 type filter hook prerouting priority raw; policy accept;
 iifname @local_links ip daddr 127.0.0.0/8 drop
+iifname @local_links ip saddr 127.0.0.0/8 drop
 }
 chain prerouting {
 type nat hook prerouting priority dstnat; policy accept;

@@ -1,8 +1,10 @@
 """cni_py.portclaims and the operations of cni_py.nftops, on real tables: who gets a port, and what is left afterwards."""
 
+import errno
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from cni_py import engine, nftops, records
 from cni_py.addr import parse_address
 from cni_py.errors import CniError, PortInUse
-from cni_py.kernel import netlink, nftables
+from cni_py.kernel import libnftables, netlink, nftables
 from cni_py.kernel.context import Kernel
 from cni_py.records import Attachment, Record
 
@@ -230,6 +232,62 @@ def test_heir_that_is_deleted_first_inherits_nothing() -> None:
     assert not [path for path in files() if "heirs" in path]
     first.delete()
     assert nothing_left()
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("port", ["tcp 0.0.0.0:80", "tcp 192.0.2.1:80"])
+def test_heir_takes_over_under_conditions_whose_chain_nobody_needed_yet(port: str) -> None:
+    prepare()
+    first, second = Container(1, "pod", "net1"), Container(2, "pod", "net2")
+    first.add(port)
+    second.add(port, condition="ip saddr 203.0.113.0/24", clients="none")
+    first.delete()
+    assert second.check() is None
+    second.delete()
+    assert nothing_left()
+
+
+@pytest.mark.netns
+def test_ports_are_withdrawn_even_when_the_heir_cannot_have_them() -> None:
+    prepare()
+    first, second = Container(1, "pod", "net1"), Container(2, "pod", "net2")
+    first.add("tcp 0.0.0.0:80")
+    second.add("tcp 0.0.0.0:80", condition="ip saddr 203.0.113.0/24", clients="none")
+    libnftables.FOLDERS = ()  # this process is ours alone
+    sys.modules.pop("nftables", None)
+    first.delete()
+    assert first.key.hex not in json.dumps(elements())
+    second.delete()
+    assert nothing_left()
+
+
+@pytest.mark.netns
+def test_heir_on_any_address_of_a_holder_on_one_is_forgotten_too() -> None:
+    prepare()
+    first, second = Container(1, "pod", "net1"), Container(2, "pod", "net2")
+    first.add("tcp 192.0.2.1:80")
+    second.add("tcp 0.0.0.0:80")
+    second.delete()
+    assert not [path for path in files() if "heirs" in path]
+    second.add("tcp 0.0.0.0:81")
+    first.delete()
+    assert target(80) == ""
+    second.delete()
+    assert nothing_left()
+
+
+@pytest.mark.netns
+def test_garbage_collection_without_nf_tables_finds_nothing() -> None:
+    prepare()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "as nfnetlink says it when nf_tables is missing")
+
+    netlink.Socket.request = refuse  # type: ignore[assignment, method-assign]  # this process is ours alone
+    kernel = Kernel(Attachment("net1", "c1", "eth0"), "")
+    nftops.sweep(kernel, "net1", [], ("masquerade4", nftables.INET))
+    nftops.sweep_ports(kernel, "net1", [])
+    nftops.sweep_ports(kernel, "net1", [], kernel.key.hex)
 
 
 @pytest.mark.netns

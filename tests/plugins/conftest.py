@@ -1,0 +1,70 @@
+"""What tests of executables in namespaces share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from runtime import ALL, Plugins
+
+from tests.conftest import GO, OURS, need_root
+from tests.plugins.bridge_network import BridgeNetwork, ForeignIpam
+
+# What a copy of an executable does first: to it the kernel has no nfnetlink.
+NO_NFNETLINK = """
+import _socket
+class socket(_socket.socket):
+    def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
+        if (family, proto) == (16, 12):  # AF_NETLINK, NETLINK_NETFILTER
+            raise OSError(93, "Protocol not supported")
+        super().__init__(family, type, proto, fileno)
+_socket.socket = socket
+"""
+START = "from cni_py.run import main"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A single row of a table may be marked `ours_alone` too: leave it out with the Go plugins."""
+    theirs = [item for item in items if item.get_closest_marker("ours_alone") and whose(item) == GO]
+    if theirs:
+        items[:] = [item for item in items if item not in theirs]
+        config.hook.pytest_deselected(items=theirs)
+
+
+def whose(item: pytest.Item) -> object:
+    return (
+        item.callspec.params.get("plugins") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+    )
+
+
+@pytest.fixture(scope="module")
+def shared_lab() -> Iterator[Lab]:
+    need_root()
+    with Lab.from_yaml("lan.yaml") as lab:
+        yield lab
+
+
+@pytest.fixture
+def net(shared_lab: Lab, plugins: Plugins) -> Iterator[BridgeNetwork]:
+    network = BridgeNetwork(shared_lab, plugins)
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> ForeignIpam:
+    return ForeignIpam(tmp_path / "foreign")
+
+
+@pytest.fixture(scope="session")
+def without_nftables(our_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Plugins:
+    """Copies of our executables on a kernel without nftables, as far as they can see."""
+    directory = tmp_path_factory.mktemp("without-nftables")
+    for name in ("bridge", "host-local", "portmap"):
+        before, start, after = (our_bin_dir / name).read_text().partition(START)
+        assert start, f"{name} does not start as this test expects"
+        (directory / name).write_text(f"{before}{NO_NFNETLINK}{start}{after}")
+        (directory / name).chmod(0o755)
+    return Plugins(OURS, directory, ALL)
