@@ -149,11 +149,9 @@ def _with_drop_ins(network: Network, folder: Path) -> Network:
             raise type(error)(f"{file}: {error.msg}", error.details, error.code) from None
     if not added:
         return network
-    whole = decode(network.text)
-    assert isinstance(whole, Object)
     plugins = (*network.plugins, *added)
-    text = encode(Object([*whole.items(), ("plugins", [*plugins])]))
-    return replace(network, plugins=plugins, text=text.encode())
+    whole = Object([*_object(network.text).items(), ("plugins", [*plugins])])
+    return replace(network, plugins=plugins, text=encode(whole).encode())
 
 
 def find(conf_dir: str | Path, name: str) -> Network:

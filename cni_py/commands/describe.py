@@ -1,14 +1,15 @@
 """The result of an ADD for people: addresses, and where published ports answer."""
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from cni_py import netconf
 from cni_py.addr import Address, ip_text
 from cni_py.conflist import Network
 from cni_py.jsontext import Object
 from cni_py.kernel.rtnl import Rtnl
-from cni_py.result import Result
+from cni_py.result import IPConfig, Result
 
 SHOWN_PORTS = 8
 
@@ -20,12 +21,11 @@ def described(network: Network, ifname: str, capability_args: Object, result: Re
         gateway = f", gateway {ip_text(ip.gateway)}" if ip.gateway is not None else ""
         yield f"  address   {ip.address}{gateway}"
     mappings = netconf.objects(capability_args, "portMappings")
-    families = {ip.address.family for ip in own}
-    local = serves_loopback(network)
-    host = host_addresses({ip.gateway for ip in own}) if mappings else []
+    host = Host.of(own, [entry.address for entry in Rtnl().addresses()], serves_loopback(network)) if mappings else None
     for mapping in mappings[:SHOWN_PORTS]:
+        assert host is not None
         name = f"{netconf.integer(mapping, 'hostPort')}/{netconf.string(mapping, 'protocol')}"
-        yield f"  port      {name} leads to {netconf.integer(mapping, 'containerPort')}; {answering(mapping, families, host, local)}"
+        yield f"  port      {name} leads to {netconf.integer(mapping, 'containerPort')}; {host.answering(mapping)}"
     if len(mappings) > SHOWN_PORTS:
         yield f"            and {len(mappings) - SHOWN_PORTS} ports more"
 
@@ -43,34 +43,51 @@ def serves_loopback(network: Network) -> bool:
     return all(netconf.boolean(plugin, "snat", True) for plugin in portmaps)
 
 
-def host_addresses(gateways: set[bytes | None]) -> list[Address]:
-    """The host's addresses that others can use, but for those towards these containers."""
-    found = [entry.address for entry in Rtnl().addresses()]
-    usable = []
-    for address in found:
-        ip = ipaddress.ip_address(address.packed)
-        if not (ip.is_loopback or ip.is_link_local or address.packed in gateways):
-            usable.append(address)
-    return usable
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where the host can be reached, for a container with addresses of `families`."""
 
+    families: set[int]
+    addresses: list[Address]  # those that others can use
+    towards_containers: list[bytes]
+    local: bool  # serves 127.0.0.1
 
-def answering(mapping: Object, families: set[int], host: list[Address], local: bool) -> str:
-    """Where a published port can be reached, in words."""
-    port = netconf.integer(mapping, "hostPort")
-    text = netconf.string(mapping, "hostIP")
-    bound = ipaddress.ip_address(text) if text else None
-    if bound is not None:
-        families = families & {bound.version}
-    if bound is not None and not bound.is_unspecified:
-        if not families:
-            return "answers nowhere: the container has no address of that family"
-        if bound.is_loopback and (bound.version == 6 or not local):
-            return "answers nowhere: " + ("NAT cannot serve [::1]" if local else "portmap has snat turned off")
-        return f"answers at {endpoint(bound.packed, port)}" + (", on this host alone" if bound.is_loopback else "")
-    where = [endpoint(address.packed, port) for address in host if address.family in families]
-    if 4 in families and local:
-        where.append(f"{endpoint(bytes((127, 0, 0, 1)), port)} on this host")
-    return f"answers at {', '.join(where)}" if where else "answers nowhere: no address that it could"
+    @classmethod
+    def of(cls, ips: Sequence[IPConfig], addresses: Sequence[Address], local: bool) -> "Host":
+        """From the container's addresses and the host's own."""
+        gateways = [ip.gateway for ip in ips if ip.gateway is not None]
+        usable = []
+        for address in addresses:
+            ip = ipaddress.ip_address(address.packed)
+            if not (ip.is_loopback or ip.is_link_local or address.packed in gateways):
+                usable.append(address)
+        return cls({ip.address.family for ip in ips}, usable, gateways, local)
+
+    def answering(self, mapping: Object) -> str:
+        """Where a published port can be reached, in words."""
+        port = netconf.integer(mapping, "hostPort")
+        text = netconf.string(mapping, "hostIP")
+        bound = ipaddress.ip_address(text) if text else None
+        families = self.families & {bound.version} if bound is not None else self.families
+        if bound is not None and not bound.is_unspecified:
+            why = self.unreachable(bound)
+            alone = ", on this host alone" if bound.is_loopback else ""
+            return f"answers nowhere: {why}" if why else f"answers at {endpoint(bound.packed, port)}{alone}"
+        where = [endpoint(address.packed, port) for address in self.addresses if address.family in families]
+        if 4 in families and self.local:
+            where.append(f"{endpoint(bytes((127, 0, 0, 1)), port)} on this host")
+        return f"answers at {', '.join(where)}" if where else "answers nowhere: no address that it could"
+
+    def unreachable(self, bound: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+        """Why nothing answers at a specific address; "" when something does."""
+        if bound.version not in self.families:
+            return "the container has no address of that family"
+        if bound.is_loopback:
+            return (
+                "NAT cannot serve [::1]" if bound.version == 6 else "" if self.local else "portmap has snat turned off"
+            )
+        held = [address.packed for address in self.addresses]
+        return "" if bound.packed in (*held, *self.towards_containers) else f"the host has no address {bound}"
 
 
 def endpoint(ip: bytes, port: int) -> str:

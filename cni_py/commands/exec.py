@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = parser()
     for word in words:
         if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
-            top.error(f"{ascii(word)} is not UTF-8")
+            top.error(f"{word!a} is not UTF-8")
     options = top.parse_intermixed_args(words)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
@@ -170,6 +170,7 @@ def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
     with namespaces.opened(target, options.create_netns, options.plan, chain.say):
         try:
             result = chain.add()
+            shown = from_json(result, netconf.string(result, "cniVersion") or chain.network.cni_version)
             libcni_cache.save(
                 Entry(
                     chain.network.name,
@@ -189,7 +190,6 @@ def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
         chain.answer(encode(result))
         return 0
     chain.say(f"\n{chain.ifname} in {target.label} ({chain.netns}), container ID {chain.container_id}")
-    shown = from_json(result, chain.network.cni_version)
     for line in described(chain.network, chain.ifname, chain.capability_args, shown):
         chain.say(line)
     return 0

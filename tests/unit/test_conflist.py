@@ -109,6 +109,15 @@ def test_drop_ins_are_appended_in_lexical_order(tmp_path: Path) -> None:
     assert conflist.read(tmp_path / "10.conflist").types == ["bridge"]
 
 
+@pytest.mark.parametrize(("text", "says"), [("{", "10.conf"), ("[]", "10.conf: a JSON object"), ("{}", "has no type")])
+def test_a_broken_drop_in_is_an_error_with_its_file(text: str, says: str, tmp_path: Path) -> None:
+    write(tmp_path, "10.conflist", network())
+    write(tmp_path / "one", "10.conf", text)
+    with pytest.raises(CniError, match=says) as failure:
+        conflist.read(tmp_path / "10.conflist")
+    assert str(tmp_path / "one" / "10.conf") in str(failure.value)
+
+
 def test_a_list_without_plugins_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "10.conflist", network(plugins=[]))
     with pytest.raises(CniError, match="no plugins"):

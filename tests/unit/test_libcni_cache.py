@@ -53,6 +53,15 @@ def test_what_libcni_wrote_is_read(tmp_path: Path) -> None:
     assert libcni_cache.attachments("net", tmp_path) == [ENTRY]
 
 
+def test_the_namespace_is_known_from_the_result_too() -> None:
+    links = [Object([("name", "veth1"), ("sandbox", "")]), Object([("name", "eth0"), ("sandbox", "/proc/7/ns/net")])]
+    result = Object([("interfaces", [*links])])
+    assert Entry("net", "c1", "eth0", result=result).known_netns == "/proc/7/ns/net"
+    assert Entry("net", "c1", "eth0", netns="/run/netns/c1", result=result).known_netns == "/run/netns/c1"
+    assert Entry("net", "c1", "eth1", result=result).known_netns == ""
+    assert Entry("net", "c1", "eth0").known_netns == ""
+
+
 def test_an_attachment_that_is_unknown_is_none(tmp_path: Path) -> None:
     assert libcni_cache.load("net", "c1", "eth0", tmp_path / "missing") is None
     assert libcni_cache.attachments("net", tmp_path / "missing") == []

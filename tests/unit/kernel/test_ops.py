@@ -38,10 +38,10 @@ def test_gateway_of_a_vlan_is_completed(left: str) -> None:
     vlans: list[object] = []
 
     class Host(Rtnl):
-        def delete_vlan(self, *values: object) -> None:  # type: ignore[override]
+        def delete_vlan(self, *values: object) -> None:
             vlans.append(values[1:])
 
-        def add_vlan(self, *values: object, **flags: object) -> None:  # type: ignore[override]
+        def add_vlan(self, *values: object, **flags: object) -> None:
             vlans.append((*values[1:], flags))
 
     run("ip link add br7 type bridge; ip link set br7 up")

@@ -253,7 +253,7 @@ def test_ports_are_withdrawn_even_when_the_heir_cannot_have_them() -> None:
     first, second = Container(1, "pod", "net1"), Container(2, "pod", "net2")
     first.add("tcp 0.0.0.0:80")
     second.add("tcp 0.0.0.0:80", condition="ip saddr 203.0.113.0/24", clients="none")
-    libnftables.FOLDERS = ()  # this process is ours alone
+    libnftables.FOLDERS = ("/nowhere", "/nowhere")  # this process is ours alone
     sys.modules.pop("nftables", None)
     first.delete()
     assert first.key.hex not in json.dumps(elements())
