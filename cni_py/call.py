@@ -4,7 +4,7 @@ A plugin reads `call.conf`, looks at `call.kernel`, computes operations and hand
 """
 
 from cni_py import engine, records
-from cni_py.errors import CniError
+from cni_py.errors import CniError, os_error
 from cni_py.kernel.context import Kernel
 from cni_py.locks import attachment_lock
 from cni_py.records import Attachment
@@ -145,6 +145,18 @@ class Call:
         call.kernel = self.kernel
         call.executor = self.executor
         return call
+
+    def run_all(self, *steps: "Callable[[Call], object]") -> list[CniError]:
+        """Run every step, whatever the ones before it did; returns what failed."""
+        failures = []
+        for step in steps:
+            try:
+                step(self)
+            except CniError as error:
+                failures.append(error)
+            except OSError as error:
+                failures.append(os_error(f"{self.verb} of {self.key.label} failed", error))
+        return failures
 
     def finish_delete(self, failures: "Sequence[CniError]") -> None:
         """DEL or GC has done all it could: the first failure is the error, the others are its details."""

@@ -130,9 +130,12 @@ class Executor:
             self.record.ops = self.record.ops + owned
             self.record.save()
         for op in plan:
-            if op.owned:  # also when apply() fails half-way
+            ours = op.owned and op.to_json() not in (
+                self.before or ()
+            )  # what an ADD that stands has made is not ours to undo
+            if ours:  # also when apply() fails half-way
                 self.applied.append(op)
-            if apply_one(op, self.kernel) is False and op.owned:
+            if apply_one(op, self.kernel) is False and ours:
                 self.applied.pop()
 
     def undone_by(self, undo: "Callable[[], None]") -> None:

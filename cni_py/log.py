@@ -46,14 +46,14 @@ def _write(target: str, line: str) -> None:
     line = line.replace("\n", " ")
     try:
         if target == "journal":
-            _send(f"MESSAGE={line}\nSYSLOG_IDENTIFIER=cni-py\nPRIORITY=6\n".encode())
+            _send(f"MESSAGE={line}\nSYSLOG_IDENTIFIER=cni-py\nPRIORITY=6\n".encode("utf-8", "replace"))
         elif target:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             fd = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
-                file.write(f"{stamp} {line}\n".encode())
-    except OSError as error:
-        sys.stderr.write(f"cni-py: cannot log to {target}: {error}\n")
+                file.write(f"{stamp} {line}\n".encode("utf-8", "replace"))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        sys.stderr.write(f"cni-py: cannot log to {target!a}: {error}\n")
 
 
 def _send(message: bytes) -> None:

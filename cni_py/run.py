@@ -27,7 +27,8 @@ def main() -> None:
         from cni_py import skel
 
         status = skel.main(name, load)
-    sys.stderr.flush()
+    if sys.stderr is not None:  # it was closed
+        sys.stderr.flush()
     posix._exit(status)
 
 

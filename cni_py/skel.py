@@ -34,6 +34,10 @@ SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 
 
+class Interrupted(BaseException):
+    """A signal asks us to stop. No CniError, so that nothing on the way takes it for an answer to its own question."""
+
+
 def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) -> int:
     """Run one call of `plugin` (or of the one that `load` finds under that name); returns the exit status.
 
@@ -45,6 +49,10 @@ def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) 
         return _run(name, lambda: load(plugin) if isinstance(plugin, str) and load else plugin)  # type: ignore[arg-type, return-value]  # one or the other
     except CniError as error:
         _print_error(error)
+    except Interrupted as stop:
+        _print_error(CniError(str(stop)))
+    except OSError as error:
+        _print_error(os_error(f"{name} failed", error))
     except Exception as error:  # noqa: BLE001  the one place: see above
         import traceback
 
@@ -203,7 +211,7 @@ def _catch_signals(handler: "Callable[[int, FrameType | None], None] | None") ->
 
 def _interrupted(number: int, _frame: "FrameType | None") -> None:
     _catch_signals(None)  # one is enough
-    raise CniError(f"interrupted by signal {number}")
+    raise Interrupted(f"interrupted by signal {number}")
 
 
 def _fill_closed_streams() -> None:

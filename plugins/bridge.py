@@ -56,13 +56,7 @@ def add(call: Call) -> Result:
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
     BridgeConf(call)
-    failures: list[CniError] = []
-    for step in (Call.undo_recorded, delete_interface, release_addresses):
-        try:
-            step(call)
-        except CniError as error:
-            failures.append(error)
-    call.finish_delete(failures)
+    call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, release_addresses))
 
 
 def release_addresses(call: Call) -> None:
@@ -80,13 +74,7 @@ def check(call: Call) -> None:
 
 def gc(call: Call) -> None:
     """Take away what stale attachments left, here and in IPAM."""
-    failures = collect_garbage(call)
-    for step in (sweep_elements, collect_addresses):
-        try:
-            step(call)
-        except CniError as error:
-            failures.append(error)
-    call.finish_delete(failures)
+    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, collect_addresses))
 
 
 def sweep_elements(call: Call) -> None:

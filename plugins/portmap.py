@@ -37,13 +37,7 @@ def add(call: Call) -> "Result":
 
 def delete(call: Call) -> None:
     """Withdraw the ports, whatever the configuration now says."""
-    failures: list[CniError] = []
-    for step in (Call.undo_recorded, lambda call: PortmapConf(call.conf)):
-        try:
-            step(call)
-        except CniError as error:
-            failures.append(error)
-    call.finish_delete(failures)
+    call.finish_delete(call.run_all(Call.undo_recorded, lambda call: PortmapConf(call.conf)))
 
 
 def check(call: Call) -> None:
@@ -56,14 +50,14 @@ def check(call: Call) -> None:
 
 def gc(call: Call) -> None:
     """Take away what stale attachments left."""
-    failures = collect_garbage(call)
+    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements))
+
+
+def sweep_elements(call: Call) -> None:
+    """Take out our nftables elements of stale attachments whose record is lost."""
     if call.conf.valid_attachments is not None:
         valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
-        try:
-            nftops.sweep_ports(call.kernel, call.conf.name, valid)
-        except CniError as error:
-            failures.append(error)
-    call.finish_delete(failures)
+        nftops.sweep_ports(call.kernel, call.conf.name, valid)
 
 
 def status(call: Call) -> None:

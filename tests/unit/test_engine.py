@@ -171,6 +171,19 @@ def test_a_second_add_that_fails_restores_the_record_of_the_first(executor: Exec
     assert STATE == ["a"]
 
 
+def test_an_add_beside_one_that_stands_never_undoes_what_that_one_made(executor: Executor) -> None:
+    executor.begin(KEY, "bridge")
+    executor.apply(put("a"))
+    executor.finish()
+    BROKEN.add("a")  # as when the container has renamed its interface: the pair cannot be made again
+    second = Executor(executor.kernel)
+    second.begin(KEY, "bridge")
+    with pytest.raises(CniError):
+        second.apply(put("a"))
+    second.roll_back()
+    assert STATE == ["a"]
+
+
 def test_the_undo_of_another_program_runs_after_our_own(executor: Executor) -> None:
     executor.begin(KEY, "bridge")
     executor.undone_by(lambda: STATE.append("ipam DEL with " + ",".join(STATE)))
