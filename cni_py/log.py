@@ -49,7 +49,9 @@ def _write(target: str, line: str) -> None:
             _send(f"MESSAGE={line}\nSYSLOG_IDENTIFIER=cni-py\nPRIORITY=6\n".encode("utf-8", "replace"))
         elif target:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            fd = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(
+                target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+            )
             with open(fd, "wb") as file:
                 file.write(f"{stamp} {line}\n".encode("utf-8", "replace"))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -156,7 +156,7 @@ class JoinBridge(Op):
             return f"{self.name} is not a port of bridge {self.bridge}"
         if self.hairpin and not port.hairpin:  # a chained portmap may have turned it on (nftops.ReflectToPort)
             return f"hairpin of {self.name} is off"
-        return None
+        return None if port.isolated == self.isolated else f"isolated of {self.name} is {port.isolated}"
 
 
 class SetPortVlans(Op):
