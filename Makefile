@@ -7,6 +7,7 @@ GO := $(DEBS)/usr/lib/cni
 help:
 	@echo "make demo    publish a port of a container and reach it on every path, in throwaway namespaces"
 	@echo "make test    run the tests, against the installed wheel and beside Debian's Go plugins"
+	@echo "make fuzz    hostile input again, other than last time"
 	@echo "make bench   time our plugins beside the Go plugins"
 	@echo "make clean   remove what these made (.cache)"
 
@@ -23,6 +24,9 @@ demo: lab
 test: tested
 	CI=$${CI:-true} CNI_PY_DEBS=$(DEBS) CNI_GO_BIN_DIR=$(GO) $(VENV)/bin/pytest -n 2 --dist loadgroup -q $(TESTS)
 
+fuzz: tested
+	CI=$${CI:-true} CNI_PY_FUZZ=random $(VENV)/bin/pytest -n 2 -q tests/fuzz
+
 bench: tested
 	@rm -rf .cache/bin && $(VENV)/bin/cni-py install --bin-dir .cache/bin --conf-dir .cache/net.d >/dev/null
 	@$(VENV)/bin/python bench/plugins.py --ours .cache/bin --go $(GO) --json .cache/bench.json $(BENCH)
@@ -31,4 +35,4 @@ bench: tested
 clean:
 	rm -rf .cache build
 
-.PHONY: help lab tested demo test bench clean
+.PHONY: help lab tested demo test fuzz bench clean

@@ -10,6 +10,8 @@ Beyond the Go plugin: `exclude` in `ipam` or in a range lists addresses, network
 are only given to who asks for them by name. The directory and what is reclaimed from it: cni_py/reservations.py.
 """
 
+import os
+
 from cni_py import netconf
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.call import Call, Plugin
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     Choice = tuple[bytes, Range]
 
+RESOLV_CONF_MAX = 1 << 20  # characters; /dev/zero has no end
 DATA_DIR = "/var/lib/cni/networks"
 
 
@@ -169,9 +172,10 @@ def read_resolv_conf(path: str) -> DNS:
     if not path:
         return dns
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = [line.split() for line in file]
-    except (OSError, ValueError) as error:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO or /proc/kmsg would wait for ever
+        with open(fd, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file.read(RESOLV_CONF_MAX).splitlines()]
+    except (OSError, ValueError, TypeError) as error:  # TypeError: the text layer's answer to "nothing to read now"
         raise CniError(f"cannot read resolvConf {path!r}", str(error)) from None
     for keyword, *values in filter(None, lines):
         if keyword == "nameserver":

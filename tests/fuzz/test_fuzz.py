@@ -6,6 +6,7 @@ time; and a call that fails leaves nothing behind. Every execution has a throwaw
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def test_no_input_breaks_the_protocol_or_is_half_done(lab: Lab, our_bin_dir: Pat
         phases=[Phase.generate],
         deadline=None,
         database=None,
+        derandomize="CNI_PY_FUZZ"
+        not in os.environ,  # `make fuzz` looks for new ones; `make test` says the same each time
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(spoiled(verb, str(our_bin_dir)), min_size=BATCH, max_size=BATCH))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -243,3 +244,12 @@ def test_a_plan_names_the_addresses_and_an_add_then_takes_them(
         assert (tmp_path / "data").exists() == (number == 3)
         assert addresses(cni("ADD", "host-local", asked)) == [str(ip.address) for ip in result.ips]
         assert cni("DEL", "host-local", asked).status == 0
+
+
+@pytest.mark.ours_alone  # Go waits for ever
+@pytest.mark.parametrize("path", ["/proc/kmsg", "/dev/zero", "fifo"])
+def test_resolv_conf_without_an_end_does_not_hang_the_call(
+    cni: Cni, conf: Callable[..., Conf], tmp_path: Path, path: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert "ips" in cni("ADD", "host-local", conf(resolvConf=str(tmp_path / path))).json
