@@ -129,6 +129,17 @@ def attachments(network: str, folder: Path = RESULTS_DIR) -> list[Entry]:
     return [entry for entry in found if entry.network == network]
 
 
+def everything(folder: Path = RESULTS_DIR) -> list[Entry]:
+    """All entries that can be read, of all networks."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            found.append(_parse(path.read_bytes(), None))
+        except (OSError, CniError, ValueError):
+            continue  # one that is damaged must not hide the others
+    return found
+
+
 def _parse(text: bytes, wanted: Entry | None) -> Entry:
     """The entry; a file without `kind` is a bare result, as libcni wrote before 0.8, and its name all there is to go by."""
     raw = decode(text)

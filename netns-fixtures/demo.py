@@ -24,11 +24,13 @@ from node import LabError, Node
 NETWORK = "cni-py"  # the name in conf/cni-py.conflist, which `cni-py install` writes where there is no other
 PORT, CONTAINER_PORT = 8080, 80
 POD_PORT = 9000  # of the process that joins the pod
+SIDECAR_PORT = 9090  # where portfwd publishes it
 HOST = {4: "198.51.100.1", 6: "2001:db8:1::1"}
 CLIENT = {4: "198.51.100.7", 6: "2001:db8:1::7"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 WELL, FAILED, LACKING, INTERRUPTED = 0, 1, 3, 128  # exit status; a signal adds its number
-PROMPT_S = 1.0  # "at once"
+PUBLISHER = "/run/cni-py/portfwd.sock"
+START_S = 10.0
 
 
 class DemoError(Exception):
@@ -109,25 +111,17 @@ class Row:
 
 
 def try_path(lab: Lab, path: Path4and6, family: int, gateway: dict[int, str]) -> Row:
-    """Fetch a page; [::1] must be refused at once, since NAT cannot serve it."""
+    """Fetch a page: by NAT, or at [::1], which the kernel's NAT cannot serve, relayed by portfwd."""
     address = path.target[family]
     asked = f"[{address}]:{PORT}" if family == 6 else f"{address}:{PORT}"
-    started = time.monotonic()
     try:
         answer = lab.fetch(path.node, address, PORT)
     except OSError as error:
-        prompt = isinstance(error, ConnectionRefusedError) and time.monotonic() - started < PROMPT_S
-        if address == LOOPBACK[6] and prompt:
-            return Row(path.words, asked, "refused at once: NAT cannot serve it, portfwd will", True)
         return Row(path.words, asked, f"no page: {error}", False)
     role = {CLIENT[family]: "the client itself", HOST[family]: "the host", gateway[family]: "the bridge's gateway"}
-    right = answer.name == "web" and answer.peer == path.expected(family, gateway)
-    return Row(
-        path.words,
-        asked,
-        f"page from {answer.name}, which saw {answer.peer} ({role.get(answer.peer, 'unexpected')})",
-        right,
-    )
+    way = ", relayed by portfwd" if address == LOOPBACK[6] else ""
+    seen = f"page from {answer.name}, which saw {answer.peer} ({role.get(answer.peer, 'unexpected')}{way})"
+    return Row(path.words, asked, seen, answer.name == "web" and answer.peer == path.expected(family, gateway))
 
 
 def table(rows: list[Row]) -> list[str]:
@@ -148,7 +142,9 @@ def connect(lab: Lab) -> None:
     host = lab["host"]
     heading("2. Install the plugins on that host")
     show_lines(run(host, command("cni-py"), "install"))
-    heading("3. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), then portmap")
+    heading("3. Start portfwd: where it runs, portmap gives it what NAT cannot serve")
+    start_publisher(host)
+    heading("4. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), then portmap")
     say("first only the plan: every operation, in the order in which ADD will apply it")
     publish = ["-p", f"{PORT}:{CONTAINER_PORT}"]
     show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish, "--plan"))
@@ -158,8 +154,19 @@ def connect(lab: Lab) -> None:
     show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "other"))
 
 
+def start_publisher(host: Node) -> None:
+    """`portfwd serve` in the background, until its host ends."""
+    words = [command("portfwd"), "serve"]
+    say(f"# portfwd serve &       control socket {PUBLISHER}")
+    process = host.popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + START_S
+    while host.run([command("portfwd"), "ls"]).returncode:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise DemoError("portfwd serve did not start")
+
+
 def start_servers(lab: Lab) -> None:
-    heading("4. Start a web server in web, and a third process that joins its network namespace, as in a pod")
+    heading("5. Start a web server in web, and a third process that joins its network namespace, as in a pod")
     lab.serve("web", CONTAINER_PORT)
     lab.serve("web", POD_PORT, says="sidecar", address="127.0.0.1")
     answer = lab.fetch("web", "127.0.0.1", POD_PORT)
@@ -173,7 +180,7 @@ def addresses(links: list[picture.Link], ifname: str) -> dict[int, str]:
 
 
 def show(observed: dict[str, list[picture.Link]]) -> None:
-    heading("5. What there is now")
+    heading("6. What there is now")
     web = addresses(observed["web"], "eth0")
     published = [f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}"]
     processes = {"web": [f"server on :{CONTAINER_PORT}, sidecar on 127.0.0.1:{POD_PORT}"], "other": []}
@@ -186,16 +193,31 @@ def show(observed: dict[str, list[picture.Link]]) -> None:
 
 
 def fetch_everywhere(lab: Lab, gateway: dict[int, str]) -> None:
-    heading(f"6. Fetch the page through the published port {PORT} on every path")
+    heading(f"7. Fetch the page through the published port {PORT} on every path")
     rows = [try_path(lab, path, family, gateway) for family in (4, 6) for path in PATHS]
     print("\n".join(table(rows)))
     if not all(row.well for row in rows):
         raise DemoError("a path to the published port is not as it must be")
 
 
+def publish_running(lab: Lab) -> None:
+    """A port of a container that runs already, of a server that listens on the container's own loopback."""
+    heading(f"8. Publish the sidecar, too: web runs already, and nothing but its own 127.0.0.1 reaches port {POD_PORT}")
+    spec = f"{SIDECAR_PORT}:{POD_PORT}"
+    show_lines(run(lab["host"], command("portfwd"), "publish", "-p", spec, "--netns", lab["web"].netns))
+    answer = lab.fetch("client", HOST[4], SIDECAR_PORT)
+    if (answer.name, answer.peer) != ("sidecar", LOOPBACK[4]):
+        raise DemoError(f"{answer.name} answered, and saw {answer.peer}")
+    say(
+        f"a machine on the LAN asks {HOST[4]}:{SIDECAR_PORT} and {answer.name} answers, which saw {answer.peer}: portfwd"
+    )
+    say("connects from inside the container's namespace, so it sees its own loopback")
+    run(lab["host"], command("portfwd"), "rm", f"{SIDECAR_PORT}/tcp")
+
+
 def disconnect(lab: Lab) -> None:
     """DEL both containers: each is empty again, and of the host only what all containers share is left."""
-    heading("7. Disconnect: DEL undoes the chain, last plugin first")
+    heading("9. Disconnect: DEL undoes the chain, last plugin first")
     for name in ("other", "web"):
         run(lab["host"], command("cni-py-exec"), "DEL", NETWORK, name)
     left = [link.name for name in ("web", "other") for link in lab[name].python(picture.observe)]
@@ -219,6 +241,7 @@ def play(lab: Lab) -> None:
     show(observed)
     bridge = next(link.name for link in observed["host"] if link.kind == "bridge")
     fetch_everywhere(lab, addresses(observed["host"], bridge))
+    publish_running(lab)
     disconnect(lab)
 
 
@@ -248,7 +271,7 @@ def inhabited(namespaces: set[int]) -> int:
 
 
 def prove_nothing_left(namespaces: set[int], before: dict[str, object]) -> None:
-    heading("8. Nothing is left")
+    heading("10. Nothing is left")
     processes = inhabited(namespaces)
     if processes:
         raise DemoError(f"{processes} processes are still in the demo's namespaces")
@@ -272,7 +295,7 @@ def interrupt(number: int, _: object) -> None:
 def check_environment() -> None:
     if os.geteuid() != 0:
         raise EnvironmentLacks("namespaces need root: run it with sudo")
-    for name in ("cni-py", "cni-py-exec"):
+    for name in ("cni-py", "cni-py-exec", "portfwd"):
         command(name)
 
 

@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CHECKED = ("cni_py", "tests", "netns-fixtures", "bench")  # with plugins/, which is the package cni_py.plugins
+CHECKED = (
+    "cni_py",
+    "portfwd",
+    "tests",
+    "netns-fixtures",
+    "bench",
+)  # with plugins/, which is the package cni_py.plugins
 TIMEOUT_S = 300
 
 BANNED = {  # on the direct path: what makes a start slow (python -X importtime)
@@ -23,8 +29,21 @@ BANNED = {  # on the direct path: what makes a start slow (python -X importtime)
     *("collections", "contextlib", "functools", "itertools", "logging", "ctypes", "__future__", "argparse", "hashlib"),
     *("tempfile", "shutil", "importlib", "traceback", "random", "threading", "signal", "nftables", "pyroute2", "yaml"),
 }
-PURE = ("addr", "errors", "jsontext", "netconf", "portmappings", "ranges", "result", "version")
+PURE = ("addr", "errors", "jsontext", "netconf", "portmappings", "portoptions", "ranges", "result", "version")
 PURE_PLUGIN_PARTS = ("plugins.bridge_conf",)
+PURE_PUBLISHER = (
+    "errors",
+    "mapping",
+    "claims",
+    "counters",
+    "admission",
+    "balance",
+    "flows",
+    "spec",
+    "metrics",
+    "choose",
+    "requests",
+)
 EFFECTS = {"os", "posix", "fcntl", "time", "select", "_socket", "_signal", "_ctypes", "subprocess", "pathlib", "shutil"}
 ADDRESS_TEXT = {"AF_INET", "AF_INET6", "inet_ntop", "inet_pton"}  # of _socket, and pure
 BELOW_KERNEL = ("errors", "addr", "result")
@@ -61,7 +80,7 @@ def test_sources_are_formatted() -> None:
 
 def test_sources_have_no_findings() -> None:
     """A clone has no cni_py/plugins, by which ruff would tell that the package is ours when it looks at the imports' order."""
-    run(tool("ruff"), "check", "--no-cache", "--config", 'lint.isort.known-first-party=["cni_py"]', ".")
+    run(tool("ruff"), "check", "--no-cache", "--config", 'lint.isort.known-first-party=["cni_py", "portfwd"]', ".")
 
 
 def unlike_a_clone(folder: str, names: list[str]) -> set[str]:
@@ -174,6 +193,31 @@ def test_the_direct_path_imports_nothing_slow() -> None:
     assert not found
 
 
+def imported_by(path: Path) -> set[str]:
+    """The modules a file names in its imports, wherever they stand, but not those for type checkers alone."""
+    found: set[str] = set()
+    for node in statements(ast.parse(path.read_text()).body, lazily=True):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        else:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_plugins_do_not_need_the_publisher() -> None:
+    """portmap talks to it through its socket only."""
+    for folder in ("cni_py", "plugins"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not {name for name in imported_by(path) if name.partition(".")[0] == "portfwd"}, path
+
+
+@pytest.mark.parametrize("module", PURE_PUBLISHER)
+def test_pure_modules_of_the_publisher_import_no_effects(module: str) -> None:
+    names = imported_by(ROOT / "portfwd" / f"{module}.py")
+    assert not {name.partition(".")[0] for name in names} & {*EFFECTS, "asyncio", "socket"}
+    assert {name.split(".")[1] for name in names if name.startswith("portfwd.")} <= set(PURE_PUBLISHER)
+
+
 # Sizes
 
 
@@ -191,7 +235,9 @@ def lines_of_code(path: Path) -> int:
     return len(code - documented)
 
 
-@pytest.mark.parametrize(("folder", "most"), [("cni_py", FILE_LINES_MAX), ("plugins", PLUGIN_LINES_MAX)])
+@pytest.mark.parametrize(
+    ("folder", "most"), [("cni_py", FILE_LINES_MAX), ("portfwd", FILE_LINES_MAX), ("plugins", PLUGIN_LINES_MAX)]
+)
 def test_no_file_is_long(folder: str, most: int) -> None:
     lines = {path.name: lines_of_code(path) for path in (ROOT / folder).rglob("*.py")}
     assert not {name: number for name, number in lines.items() if number > most}
@@ -200,7 +246,7 @@ def test_no_file_is_long(folder: str, most: int) -> None:
 def test_no_function_is_long() -> None:
     long = [
         f"{path.relative_to(ROOT)}: {node.name}"
-        for folder in ("cni_py", "plugins", "netns-fixtures", "bench", "tests")
+        for folder in ("cni_py", "plugins", "portfwd", "netns-fixtures", "bench", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES_MAX

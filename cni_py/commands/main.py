@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import install
+from cni_py.commands import install, restore
 from cni_py.commands.report import Failure
 
 DESCRIPTION = """\
-Put the CNI plugins where container runtimes find them, and take them away again.
+Put the CNI plugins where container runtimes find them, and take them away again; put back what a firewall flushed.
 
 exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks something
 """
@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"cni-py {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     install.add_parsers(commands)
+    restore.add_parser(commands)
     return top
 
 
@@ -37,3 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

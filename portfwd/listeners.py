@@ -1,0 +1,112 @@
+"""Sockets that clients find: one per address and port, or one for all that nftables redirects here."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+from portfwd import holders
+from portfwd.errors import Lacking, PortfwdError, PortInUse
+from portfwd.mapping import ANY
+from portfwd.tcp import set_keepalive
+
+BACKLOG = 4096  # at most net.core.somaxconn
+SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/netfilter_ipv6/ip6_tables.h is the same
+IPPROTO_IPV6 = 41
+IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
+NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 is not in the kernel, or switched off here
+
+
+def family_of(ip: str) -> socket.AddressFamily:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET
+
+
+def bind_tcp(ip: str, port: int) -> socket.socket:
+    """A listening socket; what it accepts inherits TCP_NODELAY and keepalive. PortInUse, PortfwdError."""
+    sock = _bound(ip, port, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_keepalive(sock)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _failure("tcp", ip, port, error) from error
+    return sock
+
+
+def bind_udp(ip: str, port: int) -> socket.socket:
+    """A socket that tells which address a datagram came for (ip(7) IP_PKTINFO, ipv6(7) IPV6_RECVPKTINFO)."""
+    sock = _bound(ip, port, socket.SOCK_DGRAM)
+    prepare_udp(sock)
+    return sock
+
+
+def prepare_udp(sock: socket.socket) -> None:
+    """For a bound socket that somebody else made."""
+    sock.setblocking(False)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    family = family_of(ip)
+    protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise _failure(protocol, ip, port, error) from error
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_STREAM:  # a restart need not wait for TIME_WAIT; for UDP it would let two have one port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((ip, port))
+    except OSError as error:
+        sock.close()
+        raise _failure(protocol, ip, port, error) from error
+    return sock
+
+
+class NoSuchFamily(PortfwdError):
+    """This host has no such address family."""
+
+
+def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
+    where = f"port {port}/{protocol} on {f'[{ip}]' if ':' in ip else ip}"
+    if error.errno == errno.EADDRINUSE:
+        return PortInUse(f"{where} is in use by {holders.describe(protocol, ip, port)}")
+    if error.errno in NO_FAMILY and ip in ANY:
+        return NoSuchFamily(f"cannot listen on {where}", error.strerror or str(error))
+    if error.errno == errno.EADDRNOTAVAIL:
+        return PortfwdError(f"cannot listen on {where}", "no interface of this host has that address")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Lacking(f"cannot listen on {where}", "ports below net.ipv4.ip_unprivileged_port_start need root")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return Lacking(f"cannot listen on {where}", "no descriptor is left: raise LimitNOFILE, or use a range")
+    return PortfwdError(f"cannot listen on {where}", error.strerror or str(error))
+
+
+def is_local(ip: str) -> bool:
+    """Whether an address is one of this host's own: only then it can be bound."""
+    with socket.socket(family_of(ip), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.bind((ip, 0))
+        except OSError:
+            return False
+        return True
+
+
+def original_destination(sock: socket.socket) -> tuple[str, int] | None:
+    """Where the client wanted to go before a redirect rule sent it here; None when there was none."""
+    try:
+        if sock.family == socket.AF_INET6:
+            raw = sock.getsockopt(IPPROTO_IPV6, SO_ORIGINAL_DST, 28)  # struct sockaddr_in6
+            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), int(struct.unpack("!H", raw[2:4])[0])
+        raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)  # struct sockaddr_in
+        return socket.inet_ntop(socket.AF_INET, raw[4:8]), int(struct.unpack("!H", raw[2:4])[0])
+    except OSError:
+        return None

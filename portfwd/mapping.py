@@ -1,0 +1,249 @@
+"""Mappings as values: which ports of the host lead where, and how. Pure.
+
+One form serves the command line, the control socket and the disk: `Mapping.to_json()` and `Mapping.from_json()`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping as Object
+from dataclasses import dataclass, field, fields, replace
+
+from portfwd.errors import Usage
+
+PROTOCOLS = ("tcp", "udp")
+PORT_MAX = 65535
+RANGE_MIN = 64  # TCP ports in a row that are served by one socket and a redirect rule
+ANY = ("0.0.0.0", "::")  # noqa: S104  what publishing on every address means
+BALANCES = ("round-robin", "source")
+REDIRECTS = ("auto", "always", "fallback", "never")
+ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+ID_MAX = 64
+TEXT_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A network namespace to connect from; at most one of the fields is set, none means the host's own.
+
+    `container` is resolved each time it is needed: a container that is restarted has a new namespace.
+    """
+
+    path: str = ""  # /run/netns/web, /proc/4711/ns/net
+    pid: int = 0
+    container: str = ""  # a container ID, or a prefix of one that is unique
+
+    def __bool__(self) -> bool:
+        return bool(self.path or self.pid or self.container)
+
+    def __str__(self) -> str:
+        return self.path or (f"pid {self.pid}" if self.pid else f"container {self.container}" if self.container else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One place that serves the port: `port` answers for the mapping's first port, the next for the second."""
+
+    address: str  # in text form, without brackets; in a namespace 127.0.0.1 and ::1 mean that namespace's loopback
+    port: int
+    place: Place = field(default_factory=Place)
+
+    def __str__(self) -> str:
+        bracketed = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{bracketed}:{self.port}" + (f" in {self.place}" if self.place else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Ports `first` to `last` of one protocol on `host_ips`, and what answers there."""
+
+    id: str
+    protocol: str
+    host_ips: tuple[str, ...]
+    first: int
+    last: int
+    targets: tuple[Target, ...]
+    balance: str = "round-robin"
+    allow: tuple[str, ...] = ()  # networks of clients; none means all
+    limit: int = 0  # connections (UDP: flows) at a time; 0 means the service's default
+    limit_per_client: int = 0
+    proxy_protocol: int = 0  # 0, 1 or 2: the version of the header that tells the target who the client is
+    connect_timeout_s: float = 5.0
+    idle_s: float = 0.0  # 0 means: TCP never, UDP 90 s
+    redirect: str = "auto"  # whether an nftables redirect serves it instead of a socket per port: see listeners.py
+    owner: str = ""  # who asked: "attachment <hex>", "pid <pid> <start time>", "" for a person
+    label: str = ""  # for people: network/containerID/ifname
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def ports(self) -> range:
+        return range(self.first, self.last + 1)
+
+    def target_port(self, target: Target, port: int) -> int:
+        """The port of `target` that answers for the host's `port`."""
+        return target.port + port - self.first
+
+    def __str__(self) -> str:
+        """8080/tcp on 0.0.0.0, [::1] to 192.0.2.2:80."""
+        span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        hosts = ", ".join(f"[{ip}]" if ":" in ip else ip for ip in self.host_ips)
+        return f"{span}/{self.protocol} on {hosts} to {', '.join(map(str, self.targets))}"
+
+    def named(self, name: str) -> Mapping:
+        """The same mapping with another id."""
+        return replace(self, id=name)
+
+    def to_json(self) -> dict[str, object]:
+        """Fields that have their default are left out."""
+        found: dict[str, object] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "targets":
+                found["targets"] = [_target_to_json(target) for target in self.targets]
+            elif value != one.default:
+                found[one.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    @classmethod
+    def from_json(cls, raw: object) -> Mapping:
+        """Usage when it is not a mapping, or has fields that are not known."""
+        if not isinstance(raw, dict):
+            raise Usage("a mapping is a JSON object")
+        known = {one.name for one in fields(cls)}
+        if unknown := sorted(map(repr, raw.keys() - known)):
+            raise Usage(f"a mapping has no field {', '.join(unknown)}")
+        targets = raw.get("targets")
+        if not isinstance(targets, list):
+            raise Usage("targets is a list of objects")
+        return cls(
+            id=_text(raw, "id"),
+            protocol=_text(raw, "protocol"),
+            host_ips=_texts(raw, "host_ips"),
+            first=_integer(raw, "first"),
+            last=_integer(raw, "last"),
+            targets=tuple(map(_target_from_json, targets)),
+            balance=_text(raw, "balance", "round-robin"),
+            allow=_texts(raw, "allow"),
+            limit=_integer(raw, "limit", 0),
+            limit_per_client=_integer(raw, "limit_per_client", 0),
+            proxy_protocol=_integer(raw, "proxy_protocol", 0),
+            connect_timeout_s=_number(raw, "connect_timeout_s", 5.0),
+            idle_s=_number(raw, "idle_s", 0.0),
+            redirect=_text(raw, "redirect", "auto"),
+            owner=_text(raw, "owner", ""),
+            label=_text(raw, "label", ""),
+        )
+
+
+def check(mapping: Mapping) -> None:
+    """Usage, with a sentence, for a mapping that cannot be meant."""
+    if not mapping.id or len(mapping.id) > ID_MAX or not ID_CHARACTERS.issuperset(mapping.id) or mapping.id[0] in "._-":
+        raise Usage(f"{mapping.id!r} cannot be the name of a mapping", "letters, digits, dots, dashes and underscores")
+    if mapping.protocol == "sctp":
+        raise Usage("portfwd does not relay SCTP", "publish it with portmap, which the kernel forwards")
+    if mapping.protocol not in PROTOCOLS:
+        raise Usage(f"unknown protocol {mapping.protocol!r}", "tcp or udp")
+    if not 1 <= mapping.first <= mapping.last <= PORT_MAX:
+        raise Usage(f"{mapping.first}-{mapping.last} are no ports", f"1 to {PORT_MAX}")
+    if not mapping.host_ips or len(set(mapping.host_ips)) != len(mapping.host_ips):
+        raise Usage("a mapping needs at least one address of the host, each once")
+    for text in mapping.host_ips:
+        _check_address(text)
+    if not mapping.targets:
+        raise Usage("a mapping needs at least one target")
+    for target in mapping.targets:
+        _check_target(mapping, target)
+    for text in mapping.allow:
+        _check_network(text)
+    _check_options(mapping)
+
+
+def _check_options(mapping: Mapping) -> None:
+    if mapping.balance not in BALANCES:
+        raise Usage(f"unknown way to balance: {mapping.balance!r}", " or ".join(BALANCES))
+    if mapping.redirect not in REDIRECTS:
+        raise Usage(f"unknown value of redirect: {mapping.redirect!r}", ", ".join(REDIRECTS))
+    if mapping.proxy_protocol not in (0, 1, 2):
+        raise Usage(f"there is no version {mapping.proxy_protocol} of the PROXY protocol", "1 or 2")
+    if mapping.proxy_protocol == 1 and mapping.protocol == "udp":
+        raise Usage("version 1 of the PROXY protocol knows TCP only", "use version 2")
+    if mapping.limit < 0 or mapping.limit_per_client < 0:
+        raise Usage("a limit is a number of connections, 0 for the default")
+    if not 0 < mapping.connect_timeout_s <= 3600 or not 0 <= mapping.idle_s <= 10**9:
+        raise Usage("connect_timeout_s is between 0 and 3600 seconds, idle_s not negative")
+    if any(len(text) > TEXT_MAX or not text.isprintable() for text in (mapping.owner, mapping.label)):
+        raise Usage("owner and label are short printable texts")
+
+
+def _check_target(mapping: Mapping, target: Target) -> None:
+    _check_address(target.address)
+    if not 1 <= target.port <= PORT_MAX or target.port + mapping.last - mapping.first > PORT_MAX:
+        raise Usage(f"{target}: the target's ports do not fit between 1 and {PORT_MAX}")
+    place = target.place
+    if sum(map(bool, (place.path, place.pid, place.container))) > 1:
+        raise Usage(f"{target}: a namespace is named by its path, a pid or a container ID, not by several")
+    if place.pid < 0 or (place.path and not place.path.startswith("/")):
+        raise Usage(f"{target}: a namespace is named by an absolute path, a pid or a container ID")
+    if any(len(text) > TEXT_MAX or not text.isprintable() for text in (place.path, place.container)):
+        raise Usage("the name of a namespace is a short printable text")
+
+
+def _check_address(text: str) -> None:
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        raise Usage(f"{text!r} is not an IP address") from None
+    if str(found) != text or "%" in text:
+        raise Usage(f"{text!r}: write the address as {str(found).partition('%')[0]}")
+
+
+def _check_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise Usage(f"{text!r} is not a network to allow clients from", str(error)) from None
+
+
+def _target_to_json(target: Target) -> dict[str, object]:
+    place: dict[str, object] = {"path": target.place.path, "pid": target.place.pid, "container": target.place.container}
+    found: dict[str, object] = {"address": target.address, "port": target.port}
+    return found | {name: value for name, value in place.items() if value}
+
+
+def _target_from_json(raw: object) -> Target:
+    if not isinstance(raw, dict):
+        raise Usage("a target is a JSON object")
+    if unknown := sorted(map(repr, raw.keys() - {"address", "port", "path", "pid", "container"})):
+        raise Usage(f"a target has no field {', '.join(unknown)}")
+    place = Place(_text(raw, "path", ""), _integer(raw, "pid", 0), _text(raw, "container", ""))
+    return Target(_text(raw, "address"), _integer(raw, "port"), place)
+
+
+def _text(raw: Object[str, object], name: str, default: str | None = None) -> str:
+    value = raw.get(name, default)
+    if not isinstance(value, str):
+        raise Usage(f"{name} is a text")
+    return value
+
+
+def _texts(raw: Object[str, object], name: str) -> tuple[str, ...]:
+    value = raw.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise Usage(f"{name} is a list of texts")
+    return tuple(value)
+
+
+def _integer(raw: Object[str, object], name: str, default: int | None = None) -> int:
+    value = raw.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Usage(f"{name} is a whole number")
+    return value
+
+
+def _number(raw: Object[str, object], name: str, default: float) -> float:
+    value = raw.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Usage(f"{name} is a number")
+    return float(value)

@@ -1,0 +1,96 @@
+"""Whose a mapping is, and whether they are still there: a person, an attachment's record, a process.
+
+A process is watched by a pidfd (pidfd_open(2)), which tells of its end at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+
+from cni_py import records
+from portfwd.errors import Lacking, NotFound, PortfwdError
+from portfwd.mapping import Mapping
+from portfwd.requests import ASKER
+
+START_TIME = 19  # field 22 of /proc/PID/stat, proc(5), counted after the name of the command
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks: with its pid it names it once and for all. NotFound."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[START_TIME])
+    except (OSError, ValueError, IndexError) as error:
+        raise NotFound(f"there is no process {pid}") from error
+
+
+def resolved(owner: str, asker: int) -> str:
+    """The owner with "pid" in full: the process that asks. NotFound."""
+    return f"pid {asker} {start_time(asker)}" if owner == ASKER else owner
+
+
+def is_there(owner: str) -> bool:
+    """Whether a mapping of this owner shall still be published."""
+    kind, _, rest = owner.partition(" ")
+    if kind == "attachment":
+        return os.path.isdir(f"{records.run_dir()}/attachments/{rest}")
+    if kind == "pid":
+        pid, started = process(owner)
+        try:
+            return start_time(pid) == started
+        except NotFound:
+            return False
+    return True
+
+
+def process(owner: str) -> tuple[int, int]:
+    """The pid and start time of an owner; (0, 0) when it is no process."""
+    kind, *rest = owner.split(" ")
+    if kind == "pid" and len(rest) == 2 and all(map(str.isdecimal, rest)):
+        return int(rest[0]), int(rest[1])
+    return 0, 0
+
+
+class Owners:
+    """Watches the processes that mappings belong to."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._ended = ended  # called with the id of a mapping whose process has ended
+        self._watched: dict[str, int] = {}  # id: pidfd
+
+    def watch(self, mapping: Mapping) -> None:
+        """Watch its process, if it has one. NotFound when that has ended already; PortfwdError."""
+        self.forget(mapping.id)
+        pid, started = process(mapping.owner)
+        if not pid:
+            return
+        try:
+            fd = os.pidfd_open(pid)
+        except (OSError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise Lacking("no descriptor is left to watch a process with", "raise LimitNOFILE") from error
+            raise NotFound(f"there is no process {pid}") from error
+        try:
+            if start_time(pid) != started:
+                raise NotFound(f"process {pid} is another one by now")
+            self._loop.add_reader(fd, self._ended, mapping.id)
+        except (OSError, PortfwdError):
+            os.close(fd)
+            raise
+        self._watched[mapping.id] = fd
+
+    def forget(self, name: str) -> None:
+        """Watch it no longer; what is not watched is well."""
+        fd = self._watched.pop(name, None)
+        if fd is not None:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    def close(self) -> None:
+        """Forget all."""
+        for name in list(self._watched):
+            self.forget(name)

@@ -1,0 +1,47 @@
+"""Which address of the host a datagram came for, and how an answer leaves from there. Pure.
+
+ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO
+"""
+
+from __future__ import annotations
+
+import struct
+from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, inet_ntop
+from typing import TypeAlias
+
+Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"  # the latter IPv6: flow label, scope id
+Control: TypeAlias = "list[tuple[int, int, bytes]]"
+
+IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
+LINK_LOCAL, MULTICAST = 0xFE, 0xFF  # first bytes of IPv6 addresses that mean nothing without an interface
+
+
+def local_of(control: Control, client: Address) -> bytes:
+    """The address of the host, packed; an IPv6 one that needs it has the interface's index behind it; b"" when nothing tells."""
+    for level, kind, data in control:
+        if level == IPPROTO_IP and kind == IP_PKTINFO:  # struct in_pktinfo: index, address to answer from, header's
+            return data[4:8]
+        if level == IPPROTO_IPV6 and kind == IPV6_PKTINFO:  # struct in6_pktinfo: address, index
+            scoped = data[0] >= LINK_LOCAL or (len(client) == 4 and client[3])
+            return data if scoped else data[:16]
+    return b""
+
+
+def reply_control(local: bytes) -> Control:
+    """What makes sendmsg(2) send from there."""
+    match len(local):
+        case 4:
+            return [(IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4s", 0, local, bytes(4)))]
+        case 16:
+            return [(IPPROTO_IPV6, IPV6_PKTINFO, local + bytes(4))]
+        case 20:  # nobody sends from a group: the kernel takes an address of that interface
+            source = bytes(16) if local[0] == MULTICAST else local[:16]
+            return [(IPPROTO_IPV6, IPV6_PKTINFO, source + local[16:])]
+    return []
+
+
+def text_of(local: bytes) -> str:
+    """The address in text form, "" for none."""
+    if not any(local[:16]):
+        return ""
+    return inet_ntop(AF_INET if len(local) == 4 else AF_INET6, local[:16])

@@ -1,0 +1,35 @@
+"""The header that tells a target who its client is: the PROXY protocol of HAProxy, versions 1 and 2. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+VERSION_AND_COMMAND = b"\x21"  # version 2, PROXY
+FAMILIES = {4: 0x10, 6: 0x20}
+TRANSPORTS = {"tcp": 1, "udp": 2}  # STREAM, DGRAM
+
+End = tuple[str, int]
+
+
+def header(version: int, protocol: str, client: End, host: End) -> bytes:
+    """The bytes to send before anything else (UDP: before each datagram). A mixed pair of addresses becomes IPv6."""
+    source, destination = plain(client[0]), plain(host[0])
+    if source.version != destination.version:
+        source, destination = mapped(source), mapped(destination)
+    if version == 1:
+        return f"PROXY TCP{source.version} {source} {destination} {client[1]} {host[1]}\r\n".encode()
+    body = source.packed + destination.packed + client[1].to_bytes(2, "big") + host[1].to_bytes(2, "big")
+    kind = bytes((FAMILIES[source.version] | TRANSPORTS[protocol],))
+    return SIGNATURE + VERSION_AND_COMMAND + kind + len(body).to_bytes(2, "big") + body
+
+
+def plain(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Without zone; an IPv4 address that is mapped into IPv6 is IPv4."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
+
+
+def mapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Address:
+    """The address in the form ::ffff:192.0.2.1, if it is IPv4."""
+    return ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + address.packed) if address.version == 4 else address

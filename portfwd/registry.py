@@ -1,0 +1,251 @@
+"""The mappings of the service: those that are published, those on disk and those whose owner is watched are the same.
+
+A mapping that was published before and cannot be now (its port is somebody's, its address has not come yet) waits, on disk and
+in the list, and is tried again every RETRY_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_py import __version__
+from portfwd import owners
+from portfwd.errors import NotFound, PortfwdError, Usage
+from portfwd.owners import Owners
+from portfwd.requests import Publish, Remove
+
+if TYPE_CHECKING:
+    from portfwd.mapping import Mapping
+    from portfwd.relay import Relay
+    from portfwd.store import Store
+
+log = logging.getLogger("portfwd")
+
+RETRY_S = 5.0
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+Json = dict[str, object]
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A mapping that cannot be published now."""
+
+    mapping: Mapping
+    why: str
+
+
+class Registry:
+    """See the module."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store) -> None:
+        self.relay = relay
+        self.store = store
+        self.owners = Owners(loop, self._ended)
+        self.waiting: dict[str, Waiting] = {}
+        self.started = time.time()
+
+    def known(self) -> dict[str, Mapping]:
+        """All of them, published or waiting."""
+        return {**{name: one.mapping for name, one in self.waiting.items()}, **self.relay.mappings}
+
+    # Requests
+
+    def publish(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
+        """All of them or none, or those that can be, on sockets that came along. PortfwdError."""
+        wanted = [dataclasses.replace(one, owner=owners.resolved(one.owner, asker)) for one in request.mappings]
+        notes: list[str] = []
+        done: dict[str, Mapping] = {}
+        before = self.relay.mappings
+        with ExitStack() as undo:
+            sockets = adopted(descriptors, undo)
+            if sockets and (len(wanted) > 1 or request.replace):
+                raise Usage("sockets come with one new mapping")
+            for mapping in wanted:
+                try:
+                    notes += self._publish(mapping, sockets, undo, replace=request.replace)
+                except Usage:
+                    raise
+                except PortfwdError as error:
+                    if not request.may_fail:
+                        raise
+                    notes.append(f"left out: {mapping}: {error}")
+                    close_all(sockets)
+                else:
+                    done[mapping.id] = mapping
+            undo.callback(self._put_back, done, before)
+            self.store.save(done.values())
+            undo.pop_all()
+        for name, mapping in done.items():
+            self.waiting.pop(name, None)
+            log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", mapping)
+        for note in notes:
+            log.info("%s", note)
+        return {"ok": True, "ids": list(done), "notes": notes}
+
+    def _publish(
+        self, mapping: Mapping, sockets: Sequence[socket.socket], undo: ExitStack, *, replace: bool
+    ) -> list[str]:
+        """One of them; `undo` takes it back."""
+        waiting = self.waiting.get(mapping.id)
+        if waiting is not None and not replace and waiting.mapping.owner != mapping.owner:
+            raise Usage(f"there is a mapping {mapping.id} already", f"it waits to be published: {waiting.why}")
+        old = self.relay.mappings.get(mapping.id) if replace else None
+        with ExitStack() as one:
+            if old is not None:
+                notes: list[str] = []
+                self.relay.replace(mapping)
+                one.callback(self._return_to, old)
+            else:
+                notes = self.relay.publish(mapping, sockets)
+                one.callback(self._take_back, mapping.id)
+            self.owners.watch(mapping)
+            undo.callback(one.pop_all().close)
+        return notes
+
+    def _return_to(self, old: Mapping) -> None:
+        self.relay.replace(old)
+        with suppress(PortfwdError):
+            self.owners.watch(old)
+
+    def _take_back(self, name: str) -> None:
+        self.owners.forget(name)
+        self.relay.remove(name, 0.0)
+
+    def _put_back(self, done: dict[str, Mapping], before: dict[str, Mapping]) -> None:
+        """What was on disk before a publish that failed."""
+        with suppress(PortfwdError):
+            self.store.forget(mapping for name, mapping in done.items() if name not in before)
+            self.store.save(before[name] for name in done if name in before)
+
+    def remove(self, request: Remove, asker: int) -> Json:
+        """Those of the ids, all of which must be there, or of the owner. NotFound, PortfwdError."""
+        known = self.known()
+        if request.owner:
+            owner = owners.resolved(request.owner, asker)
+            ids = [name for name, mapping in known.items() if mapping.owner == owner]
+        else:
+            ids = list(request.ids)
+            missing = [name for name in ids if name not in known]
+            if missing:
+                raise NotFound(f"there is no mapping {', '.join(missing)}")
+        self._drop(ids, request.drain_s)
+        return {"ok": True, "ids": ids}
+
+    def _drop(self, ids: Sequence[str], drain_s: float) -> None:
+        """Remove them here, then on disk: killed between the two, the next service publishes them again. PortfwdError."""
+        known = self.known()
+        for name in ids:
+            self.owners.forget(name)
+            if self.waiting.pop(name, None) is None:
+                self.relay.remove(name, drain_s)
+            log.info("%s: removed", name)
+        self.store.forget(known[name] for name in ids)
+
+    def listing(self) -> Json:
+        """All mappings with their state; those that wait say why."""
+        state = self.relay.stats()
+        found: list[Json] = [
+            {**mapping.to_json(), "state": state.get(name, {})} for name, mapping in self.relay.mappings.items()
+        ]
+        found += [{**one.mapping.to_json(), "state": {"waiting": one.why}} for one in self.waiting.values()]
+        return {"ok": True, "mappings": found}
+
+    def stats(self) -> Json:
+        """Counters of each mapping, and of the service."""
+        state = self.relay.stats()
+        service: Json = {
+            "pid": os.getpid(),
+            "version": __version__,
+            "started": self.started,
+            "mappings": len(state),
+            "waiting": len(self.waiting),
+            "connections": _sum(state, "connections"),
+            "active": _sum(state, "active"),
+            "draining": self.relay.draining,
+        }
+        return {"ok": True, "service": service, "mappings": state}
+
+    # What nobody asked for
+
+    def restore(self) -> None:
+        """Publish what is on disk, as far as it can be, but for what a predecessor handed over."""
+        for mapping in list(self.relay.mappings.values()):
+            try:
+                self.owners.watch(mapping)
+            except PortfwdError as error:
+                log.info("%s: %s", mapping.id, error)
+                self._ended(mapping.id)
+        for mapping in self.store.load():
+            if mapping.id not in self.relay.mappings:
+                self._try(mapping)
+
+    def retry(self) -> None:
+        """Try again what waits; every RETRY_S."""
+        for one in list(self.waiting.values()):
+            self._try(one.mapping)
+
+    def _try(self, mapping: Mapping) -> None:
+        """Publish it, or let it wait; no error of one may cost the others."""
+        name = mapping.id
+        if not owners.is_there(mapping.owner):
+            log.info("%s: not published again: its owner, %s, is gone", name, mapping.owner)
+            self.waiting.pop(name, None)
+            with suppress(PortfwdError):
+                self.store.forget([mapping])
+            return
+        try:
+            with ExitStack() as undo:
+                self._publish(mapping, [], undo, replace=False)
+                undo.pop_all()
+        except (PortfwdError, OSError, ValueError) as error:
+            before = self.waiting.get(name)
+            if before is None or before.why != str(error):
+                log.warning("%s: cannot be published now, and is tried again every %g s: %s", name, RETRY_S, error)
+            self.waiting[name] = Waiting(mapping, str(error))
+        else:
+            self.waiting.pop(name, None)
+            log.info("%s: published again %s", name, mapping)
+
+    def _ended(self, name: str) -> None:
+        """The process that a mapping belongs to has ended."""
+        log.info("%s: its process has ended", name)
+        try:
+            self._drop([name], 0.0)
+        except PortfwdError as error:
+            log.error("%s: %s", name, error)
+
+
+def close_all(sockets: Sequence[socket.socket]) -> None:
+    """Close what nobody listens on; twice is well."""
+    for sock in sockets:
+        sock.close()
+
+
+def adopted(descriptors: Sequence[int], undo: ExitStack) -> list[socket.socket]:
+    """Sockets of descriptors, in their order; `undo` closes them. Usage when one is no socket of the internet."""
+    found = []
+    for fd in descriptors:
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+        except OSError as error:
+            raise Usage("a descriptor that came along is no socket", error.strerror or str(error)) from None
+        undo.callback(sock.close)
+        if sock.family not in FAMILIES:
+            raise Usage("a socket that came along is none of IPv4 or IPv6")
+        os.set_inheritable(sock.fileno(), False)
+        found.append(sock)
+    return found
+
+
+def _sum(state: dict[str, dict[str, object]], name: str) -> int:
+    return sum(value for one in state.values() if isinstance(value := one.get(name), int))

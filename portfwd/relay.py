@@ -1,0 +1,377 @@
+"""All mappings of one process: published, changed, removed, counted.
+
+relay = Relay(poller, places, redirects=Redirects())
+relay.publish(mapping)            listens, all addresses or none; returns what a person should know
+relay.replace(mapping)            the same ports lead elsewhere from the next connection on
+relay.remove(id, drain_s)         stops listening now; what runs may end by itself
+relay.sweep()                     every SWEEP_S: time limits
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from portfwd import listeners
+from portfwd.claims import Claims, any_of
+from portfwd.counters import Counters
+from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Usage
+from portfwd.listeners import NoSuchFamily
+from portfwd.mapping import RANGE_MIN, Mapping
+from portfwd.poller import LEVEL
+from portfwd.port import Listener, TcpPort
+from portfwd.splice import Pipes
+from portfwd.tcp import RESET
+from portfwd.udp import UdpPort
+
+if TYPE_CHECKING:
+    from portfwd.places import Places
+    from portfwd.poller import Poller
+
+log = logging.getLogger("portfwd")
+
+SWEEP_S = 0.25
+LOOK_AT_ALL_S = 2.0  # between two looks at every connection
+FLOWS_MAX = 1024  # UDP flows of a port, where the mapping names no limit
+UDP_IDLE_S = 90.0
+
+
+class Redirector(Protocol):
+    """What Redirects (redirect.py) does for a Relay."""
+
+    def put(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None: ...
+
+    def take(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None: ...
+
+
+class Published:
+    """One mapping and what serves it."""
+
+    __slots__ = ("mapping", "redirected", "server")
+
+    def __init__(self, mapping: Mapping, server: TcpPort | UdpPort, redirected: tuple[str, ...]) -> None:
+        self.mapping = mapping
+        self.server = server
+        self.redirected = redirected  # those of its addresses that a redirect rule serves
+
+
+class Relay:
+    """See the module. For one thread: that of the event loop with `poller`."""
+
+    def __init__(self, poller: Poller, places: Places, *, redirects: Redirector | None = None) -> None:
+        self.poller = poller
+        self.places = places
+        self.redirects = redirects
+        self.pipes = Pipes()
+        self._published: dict[str, Published] = {}
+        self._draining: list[TcpPort | UdpPort] = []
+        self._claims = Claims()
+        self.redirect_listeners: dict[int, socket.socket] = {}  # by family, 4 and 6
+        self._next_look = 0.0
+
+    @property
+    def mappings(self) -> dict[str, Mapping]:
+        """By id, in the order of publishing."""
+        return {name: published.mapping for name, published in self._published.items()}
+
+    def publish(self, mapping: Mapping, sockets: Sequence[socket.socket] = ()) -> list[str]:
+        """Listen for a mapping, on sockets already bound if given (they are taken over). All of it or none.
+
+        PortInUse names the holder; Usage when the id is taken. Returns sentences on what was left out.
+        """
+        if mapping.id in self._published:
+            raise Usage(f"there is a mapping {mapping.id} already", "choose another name, or replace it")
+        held = self._claims.holder(mapping)
+        if held is not None:
+            other = self._published[held[0]].mapping
+            raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
+        self._refuse_loop(mapping)
+        notes: list[str] = []
+        bound = Bound(mapping, sockets)
+        try:
+            redirected = self._listen(bound, notes)
+            server = self._serve(mapping, bound)
+            try:
+                self._redirect(mapping, redirected)
+            except BaseException:
+                server.close()
+                raise
+        except BaseException:
+            bound.close()
+            raise
+        self._published[mapping.id] = Published(mapping, server, redirected)
+        self._claims.put(mapping)
+        return notes
+
+    def _refuse_loop(self, mapping: Mapping) -> None:
+        """A connection that leads back to where it was accepted would make another, and so on."""
+        for target in mapping.targets:
+            last = mapping.target_port(target, mapping.last)
+            overlaps = target.port <= mapping.last and mapping.first <= last
+            if overlaps and not target.place and any(meets(ip, target.address) for ip in mapping.host_ips):
+                raise Usage(f"{mapping} leads to itself", "the target is this host's own address and the same port")
+
+    def _listen(self, bound: Bound, notes: list[str]) -> tuple[str, ...]:
+        """Bind what is to be bound; returns the addresses left to a redirect rule."""
+        mapping = bound.mapping
+        redirected: list[str] = []
+        refusal: PortfwdError | None = None
+        for ip in mapping.host_ips:
+            if bound.has(ip):
+                continue
+            if self._prefers_redirect(mapping):
+                redirected.append(ip)
+                continue
+            try:
+                bound.bind(ip)
+            except NoSuchFamily as error:
+                refusal = error
+                notes.append(str(error))
+            except PortInUse:
+                if mapping.redirect != "fallback" or mapping.protocol != "tcp" or self.redirects is None:
+                    raise
+                redirected.append(ip)
+        if refusal is not None and not bound.sockets and not redirected:
+            raise refusal
+        return tuple(redirected)
+
+    def _prefers_redirect(self, mapping: Mapping) -> bool:
+        if mapping.protocol != "tcp":
+            return False
+        if mapping.redirect == "always" and self.redirects is None:
+            raise Lacking("redirect: always", "this process has no nf_tables, or was told not to use it")
+        long = len(mapping.ports) >= RANGE_MIN and mapping.redirect == "auto" and self.redirects is not None
+        return long or mapping.redirect == "always"
+
+    def _serve(self, mapping: Mapping, bound: Bound) -> TcpPort | UdpPort:
+        if mapping.protocol == "tcp":
+            ours = [Listener(sock, ip, port) for sock, ip, port in bound.sockets]
+            return TcpPort(mapping, ours, self.places, self.poller, self.pipes)
+        return self.udp_port(mapping, [(sock, port) for sock, _, port in bound.sockets])
+
+    def udp_port(self, mapping: Mapping, bound: Sequence[tuple[socket.socket, int]]) -> UdpPort:
+        """The UDP side of a mapping, with its sockets and the port of each."""
+        return UdpPort(
+            mapping,
+            [sock for sock, _ in bound],
+            [port for _, port in bound],
+            self.places,
+            self.poller,
+            Counters(),
+            flows_max=mapping.limit or FLOWS_MAX,
+            idle_s=mapping.idle_s or UDP_IDLE_S,
+        )
+
+    def _redirect(self, mapping: Mapping, ips: tuple[str, ...]) -> None:
+        done: list[int] = []
+        try:
+            for family, addresses in by_family(ips):
+                self._redirects().put(
+                    family, (mapping.first, mapping.last), self._listener(family), addresses=addresses
+                )
+                done.append(family)
+        except BaseException:
+            self._unredirect(mapping, tuple(ip for family, some in by_family(ips) if family in done for ip in some))
+            raise
+
+    def _unredirect(self, mapping: Mapping, ips: tuple[str, ...]) -> None:
+        for family, addresses in by_family(ips):
+            self._redirects().take(family, (mapping.first, mapping.last), self._listener(family), addresses=addresses)
+
+    def _redirects(self) -> Redirector:
+        if self.redirects is None:
+            raise Lacking("no redirect rules can be made here")
+        return self.redirects
+
+    def _listener(self, family: int) -> int:
+        """The port of the socket to which rules of a family redirect; made when first needed."""
+        sock = self.redirect_listeners.get(family)
+        if sock is None:
+            sock = listeners.bind_tcp("::" if family == 6 else "0.0.0.0", 0)  # noqa: S104  it serves what is redirected only
+            self.adopt_listener(family, sock)
+        return int(sock.getsockname()[1])
+
+    def adopt_listener(self, family: int, sock: socket.socket) -> None:
+        """Use this socket for what is redirected."""
+        self.redirect_listeners[family] = sock
+        self.poller.watch(sock.fileno(), LEVEL, lambda _: self._accept_redirected(sock))
+
+    def _accept_redirected(self, sock: socket.socket) -> None:
+        try:
+            client, address = sock.accept()
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                log.warning("cannot accept redirected connections: %s", error.strerror)
+            return
+        client.setblocking(False)
+        wanted = listeners.original_destination(client)
+        name = self._claims.find("tcp", *wanted) if wanted is not None else ""
+        server = self._published[name].server if name else None
+        if wanted is None or not isinstance(server, TcpPort):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            client.close()
+            return
+        server.begin(client, address, wanted[1], wanted[0])
+
+    def replace(self, mapping: Mapping) -> None:
+        """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
+        published = self._found(mapping.id)
+        self._refuse_loop(mapping)
+        old = published.mapping
+        same = ("protocol", "host_ips", "first", "last")
+        if any(getattr(old, name) != getattr(mapping, name) for name in same):
+            raise Usage(f"mapping {mapping.id} has other ports or addresses", "remove it and publish it anew")
+        published.mapping = mapping
+        published.server.update(mapping)
+
+    def remove(self, name: str, drain_s: float = 0.0) -> None:
+        """Stop listening for a mapping; its connections are cut after drain_s seconds. NotFound."""
+        published = self._found(name)
+        del self._published[name]
+        self._claims.take(published.mapping)
+        try:
+            self._unredirect(published.mapping, published.redirected)
+        except PortfwdError as error:
+            log.warning("%s: cannot remove the redirect rule: %s", name, error)
+        if drain_s > 0:
+            published.server.drain(self.poller.now + drain_s)
+            self._draining.append(published.server)
+        else:
+            published.server.close()
+
+    @property
+    def published(self) -> list[Published]:
+        """All mappings with what serves them."""
+        return list(self._published.values())
+
+    @property
+    def draining_servers(self) -> list[TcpPort | UdpPort]:
+        """Those of mappings that were removed, as long as a connection runs."""
+        return list(self._draining)
+
+    def adopt(self, mapping: Mapping, server: TcpPort | UdpPort, redirected: tuple[str, ...]) -> None:
+        """Take a mapping over from a predecessor, its sockets in `server` and its redirect rules as they are."""
+        self._redirect(mapping, redirected)
+        self._published[mapping.id] = Published(mapping, server, redirected)
+        self._claims.put(mapping)
+
+    def adopt_draining(self, server: TcpPort | UdpPort) -> None:
+        """The same for the connections of a mapping that is gone."""
+        self._draining.append(server)
+
+    def _found(self, name: str) -> Published:
+        published = self._published.get(name)
+        if published is None:
+            raise NotFound(f"there is no mapping {name}")
+        return published
+
+    def server(self, name: str) -> TcpPort | UdpPort:
+        """What serves a mapping. NotFound."""
+        return self._found(name).server
+
+    def stats(self) -> dict[str, dict[str, object]]:
+        """Per id: the counters, which targets do not answer, and which addresses a redirect rule serves."""
+        now = self.poller.now
+        return {
+            name: {
+                **published.server.counters.to_json(),
+                "dead_targets": [str(target) for target in published.server.balancer.dead(now)],
+                "redirected": list(published.redirected),
+            }
+            for name, published in self._published.items()
+        }
+
+    @property
+    def draining(self) -> int:
+        """Connections of mappings that were removed."""
+        return sum(server.counters.active for server in self._draining)
+
+    def sweep(self) -> None:
+        """Apply time limits; to be called every SWEEP_S."""
+        now = self.poller.now
+        servers = [published.server for published in self._published.values()] + self._draining
+        thorough = now >= self._next_look
+        if thorough:
+            self._next_look = now + LOOK_AT_ALL_S
+            self.places.expire(now)
+        for server in servers:
+            server.sweep(now)
+            if thorough:
+                server.look_at_all(now)
+        self._draining = [server for server in self._draining if server.counters.active]
+
+    def drain(self, drain_s: float) -> None:
+        """Remove all mappings, each with this limit."""
+        for name in list(self._published):
+            self.remove(name, drain_s)
+
+    def close(self) -> None:
+        """Cut everything."""
+        self.drain(0.0)
+        for server in self._draining:
+            server.close()
+        self._draining.clear()
+        for sock in self.redirect_listeners.values():
+            self.poller.forget(sock.fileno())
+            sock.close()
+        self.redirect_listeners.clear()
+        self.pipes.close()
+
+
+class Bound:
+    """The sockets of a mapping while it is being published."""
+
+    __slots__ = ("mapping", "sockets")
+
+    def __init__(self, mapping: Mapping, given: Iterable[socket.socket]) -> None:
+        self.mapping = mapping
+        self.sockets: list[tuple[socket.socket, str, int]] = []
+        for sock in given:
+            self._accept(sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        ip, port = sock.getsockname()[:2]
+        kind = socket.SOCK_STREAM if self.mapping.protocol == "tcp" else socket.SOCK_DGRAM
+        if sock.type != kind or ip not in self.mapping.host_ips or port not in self.mapping.ports:
+            raise Usage(f"the socket given is bound to {ip} port {port}, which is not the mapping's", str(self.mapping))
+        if kind == socket.SOCK_STREAM:
+            sock.setblocking(False)
+            sock.listen(listeners.BACKLOG)
+        else:
+            listeners.prepare_udp(sock)
+        self.sockets.append((sock, ip, port))
+
+    def has(self, ip: str) -> bool:
+        """Whether a socket was given for the address."""
+        return any(known == ip for _, known, _ in self.sockets)
+
+    def bind(self, ip: str) -> None:
+        """All ports on an address, or none."""
+        make = listeners.bind_tcp if self.mapping.protocol == "tcp" else listeners.bind_udp
+        new: list[tuple[socket.socket, str, int]] = []
+        try:
+            new.extend((make(ip, port), ip, port) for port in self.mapping.ports)
+        except BaseException:
+            for sock, _, _ in new:
+                sock.close()
+            raise
+        self.sockets += new
+
+    def close(self) -> None:
+        """All of them; those given, too."""
+        for sock, _, _ in self.sockets:
+            sock.close()
+
+
+def meets(host_ip: str, target: str) -> bool:
+    """Whether a connection to `target` arrives at a socket bound to `host_ip`."""
+    return host_ip == target or (host_ip == any_of(target) and listeners.is_local(target))
+
+
+def by_family(ips: Iterable[str]) -> list[tuple[int, tuple[str, ...]]]:
+    """Addresses by family, 4 and 6, without families that have none."""
+    found = {4: tuple(ip for ip in ips if ":" not in ip), 6: tuple(ip for ip in ips if ":" in ip)}
+    return [(family, some) for family, some in found.items() if some]

@@ -1,0 +1,388 @@
+"""`portfwd serve`: the process that publishes ports. It needs no systemd, and knows it when it is there.
+
+SIGTERM, SIGINT    no new connections; running ones may end by themselves for --drain seconds. Again: at once
+SIGHUP             a new process takes over, without losing a connection
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+from portfwd import control, handover, options, store, systemd
+from portfwd.control import Call, Json, Lock, Peer, Server
+from portfwd.errors import Lacking, PortfwdError
+from portfwd.places import Places
+from portfwd.poller import Poller
+from portfwd.redirect import Redirects, probe
+from portfwd.registry import RETRY_S, Registry
+from portfwd.relay import SWEEP_S, Relay
+from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats
+from portfwd.succession import Succession
+from portfwd.watch import Watch
+
+log = logging.getLogger("portfwd")
+
+DRAIN_S = 10.0
+LOG_LEVELS = ("debug", "info", "warning", "error")
+FAULTS_MAX = 10  # errors of our own in FAULTS_S that are survived: each may have cost a connection
+FAULTS_S = 60.0
+
+EPILOG = """\
+It is asked over a Unix socket, by 'portfwd publish' and the others, by portmap and by portfwd-docker-proxy.
+Mappings are kept on disk, and published again when the service starts.
+exit status: 0 well, 1 failed (also: one runs already), 2 usage, 3 the environment lacks something
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of the service."""
+
+    socket: str
+    state: str
+    drain_s: float = DRAIN_S
+    ready_fd: int = -1
+    log_level: str = "info"
+    take_over: bool = False
+    redirect: bool = True
+
+    def for_successor(self) -> list[str]:
+        """The command line of a process that takes our place."""
+        found = ["--socket", self.socket, "--state", self.state, "--drain", f"{self.drain_s:g}"]
+        return [*found, "--log-level", self.log_level, "--take-over", *([] if self.redirect else ["--no-redirect"])]
+
+
+def read(arguments: Sequence[str]) -> Options:
+    """Options from the command line; ends the process for what cannot be meant."""
+    parser = argparse.ArgumentParser(
+        prog="portfwd serve",
+        description="Publish ports until told to stop.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--socket", default=control.socket_path(), metavar="PATH", help="the control socket; %(default)s")
+    add("--state", default=store.state_dir(), metavar="DIR", help="where mappings are kept; %(default)s")
+    add(
+        "--drain",
+        type=_seconds,
+        default=DRAIN_S,
+        metavar="S",
+        help="at the end running connections get so long; %(default)g",
+    )
+    add(
+        "--ready-fd",
+        type=_descriptor,
+        default=-1,
+        metavar="N",
+        help="write a newline to this descriptor when all ports listen",
+    )
+    add("--log-level", choices=LOG_LEVELS, default="info")
+    add("--take-over", action="store_true", help="replace a service that runs, without losing a connection")
+    add("--no-redirect", action="store_true", help="set no nftables rules: a long range costs a socket for each port")
+    found = parser.parse_args(arguments)
+    return Options(
+        socket=os.path.abspath(found.socket),
+        state=os.path.abspath(found.state),
+        drain_s=found.drain,
+        ready_fd=found.ready_fd,
+        log_level=found.log_level,
+        take_over=found.take_over,
+        redirect=not found.no_redirect,
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return found
+
+
+def _descriptor(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a descriptor")
+    return int(text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`portfwd serve` with these arguments; the exit status."""
+    return serve(read(arguments))
+
+
+def serve(chosen: Options) -> int:
+    """Serve until told to stop; the exit status."""
+    log_to_stderr(chosen.log_level)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    given = systemd.activated(os.environ)
+    try:
+        control.make_folder(chosen.socket)
+        lock = Lock.take(chosen.socket)
+        if lock is None and not chosen.take_over:
+            pid = control.holder(chosen.socket) or "not known"
+            raise PortfwdError(f"portfwd is running already (pid {pid})", "--take-over replaces it without loss")
+        service = Service(chosen)
+        if lock is None:
+            service.take_over()
+        else:
+            service.begin(lock, given)
+        return service.run()
+    except PortfwdError as error:
+        log.error("%s", error)
+        return error.status
+
+
+def log_to_stderr(level: str) -> None:
+    """One line per event."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(systemd.Formatter(journal=systemd.is_journal(2, os.environ)))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level.upper())
+
+
+class Service:
+    """The running service: everything it has, and how that comes and goes."""
+
+    def __init__(self, chosen: Options) -> None:
+        self.options = chosen
+        self.poller = Poller()
+        self.loop = asyncio.SelectorEventLoop(self.poller)
+        self.places = Places()
+        self.redirects = redirects_here() if chosen.redirect else None
+        self.relay = Relay(self.poller, self.places, redirects=self.redirects)
+        self.registry = Registry(self.loop, self.relay, store.Store(chosen.state))
+        self.succession = Succession(self.loop, chosen.for_successor())
+        self.lock: Lock | None = None
+        self.listener: socket.socket | None = None
+        self.server: Server | None = None
+        self.watch: Watch | None = None
+        self._unlinks = True  # whether the socket's file is ours to remove
+        self._stopping = self._ended = False
+        self._faults: list[float] = []
+
+    # Beginning
+
+    def begin(self, lock: Lock, given: Sequence[int]) -> None:
+        """As the only service. PortfwdError."""
+        self.lock = lock
+        for fd in given:
+            sock = socket.socket(fileno=fd)
+            if self.listener is None and (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
+                self.listener = sock
+                self._unlinks = False
+            else:
+                sock.close()
+        if self.listener is None:
+            self.listener = control.listen(self.options.socket)
+
+    def take_over(self) -> None:
+        """In place of the service that runs. PortfwdError before anything of it is touched."""
+        parcel, peer = handover.ask(self.options.socket)
+        try:
+            self.listener, lock = handover.unpack(self.relay, parcel)
+            self.lock = Lock(self.options.socket, lock)
+            self._unlinks = parcel.state.get("unlinks") is not False
+            handover.confirm(peer)
+        except (PortfwdError, OSError) as error:
+            log.error("cannot take over: %s", error)
+            end_without_a_word(1)  # the sockets are still the other's: closing them in order would end its connections
+        parcel.close()
+        self.lock.sign()
+        log.info("took over %d mappings", len(self.relay.mappings))
+
+    def run(self) -> int:
+        """Serve; the exit status."""
+        assert self.listener is not None
+        try:
+            self.registry.restore()
+            self._tidy_redirects()
+            self.watch = Watch(self.loop, self.redirects)
+            self.server = Server(self.loop, self.listener, self)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.loop.add_signal_handler(number, self.stop)
+            self.loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            self._every(SWEEP_S, self._sweep)
+            self._every(RETRY_S, self._retry)
+            if watchdog_s := systemd.watchdog_s(os.environ):
+                self._every(watchdog_s, lambda: systemd.notify("WATCHDOG=1"))
+            self._say_ready()
+            while not self._ended:
+                self._run_loop()
+        finally:
+            self.close()
+        return 0
+
+    def _tidy_redirects(self) -> None:
+        """Rules of a service that was killed lead to a socket that nobody has any more."""
+        if self.redirects is not None:
+            try:
+                self.redirects.restore()
+            except PortfwdError as error:
+                log.error("%s", error)
+
+    def _say_ready(self) -> None:
+        count = len(self.relay.mappings)
+        systemd.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={count} mappings")
+        log.info("ready: %d mappings, asked at %s", count, self.options.socket)
+        if self.options.ready_fd >= 0:
+            try:
+                os.write(self.options.ready_fd, b"\n")
+                os.close(self.options.ready_fd)
+            except OSError as error:
+                log.warning("nobody waits at --ready-fd %d: %s", self.options.ready_fd, error.strerror)
+
+    def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        def again() -> None:
+            self.loop.call_later(seconds, again)
+            work()
+
+        self.loop.call_later(seconds, again)
+
+    def _run_loop(self) -> None:
+        """Until the end, or until an error of our own escapes from a connection's callback."""
+        try:
+            self.loop.run_forever()
+        except Exception as error:
+            now = self.loop.time()
+            self._faults = [when for when in self._faults if now - when < FAULTS_S] + [now]
+            log.error("an error of portfwd itself; please report it", exc_info=error)
+            if len(self._faults) > FAULTS_MAX:
+                raise
+
+    def _sweep(self) -> None:
+        self.relay.sweep()
+        if self._stopping and not self.relay.draining:
+            self._end()
+
+    def _retry(self) -> None:
+        if not self._stopping:
+            self.registry.retry()
+
+    # Answering
+
+    def new_id(self) -> str:
+        """For a mapping to which nobody gave a name."""
+        return options.new_name()
+
+    def answer(self, request: Request, call: Call) -> Json | None:
+        """What was asked for. PortfwdError."""
+        match request:
+            case Publish():
+                descriptors = call.take_descriptors()
+                try:
+                    return self.registry.publish(request, call.peer.pid, descriptors)
+                finally:
+                    control.close_all(descriptors)
+            case Remove():
+                return self.registry.remove(request, call.peer.pid)
+            case Listing():
+                return self.registry.listing()
+            case Stats():
+                return self.registry.stats()
+            case _:
+                self.succession.start(call.answer)
+                return None
+
+    def hand_over(self, request: Handover, peer: socket.socket) -> None:
+        """Give everything to a successor, and end; or serve on."""
+        if request.version != handover.VERSION:
+            raise PortfwdError(
+                "this service hands over in another form", f"version {handover.VERSION}: restart it instead"
+            )
+        assert self.listener is not None
+        assert self.lock is not None
+        successor = Peer.of(peer).pid
+        parcel = handover.pack(self.relay, self.listener, self.lock.fd)
+        parcel.state["unlinks"] = self._unlinks
+        if not handover.send(parcel, peer):
+            log.warning("process %d did not take over; serving on", successor)
+            return
+        log.info("process %d has taken over", successor)
+        systemd.notify(f"MAINPID={successor}", "READY=1")  # before it is seen that we are gone
+        self.succession.succeeded()
+        if self.watch is not None:
+            self.watch.close()
+        end_without_a_word(0)
+
+    def _hang_up(self) -> None:
+        try:
+            self.succession.start(None)
+        except PortfwdError as error:
+            log.error("cannot reload: %s", error)
+
+    # Ending
+
+    def stop(self) -> None:
+        """A signal came: the first to drain, the second to end."""
+        if self._stopping:
+            self._end()
+            return
+        self._stopping = True
+        systemd.notify("STOPPING=1")
+        self._close_control()
+        self.registry.owners.close()
+        self.relay.drain(self.options.drain_s)
+        if self.relay.draining:
+            log.info("no new connections; %d running ones get %g s", self.relay.draining, self.options.drain_s)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self.loop.stop()
+
+    def _close_control(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+            if self._unlinks:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.options.socket)
+
+    def close(self) -> None:
+        """End everything, whatever there is of it."""
+        self._close_control()
+        self.succession.close()
+        if self.watch is not None:
+            self.watch.close()
+        self.registry.owners.close()
+        self.relay.close()
+        self.places.close()
+        self.loop.close()
+        if self.lock is not None:
+            self.lock.close()
+        log.info("ended")
+
+
+def redirects_here() -> Redirects | None:
+    """None, and a line in the log, where there is no nf_tables for us."""
+    try:
+        probe()
+    except Lacking as error:
+        log.info("%s; a long range costs a socket for each port", error)
+        return None
+    return Redirects()
+
+
+def end_without_a_word(status: int) -> NoReturn:
+    """End without closing anything in order: another process goes on with our sockets."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,79 @@
+"""What systemd and a service tell each other: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3), levels in the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import MutableMapping
+
+FIRST_FD = 3  # SD_LISTEN_FDS_START, systemd/sd-daemon.h
+LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}  # syslog(3)
+FOR_ONE_PROCESS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")
+
+Environment = MutableMapping[str, str]
+
+
+def notify(*words: str) -> None:
+    """Tell the service manager, if there is one; it never fails."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+            sock.sendto("\n".join(words).encode(), address)
+    except OSError as error:
+        logging.getLogger("portfwd").debug("the service manager does not listen: %s", error.strerror)
+
+
+def activated(environment: Environment) -> list[int]:
+    """The descriptors that the service manager passed to this process. They are not inherited from here on."""
+    pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    found = list(range(FIRST_FD, FIRST_FD + int(count)))
+    for fd in found:
+        os.set_inheritable(fd, False)
+    return found
+
+
+def watchdog_s(environment: Environment) -> float:
+    """How often to say that we live: half of what is asked for. 0 for never."""
+    pid, limit = environment.get("WATCHDOG_PID", ""), environment.get("WATCHDOG_USEC", "")
+    if not limit.isdecimal() or pid not in ("", str(os.getpid())):
+        return 0.0
+    return int(limit) / 2 / 10**6
+
+
+def for_successor(environment: Environment) -> dict[str, str]:
+    """The environment for a process that takes our place."""
+    return {name: value for name, value in environment.items() if name not in FOR_ONE_PROCESS}
+
+
+def is_journal(fd: int, environment: Environment) -> bool:
+    """Whether a descriptor leads to systemd's journal, which takes <N> at the beginning of a line for the level."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+class Formatter(logging.Formatter):
+    """Lines for a terminal, or for the journal."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__("%(message)s" if journal else "portfwd: %(message)s")
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """What people gave us cannot end a line: that would forge another."""
+        text = super().format(record)
+        if record.exc_info is None:
+            text = "".join(char if char.isprintable() else "?" for char in text)
+        if self._journal:
+            level = LEVELS.get(record.levelno, LEVELS[logging.INFO])
+            text = "\n".join(f"<{level}>{line}" for line in text.split("\n"))
+        return text

@@ -1,0 +1,238 @@
+"""`cni-py restore` on a lab's host: what was flushed comes back, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab
+from runtime import Network, Plugins, mapping
+from snapshot import difference
+
+pytestmark = pytest.mark.ours_alone
+COMMAND = Path(sys.executable).with_name("cni-py")
+WEB, OTHER, NAMED, FIRST, LAST = 8080, 8090, 8081, 20000, 20009
+HOST4, HOST6 = "198.51.100.1", "2001:db8:1::1"
+
+
+class Guarded(Network):
+    """The network with a spoof check."""
+
+    __slots__ = ()
+
+    def bridge(self, ips: list[str] | None = None) -> dict[str, object]:
+        return {**super().bridge(ips), "macspoofchk": True}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Lab]:
+    with Lab.from_yaml("lan.yaml") as lab:
+        for name in ("c1", "c2"):
+            lab.serve(name, 80)
+        yield lab
+
+
+@pytest.fixture
+def empty(machine: Lab, plugins: Plugins) -> Iterator[Guarded]:
+    """Nothing attached yet, and nothing after the test."""
+    network = Guarded(machine, plugins)
+    yield network
+    for name in list(network.results):
+        network.detach(name)
+
+
+@pytest.fixture
+def network(empty: Guarded) -> Guarded:
+    """c1 and c2 attached."""
+    network = empty
+    range_ports = [mapping(port, 80 + port - FIRST) for port in range(FIRST, LAST + 1)]
+    network.attach("c1", mapping(WEB, 80), mapping(NAMED, 80, host_ip=HOST4), *range_ports)
+    network.attach("c2", mapping(OTHER, 80), mapping(8053, 53, "udp"))
+    return network
+
+
+def nft(lab: Lab, command: str) -> str:
+    return lab["host"].run(["nft", *command.split()], check=True).stdout
+
+
+def restore(lab: Lab, *options: str, status: int = 0) -> str:
+    done = lab["host"].run([str(COMMAND), "restore", *options])
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def report(lab: Lab, status: int = 0) -> dict[tuple[str, str], dict[str, Any]]:
+    """What --json says, by container and plugin."""
+    done = lab["host"].run([str(COMMAND), "restore", "--json"])
+    assert done.returncode == status, done.stdout + done.stderr
+    return {(one["containerID"], one["plugin"]): one for one in json.loads(done.stdout)["attachments"]}
+
+
+def ruleset(lab: Lab) -> list[str]:
+    """Every line of the ruleset, elements one a line, sorted: their order is the hash's."""
+    text = nft(lab, "-s list ruleset")
+    return sorted(line.strip(" \t,}") for line in re.split(r"\n|, |\{ (?=.* : )", text))
+
+
+def reached(lab: Lab, port: int = WEB) -> list[str]:
+    """Who answers on a port, from the LAN and from the host, in both families."""
+    ways = [("client", HOST4), ("client", HOST6), ("host", HOST4), ("host", "127.0.0.1")]
+    return [lab.fetch(name, address, port).name for name, address in ways]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flush ruleset",
+        "delete table inet cni_py",
+        "delete table bridge cni_py",
+        "flush table inet cni_py",
+        "flush table bridge cni_py",
+        "flush chain inet cni_py published4",
+        "flush map inet cni_py any4",
+        "flush map inet cni_py specific4",
+        "flush map inet cni_py claims4",
+        "flush map inet cni_py claims6",
+        "flush map inet cni_py hairpin4",
+        "flush map inet cni_py masquerade6",
+        "flush set inet cni_py local_links",
+        "flush set bridge cni_py spoof_allowed",
+        "flush chain inet cni_py outside_192.0.2.0_24",
+    ],
+)
+def test_what_was_removed_comes_back(machine: Lab, network: Guarded, damage: str) -> None:
+    before = ruleset(machine)
+    nft(machine, damage)
+    assert ruleset(machine) != before
+    restore(machine)
+    assert ruleset(machine) == before
+    assert reached(machine) == ["c1"] * 4
+
+
+def test_traffic_flows_again_and_del_leaves_nothing(machine: Lab, empty: Guarded) -> None:
+    network = empty
+    network.attach("c1", mapping(WEB, 80))
+    network.detach("c1")
+    before = machine.snapshot("host")
+    network.attach("c1", mapping(WEB, 80), mapping(NAMED, 80, host_ip=HOST4), *(mapping(FIRST + n, 80) for n in (1, 2)))
+    network.attach("c2", mapping(OTHER, 80))
+    nft(machine, "flush ruleset")
+    restore(machine)
+    assert reached(machine, WEB) == ["c1"] * 4
+    assert reached(machine, OTHER) == ["c2"] * 4
+    assert machine.fetch("client", HOST4, NAMED).name == "c1"
+    assert machine.fetch("c2", HOST4, WEB).name == "c1"
+    network.detach("c1")
+    network.detach("c2")
+    ignored = ("addresses", "routes", "sysctls", "links", "files")  # host-local's memory, and that of the bridge
+    after = machine.snapshot("host")
+    for name in ignored:
+        before.pop(name), after.pop(name)
+    assert not difference(before, after)
+    assert json.loads(nft(machine, "-j list map inet cni_py claims4"))["nftables"][1]["map"].get("elem") is None
+    assert "local_links" in nft(machine, "list ruleset")
+
+
+def test_it_says_what_it_put_back_and_then_that_nothing_is_missing(machine: Lab, network: Guarded) -> None:
+    assert restore(machine).strip() == "0 of 2 attachments needed something"
+    before = ruleset(machine)
+    nft(machine, "flush ruleset")
+    text = restore(machine)
+    assert re.search(r"^lab/c1/eth0 portmap: put back: host: nft elements: publish .*8080", text, re.MULTILINE)
+    assert re.search(r"^lab/c2/eth0 bridge: put back: .*masquerade", text, re.MULTILINE)
+    assert text.endswith("2 of 2 attachments needed something\n")
+    assert restore(machine, "--quiet") == ""
+    assert ruleset(machine) == before
+
+
+def test_the_guard_of_the_hosts_loopback_comes_back_where_route_localnet_is_on(machine: Lab, network: Guarded) -> None:
+    nft(machine, "flush ruleset")
+    put_back = report(machine)["c1", "portmap"]["putBack"]
+    assert any("127.0.0.0/8" in text for text in put_back)
+    assert "cni0" in nft(machine, "list set inet cni_py local_links")
+
+
+def test_a_port_that_another_container_took_is_an_error_and_the_others_go_on(machine: Lab, empty: Guarded) -> None:
+    machine.add_container("c3")
+    network = empty
+    network.attach("c1", mapping(WEB, 80))
+    network.attach("c2", mapping(OTHER, 80))
+    nft(machine, "flush ruleset")
+    network.attach("c3", mapping(WEB, 80))
+    found = report(machine, status=1)
+    assert "in use by lab/c3/eth0" in found["c1", "portmap"]["errors"][0]
+    assert not found["c1", "bridge"]["errors"]
+    assert not found["c3", "portmap"]["putBack"]
+    assert machine.fetch("client", HOST4, OTHER).name == "c2"
+    assert "lab/c1/eth0 portmap: error: " in restore(machine, "--quiet", status=1)
+    network.detach("c3")
+    assert not report(machine)["c1", "portmap"]["errors"]
+    assert reached(machine) == ["c1"] * 4
+    for name in ("c1", "c2"):
+        network.detach(name)
+    machine.remove("c3")
+
+
+def test_who_held_a_port_first_holds_it_again(machine: Lab, plugins: Plugins, empty: Guarded) -> None:
+    """Two networks of one container have the same ports: the second waits for the first."""
+    first = empty
+    first.attach("c1", mapping(WEB, 80))
+    result = first.results["c1"]
+    second = {**first.portmap("c1"), "name": "second", "prevResult": result}
+    assert plugins.run(machine, "ADD", "portmap", second, "c1").status == 0
+    nft(machine, "flush ruleset")
+    report(machine)
+    assert reached(machine) == ["c1"] * 4
+    assert "lab/c1/eth0" in nft(machine, "list map inet cni_py claims4")
+    first.detach("c1")
+    assert "second/c1/eth0" in nft(machine, "list map inet cni_py claims4")
+    assert plugins.run(machine, "DEL", "portmap", second, "c1").status == 0
+    assert "second" not in nft(machine, "list ruleset")
+
+
+def test_a_dead_attachment_and_an_unfinished_one_are_left_out(machine: Lab, network: Guarded) -> None:
+    machine.add_container("c4")
+    network.attach("c4", mapping(8094, 80))
+    machine.remove("c4")
+    folder = (
+        machine["host"]
+        .run(["sh", "-c", "grep -l c2 /run/cni-py/attachments/*/portmap.json"], check=True)
+        .stdout.strip()
+    )
+    machine["host"].run(["mv", folder, folder.replace(".json", ".adding")], check=True)
+    nft(machine, "flush ruleset")
+    found = report(machine)
+    assert found["c4", "portmap"]["skipped"] == "its network namespace is gone"
+    assert found["c2", "portmap"]["skipped"].startswith("its ADD is under way")
+    assert reached(machine) == ["c1"] * 4
+    assert str(8094) not in nft(machine, "list ruleset")
+    machine["host"].run(["mv", folder.replace(".json", ".adding"), folder], check=True)
+    restore(machine)
+    network.detach("c4")
+
+
+def test_a_damaged_record_costs_the_others_nothing(machine: Lab, network: Guarded) -> None:
+    path = (
+        machine["host"]
+        .run(["sh", "-c", "grep -l c2 /run/cni-py/attachments/*/portmap.json"], check=True)
+        .stdout.strip()
+    )
+    machine["host"].run(["sed", "-i.kept", 's/"addresses":"[^"]*"/"addresses":"nowhere"/', path], check=True)
+    nft(machine, "flush ruleset")
+    found = report(machine, status=1)
+    assert found["c2", "portmap"]["errors"]
+    assert reached(machine) == ["c1"] * 4
+    machine["host"].run(["mv", f"{path}.kept", path], check=True)
+    restore(machine)
+
+
+def test_without_root_it_says_so(machine: Lab) -> None:
+    done = machine["host"].run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(COMMAND), "restore"])
+    assert done.returncode in (3, 126)  # 126: the nobody of this machine cannot reach the command
+    if done.returncode == 3:
+        assert "root" in done.stderr

@@ -1,0 +1,73 @@
+"""Which mappings `portfwd rm` means."""
+
+from __future__ import annotations
+
+import pytest
+
+from portfwd import choose
+from portfwd.errors import NotFound, Usage
+
+
+def live(name: str, first: int, last: int = 0, protocol: str = "tcp", **more: object) -> dict[str, object]:
+    base: dict[str, object] = {"id": name, "protocol": protocol, "host_ips": ["0.0.0.0", "::"], "first": first}
+    return base | {"last": last or first, "targets": [{"address": "192.0.2.2", "port": 80}], "state": {}} | more
+
+
+LIVE = [
+    live("web", 8080),
+    live("dns", 53, protocol="udp"),
+    live("range", 9000, 9009),
+    live("here", 443, host_ips=["127.0.0.1"]),
+    live("here6", 443, host_ips=["::1"]),
+    live("80", 81),
+    live("later", 82, weights=[1]),
+    live("portmap-00ff-1", 84, owner="attachment 00ff"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("web", "web"),
+        ("8080", "web"),
+        ("8080/tcp", "web"),
+        ("[::]:8080/tcp", "web"),
+        ("53/udp", "dns"),
+        ("9000-9009", "range"),
+        ("127.0.0.1:443", "here"),
+        ("[::1]:443/tcp", "here6"),
+        ("::1:443", "here6"),
+        ("80", "80"),  # a name before a port
+        ("later", "later"),  # of a service newer than this command
+        ("portmap-00ff-1", "portmap-00ff-1"),
+    ],
+)
+def test_a_mapping_is_meant_by_its_name_or_its_ports(text: str, expected: str) -> None:
+    assert choose.ids([text], LIVE) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text", ["wep", "8081", "53", "8080/udp", "::1", "", "9000-9010", "127.0.0.2:443", "[::1]:8080"]
+)
+def test_what_nobody_published_is_not_found(text: str) -> None:
+    with pytest.raises(NotFound):
+        choose.ids([text], LIVE)
+
+
+def test_a_part_of_a_range_is_not_the_range() -> None:
+    with pytest.raises(NotFound, match=r"no mapping of 9004: range is 9000-9009/tcp"):
+        choose.ids(["9004"], LIVE)
+
+
+def test_ports_that_two_mappings_have_mean_neither() -> None:
+    with pytest.raises(Usage, match=r"here on 127.0.0.1, here6 on ::1"):
+        choose.ids(["443/tcp"], LIVE)
+
+
+def test_each_is_named_once() -> None:
+    assert choose.ids(["web", "8080", "dns"], LIVE) == ["web", "dns"]
+
+
+def test_all_are_those_of_people() -> None:
+    assert "portmap-00ff-1" not in choose.of_people(LIVE)
+    assert len(choose.of_people(LIVE)) == len(LIVE) - 1
