@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from cni_py.records import Attachment, Record
 
 REGISTRY: "dict[str, type[Op]]" = {}
-HOMES = ("cni_py.ops", "cni_py.nftops", "cni_py.reservations")  # where operations are defined that a record may hold
+# where operations are defined that a record may hold
+HOMES = (
+    "cni_py.ops",
+    "cni_py.nftops",
+    "cni_py.reservations",
+    "cni_py.userland",
+)
 
 
 class Op:
@@ -81,9 +87,10 @@ def op_from_json(fields: object) -> Op:
     if not isinstance(fields, dict):
         raise ValueError(f"not an operation: {fields!r}")
     name = str(fields.get("op"))
-    if name not in REGISTRY:
-        for module in HOMES:
-            __import__(module)
+    for module in HOMES:
+        if name in REGISTRY:
+            break
+        __import__(module)
     cls = REGISTRY.get(name)
     if cls is None or fields.keys() - {"op"} != cls.FIELDS.keys():
         raise ValueError(f"no such operation: {dict(fields)}")

@@ -77,6 +77,12 @@ def wait_for(holder: str, who: "Attachment", conditions: dict[int, str], text: s
     os.rename(path + ".tmp", path)
 
 
+def wait_too(holder: str, who: "Attachment") -> None:
+    """Make `who` an heir of `holder` for what portfwd serves, unless it is one already."""
+    if not os.path.exists(f"{records.run_dir()}/attachments/{holder}/heirs/{who.hex}"):
+        wait_for(holder, who, {}, "")
+
+
 def stop_waiting(holder: str, who: "Attachment") -> None:
     """`who` is no heir of `holder` any more; that it never was is as good."""
     _unlink(f"{records.run_dir()}/attachments/{holder}/heirs", who.hex)
@@ -100,6 +106,11 @@ def waiting_for(holder: "Attachment") -> "list[tuple[Attachment, dict[int, str],
             conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
             found.append((key, conditions, str(fields.get("ports", ""))))
     return found
+
+
+def has_heirs(holder: "Attachment") -> bool:
+    """Whether somebody waits, or waited."""
+    return os.path.isdir(f"{holder.folder}/heirs")
 
 
 def forget_heirs(holder: "Attachment") -> None:

@@ -243,6 +243,35 @@ class ReflectToPort(Op):
         return True
 
 
+class GuardAddress(Op):
+    """Nobody beyond the container's own network reaches it but by what is published, or has been asked for by itself."""
+
+    address: str
+    owned = True
+    line = "host: nft element of set guarded4 or 6: {address} is closed to other networks, but for published ports"
+
+    def element(self, kernel: "Kernel") -> tuple[str, Element]:
+        """The set, and the element in it."""
+        packed = parse_ip(self.address)
+        return f"guarded{4 if len(packed) == 4 else 6}", Element(packed, None, kernel.key.comment)
+
+    def apply(self, kernel: "Kernel") -> bool:
+        return put(kernel, *self.element(kernel), nftrules.direct_access_chain())
+
+    def undo(self, kernel: "Kernel") -> None:
+        try:
+            set_name, element = self.element(kernel)
+        except ValueError:  # a damaged record: GC finds the element by its comment
+            return
+        take(kernel, set_name, element.key)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        set_name, element = self.element(kernel)
+        found = kernel.nft.get(set_name, (element.key,)).get(element.key)
+        lost = f"nftables set {set_name} has lost {self.address}: others may reach it directly"
+        return None if found == element else lost
+
+
 class PublishPorts(Op):
     """Host ports lead to the container.
 
@@ -268,7 +297,7 @@ class PublishPorts(Op):
     def chains(self) -> str:
         """The chains that our elements jump to."""
         inside = [nftrules.inside_chain(parse_address(address)) for address in self.addresses.split()]
-        return condition_chains(self.conditions()) + "".join(inside)
+        return mapping_chains(self.conditions(), self.ports) + "".join(inside)
 
     def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
         """The elements that masquerade clients, with their maps."""
@@ -341,7 +370,7 @@ class PublishPorts(Op):
         for key, conditions, text in waiting:
             _promote(draft, Claimant(key, conditions), text)
         try:  # the heirs' chains: one that only waited never needed its own
-            commit(kernel, draft.changes(), lambda: "".join(condition_chains(heir[1]) for heir in waiting))
+            commit(kernel, draft.changes(), lambda: "".join(mapping_chains(*heir[1:]) for heir in waiting))
         except (CniError, OSError) as error:
             if not waiting:
                 raise
@@ -367,14 +396,22 @@ class PublishPorts(Op):
         return None
 
 
-def condition_chains(conditions: dict[int, str]) -> str:
-    """Text for the chains of conditions, which may come from a file and are vetted again."""
-    text = ""
-    for family, condition in conditions.items():
-        if condition:
-            words = vetted([condition], f"conditionsV{family}")
-            text += nftrules.conditions_chain(family, condition_id(family, condition), words)
-    return text
+def mapping_chains(conditions: dict[int, str], ports: str) -> str:
+    """Text for the chains that mappings need, from words that may come from a file and are vetted again."""
+    texts = {}
+    try:
+        mappings = parse_mappings(ports)
+    except ValueError:  # a damaged file
+        return ""
+    for mapping in mappings:
+        family, condition = mapping.family, mapping.condition(conditions.get(mapping.family, ""))
+        name = condition_id(family, condition)
+        words = vetted([condition], f"conditionsV{family}")
+        if mapping.share:
+            texts["shared", family, name] = nftrules.shared_chain(family, name or str(family), words)
+        elif condition:
+            texts["", family, name] = nftrules.conditions_chain(family, name, words)
+    return "".join(texts.values())
 
 
 def say(text: str) -> None:
@@ -433,6 +470,8 @@ def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: boo
             return flow.replier == mapping.container_ip
         if not own:
             own.update(entry.address.packed for entry in kernel.host.addresses())
+        if mapping.share and flow.replier not in own and flow.replier != flow.dst:
+            return False  # another container that has the port too
         # a flow to an address that is not the host's is merely forwarded: not ours
         return flow.replier != mapping.container_ip and (flow.dst in own or flow.dst[:1] == b"\x7f")
 

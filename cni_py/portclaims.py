@@ -5,6 +5,7 @@ that a packet finds, each port has one in the map `claims4` or `claims6`, so tha
 
     published on any address          claims: proto . port : 0, with the holder's comment
     published on specific addresses   claims: proto . port : how many there are; the holders' comments are on those
+    shared, on any address            claims: proto . port : SHARED; see portshares.py
 
 The same container never conflicts with itself (podman gives all networks of a container the same mappings): the first
 attachment is served, the next waits as its heir, a file in the folder of the first's record, and takes over in the
@@ -24,6 +25,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cni_py.records import Attachment
+
+
+SHARED = mark(1 << 31)  # the value of a shared port's claim: no count of specific addresses is as high
+CHAIN = "shared"  # how the names of chains of shared ports begin
+
+
+class Place:
+    """A host port, on one address or any, in our maps."""
+
+    __slots__ = ("claim_key", "family", "key", "kind")
+
+    def __init__(self, family: int, host_ip: bytes | None, claim_key: bytes) -> None:
+        self.family = family
+        self.kind = "any" if host_ip is None else "specific"
+        self.key = (host_ip or b"") + claim_key
+        self.claim_key = claim_key
+
+    @property
+    def map_name(self) -> str:
+        """The map whose element jumps to the chain of a shared port."""
+        return f"conditional_{self.kind}{self.family}"
+
+
+def is_shared(element: Element | None) -> bool:
+    """Whether an element jumps to a chain of shared ports."""
+    return element is not None and isinstance(element.value, str) and element.value.startswith(CHAIN)
 
 
 class Draft:
@@ -107,6 +134,16 @@ def claim_key(mapping: Mapping, port: int) -> bytes:
     return concat(bytes((PROTOCOLS[mapping.protocol],)), port_key(port))
 
 
+def target_of(mapping: Mapping, port: int) -> bytes:
+    """The value of a map: where one port of the mapping leads."""
+    return concat(mapping.container_ip, port_key(mapping.container_port + port - mapping.first))
+
+
+def place_of(mapping: Mapping) -> Place:
+    """Where a mapping of one port is in the maps of shared ports."""
+    return Place(mapping.family, mapping.host_ip, claim_key(mapping, mapping.first))
+
+
 class Claimant:
     """An attachment that publishes ports under conditions (by family)."""
 
@@ -121,14 +158,21 @@ class Claimant:
         """Whether the element is there and carries our comment."""
         return element is not None and element.comment[:HEX] == self.key.hex
 
+    def condition(self, mapping: Mapping) -> str:
+        """What names the chain of the mapping's conditions, "" when it has none."""
+        return condition_id(mapping.family, mapping.condition(self.conditions.get(mapping.family, "")))
+
+    def shared_chain(self, mapping: Mapping) -> str:
+        """The chain of a mapping that is shared."""
+        return f"{CHAIN}{self.condition(mapping) or mapping.family}"
+
     def targets(self, mapping: Mapping, port: int) -> "Iterator[tuple[str, Element]]":
-        """The map elements that lead packets for one port of the mapping to its container."""
+        """The map elements that lead packets for one port of the mapping, which is not shared, to its container."""
         key, kind = claim_key(mapping, port), "any"
         if mapping.host_ip is not None:
             key, kind = mapping.host_ip + key, "specific"
-        container_port = mapping.container_port + port - mapping.first
-        target = Element(key, concat(mapping.container_ip, port_key(container_port)), self.comment)
-        condition = condition_id(mapping.family, self.conditions.get(mapping.family, ""))
+        target = Element(key, target_of(mapping, port), self.comment)
+        condition = self.condition(mapping)
         if condition:
             yield f"{kind}{condition}", target
             yield f"conditional_{kind}{mapping.family}", Element(key, f"conditions{condition}", self.comment)
@@ -139,6 +183,15 @@ class Claimant:
 def claim(draft: Draft, who: Claimant, mapping: Mapping) -> None:
     """Put the mapping in. Nobody may hold its ports."""
     claims = f"claims{mapping.family}"
+    if mapping.share:
+        from cni_py import portshares
+
+        target = target_of(mapping, mapping.first)
+        first = portshares.join(draft, place_of(mapping), who.shared_chain(mapping), target, who.comment)
+        if first and mapping.host_ip is not None:
+            key = claim_key(mapping, mapping.first)
+            draft.put(claims, Element(key, mark(_count(draft.get(claims, key)) + 1)))
+        return
     for port in mapping.ports:
         key = claim_key(mapping, port)
         if mapping.host_ip is None:
@@ -158,7 +211,8 @@ def read_ahead(draft: Draft, who: Claimant, mappings: "Sequence[Mapping]") -> No
     keys: dict[str, list[bytes]] = {}
     for mapping in mappings:
         keys.setdefault(f"claims{mapping.family}", []).extend(claim_key(mapping, port) for port in mapping.ports)
-        for set_name, element in who.targets(mapping, mapping.first) if mapping.first == mapping.last else ():
+        single = mapping.first == mapping.last and not mapping.share
+        for set_name, element in who.targets(mapping, mapping.first) if single else ():
             keys.setdefault(set_name, []).append(element.key)
     for set_name, wanted in keys.items():
         draft.read(set_name, wanted)
@@ -172,7 +226,8 @@ def release(draft: Draft, who: Claimant, mapping: Mapping) -> set[str]:
         _release_range(draft, who, mapping)
     for port in mapping.ports:
         key = claim_key(mapping, port)
-        if mapping.host_ip is None and who.owns(draft.get(claims, key)):
+        claimed = draft.get(claims, key)
+        if mapping.host_ip is None and claimed is not None and claimed.value != SHARED and who.owns(claimed):
             draft.remove(claims, key)
     if mapping.last == mapping.first:
         _release_targets(draft, who, mapping)
@@ -193,8 +248,14 @@ def _release_targets(draft: Draft, who: Claimant, mapping: Mapping) -> None:
     """Remove the element of ours that has the mapping's key, whatever it leads to and under whatever conditions."""
     family, kind = mapping.family, "any" if mapping.host_ip is None else "specific"
     sets = [f"{kind}{family}", f"conditional_{kind}{family}"]
-    for set_name in reversed(sets) if who.conditions.get(family) else sets:
+    for set_name in reversed(sets) if who.condition(mapping) or mapping.share else sets:
         element = draft.get(set_name, (mapping.host_ip or b"") + claim_key(mapping, mapping.first))
+        if is_shared(element):
+            from cni_py import portshares
+
+            if portshares.leave(draft, place_of(mapping), who.key.hex) and mapping.host_ip is not None:
+                _uncount(draft, family, claim_key(mapping, mapping.first))
+            continue
         if element is not None and who.owns(element):
             _remove_target(draft, set_name, element)
             if mapping.host_ip is not None:
@@ -245,11 +306,15 @@ def obtain(draft: Draft, who: Claimant, mapping: Mapping) -> str:
         claim(draft, who, mapping)
         return ""
     release(draft, who, mapping)
+    there = draft.get(place_of(mapping).map_name, place_of(mapping).key) if mapping.share else None
+    shared = there is not None and there.value == who.shared_chain(mapping)
     for port in mapping.ports:
         for comment in _holders(draft, mapping, port):
             holder = heirs.record_of(comment[:HEX])
             if holder is None or heirs.is_dead(holder):
                 evict(draft, comment[:HEX])
+            elif shared:
+                continue
             elif holder.key.container_id == who.key.container_id and holder.key.hex != who.key.hex:
                 return holder.key.hex
             else:
@@ -260,12 +325,22 @@ def obtain(draft: Draft, who: Claimant, mapping: Mapping) -> str:
 
 def lacking(draft: Draft, who: Claimant, mapping: Mapping) -> str:
     """The first of the mapping's ports that does not lead where it should, "" when all do or another network serves them."""
+    if mapping.share:
+        from cni_py import portshares
+
+        for member in portshares.members(draft, place_of(mapping)):
+            if who.owns(member) and member.value == target_of(mapping, mapping.first):
+                whole = portshares.chain_at(draft, place_of(mapping)) == who.shared_chain(mapping)
+                claimed = _holders(draft, mapping, mapping.first)
+                return "" if whole and claimed else f"{mapping.first}/{mapping.protocol}"
     for port in mapping.ports:
         holder = _holder(draft, mapping, port)
-        if holder != who.key.hex:
+        if mapping.share or holder != who.key.hex:
             other = heirs.record_of(holder) if holder else None
-            if other is None or other.key.container_id != who.key.container_id:
+            if other is None or other.key.hex == who.key.hex or other.key.container_id != who.key.container_id:
                 return f"{port}/{mapping.protocol}"
+    if mapping.share:
+        return ""
     if mapping.last > mapping.first:
         targets = [(_range_set(mapping), Element(port_key(mapping.first), mapping.container_ip, who.comment))]
     else:
@@ -282,6 +357,8 @@ def _holders(draft: Draft, mapping: Mapping, port: int) -> list[str]:
     claimed = draft.get(f"claims{mapping.family}", key)
     if claimed is None:
         return []
+    if claimed.value == SHARED:
+        return _members(draft, Place(mapping.family, None, key))
     if claimed.comment:
         return [claimed.comment]
     sets = (f"specific{mapping.family}", f"conditional_specific{mapping.family}")
@@ -290,23 +367,42 @@ def _holders(draft: Draft, mapping: Mapping, port: int) -> list[str]:
     else:
         dumped = [element.key for name in sets for element in draft.dump(name) if element.key.endswith(key)]
         found = [draft.get(name, full) for name in sets for full in dumped]
-    return [element.comment for element in found if element is not None]
+    comments: list[str] = []
+    for element in found:
+        if element is not None and is_shared(element):
+            comments += _members(draft, Place(mapping.family, element.key[:-8], key))
+        elif element is not None:
+            comments.append(element.comment)
+    return comments
+
+
+def _members(draft: Draft, place: Place) -> list[str]:
+    """The comments of those who share a port."""
+    from cni_py import portshares
+
+    return [member.comment for member in portshares.members(draft, place)]
 
 
 def _port_in_use(mapping: Mapping, port: int, holder: str) -> PortInUse:
     address = str(Mapping(mapping.protocol, mapping.host_ip, port, mapping.container_ip, port)).split(" ")[1]
-    return PortInUse(f"host port {port}/{mapping.protocol} is in use by {holder}", f"wanted on {address}")
+    terms = "; containers that share a port all say so, with the same `allow` and conditions" if mapping.share else ""
+    return PortInUse(f"host port {port}/{mapping.protocol} is in use by {holder}", f"wanted on {address}{terms}")
 
 
 def evict(draft: Draft, hexed: str) -> None:
     """Take out every port of a dead attachment, found by its comments: it may have no record."""
+    from cni_py import portshares
+
     for family in (4, 6):
         for kind in ("any", "specific"):
+            freed = portshares.evict(draft, family, kind, hexed)
             for set_name in (f"{kind}{family}", f"conditional_{kind}{family}"):
-                for element in _marked(draft, set_name, hexed):
+                single = [element for element in _marked(draft, set_name, hexed) if not is_shared(element)]
+                for element in single:
                     _remove_target(draft, set_name, element)
-                    if kind == "specific":
-                        _uncount(draft, family, element.key[-8:])
+                freed += [element.key[-8:] for element in single]
+            for key in freed if kind == "specific" else ():
+                _uncount(draft, family, key)
         for set_name in (f"claims{family}", f"hairpin{family}"):
             for element in _marked(draft, set_name, hexed):
                 draft.remove(set_name, element.key)
@@ -323,21 +419,22 @@ def network_of(element: Element) -> str:
 
 def holders_in(draft: Draft, network: str) -> set[str]:
     """The hex of every attachment of `network` that holds a port."""
+    from cni_py import portshares
+
     kinds = ("claims", "specific", "conditional_specific", "hairpin")
-    return {
-        element.comment[:HEX]
-        for family in (4, 6)
-        for kind in kinds
-        for element in draft.dump(f"{kind}{family}")
-        if network_of(element) == network
-    }
+    found = [element for family in (4, 6) for kind in kinds for element in draft.dump(f"{kind}{family}")]
+    for family in (4, 6):
+        for kind in ("any", "specific"):
+            for place in portshares.places(draft, family, kind):
+                found += portshares.members(draft, place)
+    return {element.comment[:HEX] for element in found if network_of(element) == network}
 
 
 def _marked(draft: Draft, set_name: str, hexed: str) -> list[Element]:
-    """The elements of an attachment that are still there."""
+    """The elements of an attachment that are still there as they were."""
     mine = [element for element in draft.dump(set_name) if element.comment[:HEX] == hexed]
     draft.read(set_name, [element.key for element in mine])
-    return [element for element in mine if draft.get(set_name, element.key) is not None]
+    return [element for element in mine if draft.get(set_name, element.key) == element]
 
 
 def _evict_ranges(draft: Draft, set_name: str, hexed: str) -> None:

@@ -2,26 +2,33 @@
 
 A mapping is published for each family the container has an address of, unless hostIP belongs to one of them. As with
 bind(2), an absent hostIP, 0.0.0.0 and :: mean any address. Nothing can be published on ::1: the kernel does not forward it.
+
+What NAT cannot do portfwd may, if it runs: see relays() and userland.py. What a port is given beyond its mapping
+(`share`, `allow`) is in portoptions.py.
 """
 
 from _sha256 import sha256
 
 from cni_py import netconf, result
-from cni_py.addr import Address, ip_text, parse_ip
+from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.errors import CniError, InvalidNetworkConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from cni_py.jsontext import Object
+    from cni_py.jsontext import Encodable, Object
     from cni_py.netconf import NetConf
+    from cni_py.portoptions import PortOptions
     from cni_py.result import Result
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers
 PORT_MAX = 65535
 RANGE_MIN = 64  # consecutive ports; fewer are single elements, which the packet path finds in one lookup
 LOOPBACK6 = b"\0" * 15 + b"\1"
+UDP_RUN_MAX = 1024  # consecutive UDP ports that portfwd is asked for beside NAT: each costs it a socket
+POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
+PROXY_USES = ("auto", "always", "never")
 IPTABLES_FIRST = ("-", "!")  # how the first word of an iptables condition begins, as the Go plugin tells them apart
 
 HEX_DIGITS = "0123456789abcdefABCDEF"
@@ -38,13 +45,23 @@ CONDITION_REFUSED = (
 class Mapping:
     """Host ports `first` to `last` of one protocol and family, on `host_ip` or (None) any address, to a container.
 
-    Of several ports each leads to the container's port of the same number.
+    Of several ports each leads to the container's port of the same number. `allow` are the networks of the only clients
+    (none: all), `share` says that other containers may have the same port beside this one: both for single ports alone.
     """
 
-    __slots__ = ("container_ip", "container_port", "first", "host_ip", "last", "protocol")
+    __slots__ = ("allow", "container_ip", "container_port", "first", "host_ip", "last", "protocol", "share")
 
     def __init__(
-        self, protocol: str, host_ip: bytes | None, first: int, container_ip: bytes, container_port: int, last: int = 0
+        self,
+        protocol: str,
+        host_ip: bytes | None,
+        first: int,
+        container_ip: bytes,
+        container_port: int,
+        last: int = 0,
+        *,
+        allow: "Sequence[str]" = (),
+        share: bool = False,
     ) -> None:
         self.protocol = protocol
         self.host_ip = host_ip
@@ -52,6 +69,8 @@ class Mapping:
         self.last = last or first
         self.container_ip = container_ip
         self.container_port = container_port
+        self.allow = allow
+        self.share = share
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and str(self) == str(other)
@@ -68,7 +87,9 @@ class Mapping:
         if self.last > self.first:
             upto, container_upto = f"-{self.last}", f"-{self.container_port + self.last - self.first}"
         host = f"{bracketed(self.host_ip or any_ip)}:{self.first}{upto}"
-        return f"{self.protocol} {host} to {bracketed(self.container_ip)}:{self.container_port}{container_upto}"
+        extra = " from " + " ".join(self.allow) if self.allow else ""
+        extra += " shared" if self.share else ""
+        return f"{self.protocol} {host} to {bracketed(self.container_ip)}:{self.container_port}{container_upto}{extra}"
 
     @property
     def family(self) -> int:
@@ -79,6 +100,12 @@ class Mapping:
     def ports(self) -> range:
         """The host's ports."""
         return range(self.first, self.last + 1)
+
+    def condition(self, common: str) -> str:
+        """What a packet must match, in nft's words: `common` to all mappings of its family, and who may be a client."""
+        ip = "ip" if self.family == 4 else "ip6"
+        clients = f"{ip} saddr {{ {', '.join(self.allow)} }}" if self.allow else ""
+        return " ".join(filter(None, (common, clients)))
 
 
 def bracketed(ip: bytes) -> str:
@@ -92,13 +119,26 @@ def parse_mappings(text: str) -> list[Mapping]:
 
 
 def _parse_mapping(text: str) -> Mapping:
-    protocol, host, to, container = text.split(" ")
+    protocol, host, to, container, *extra = text.split(" ")
+    share = extra[-1:] == ["shared"]
+    clients = extra[:-1] if share else extra
+    allow = clients[1:]
+    if clients and (clients[0] != "from" or not allow or not all(_is_network(network, host) for network in allow)):
+        raise ValueError(f"not clients of a port mapping: {text}")
     if protocol not in PROTOCOLS or to != "to":
         raise ValueError(f"not a port mapping: {text}")
     (host_ip, first, last), (container_ip, container_port, container_last) = _parse_end(host), _parse_end(container)
     if len(host_ip) != len(container_ip) or last - first != container_last - container_port:
         raise ValueError(f"two ends that do not fit: {text}")
-    return Mapping(protocol, host_ip if any(host_ip) else None, first, container_ip, container_port, last)
+    if last > first and extra:
+        raise ValueError(f"not for several ports: {text}")
+    host_or_any = host_ip if any(host_ip) else None
+    return Mapping(protocol, host_or_any, first, container_ip, container_port, last, allow=allow, share=share)
+
+
+def _is_network(text: str, host: str) -> bool:
+    """Whether it is one of the family of `host`; ValueError when it is no network at all."""
+    return (parse_address(text).family == 6) == host.startswith("[")
 
 
 def _parse_end(text: str) -> tuple[bytes, int, int]:
@@ -113,7 +153,17 @@ def _parse_end(text: str) -> tuple[bytes, int, int]:
 class PortmapConf:
     """portmap's configuration, checked. CniError for what cannot be honoured."""
 
-    __slots__ = ("backend", "conditions", "entries", "masq_all", "prev_result", "snat")
+    __slots__ = (
+        "backend",
+        "block_direct",
+        "conditions",
+        "entries",
+        "masq_all",
+        "options",
+        "prev_result",
+        "snat",
+        "userland_proxy",
+    )
 
     def __init__(self, conf: "NetConf") -> None:
         raw = conf.raw
@@ -127,8 +177,11 @@ class PortmapConf:
             runtime = netconf.child(raw, "runtimeConfig")
             entries = netconf.objects(runtime, "portMappings") if runtime is not None else []
             self.entries = [Entry(entry) for entry in entries]
+            self.userland_proxy = _one_of(raw, "userlandProxy", PROXY_USES)
+            self.block_direct = _one_of(raw, "directAccess", ("allow", "block")) == "block"
         except CniError as error:
             raise CniError(f"failed to parse config: {error}") from error
+        self.options = _options(raw, runtime)
         self.conditions: dict[int, str] = {}
         if self.backend == "nftables":
             self.conditions = {family: vetted(words, f"conditionsV{family}") for family, words in conditions.items()}
@@ -148,6 +201,28 @@ class Entry:
             raise CniError(f"Invalid container port number: {self.container_port}")
         if self.host_port <= 0:
             raise CniError(f"Invalid host port number: {self.host_port}")
+
+
+def _options(raw: "Object", runtime: "Object | None") -> "dict[tuple[str, int], PortOptions]":
+    """What ports are given beyond their mappings, by protocol and host port; see portoptions.py."""
+    ports = netconf.lookup(raw, "ports")
+    annotations = netconf.child(runtime, POD_ANNOTATIONS) if runtime is not None else None
+    annotation = annotations.get("cni-py/ports") if annotations is not None else None
+    if isinstance(ports, netconf.Missing):
+        if annotation is None:
+            return {}
+        ports = None
+    from cni_py.portoptions import port_options
+
+    return port_options(ports, annotation)
+
+
+def _one_of(raw: "Object", name: str, known: "Sequence[str]") -> str:
+    """The value of a key of ours, the first of the known ones when there is none."""
+    value = netconf.string(raw, name, known[0])
+    if value not in known:
+        raise CniError(f'unrecognized {name} "{value}"', f"one of {', '.join(known)}")
+    return value
 
 
 def _check_mark(raw: "Object") -> None:
@@ -224,10 +299,13 @@ def mappings(conf: PortmapConf, addresses: "Iterable[Address]") -> list[Mapping]
     found: dict[tuple[bytes | None, int, str, int], Mapping] = {}
     for entry in conf.entries:
         protocol = _checked_protocol(entry)
+        options = conf.options.get((protocol, entry.host_port))
         for address in addresses:
             host_ip, wanted = _host_ip(entry.host_ip, address.family)
-            if wanted:
+            if wanted and (options is None or options.serves(address.family)):
                 one = Mapping(protocol, host_ip, entry.host_port, address.packed, entry.container_port)
+                if options is not None:
+                    one.allow, one.share = options.clients(address.family), options.share
                 _add(found, one)
     _refuse_shadowed(found)
     return _runs(list(found.values()), conf.conditions)
@@ -282,7 +360,8 @@ def _runs(singles: list[Mapping], conditions: dict[int, str]) -> list[Mapping]:
     """Unconditional mappings of any address to the same port numbers, RANGE_MIN or more in a row, become one."""
 
     def fits(one: Mapping) -> bool:
-        return one.host_ip is None and one.first == one.container_port and not conditions.get(one.family)
+        plain = not (one.allow or one.share or conditions.get(one.family))
+        return plain and one.host_ip is None and one.first == one.container_port
 
     found = [one for one in singles if not fits(one)]
     run: list[Mapping] = []
@@ -299,3 +378,82 @@ def _joined(run: list[Mapping]) -> list[Mapping]:
         return run
     head = run[0]
     return [Mapping(head.protocol, None, head.first, head.container_ip, head.container_port, run[-1].last)]
+
+
+def relays(conf: PortmapConf, addresses: "Iterable[Address]") -> "list[dict[str, Encodable]]":
+    """What portfwd is asked to publish, as its control protocol has it but for the names; runs of ports put together.
+
+    It listens on the addresses that hostIP permits, also in a family that the container has no address of, but not where
+    something decides that it knows nothing of: conditions of nft, or other containers that share the port.
+    """
+    targets = {address.family: address.packed for address in addresses}
+    singles: dict[
+        tuple[str, int], dict[bytes, int]
+    ] = {}  # protocol and host port: container port by address of the host
+    for entry in conf.entries if targets else ():
+        protocol = _checked_protocol(entry)
+        options = conf.options.get((protocol, entry.host_port))
+        for host_ip in _listening_on(entry.host_ip) if protocol != "sctp" else ():
+            family = 4 if len(host_ip) == 4 else 6
+            if not conf.conditions.get(family) and (options is None or (options.serves(family) and not options.share)):
+                ports = singles.setdefault((protocol, entry.host_port), {})
+                if ports.setdefault(host_ip, entry.container_port) != entry.container_port:
+                    raise InvalidNetworkConfig(
+                        f"host port {entry.host_port}/{protocol} is mapped twice", ip_text(host_ip)
+                    )
+    found: dict[tuple[str, tuple[str, ...], bytes, tuple[str, ...], int], list[int]] = {}
+    for (protocol, port), ports in singles.items():
+        options = conf.options.get((protocol, port))
+        allow = tuple(map(str, options.allow or ())) if options is not None else ()
+        for (target, container_port), host_ips in _by_target(ports, targets).items():
+            found.setdefault((protocol, tuple(host_ips), target, allow, container_port - port), []).append(port)
+    return [relay for place, ports_of in found.items() for relay in _relays(place, ports_of)]
+
+
+def _by_target(ports: dict[bytes, int], targets: dict[int, bytes]) -> dict[tuple[bytes, int], list[str]]:
+    """The host's addresses, each beside any address of its family left out, by what they lead to."""
+    found: dict[tuple[bytes, int], list[str]] = {}
+    for host_ip, container_port in ports.items():
+        if any(host_ip) and bytes(len(host_ip)) in ports:
+            continue
+        family = 4 if len(host_ip) == 4 else 6
+        target = targets.get(family) or targets[10 - family]
+        found.setdefault((target, container_port), []).append(ip_text(host_ip))
+    return found
+
+
+def _listening_on(text: str) -> list[bytes]:
+    """The addresses of sockets for a hostIP."""
+    if not text:
+        return [bytes(4), bytes(16)]
+    try:
+        return [parse_ip(text)]
+    except ValueError:
+        return []
+
+
+def _relays(
+    place: tuple[str, tuple[str, ...], bytes, tuple[str, ...], int], ports: "Sequence[int]"
+) -> "Iterator[dict[str, Encodable]]":
+    """A mapping of portfwd's for each run of ports."""
+    protocol, host_ips, target, allow, offset = place
+    for first, last in runs_of(sorted(ports)):
+        relay: dict[str, Encodable] = {
+            "protocol": protocol,
+            "host_ips": host_ips,
+            "first": first,
+            "last": last,
+            "targets": [{"address": ip_text(target), "port": first + offset}],
+        }
+        yield {**relay, "allow": allow} if allow else relay
+
+
+def runs_of(ports: "Sequence[int]") -> list[tuple[int, int]]:
+    """First and last of each run in ascending numbers."""
+    found: list[tuple[int, int]] = []
+    for port in ports:
+        if found and found[-1][1] == port - 1:
+            found[-1] = (found[-1][0], port)
+        else:
+            found.append((port, port))
+    return found

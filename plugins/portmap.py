@@ -4,17 +4,29 @@
     DEL    what the record lists: needs neither portMappings nor prevResult
     CHECK  the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows, with or without a record
-    STATUS whether the kernel has nf_tables, and something can make the table
+    STATUS whether the kernel has nf_tables, and something can make the table; with userlandProxy: always, whether portfwd runs
 
 Example configuration: conf/portmap.conflist. A port that another container holds is an error (code 110), see portclaims.
+
+Keys beyond the reference's:
+
+    userlandProxy   auto     portfwd, if it runs, serves what NAT cannot: [::1], link-local clients, IPv6 clients of a container
+                             without IPv6 (and the reverse); what it cannot have is said on stderr. Not SCTP, no shared port,
+                             no family with conditions
+                    always   portfwd serves all, and nf_tables is not touched: for a host without NAT
+                    never    NAT alone
+    ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see portoptions
+    directAccess    block    other networks reach the container through its published ports alone, not by its address
+                    allow    as the reference
 """
 
-from cni_py import nftops
+from cni_py import netconf, nftops, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.kernel import sysctl
-from cni_py.portmappings import PortmapConf, container_addresses, mappings
+from cni_py.kernel.nftables import INET
+from cni_py.portmappings import PortmapConf, container_addresses, mappings, relays
 from cni_py.records import Attachment
 
 TYPE_CHECKING = False
@@ -54,14 +66,19 @@ def gc(call: Call) -> None:
 
 
 def sweep_elements(call: Call) -> None:
-    """Take out our nftables elements of stale attachments whose record is lost."""
+    """Take out our nftables elements, and portfwd's mappings, of stale attachments whose record is lost."""
     if call.conf.valid_attachments is not None:
         valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
         nftops.sweep_ports(call.kernel, call.conf.name, valid)
+        nftops.sweep(call.kernel, call.conf.name, valid, ("guarded4", INET), ("guarded6", INET))
+        userland.sweep(call.conf.name, valid)
 
 
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
+    if netconf.string(call.conf.raw, "userlandProxy") == "always":
+        userland.answers()
+        return
     try:
         if not call.kernel.nft.has_table():
             from cni_py.kernel import libnftables
@@ -74,6 +91,30 @@ def status(call: Call) -> None:
 def plan(call: Call, conf: PortmapConf, earlier: "Result") -> "list[Op]":
     """Everything that publishes the ports, in order; nothing when there are none."""
     addresses = container_addresses(earlier, call.ifname)
+    guards: list[Op] = [nftops.GuardAddress(address=ip_text(address.packed)) for address in addresses]
+    steps = guards if conf.block_direct else []
+    if conf.userland_proxy == "always":
+        refuse_what_needs_nat(conf)
+        return steps + userland.relay(relays(conf, addresses), required=True)
+    steps += plan_nat(conf, addresses, earlier)
+    if conf.userland_proxy == "auto":
+        steps += userland.relay(relays(conf, addresses), required=False)
+    return steps
+
+
+def refuse_what_needs_nat(conf: PortmapConf) -> None:
+    """InvalidNetworkConfig for what portfwd cannot do."""
+    if any(conf.conditions.values()):
+        raise InvalidNetworkConfig("userlandProxy: always does not go with conditionsV4 and conditionsV6")
+    for entry in conf.entries:
+        options = conf.options.get((entry.protocol.lower(), entry.host_port))
+        if entry.protocol.lower() == "sctp" or (options is not None and options.share):
+            what = f"host port {entry.host_port}/{entry.protocol.lower()}"
+            raise InvalidNetworkConfig(f"userlandProxy: always cannot publish {what}", "SCTP and shared ports need NAT")
+
+
+def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> "list[Op]":
+    """The part of the kernel."""
     wanted = mappings(conf, addresses)
     if not wanted:
         return []

@@ -58,7 +58,9 @@ MAY_LOAD = {
     "bridge": CALL | LINKS | NFTABLES | BRIDGE,
     "host-local": CALL | HOST_LOCAL,
     "loopback": CALL | LINKS | ours("plugins.loopback"),
-    "portmap": CALL | NFTABLES | ours("plugins.portmap", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
+    "portmap": CALL
+    | NFTABLES
+    | ours("plugins.portmap", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
 }
 MESSAGES_MAX = {  # of netlink, for a dual-stack network with ipMasq and two published ports
     ("ADD", "bridge"): 40,

@@ -138,6 +138,40 @@ def conditions_chain(family: int, name: str, condition: str) -> str:
     return maps + _chain(f"conditions{name}", rules)
 
 
+def shared_chain(family: int, name: str, condition: str) -> str:
+    """Text for the chain and maps of ports that are shared under vetted conditions, or none: portshares.py has the slots.
+
+    nft knows the type of a number that it makes up only by `typeof`.
+    """
+    ip, _ = FAMILIES[family]
+    slot = "numgen random mod 60"
+    specific, any_address = f"{slot} . {ip} daddr . meta l4proto . th dport", f"{slot} . meta l4proto . th dport"
+    maps = "".join(
+        f"add map inet cni_py shared_{kind}{name} {{ typeof {key} : {ip} daddr . th dport; }}\n"
+        for kind, key in (("specific", specific), ("any", any_address))
+    )
+    rules = [
+        f"{condition} dnat {ip} to {specific} map @shared_specific{name}".strip(),
+        f"{condition} dnat {ip} to {any_address} map @shared_any{name}".strip(),
+    ]
+    return maps + _chain(f"shared{name}", rules)
+
+
+def direct_access_chain() -> str:
+    """Text for the chain that keeps others than a container's own network from its addresses, but for published ports.
+
+    At -90 the destination is the container's already where a port was published. A route that does not lead back to
+    where the packet came from is that of another network. What the container began is `established`.
+    """
+    sets, rules = "", []
+    for n, (ip, addr) in FAMILIES.items():
+        sets += f"add set inet cni_py guarded{n} {{ type {addr}; }}\n"
+        unasked = f"{ip} daddr @guarded{n} ct state {{ new, invalid, untracked }} ct status & dnat == 0"
+        rules.append(f"{unasked} fib daddr . iif oif missing drop")
+    chain = "add chain inet cni_py direct_access { type filter hook prerouting priority -90; policy accept; }\n"
+    return sets + chain + _chain("direct_access", rules)
+
+
 def _chain(name: str, rules: list[str]) -> str:
     lines = [f"add chain inet cni_py {name}", f"flush chain inet cni_py {name}"]
     return "\n".join(lines + [f"add rule inet cni_py {name} {rule}" for rule in rules]) + "\n"

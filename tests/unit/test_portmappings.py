@@ -1,5 +1,6 @@
 """cni_py.portmappings: the configuration of portmap, by value."""
 
+import itertools
 import json
 
 import pytest
@@ -17,6 +18,8 @@ from cni_py.portmappings import (
     container_addresses,
     mappings,
     parse_mappings,
+    relays,
+    runs_of,
     vetted,
 )
 from cni_py.result import Interface, IPConfig, Result
@@ -131,12 +134,25 @@ def any_mapping(draw: st.DrawFn) -> Mapping:
     last = draw(st.integers(first, 65535))
     container_port = first if last > first else draw(st.integers(1, 65535))
     protocol = draw(st.sampled_from(sorted(PROTOCOLS)))
-    return Mapping(protocol, draw(st.none() | ips), first, draw(ips), container_port, last)
+    made = Mapping(protocol, draw(st.none() | ips), first, draw(ips), container_port, last)
+    if last == first:
+        networks = ["192.0.2.0/24", "198.51.100.7/32"] if length == 4 else ["2001:db8::/32"]
+        made.allow, made.share = draw(st.sampled_from([[], networks[:1], networks])), draw(st.booleans())
+    return made
 
 
 @given(st.lists(any_mapping(), max_size=5))
 def test_text_of_mappings_is_read_back(made: list[Mapping]) -> None:
     assert parse_mappings(", ".join(map(str, made))) == made
+
+
+@pytest.mark.parametrize(
+    "extra", ["from x", "from", "from 2001:db8::/32 shared", "share", "shared from 192.0.2.0/24", "of 192.0.2.0/24"]
+)
+def test_text_with_clients_that_are_none_is_refused(extra: str) -> None:
+    parse_mappings("tcp 0.0.0.0:1 to 192.0.2.1:1 from 192.0.2.0/24 shared")
+    with pytest.raises(ValueError, match=r"."):
+        parse_mappings(f"tcp 0.0.0.0:1 to 192.0.2.1:1 {extra}".replace(" from shared", " from "))
 
 
 @pytest.mark.parametrize("text", ["tcp", "tcp a to b", "foo 0.0.0.0:1 to 192.0.2.1:1", "tcp 0.0.0.0:x to 192.0.2.1:1"])
@@ -294,3 +310,166 @@ def test_address_is_the_first_of_each_family_on_the_containers_interface(
 def test_ports_of_a_mapping() -> None:
     assert list(Mapping("tcp", None, 5, parse_ip("192.0.2.1"), 5, 7).ports) == [5, 6, 7]
     assert Mapping("tcp", None, 5, parse_ip("192.0.2.1"), 80).family == 4
+
+
+# What a port is given beyond its mapping
+
+MAY_COME = {"8080/tcp": {"allow": ["198.51.100.7", "198.51.100.0/25", "203.0.113.9/24", "2001:db8::5/32"]}}
+
+
+def test_allow_is_by_family_in_one_order_without_what_another_holds() -> None:
+    assert published(WEB, ports=MAY_COME) == [
+        "tcp 0.0.0.0:8080 to 198.51.100.2:80 from 203.0.113.0/24 198.51.100.0/25",
+        "tcp [::]:8080 to [2001:db8::2]:80 from 2001:db8::/32",
+    ]
+
+
+def test_family_of_which_no_network_is_allowed_is_not_published() -> None:
+    assert published(WEB, ports={"8080/tcp": {"allow": ["192.0.2.0/24"]}}) == [
+        "tcp 0.0.0.0:8080 to 198.51.100.2:80 from 192.0.2.0/24"
+    ]
+
+
+def test_network_of_all_needs_no_condition() -> None:
+    assert published(WEB, addresses=(V4,), ports={"8080/tcp": {"allow": ["0.0.0.0/0"], "share": True}}) == [
+        "tcp 0.0.0.0:8080 to 198.51.100.2:80 shared"
+    ]
+
+
+def test_options_of_ports_that_are_not_published_are_passed_over() -> None:
+    assert published(WEB, addresses=(V4,), ports={"8080/udp": {"share": True}, "81/tcp": {}}) == [
+        "tcp 0.0.0.0:8080 to 198.51.100.2:80"
+    ]
+
+
+def test_ports_with_options_are_in_no_range() -> None:
+    ports = {f"{port}/tcp": {"share": True} for port in range(7000, 7100)}
+    assert len(published(*run_of(7000, 100), addresses=(V4,), ports=ports)) == 100
+
+
+def annotated(text: object) -> dict[str, object]:
+    return {"portMappings": [WEB], "io.kubernetes.cri.pod-annotations": {"cni-py/ports": text, "a": "b"}}
+
+
+def test_annotation_adds_what_the_configuration_leaves_open() -> None:
+    text = json.dumps({"8080/tcp": {"share": True, "allow": ["0.0.0.0/0"]}})
+    conf = parse(runtimeConfig=annotated(text), ports={"8080/tcp": {"allow": ["192.0.2.1"]}})
+    assert list(map(str, mappings(conf, [V4]))) == ["tcp 0.0.0.0:8080 to 198.51.100.2:80 from 192.0.2.1/32 shared"]
+
+
+@pytest.mark.parametrize(
+    ("ports", "text"),
+    [
+        ([], "ports: an object is expected"),
+        ({"8080": {}}, 'ports: "8080" names no port'),
+        ({"08080/tcp": {}}, 'ports: "08080/tcp" names no port'),
+        ({"65536/tcp": {}}, "names no port"),
+        ({"/tcp": {}}, "names no port"),
+        ({"8080/icmp": {}}, "names no port"),
+        ({"8080/tcp": {}, "8080/TCP": {}}, "stands there twice"),
+        ({"8080/tcp": []}, 'ports: "8080/tcp": an object is expected'),
+        ({"8080/tcp": {"shared": True}}, 'ports: "8080/tcp": unknown key "shared"'),
+        ({"8080/tcp": {"share": "yes"}}, "share is true or false"),
+        ({"8080/tcp": {"allow": "192.0.2.0/24"}}, "allow is a list of networks"),
+        ({"8080/tcp": {"allow": ["192.0.2.0/33"]}}, "'192.0.2.0/33' is no network"),
+        ({"8080/tcp": {"allow": [7]}}, "7 is no network"),
+        ({"8080/tcp": {"allow": []}}, "allow lists nobody"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused_where_they_stand(ports: object, text: str) -> None:
+    with pytest.raises(CniError) as refused:
+        parse(ports=ports)
+    assert refused.value.code == 7
+    assert text in refused.value.msg
+    if isinstance(ports, dict):
+        with pytest.raises(CniError) as refused:
+            parse(runtimeConfig=annotated(json.dumps(ports)))
+        assert refused.value.code == 7
+        assert text.removeprefix("ports: ") in refused.value.msg
+        assert "annotation cni-py/ports" in refused.value.msg
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "[]", '"x"', 5])
+def test_annotation_that_is_no_object_is_refused(text: object) -> None:
+    with pytest.raises(CniError, match="annotation cni-py/ports") as refused:
+        parse(runtimeConfig=annotated(text))
+    assert refused.value.code == 7
+
+
+@pytest.mark.parametrize("fields", [{"userlandProxy": "yes"}, {"directAccess": "drop"}, {"userlandProxy": True}])
+def test_keys_of_ours_take_known_values_only(fields: dict[str, object]) -> None:
+    with pytest.raises(CniError, match=r"userlandProxy|directAccess"):
+        parse(**fields)
+
+
+# What portfwd is asked for
+
+
+def relayed(*entries: dict[str, object], addresses: tuple[Address, ...] = (V4, V6), **fields: object) -> list[str]:
+    conf = parse(runtimeConfig={"portMappings": list(entries)}, **fields)
+    texts = []
+    for one in json.loads(json.dumps(relays(conf, addresses))):
+        [target] = one["targets"]
+        hosts, allow = (" ".join(one.get(name, ())) for name in ("host_ips", "allow"))
+        span = f"{one['first']}-{one['last']}/{one['protocol']}"
+        texts.append(f"{span} {hosts} > {target['address']} {target['port']} {allow}".strip())
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("host_ip", "addresses", "expected"),
+    [
+        ("", (V4, V6), ["0.0.0.0 > 198.51.100.2", ":: > 2001:db8::2"]),
+        ("", (V4,), ["0.0.0.0 :: > 198.51.100.2"]),
+        ("", (V6,), ["0.0.0.0 :: > 2001:db8::2"]),
+        ("", (), []),
+        ("0.0.0.0", (V4, V6), ["0.0.0.0 > 198.51.100.2"]),
+        ("::", (V4,), [":: > 198.51.100.2"]),
+        ("::1", (V4, V6), ["::1 > 2001:db8::2"]),
+        ("127.0.0.1", (V6,), ["127.0.0.1 > 2001:db8::2"]),
+        ("nonsense", (V4, V6), []),
+    ],
+)
+def test_relay_listens_where_host_ip_says_for_an_address_of_either_family(
+    host_ip: str, addresses: tuple[Address, ...], expected: list[str]
+) -> None:
+    wanted = [f"8080-8080/tcp {text} 80" for text in expected]
+    assert relayed({**WEB, "hostIP": host_ip}, addresses=addresses) == wanted
+
+
+def test_runs_of_ports_with_one_offset_are_one_relay() -> None:
+    assert relayed(*run_of(7000, 5), *run_of(7005, 3, 1), *run_of(9000, 2), addresses=(V4,)) == [
+        "7000-7004/tcp 0.0.0.0 :: > 198.51.100.2 7000",
+        "9000-9001/tcp 0.0.0.0 :: > 198.51.100.2 9000",
+        "7005-7007/tcp 0.0.0.0 :: > 198.51.100.2 7006",
+    ]
+
+
+def test_address_beside_any_is_not_listened_on_twice() -> None:
+    entries = [{**WEB, "hostIP": ip} for ip in ("127.0.0.1", "", "::1")]
+    assert relayed(*entries, addresses=(V4,)) == ["8080-8080/tcp 0.0.0.0 :: > 198.51.100.2 80"]
+
+
+def test_two_targets_for_one_place_are_refused() -> None:
+    with pytest.raises(CniError, match="mapped twice"):
+        relayed({**WEB, "hostIP": "::1"}, {**WEB, "hostIP": "::1", "containerPort": 81})
+
+
+def test_relay_leaves_out_what_it_cannot_decide() -> None:
+    assert relayed({**WEB, "protocol": "sctp"}) == []
+    assert relayed(WEB, ports={"8080/tcp": {"share": True}}) == []
+    conditions = {"backend": "nftables", "conditionsV6": ["iifname", "eth0"]}
+    assert relayed(WEB, addresses=(V4,), **conditions) == ["8080-8080/tcp 0.0.0.0 > 198.51.100.2 80"]
+
+
+def test_relay_has_the_allowed_clients_and_listens_in_their_families_only() -> None:
+    assert relayed(WEB, addresses=(V4,), ports={"8080/tcp": {"allow": ["192.0.2.0/24", "203.0.113.0/24"]}}) == [
+        "8080-8080/tcp 0.0.0.0 > 198.51.100.2 80 192.0.2.0/24 203.0.113.0/24"
+    ]
+
+
+@given(st.sets(st.integers(1, 300)))
+def test_runs_are_the_ports_and_do_not_touch(ports: set[int]) -> None:
+    runs = runs_of(sorted(ports))
+    assert {port for first, last in runs for port in range(first, last + 1)} == ports
+    assert all(after[0] > before[1] + 1 for before, after in itertools.pairwise(runs))

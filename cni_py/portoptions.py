@@ -1,0 +1,131 @@
+"""What a port is given beyond its mapping: runtimes pass four fields per mapping, so it stands in portmap's configuration. Pure.
+
+    "ports": {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24", "2001:db8::7"]}}
+
+The key names host port and protocol; a port that is not published is passed over, since the containers of a network differ.
+
+    share   other containers that say so too may have the same host port; new connections are spread over them
+    allow   the networks of the only clients; a family of which none is listed has no clients
+
+A pod says the same by the annotation `cni-py/ports`, which holds that JSON text (capability io.kubernetes.cri.pod-annotations).
+What the configuration says of a port stands: a pod may only add what is left open there.
+"""
+
+from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.errors import DecodingFailure, InvalidNetworkConfig
+from cni_py.jsontext import Object, decode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ANNOTATION = "cni-py/ports"
+KNOWN = ("share", "allow")
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+class PortOptions:
+    """Of one host port; None for what is not said."""
+
+    __slots__ = ("allow", "share_said")
+
+    def __init__(self, share: bool | None = None, allow: "Sequence[Address] | None" = None) -> None:
+        self.share_said = share
+        self.allow = allow
+
+    @property
+    def share(self) -> bool:
+        return bool(self.share_said)
+
+    def serves(self, family: int) -> bool:
+        """Whether any client of the family may come."""
+        return self.allow is None or any(network.family == family for network in self.allow)
+
+    def clients(self, family: int) -> list[str]:
+        """The networks that clients must come from; none when all may."""
+        ours = [network for network in self.allow or () if network.family == family]
+        return [] if any(network.prefixlen == 0 for network in ours) else list(map(str, ours))
+
+    def over(self, other: "PortOptions") -> "PortOptions":
+        """These, and of `other` what they leave open."""
+        return PortOptions(
+            other.share_said if self.share_said is None else self.share_said,
+            other.allow if self.allow is None else self.allow,
+        )
+
+
+def port_options(ports: object, annotation: object) -> dict[tuple[str, int], PortOptions]:
+    """By protocol and host port; None for what is not there. InvalidNetworkConfig names the place."""
+    if not isinstance(ports, Object | None):
+        raise InvalidNetworkConfig("ports: an object is expected", 'such as {"8080/tcp": {"share": true}}')
+    found = _read(ports or Object(), "ports")
+    if annotation is not None:
+        for port, options in _read(_annotated(annotation), f"annotation {ANNOTATION}").items():
+            found[port] = found[port].over(options) if port in found else options
+    return found
+
+
+def _annotated(text: object) -> Object:
+    try:
+        ports = decode(text.encode("utf-8", "replace")) if isinstance(text, str) else None
+    except DecodingFailure as error:
+        raise InvalidNetworkConfig(f"annotation {ANNOTATION}: {error}") from None
+    if not isinstance(ports, Object):
+        raise InvalidNetworkConfig(f"annotation {ANNOTATION}: the text of a JSON object is expected")
+    return ports
+
+
+def _read(ports: Object, place: str) -> dict[tuple[str, int], PortOptions]:
+    found: dict[tuple[str, int], PortOptions] = {}
+    for name, value in ports.pairs:
+        where = f'{place}: "{name}"'
+        number, _, protocol = name.lower().partition("/")
+        if protocol not in PROTOCOLS or not is_port(number):
+            raise InvalidNetworkConfig(f"{where} names no port", "a host port and its protocol, such as 8080/tcp")
+        if (protocol, int(number)) in found:
+            raise InvalidNetworkConfig(f"{where} stands there twice")
+        found[protocol, int(number)] = _options(value, where)
+    return found
+
+
+def is_port(text: str) -> bool:
+    """Whether it is a port's number as one writes it."""
+    return text.isascii() and text.isdigit() and len(text) <= 5 and text[0] != "0" and int(text) <= 65535
+
+
+def _options(value: object, where: str) -> PortOptions:
+    if not isinstance(value, Object):
+        raise InvalidNetworkConfig(f"{where}: an object is expected", f"with the keys {' and '.join(KNOWN)}")
+    for key in value:
+        if key not in KNOWN:
+            raise InvalidNetworkConfig(f'{where}: unknown key "{key}"', f"known are {' and '.join(KNOWN)}")
+    share, allow = value.get("share"), value.get("allow")
+    if not isinstance(share, bool | None):
+        raise InvalidNetworkConfig(f"{where}: share is true or false")
+    if not isinstance(allow, list | None):
+        raise InvalidNetworkConfig(f"{where}: allow is a list of networks")
+    return PortOptions(share, None if allow is None else _networks(allow, where))
+
+
+def _networks(texts: "Sequence[object]", where: str) -> list[Address]:
+    """The networks in one order, none inside another: so equal lists are equal texts, and nft takes them."""
+    found: list[Address] = []
+    for text in texts:
+        try:
+            if not isinstance(text, str):
+                raise ValueError(text)
+            found.append(parse_address(text).network() if "/" in text else _host(text))
+        except ValueError:
+            raise InvalidNetworkConfig(f"{where}: allow: {text!r} is no network", "such as 192.0.2.0/24") from None
+    if not found:
+        raise InvalidNetworkConfig(f"{where}: allow lists nobody", "do not publish the port, or leave allow out")
+    kept: list[Address] = []
+    for network in sorted(found, key=lambda one: (one.family, one.prefixlen, one.packed)):
+        if not any(other.contains(network.packed) for other in kept):
+            kept.append(network)
+    return kept
+
+
+def _host(text: str) -> Address:
+    packed = parse_ip(text)
+    return Address(packed, 8 * len(packed))

@@ -1,0 +1,353 @@
+"""portfwd as portmap uses it: the ports of a container that NAT cannot serve, or all of them where there is no NAT.
+
+The service listens at /run/cni-py/portfwd.sock: a request is a line of JSON, the answer another. Where nobody listens an ADD
+in `auto` costs one connect(2) that fails. A mapping is named portmap-<hex>-<n> and owned by "attachment <hex>", by which it
+is withdrawn. One that is withdrawn while the service is down stays in a file of the service, which drops mappings of
+attachments that have no record any more when it starts.
+"""
+
+import _socket
+import _struct
+import errno
+import os
+
+from cni_py import heirs, records
+from cni_py.engine import Op, op_from_json
+from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse
+from cni_py.jsontext import Object, decode, encode
+from cni_py.locks import nftables_lock
+from cni_py.nftops import say
+from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cni_py.jsontext import Encodable
+    from cni_py.kernel.context import Kernel
+    from cni_py.records import Attachment
+
+AUTO_S, ALWAYS_S = 2.0, 10.0  # what an answer may take
+CHUNK = 1000  # mappings of a request, which may have 1 MiB
+ANSWER_MAX = 64 << 20  # bytes, of a list
+OWNER = "attachment "
+_UCRED = _struct.Struct("=iII")  # struct ucred, linux/socket.h
+
+
+class Refused(CniError):
+    """The service says no; `kind` is its word for why."""
+
+    def __init__(self, kind: str, msg: str, details: str) -> None:
+        super().__init__(msg, details)
+        self.kind = kind
+
+
+class Untrusted(IOFailure):
+    """Somebody else listens in the service's place."""
+
+
+class Service:
+    """A connection to the service, to be closed."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self._sock = sock
+
+    @classmethod
+    def connect(cls, timeout_s: float) -> "Service | None":
+        """None when no service is there. CniError when one does not take us, or is not to be trusted."""
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(records.run_dir() + "/portfwd.sock")
+            _, uid, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
+        except OSError as error:
+            sock.close()
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                return None
+            raise IOFailure("portfwd does not answer", error.strerror or str(error)) from error
+        if uid not in (0, os.geteuid()):
+            sock.close()
+            raise Untrusted("portfwd's socket is not to be trusted", f"user {uid} listens there")
+        return cls(sock)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, request: "dict[str, Encodable]") -> Object:
+        """The answer to one request. Refused, CniError."""
+        try:
+            self._sock.sendall(encode(request, None).encode() + b"\n")
+            fields = decode(self._line())
+        except OSError as error:
+            raise IOFailure("portfwd does not answer", error.strerror or str(error)) from error
+        except DecodingFailure as error:
+            raise IOFailure("portfwd's answer is not understood", str(error)) from error
+        if not isinstance(fields, Object):
+            raise IOFailure("portfwd's answer is not understood", "it is no object")
+        if fields.get("ok") is not True:
+            said = fields.get("error")
+            words = said if isinstance(said, Object) else Object()
+            raise Refused(*(str(words.get(name, "")) for name in ("kind", "msg", "details")))
+        return fields
+
+    def _line(self) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while not parts or not parts[-1].endswith(b"\n"):
+            part = self._sock.recv(1 << 16)
+            size += len(part)
+            if not part or size > ANSWER_MAX:
+                raise OSError(errno.EPROTO, "the answer is cut off")
+            parts.append(part)
+        return b"".join(parts)
+
+    def publish(self, mappings: "Sequence[dict[str, Encodable]]", *, may_fail: bool) -> list[str]:
+        """Publish, in place of mappings with these names; returns what is to be known. Refused."""
+        notes: list[str] = []
+        for start in range(0, len(mappings), CHUNK):
+            chunk = mappings[start : start + CHUNK]
+            answer = self.ask({"verb": "publish", "mappings": chunk, "replace": True, "may_fail": may_fail})
+            said = answer.get("notes")
+            notes += map(str, said) if isinstance(said, list) else ()
+        return notes
+
+    def remove(self, owner: str) -> None:
+        """Remove all of an attachment's, whose connections end with the container."""
+        self.ask({"verb": "remove", "owner": OWNER + owner, "drain_s": 0.0})
+
+    def mappings(self) -> list[Object]:
+        """All that there are."""
+        listed = self.ask({"verb": "list"}).get("mappings")
+        return [one for one in listed if isinstance(one, Object)] if isinstance(listed, list) else []
+
+
+def owner_of(mapping: Object) -> str:
+    """The hex of the attachment that a mapping belongs to; "" when it is not portmap's."""
+    owner = str(mapping.get("owner", ""))
+    return owner.removeprefix(OWNER) if owner.startswith(OWNER) else ""
+
+
+class RelayPorts(Op):
+    """portfwd listens for the container.
+
+    `mappings` is JSON: a list of its mappings without names. `required` tells `always` from `auto`, in which what cannot
+    be done is said on stderr, and no more is asked of CHECK than that what is there is right.
+    """
+
+    mappings: str
+    required: bool
+    owned = True
+
+    def describe(self) -> str:
+        what = ", ".join(map(_in_words, self.wanted()))
+        return f"portfwd{'' if self.required else ', if it runs'}: relay {what}"
+
+    def wanted(self) -> list[Object]:
+        """The mappings; ValueError for a damaged record."""
+        try:
+            listed = decode(self.mappings.encode())
+        except CniError as error:
+            raise ValueError(str(error)) from error
+        if not isinstance(listed, list):
+            raise ValueError("not a list of mappings")
+        return [one for one in listed if isinstance(one, Object)]
+
+    def named(self, key: "Attachment") -> "list[dict[str, Encodable]]":
+        """The mappings as they are asked for."""
+        label = "".join(character if character.isprintable() else "?" for character in key.label)
+        found: list[dict[str, Encodable]] = []
+        for number, one in enumerate(self.wanted()):
+            name: dict[str, Encodable] = {"id": f"portmap-{key.hex}-{number}", "owner": OWNER + key.hex, "label": label}
+            found.append({**one, **name, "redirect": _redirect(one)})
+        return found
+
+    def apply(self, kernel: "Kernel") -> bool:
+        try:
+            service = Service.connect(ALWAYS_S if self.required else AUTO_S)
+            if service is None:
+                if self.required:
+                    raise PluginNotAvailable("portfwd does not run", "userlandProxy: always needs `portfwd serve`")
+                return False
+            with service:
+                self._publish(service, kernel.key)
+        except Refused as error:
+            if self.required:
+                raise _as_error(error) from error
+            say(f"portfwd does not publish the ports of {kernel.key.label}: {error}")
+        except (PluginNotAvailable, IOFailure) as error:
+            if self.required:
+                raise
+            say(f"{error}; ports of {kernel.key.label} that NAT cannot serve are not published")
+        return True
+
+    def _publish(self, service: Service, key: "Attachment") -> None:
+        asked = self.named(key)
+        try:
+            notes = service.publish(asked, may_fail=not self.required)
+            refusal = None
+        except Refused as error:
+            notes, refusal = [], error
+        if refusal is not None and refusal.kind == "usage":  # an earlier ADD's have the names, but other ports
+            service.remove(key.hex)
+            notes, refusal = service.publish(asked, may_fail=not self.required), None
+        if notes or (refusal is not None and refusal.kind == "in-use"):
+            asked, changed = make_room(service, asked, key)
+            if changed:
+                notes = service.publish(asked, may_fail=not self.required) if asked else []
+                refusal = None
+        if refusal is not None:
+            raise refusal
+        for note in notes:
+            say(f"portfwd, for {key.label}: {note}")
+
+    def undo(self, kernel: "Kernel") -> None:
+        try:
+            service = Service.connect(ALWAYS_S if self.required else AUTO_S)
+        except Untrusted as error:  # which has nothing of ours
+            say(str(error))
+            service = None
+        if service is not None:
+            with service:
+                service.remove(kernel.key.hex)
+                for heir in heirs.waiting_for(kernel.key):
+                    _succeed(service, heir[0])
+        record = heirs.record_of(kernel.key.hex) if heirs.has_heirs(kernel.key) else None
+        if record is not None and not any(_op_name(fields) == "PublishPorts" for fields in record.ops):
+            heirs.forget_heirs(kernel.key)  # otherwise PublishPorts has yet to see them
+
+    def check(self, kernel: "Kernel") -> str | None:
+        service = Service.connect(ALWAYS_S if self.required else AUTO_S)
+        if service is None:
+            return "portfwd does not run" if self.required else None
+        with service:
+            there = {str(one.get("id")): one for one in service.mappings()}
+        for asked in self.named(kernel.key):
+            found = there.get(str(asked["id"]))
+            if found is None and self.required:
+                return f"portfwd has lost {_in_words(asked)}"
+            if found is not None and any(
+                found.get(name) != _plain(asked[name]) for name in ("first", "last", "targets")
+            ):
+                return f"portfwd does not serve {_in_words(asked)}"
+        return None
+
+
+def make_room(
+    service: Service, asked: "list[dict[str, Encodable]]", key: "Attachment"
+) -> "tuple[list[dict[str, Encodable]], bool]":
+    """Withdraw what dead attachments hold of these ports, and wait for those that another network of the container has.
+
+    Returns what is left to ask for, and whether it makes sense to ask again.
+    """
+    dead: set[str] = set()
+    waited = False
+    for held in service.mappings():
+        hexed = owner_of(held)
+        overlapping = [one for one in asked if _overlap(held, one)] if hexed not in ("", key.hex, *dead) else []
+        record = heirs.record_of(hexed) if overlapping else None
+        if not overlapping:
+            continue
+        if record is None or heirs.is_dead(record):
+            dead.add(hexed)
+        elif record.key.container_id == key.container_id:
+            asked = [one for one in asked if one not in overlapping]
+            waited = True
+            with nftables_lock():
+                heirs.wait_too(hexed, key)
+    for hexed in dead:
+        service.remove(hexed)
+    return asked, bool(dead) or waited
+
+
+def _op_name(fields: object) -> str:
+    return str(fields.get("op")) if isinstance(fields, dict) else ""
+
+
+def _succeed(service: Service, heir: "Attachment") -> None:
+    """The next network of the same container is served. What fails is said: the DEL at hand must not fail for it."""
+    record = heirs.record_of(heir.hex)
+    for fields in record.ops if record is not None else ():
+        try:
+            op = op_from_json(fields) if _op_name(fields) == RelayPorts.__name__ else None
+            if isinstance(op, RelayPorts):
+                for note in service.publish(op.named(heir), may_fail=True):
+                    say(f"portfwd, for {heir.label}: {note}")
+        except (CniError, ValueError) as error:
+            say(f"{heir.label} does not get its ports of portfwd: {error}")
+
+
+def relay(mappings: "Sequence[dict[str, Encodable]]", *, required: bool) -> list[Op]:
+    """The operation that publishes these, if there are any."""
+    if not required:  # NAT serves all but a few clients: not worth thousands of descriptors
+        mappings = [one for one in mappings if one["protocol"] == "tcp" or len(_ports(one)) <= UDP_RUN_MAX]
+    return [RelayPorts(mappings=encode(mappings, None), required=required)] if mappings else []
+
+
+def sweep(network: str, valid: "Iterable[Attachment]") -> None:
+    """GC: remove what attachments of `network` that are not valid have, record or not."""
+    try:
+        service = Service.connect(AUTO_S)
+    except Untrusted as error:
+        say(str(error))
+        return
+    if service is not None:
+        living = {key.hex for key in valid}
+        with service:
+            for hexed in {
+                owner_of(one)
+                for one in service.mappings()
+                if owner_of(one) and str(one.get("label")).partition("/")[0] == network
+            } - living:
+                service.remove(hexed)
+
+
+def answers() -> None:
+    """STATUS. PluginNotAvailable when no service is there."""
+    service = Service.connect(AUTO_S)
+    if service is None:
+        raise PluginNotAvailable("portfwd does not run", "userlandProxy: always needs `portfwd serve`")
+    service.close()
+
+
+def _redirect(mapping: "Object | dict[str, Encodable]") -> str:
+    """A long range costs one socket by a redirect; single ports fall back to one where the runtime itself holds them."""
+    return "auto" if mapping.get("protocol") == "tcp" and len(_ports(mapping)) >= RANGE_MIN else "fallback"
+
+
+def _ports(mapping: "Object | dict[str, Encodable]") -> range:
+    first, last = mapping.get("first"), mapping.get("last")
+    return range(first, last + 1) if isinstance(first, int) and isinstance(last, int) else range(0)
+
+
+def _overlap(one: Object, other: "dict[str, Encodable]") -> bool:
+    ours, theirs = _ports(one), _ports(other)
+    return one.get("protocol") == other["protocol"] and ours.start < theirs.stop and theirs.start < ours.stop
+
+
+def _plain(value: "Encodable") -> "Encodable":
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _in_words(mapping: "Object | dict[str, Encodable]") -> str:
+    """8080/tcp on 0.0.0.0 :: to 192.0.2.2 port 80."""
+    ports = _ports(mapping)
+    span = f"{ports.start}-{ports.stop - 1}" if len(ports) > 1 else str(ports.start)
+    hosts, targets, allow = (mapping.get(name) for name in ("host_ips", "targets", "allow"))
+    target = targets[0] if isinstance(targets, list) and targets and isinstance(targets[0], Object) else Object()
+    clients = f" from {' '.join(map(str, allow))}" if isinstance(allow, list) else ""
+    where = " ".join(map(str, hosts)) if isinstance(hosts, list) else ""
+    return f"{span}/{mapping.get('protocol')} on {where} to {target.get('address')} port {target.get('port')}{clients}"
+
+
+def _as_error(error: Refused) -> CniError:
+    if error.kind == "in-use":
+        return PortInUse(error.msg, error.details)
+    return CniError("portfwd does not publish the ports", str(error))
