@@ -182,7 +182,10 @@ def addresses(links: list[picture.Link], ifname: str) -> dict[int, str]:
 def show(observed: dict[str, list[picture.Link]]) -> None:
     heading("6. What there is now")
     web = addresses(observed["web"], "eth0")
-    published = [f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}"]
+    published = [
+        f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}",
+        f"           [::1]:{PORT}, and whatever NAT misses ─portfwd→ the same",
+    ]
     processes = {"web": [f"server on :{CONTAINER_PORT}, sidecar on 127.0.0.1:{POD_PORT}"], "other": []}
     containers = {
         name: [line for link in observed[name] for line in picture.described(link)] + processes[name]

@@ -235,9 +235,11 @@ def adopted(descriptors: Sequence[int], undo: ExitStack) -> list[socket.socket]:
     """Sockets of descriptors, in their order; `undo` closes them. Usage when one is no socket of the internet."""
     found = []
     for fd in descriptors:
+        own = os.dup(fd)
         try:
-            sock = socket.socket(fileno=os.dup(fd))
+            sock = socket.socket(fileno=own)
         except OSError as error:
+            os.close(own)
             raise Usage("a descriptor that came along is no socket", error.strerror or str(error)) from None
         undo.callback(sock.close)
         if sock.family not in FAMILIES:

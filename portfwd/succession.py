@@ -86,5 +86,7 @@ class Succession:
 
 
 def own_command() -> list[str]:
-    """How this program was started, without its arguments."""
+    """How this program was started, without its arguments. A script is started as such, so that ps(1) shows its name."""
+    if os.access(sys.argv[0], os.X_OK) and os.path.isfile(sys.argv[0]):
+        return [os.path.abspath(sys.argv[0])]
     return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]]

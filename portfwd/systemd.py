@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 from collections.abc import MutableMapping
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START, systemd/sd-daemon.h
+PASSED_MAX = 64
 LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}  # syslog(3)
 FOR_ONE_PROCESS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID")
 
@@ -33,9 +35,11 @@ def activated(environment: Environment) -> list[int]:
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    found = list(range(FIRST_FD, FIRST_FD + int(count)))
-    for fd in found:
-        os.set_inheritable(fd, False)
+    found = []
+    for fd in range(FIRST_FD, FIRST_FD + min(int(count), PASSED_MAX)):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(fd, False)
+            found.append(fd)
     return found
 
 

@@ -1,6 +1,7 @@
 """The result of an ADD for people: addresses, and where published ports answer."""
 
 import ipaddress
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from cni_py.addr import Address, ip_text
 from cni_py.conflist import Network
 from cni_py.jsontext import Object
 from cni_py.kernel.rtnl import Rtnl
+from cni_py.records import run_dir
 from cni_py.result import IPConfig, Result
 
 SHOWN_PORTS = 8
@@ -21,7 +23,10 @@ def described(network: Network, ifname: str, capability_args: Object, result: Re
         gateway = f", gateway {ip_text(ip.gateway)}" if ip.gateway is not None else ""
         yield f"  address   {ip.address}{gateway}"
     mappings = netconf.objects(capability_args, "portMappings")
-    host = Host.of(own, [entry.address for entry in Rtnl().addresses()], serves_loopback(network)) if mappings else None
+    host = None
+    if mappings:
+        addresses = [entry.address for entry in Rtnl().addresses()]
+        host = Host.of(own, addresses, serves_loopback(network), relayed=is_relayed(network))
     for mapping in mappings[:SHOWN_PORTS]:
         assert host is not None
         name = f"{netconf.integer(mapping, 'hostPort')}/{netconf.string(mapping, 'protocol')}"
@@ -43,6 +48,13 @@ def serves_loopback(network: Network) -> bool:
     return all(netconf.boolean(plugin, "snat", True) for plugin in portmaps)
 
 
+def is_relayed(network: Network) -> bool:
+    """Whether portfwd has the published ports, too: it runs, and portmap is not told to leave it alone."""
+    portmaps = [plugin for plugin in network.plugins if netconf.string(plugin, "type") == "portmap"]
+    asked = all(netconf.string(plugin, "userlandProxy") != "never" for plugin in portmaps)
+    return asked and os.path.exists(f"{run_dir()}/portfwd.sock")
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """Where the host can be reached, for a container with addresses of `families`."""
@@ -51,9 +63,10 @@ class Host:
     addresses: list[Address]  # those that others can use
     towards_containers: list[bytes]
     local: bool  # serves 127.0.0.1
+    relayed: bool  # by portfwd, too, which serves [::1] and the family the container lacks
 
     @classmethod
-    def of(cls, ips: Sequence[IPConfig], addresses: Sequence[Address], local: bool) -> "Host":
+    def of(cls, ips: Sequence[IPConfig], addresses: Sequence[Address], local: bool, *, relayed: bool = False) -> "Host":
         """From the container's addresses and the host's own."""
         gateways = [ip.gateway for ip in ips if ip.gateway is not None]
         usable = []
@@ -61,7 +74,8 @@ class Host:
             ip = ipaddress.ip_address(address.packed)
             if not (ip.is_loopback or ip.is_link_local or address.packed in gateways):
                 usable.append(address)
-        return cls({ip.address.family for ip in ips}, usable, gateways, local)
+        families = {ip.address.family for ip in ips}
+        return cls({4, 6} if families and relayed else families, usable, gateways, local or relayed, relayed)
 
     def answering(self, mapping: Object) -> str:
         """Where a published port can be reached, in words."""
@@ -76,16 +90,18 @@ class Host:
         where = [endpoint(address.packed, port) for address in self.addresses if address.family in families]
         if 4 in families and self.local:
             where.append(f"{endpoint(bytes((127, 0, 0, 1)), port)} on this host")
+        if 6 in families and self.relayed:
+            where.append(f"{endpoint(bytes(15) + bytes((1,)), port)} on this host")
         return f"answers at {', '.join(where)}" if where else "answers nowhere: no address that it could"
 
     def unreachable(self, bound: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
         """Why nothing answers at a specific address; "" when something does."""
         if bound.version not in self.families:
             return "the container has no address of that family"
+        if bound.is_loopback and bound.version == 6:
+            return "" if self.relayed else "NAT cannot serve [::1]; portfwd does where it runs"
         if bound.is_loopback:
-            return (
-                "NAT cannot serve [::1]" if bound.version == 6 else "" if self.local else "portmap has snat turned off"
-            )
+            return "" if self.local else "portmap has snat turned off"
         held = [address.packed for address in self.addresses]
         return "" if bound.packed in (*held, *self.towards_containers) else f"the host has no address {bound}"
 

@@ -21,7 +21,7 @@ GATEWAY4, SUBNET6, GATEWAY6 = "172.31.77.1", "2001:db8:d0c::/64", "2001:db8:d0c:
 V4ONLY, V4ONLY_SUBNET, V4ONLY_GATEWAY = "v4only", "172.31.78.0/24", "172.31.78.1"
 CONTROL = "/run/cni-py/portfwd.sock"
 LOG, SERVICE_LOG = "/run/dockerd.log", "/run/portfwd.log"
-SERVE = f"cd {ROOT}; exec {sys.executable} -m portfwd serve"
+SERVE = f"exec {Path(sys.executable).with_name('portfwd')} serve"
 
 # Makes /var/lib/cni-py the host's own, where the service keeps its mappings. containerd_host.py may have rebuilt /var/lib.
 PRIVATE_STATE = """

@@ -20,7 +20,7 @@ from cni_py.run import MODULES
 ROOT = Path(__file__).parents[2]
 HOME = Path(cni_py.__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-CONFS = sorted((ROOT / "conf").iterdir())
+CONFS = sorted((ROOT / "conf").glob("*.conflist"))
 
 
 def blocks(document: Path, language: str) -> list[str]:

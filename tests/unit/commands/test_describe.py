@@ -31,7 +31,7 @@ HELD = [
         ([V4, V6], "127.0.0.1:1:2", "at 127.0.0.1:1, on this host alone"),
         ([V4, V6], "[2001:db8:1::1]:1:2", "at [2001:db8:1::1]:1"),
         ([V4, V6], "10.87.0.1:1:2", "at 10.87.0.1:1"),
-        ([V4, V6], "[::1]:1:2", "nowhere: NAT cannot serve [::1]"),
+        ([V4, V6], "[::1]:1:2", "nowhere: NAT cannot serve [::1]; portfwd does where it runs"),
         ([V4, V6], "192.0.2.9:1:2", "nowhere: the host has no address 192.0.2.9"),
         ([V4], "[2001:db8:1::1]:1:2", "nowhere: the container has no address of that family"),
         ([], "1:2", "nowhere: no address that it could"),
@@ -50,6 +50,20 @@ def test_without_source_nat_nothing_answers_at_loopback(spec: str, wanted: str) 
     local = serves_loopback(conflist.parse(text.encode(), "a.conflist"))
     (mapping,) = portspec.parse(spec)
     assert Host.of([V4], HELD, local).answering(mapping.to_json()) == f"answers {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("ips", "spec", "wanted"),
+    [
+        ([V4, V6], "1:2", "at 198.51.100.1:1, [2001:db8:1::1]:1, 127.0.0.1:1 on this host, [::1]:1 on this host"),
+        ([V4], "[2001:db8:1::1]:1:2", "at [2001:db8:1::1]:1"),
+        ([V4, V6], "[::1]:1:2", "at [::1]:1, on this host alone"),
+        ([], "1:2", "nowhere: no address that it could"),
+    ],
+)
+def test_with_portfwd_it_answers_in_both_families(ips: list[IPConfig], spec: str, wanted: str) -> None:
+    (mapping,) = portspec.parse(spec)
+    assert Host.of(ips, HELD, local=True, relayed=True).answering(mapping.to_json()) == f"answers {wanted}"
 
 
 def test_the_addresses_of_the_container_are_told_from_the_host_s() -> None:
