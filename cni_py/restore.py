@@ -1,14 +1,15 @@
 """Putting back what somebody took out of our nftables tables: `nft flush ruleset`, a firewall that was reloaded, a deleted table.
 
 The attachment records say what should be there. Each of their nftables operations is looked at and, where something of it
-is missing, applied again, under the locks that an ADD takes. Links, addresses and routes are not touched.
+is missing, applied again, under the locks that an ADD takes. So are the ports that portfwd relays: a service that was started
+after the ADD learns of them here. Links, addresses and routes are not touched.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterator
 
-from cni_py import engine, heirs, jsontext, nftops, records
+from cni_py import engine, heirs, jsontext, nftops, records, userland
 from cni_py.engine import Op
 from cni_py.errors import CniError, os_error
 from cni_py.kernel import libnftables, nftrules
@@ -49,12 +50,18 @@ class Restored:
 def restore_all() -> Iterator[Restored]:
     """Look after every attachment of this host namespace, in the order they were made. NftUnavailable, CniError."""
     kernel = Kernel(Attachment("", "", ""), "")  # the operations look at the host's side of it alone
-    kernel.nft.has_table()  # NftUnavailable before anything else
+    found = recorded()
     try:
-        with nftables_lock():
-            mend_rules(kernel)
-            recount_claims(kernel)
-        for record in recorded():
+        try:
+            kernel.nft.has_table()
+        except NftUnavailable:
+            if not any(_is_relayed(record) for record in found):
+                raise
+        else:
+            with nftables_lock():
+                mend_rules(kernel)
+                recount_claims(kernel)
+        for record in found:
             if record.host_cookie in (0, kernel.host_cookie):
                 yield restore(record, kernel)
     finally:
@@ -105,6 +112,9 @@ def _put_back(record: Record, kernel: Kernel, found: Restored) -> None:
     for fields in record.ops:
         try:
             op = engine.op_from_json(fields)
+            if isinstance(op, userland.RelayPorts) and op.is_missing(kernel):
+                engine.apply_one(op, kernel)
+                found.put_back.append(op.describe())
             for part in _nftables_parts(op):
                 if part.check(kernel) is not None:
                     engine.apply_one(part, kernel)
@@ -115,6 +125,11 @@ def _put_back(record: Record, kernel: Kernel, found: Restored) -> None:
             found.errors.append(str(error))
         except OSError as error:
             found.errors.append(str(os_error("cannot look at the kernel", error)))
+
+
+def _is_relayed(record: Record) -> bool:
+    """Whether portfwd has a part in it: such an attachment may need nothing of nf_tables."""
+    return any(isinstance(fields, dict) and fields.get("op") == userland.RelayPorts.__name__ for fields in record.ops)
 
 
 def _nftables_parts(op: Op) -> Iterator[Op]:

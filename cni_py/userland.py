@@ -223,6 +223,15 @@ class RelayPorts(Op):
         if record is not None and not any(_op_name(fields) == "PublishPorts" for fields in record.ops):
             heirs.forget_heirs(kernel.key)  # otherwise PublishPorts has yet to see them
 
+    def is_missing(self, kernel: "Kernel") -> bool:
+        """Whether the service runs and lacks a mapping: it was started after the ADD, or could not have the port then."""
+        service = Service.connect(AUTO_S)
+        if service is None:
+            return False
+        with service:
+            there = {one.get("id") for one in service.mappings()}
+        return any(asked["id"] not in there for asked in self.named(kernel.key))
+
     def check(self, kernel: "Kernel") -> str | None:
         service = Service.connect(ALWAYS_S if self.required else AUTO_S)
         if service is None:

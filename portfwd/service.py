@@ -223,6 +223,7 @@ class Service:
             if watchdog_s := systemd.watchdog_s(os.environ):
                 self._every(watchdog_s, lambda: systemd.notify("WATCHDOG=1"))
             self._say_ready()
+            self.watch.restore()
             while not self._ended:
                 self._run_loop()
         finally:

@@ -220,6 +220,12 @@ class Watch:
         if self._losses:
             self._look_at(self._loop.time() + self._debounce_s)
 
+    def restore(self) -> None:
+        """Run `cni-py restore` now: containers that were attached while no service ran want their ports relayed, too."""
+        if _attachments():
+            self._others.done(self._loop.time())
+            self._start("looking for ports of containers that are not relayed yet")
+
     def _look_at(self, when: float) -> None:
         """Look then, or earlier if that was said before."""
         if self._timer is not None and self._timer.when() <= when:
@@ -246,7 +252,7 @@ class Watch:
                 self._look_at(self._others.earliest())
             else:
                 self._others.done(now)
-                self._start()
+                self._start(f"somebody removed nftables elements of containers (table {CNI_PY})")
 
     def _mend(self, redirects: Redirects, now: float) -> None:
         """Put the redirect rules back, if they are not as they should be."""
@@ -261,9 +267,9 @@ class Watch:
             self._losses.redirects = True
             self._look_at(self._own.earliest())
 
-    def _start(self) -> None:
+    def _start(self, why: str) -> None:
         self._wanted = False
-        log.warning("somebody removed nftables elements of containers (table %s); running cni-py restore", CNI_PY)
+        log.info("%s; running cni-py restore", why)
         try:
             self._child = subprocess.Popen(  # noqa: S603  a constant, and our own interpreter
                 self._command,
@@ -309,9 +315,14 @@ class Watch:
 def _concerns_attachments(losses: Losses) -> bool:
     """Whether something went that should be there: not what a DEL takes out, whose record goes with it."""
     if losses.structure or losses.chains:
-        top = f"{records.run_dir()}/attachments"
-        return os.path.isdir(top) and bool(os.listdir(top))
+        return _attachments()
     return any(_stands(hexed, key[1], went) for key, (hexed, went) in losses.elements.items())
+
+
+def _attachments() -> bool:
+    """Whether there are any."""
+    top = f"{records.run_dir()}/attachments"
+    return os.path.isdir(top) and bool(os.listdir(top))
 
 
 def _stands(hexed: str, set_name: bytes, went: float) -> bool:
