@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
-from portfwd import choose, metrics, options
+from portfwd import choose, lean, metrics, options
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
 
@@ -188,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["serve"]:
+        lean.without_tls()
         from portfwd import service
 
         return service.main(given[1:])
@@ -333,6 +334,7 @@ def stats(chosen: argparse.Namespace) -> int:
 
 def run(chosen: argparse.Namespace) -> int:
     """Serve mappings here, until a signal."""
+    lean.without_tls()
     from portfwd import foreground
 
     wish = options.read(chosen)

@@ -294,6 +294,9 @@ def in_use(options: Options, text: str) -> Failed:
 
 def serve(options: Options, sock: _socket.socket | None) -> int:
     """Relay the port here until told to stop. Failed when it cannot be opened."""
+    from portfwd import lean
+
+    lean.without_tls()
     import asyncio  # from here on this is an ordinary long-lived process
     import resource
     import socket

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import secrets
+import os
 import socket
 import sys
 import time
@@ -46,7 +46,7 @@ class Wish:
 
 def new_name() -> str:
     """For a mapping to which nobody gave a name."""
-    return "m" + secrets.token_hex(4)
+    return f"m{os.urandom(4).hex()}"
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +171,9 @@ class Search:
         if taken is None:
             taken = self._taken[hosts] = holders.taken(*hosts)
         refusal: PortInUse | None = None
-        for first in spec.candidates(publish, self.ephemeral, secrets.randbelow(len(self.ephemeral)), taken):
+        for first in spec.candidates(
+            publish, self.ephemeral, int.from_bytes(os.urandom(4), "big") % len(self.ephemeral), taken
+        ):
             mapping = self.template.mapping(name, publish, first)
             taken.add(first)
             try:
