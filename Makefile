@@ -8,7 +8,7 @@ help:
 	@echo "make demo    publish a port of a container and reach it on every path, in throwaway namespaces"
 	@echo "make test    run the tests, against the installed wheel and beside Debian's Go plugins"
 	@echo "make fuzz    hostile input again, other than last time"
-	@echo "make bench   time our plugins beside the Go plugins"
+	@echo "make bench   time our plugins beside the Go plugins, and portfwd beside docker-proxy, rootlessport and socat"
 	@echo "make clean   remove what these made (.cache)"
 
 lab:
@@ -31,6 +31,7 @@ bench: tested
 	@rm -rf .cache/bin && $(VENV)/bin/cni-py install --bin-dir .cache/bin --conf-dir .cache/net.d >/dev/null
 	@$(VENV)/bin/python bench/plugins.py --ours .cache/bin --go $(GO) --json .cache/bench.json $(BENCH)
 	@$(VENV)/bin/python bench/scale.py --ours .cache/bin --json .cache/bench-scale.json
+	@$(VENV)/bin/python bench/publishers.py --portfwd $(VENV)/bin/portfwd --debs $(DEBS) --json .cache/bench-publishers.json
 
 clean:
 	rm -rf .cache build

@@ -25,7 +25,7 @@ def test_the_wheel_brings_its_configurations() -> None:
     assert {path.name for path in (ROOT / "conf").glob("*.conflist")} <= names
 
 
-@pytest.mark.parametrize("command", ["cni-py", "cni-py-exec"])
+@pytest.mark.parametrize("command", ["cni-py", "cni-py-exec", "portfwd"])
 def test_the_commands_explain_themselves(command: str) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name(command), "--help"], capture_output=True, text=True, timeout=30, check=False

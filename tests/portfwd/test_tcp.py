@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -245,13 +246,14 @@ def too_many(size: int) -> tuple[int, int]:
 def asking() -> socket.socket:
     """A client that has sent its word."""
     while True:
-        client = talk.connect()
-        try:
-            client.sendall(b"me")
-        except ConnectionResetError:
-            client.close()
-        else:
-            return client
+        with contextlib.suppress(ConnectionResetError):
+            client = talk.connect()
+            try:
+                client.sendall(b"me")
+            except ConnectionResetError:
+                client.close()
+            else:
+                return client
 
 
 def is_answered(client: socket.socket) -> bool:
