@@ -135,9 +135,12 @@ def main(mode: str, *words: str) -> None:
         serve()
     elif mode == "check":
         print(check(words[0], int(words[1]), int(words[2])))
+    elif mode == "rtt":
+        print(round_trip(words[0], int(words[1]), int(words[2])))
+    elif mode == "connect":
+        print(connections(words[0], *map(int, words[1:4])))
     else:
-        work = {"rtt": round_trip, "connect": connections, "bulk": bulk}[mode]
-        print(work(words[0], *map(int, words[1:])))
+        print(bulk(words[0], int(words[1]), int(words[2])))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 
 from portfwd.mapping import Mapping
 
@@ -38,13 +39,16 @@ class Admission:
         """Count a client in, or return False because a limit is reached."""
         if self.present >= self.limit:
             return False
-        if self._per_client:
-            here = self._present.get(ip, 0)
-            if here >= self._per_client:
-                return False
-            self._present[ip] = here + 1
-        self.present += 1
+        if self._per_client and self._present.get(ip, 0) >= self._per_client:
+            return False
+        self.admit(ip)
         return True
+
+    def admit(self, ip: str) -> None:
+        """Count a client in, whatever the limits are."""
+        if self._per_client:
+            self._present[ip] = self._present.get(ip, 0) + 1
+        self.present += 1
 
     def leave(self, ip: str) -> None:
         """Count a client out."""
@@ -56,9 +60,9 @@ class Admission:
             else:
                 del self._present[ip]
 
-    def successor(self, mapping: Mapping, limit: int) -> Admission:
-        """The same clients under the rules of a changed mapping."""
+    def successor(self, mapping: Mapping, limit: int, inside: Iterable[str]) -> Admission:
+        """The same clients, each connection's named once, under the rules of a changed mapping."""
         after = Admission(mapping, limit)
-        after.present = self.present
-        after._present = dict(self._present) if mapping.limit_per_client and self._per_client else {}
+        for ip in inside:
+            after.admit(ip)
         return after

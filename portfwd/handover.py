@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from portfwd.errors import PortfwdError
+from portfwd.accepting import Listener
+from portfwd.errors import Lacking, PortfwdError
 from portfwd.mapping import Mapping, Target
-from portfwd.port import Listener, TcpPort
+from portfwd.port import TcpPort
 from portfwd.splice import Pipe
 from portfwd.tcp import Connection, Half
 from portfwd.udp import UdpPort
@@ -74,7 +75,7 @@ class Parcel:
 def pack(relay: Relay, control: socket.socket, lock: int) -> Parcel:
     """Everything `relay` serves, and the control socket with its lock. Closes and changes nothing."""
     parcel = Parcel()
-    redirects = {str(family): parcel.put(sock.fileno()) for family, sock in relay.redirect_listeners.items()}
+    redirects = {str(family): parcel.put(one.sock.fileno()) for family, one in relay.redirect_listeners.items()}
     parcel.state = {
         "version": VERSION,
         "control": parcel.put(control.fileno()),
@@ -155,7 +156,7 @@ def unpack(relay: Relay, parcel: Parcel) -> tuple[socket.socket, int]:
             relay.adopt(mapping, server, tuple(map(str, items_of(raw["redirected"]))))
         for raw in items(state["draining"]):
             relay.adopt_draining(unpack_server(relay, Mapping.from_json(raw["mapping"]), raw, parcel))
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise PortfwdError("the predecessor's state is damaged", repr(error)) from error
     return control, lock
 
@@ -172,7 +173,7 @@ def unpack_server(relay: Relay, mapping: Mapping, raw: Json, parcel: Parcel) -> 
         Listener(socket.socket(fileno=parcel.take(number)), str(ip), integer(port))
         for ip, port, number in map(items_of, items_of(raw["listeners"]))
     ]
-    server = TcpPort(mapping, found, relay.places, relay.poller, relay.pipes)
+    server = relay.tcp_port(mapping, found)
     server.counters.add(counters)
     cut_in = raw["cut_in"]
     server.cut_at = relay.poller.now + cut_in if isinstance(cut_in, float) and cut_in else 0.0
@@ -225,9 +226,18 @@ def send(parcel: Parcel, peer: socket.socket) -> bool:
             peer.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, batch)])
         return peer.recv(16).startswith(b"done")
     except OSError:
-        return False
+        return last_word(peer)
     finally:
         os.close(state)
+
+
+def last_word(peer: socket.socket) -> bool:
+    """Whether the successor spoke just as time ran out. From now on it cannot, and ends when it tries: one serves, not both."""
+    try:
+        peer.shutdown(socket.SHUT_RD)
+        return peer.recv(16).startswith(b"done")
+    except OSError:
+        return False
 
 
 def ask(path: str) -> tuple[Parcel, socket.socket]:
@@ -272,12 +282,16 @@ def confirm(peer: socket.socket) -> None:
 
 
 def receive(peer: socket.socket) -> list[int]:
-    """The descriptors of one message."""
-    _, ancillary, _, _ = peer.recvmsg(1, socket.CMSG_SPACE(4 * BATCH), socket.MSG_CMSG_CLOEXEC)
+    """The descriptors of one message. Lacking when this process may not open so many."""
+    _, ancillary, flags, _ = peer.recvmsg(1, socket.CMSG_SPACE(4 * BATCH), socket.MSG_CMSG_CLOEXEC)
     found = array.array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    if flags & socket.MSG_CTRUNC:
+        for fd in found:
+            os.close(fd)
+        raise Lacking("this process may not open what the running service has open", "raise LimitNOFILE")
     return list(found)
 
 

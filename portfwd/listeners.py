@@ -27,13 +27,22 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
     """A listening socket; what it accepts inherits TCP_NODELAY and keepalive. PortInUse, PortfwdError."""
     sock = _bound(ip, port, socket.SOCK_STREAM)
     try:
+        listen(sock, ip, port)
+    except PortfwdError:
+        sock.close()
+        raise
+    return sock
+
+
+def listen(sock: socket.socket, ip: str, port: int) -> None:
+    """The same with a bound socket that somebody else may have made."""
+    sock.setblocking(False)
+    try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         set_keepalive(sock)
         sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
         raise _failure("tcp", ip, port, error) from error
-    return sock
 
 
 def bind_udp(ip: str, port: int) -> socket.socket:
@@ -92,12 +101,12 @@ def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
 
 def is_local(ip: str) -> bool:
     """Whether an address is one of this host's own: only then it can be bound."""
-    with socket.socket(family_of(ip), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
+    try:
+        with socket.socket(family_of(ip), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.bind((ip, 0))
-        except OSError:
-            return False
-        return True
+    except OSError:
+        return False
+    return True
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:

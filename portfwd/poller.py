@@ -9,10 +9,13 @@ Connections are therefore watched here, edge-triggered and once for their whole 
     poller.soon(callback)                 again in the next round, with events 0: for work cut short for fairness
     poller.forget(fd)                     before the descriptor is closed
     poller.now                            loop.time() of this round
+
+A callback that raises costs nobody else anything: it is logged, and its descriptor is left alone for FAULT_S.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import selectors
@@ -23,10 +26,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
+log = logging.getLogger("portfwd")
+
 READ, WRITE, HANGUP, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLERR
-EDGE = READ | WRITE | HANGUP | select.EPOLLET  # a connection
+URGENT = select.EPOLLPRI  # tcp(7): reads end before an urgent byte
+EDGE = READ | WRITE | HANGUP | URGENT | select.EPOLLET  # a connection
 LEVEL = READ  # a listener, or a UDP socket: read in batches, asked again while there is more
 EVENTS_MAX = 512  # in one round, so that timers and the control socket are never far
+FAULT_S = 1.0  # how long a descriptor rests whose callback has raised: it would be reported again at once
 
 Callback = Callable[[int], None]
 
@@ -37,7 +44,10 @@ class Poller(selectors.EpollSelector):
     def __init__(self) -> None:
         super().__init__()
         self._watched: dict[int, Callback] = {}
-        self._again: list[Callback] = []
+        self._levels: dict[int, int] = {}  # the events of those that are not watched for EDGE
+        self._again: dict[Callback, None] = {}  # each once, however often it asked
+        self._resting: list[tuple[float, int, Callback]] = []  # until when
+        self._logged = 0.0
         self._epoll = select.epoll.fromfd(os.dup(self.fileno()))  # the same epoll instance: one wait serves both
         self.now = time.monotonic()
 
@@ -45,22 +55,27 @@ class Poller(selectors.EpollSelector):
         """Call back on events of `fd`. OSError ENOSPC when the kernel's limit of watches is reached."""
         self._epoll.register(fd, events)
         self._watched[fd] = callback
+        if events != EDGE:
+            self._levels[fd] = events
 
     def forget(self, fd: int) -> None:
-        """Stop watching. An event of the same round may still be delivered to whoever gets the number next."""
+        """Stop watching."""
         del self._watched[fd]
+        self._levels.pop(fd, None)
         self._epoll.unregister(fd)
 
     def gone(self, fd: int) -> None:
-        """Forget a descriptor that is closed right away, which ends the kernel's part of the watch; harmless for any other."""
+        """Forget a connection that is closed right away, which ends the kernel's part of the watch; harmless for any other."""
         self._watched.pop(fd, None)
 
     def soon(self, callback: Callback) -> None:
         """Call back in the next round."""
-        self._again.append(callback)
+        self._again[callback] = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Run what is watched; return the rest."""
+        if self._resting:
+            timeout = self._wake(timeout)
         if self._again:
             timeout = 0
         wait = -1 if timeout is None else max(0.0, timeout)
@@ -69,18 +84,46 @@ class Poller(selectors.EpollSelector):
         except InterruptedError:
             return []
         self.now = time.monotonic()
-        again, self._again = self._again, []
+        again, self._again = self._again, {}
         watched = self._watched
         rest = []
-        for fd, events in found:
-            callback = watched.get(fd)
-            if callback is not None:
-                callback(events)
-            else:
+        # Whose an event is, is settled before any callback runs: it may close a descriptor, and another get the number.
+        for fd, events, callback in [(fd, events, watched.get(fd)) for fd, events in found]:
+            if callback is None:
                 rest.append((fd, events))
+            elif watched.get(fd) is callback:
+                try:
+                    callback(events)
+                except Exception as error:  # noqa: BLE001  logged there
+                    self._failed(error)
+                    self._rest(fd, callback)
         for callback in again:
-            callback(0)
+            try:
+                callback(0)
+            except Exception as error:  # noqa: BLE001  logged there
+                self._failed(error)
         return [ready for fd, events in rest if (ready := self._ready(fd, events)) is not None]
+
+    def _failed(self, error: Exception) -> None:
+        """Log a fault of ours, one of those that come close together."""
+        if self.now >= self._logged:
+            self._logged = self.now + FAULT_S
+            log.error("an error of portfwd itself; please report it", exc_info=error)
+
+    def _rest(self, fd: int, callback: Callback) -> None:
+        """Leave a descriptor alone for a while, if it is still its own."""
+        if self._watched.get(fd) is callback:
+            self._epoll.modify(fd, 0)
+            self._resting.append((self.now + FAULT_S, fd, callback))
+
+    def _wake(self, timeout: float | None) -> float:
+        """Watch again what has rested long enough; returns how long the next round may wait."""
+        now = time.monotonic()
+        for until, fd, callback in self._resting:
+            if until <= now and self._watched.get(fd) is callback:
+                self._epoll.modify(fd, self._levels.get(fd, EDGE))  # reports anew what there is
+        self._resting = [one for one in self._resting if one[0] > now]
+        return FAULT_S if timeout is None else min(timeout, FAULT_S)
 
     def _ready(self, fd: FileDescriptorLike, events: int) -> tuple[selectors.SelectorKey, int] | None:
         key = self.get_map().get(fd)

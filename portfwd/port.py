@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from portfwd import proxyproto
+from portfwd.accepting import BACK_OFF_S
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Counters
-from portfwd.poller import LEVEL
+from portfwd.errors import Lacking
 from portfwd.tcp import QUIET_S, RESET, Connection
 
 if TYPE_CHECKING:
+    from portfwd.accepting import Listener
     from portfwd.mapping import Mapping, Target
     from portfwd.places import Places
     from portfwd.poller import Poller
@@ -25,33 +24,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("portfwd")
 
-BATCH = 64  # connections accepted in one go
 CONNECTIONS_MAX = 65536  # of a mapping at a time, where it names no limit
-BACK_OFF_S = 0.1  # after accept(2) failed for want of something
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-@dataclass(slots=True)
-class Listener:
-    """A listening socket; `port` is 0 for one that a redirect rule feeds."""
-
-    sock: socket.socket
-    ip: str
-    port: int
-    paused_until: float = 0.0
 
 
 class TcpPort:
-    """See the module. `listeners` are its own; the redirect listener of the whole process calls begin()."""
+    """See the module. `listeners` are its own; whoever has the redirect listener of the whole process calls begin().
+
+    `shortage` is called when descriptors have run out. Lacking when the kernel watches no more listeners.
+    """
 
     def __init__(
-        self, mapping: Mapping, listeners: Sequence[Listener], places: Places, poller: Poller, pipes: Pipes
+        self,
+        mapping: Mapping,
+        listeners: Sequence[Listener],
+        places: Places,
+        poller: Poller,
+        pipes: Pipes,
+        shortage: Callable[[], None],
     ) -> None:
         self.mapping = mapping
         self.listeners = list(listeners)
         self.places = places
         self.poller = poller
         self.pipes = pipes
+        self.shortage = shortage
         self.counters = Counters()
         self.admission = Admission(mapping, CONNECTIONS_MAX)
         self.balancer = Balancer(mapping.targets, mapping.balance)
@@ -59,39 +55,29 @@ class TcpPort:
         self.connecting: set[Connection] = set()
         self.cut_at = 0.0  # while draining: when what is left is cut
         self._said = 0.0
-        for listener in self.listeners:
-            self._listen(listener)
+        try:
+            for listener in self.listeners:
+                listener.listen(poller, self)
+        except OSError as error:
+            self.stop_listening()
+            raise Lacking(f"cannot watch the ports of {mapping}", error.strerror or str(error)) from error
 
-    def _listen(self, listener: Listener) -> None:
-        self.poller.watch(listener.sock.fileno(), LEVEL, partial(self._accept, listener))
+    def take_on(self, client: socket.socket, address: tuple[str, int], listener: Listener) -> None:
+        """A client of one of its own listeners."""
+        self.begin(client, address, listener.port)
 
-    def _accept(self, listener: Listener, _: int) -> None:
-        sock = listener.sock
-        for _ in range(BATCH):
-            try:
-                client, address = sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    self._pause(listener, error)
-                    return
-                continue  # that one connection is lost: ECONNABORTED, EPROTO and others, accept(2)
-            client.setblocking(False)
-            self.begin(client, address, listener.port)
-
-    def _pause(self, listener: Listener, error: OSError) -> None:
-        """Leave further clients in the backlog for a moment; sweep() listens again."""
+    def lacking(self, why: str) -> None:
+        """Clients wait in the backlog."""
         self.counters.errors += 1
-        self.say(f"cannot accept connections: {error.strerror}; trying again every {BACK_OFF_S:g} s")
-        self.poller.forget(listener.sock.fileno())
-        listener.paused_until = self.poller.now + BACK_OFF_S
+        self.pipes.close()  # those that are kept for the next bulk: two descriptors each
+        self.say(f"cannot accept connections: {why}; trying again every {BACK_OFF_S:g} s")
 
     def out_of_descriptors(self) -> None:
         """A client was accepted whose target's socket cannot be made: leave the next ones in the backlog."""
+        self.lacking("no descriptor is left for the target's socket")
         for listener in self.listeners:
-            if not listener.paused_until:
-                self._pause(listener, OSError(errno.EMFILE, "no descriptor is left for the target's socket"))
+            listener.pause()
+        self.shortage()
 
     def say(self, text: str) -> None:
         """Log, at most once per second for the mapping."""
@@ -110,15 +96,21 @@ class TcpPort:
         self.counters.connections += 1
         connection = Connection(self, client, ip)
         self._enter(connection)
+        try:
+            self._direct(connection, address, port, host_ip)
+        except Exception as error:  # noqa: BLE001  logged there
+            connection.fail(error)
+
+    def _direct(self, connection: Connection, address: tuple[str, int], port: int, host_ip: str) -> None:
         mapping = self.mapping
         if len(mapping.targets) == 1:
             target = mapping.targets[0]
             connection.candidates = [(target, mapping.target_port(target, port))]
         else:
-            ordered = self.balancer.order(ip, self.poller.now)
+            ordered = self.balancer.order(address[0], self.poller.now)
             connection.candidates = [(target, mapping.target_port(target, port)) for target in ordered]
         if mapping.proxy_protocol:
-            here = host_ip or client.getsockname()[0]
+            here = host_ip or connection.client.getsockname()[0]
             connection.preface = proxyproto.header(mapping.proxy_protocol, "tcp", address[:2], (here, port))
         connection.dial()
 
@@ -128,7 +120,7 @@ class TcpPort:
 
     def adopt(self, connection: Connection) -> None:
         """Take on a connection that a predecessor accepted, whatever the limits now say."""
-        self.admission.enter(connection.client_ip)
+        self.admission.admit(connection.client_ip)
         self._enter(connection)
 
     def left(self, connection: Connection) -> None:
@@ -145,17 +137,10 @@ class TcpPort:
         self.places.forget(target.place)
         self.say(f"target {target} cannot be reached: {why}")
 
-    def target_worked(self, target: Target) -> None:
-        """A connection to it was made."""
-        if len(self.mapping.targets) > 1:
-            self.balancer.worked(target)
-
     def sweep(self, now: float) -> None:
         """What time has brought: listen again, give up connecting, cut what is idle or drained too long."""
         for listener in self.listeners:
-            if listener.paused_until and now >= listener.paused_until:
-                listener.paused_until = 0.0
-                self._listen(listener)
+            listener.resume(self.poller)
         for connection in [one for one in self.connecting if now >= one.deadline]:
             connection.timed_out()
         if self.cut_at and now >= self.cut_at:
@@ -177,15 +162,14 @@ class TcpPort:
     def update(self, mapping: Mapping) -> None:
         """Other targets and options for connections to come."""
         self.mapping = mapping
-        self.admission = self.admission.successor(mapping, CONNECTIONS_MAX)
+        inside = [connection.client_ip for connection in self.connections]
+        self.admission = self.admission.successor(mapping, CONNECTIONS_MAX, inside)
         self.balancer = Balancer(mapping.targets, mapping.balance)
 
     def stop_listening(self) -> None:
         """Refuse new connections; those in the backlog are reset by the kernel."""
         for listener in self.listeners:
-            if not listener.paused_until:
-                self.poller.forget(listener.sock.fileno())
-            listener.sock.close()
+            listener.close()
         self.listeners.clear()
 
     def drain(self, until: float) -> None:

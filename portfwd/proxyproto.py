@@ -1,4 +1,7 @@
-"""The header that tells a target who its client is: the PROXY protocol of HAProxy, versions 1 and 2. Pure."""
+"""The header that tells a target who its client is: the PROXY protocol of HAProxy, versions 1 and 2. Pure.
+
+Sections 2.1 and 2.2 of its specification (doc/proxy-protocol.txt in HAProxy's sources).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ def header(version: int, protocol: str, client: End, host: End) -> bytes:
     if source.version != destination.version:
         source, destination = mapped(source), mapped(destination)
     if version == 1:
-        return f"PROXY TCP{source.version} {source} {destination} {client[1]} {host[1]}\r\n".encode()
+        ends = f"{written(source)} {written(destination)} {client[1]} {host[1]}"
+        return f"PROXY TCP{source.version} {ends}\r\n".encode()
     body = source.packed + destination.packed + client[1].to_bytes(2, "big") + host[1].to_bytes(2, "big")
     kind = bytes((FAMILIES[source.version] | TRANSPORTS[protocol],))
     return SIGNATURE + VERSION_AND_COMMAND + kind + len(body).to_bytes(2, "big") + body
@@ -33,3 +37,10 @@ def plain(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 def mapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Address:
     """The address in the form ::ffff:192.0.2.1, if it is IPv4."""
     return ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + address.packed) if address.version == 4 else address
+
+
+def written(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """As version 1 wants it: an IPv6 address in hexadecimal groups only, where Python 3.13 writes ::ffff:192.0.2.1."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return f"::ffff:{address.packed[12:14].hex().lstrip('0') or '0'}:{address.packed[14:].hex().lstrip('0') or '0'}"
+    return str(address)

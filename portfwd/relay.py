@@ -9,20 +9,19 @@ relay.sweep()                     every SWEEP_S: time limits
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from portfwd import listeners
+from portfwd.accepting import BACK_OFF_S, Listener
 from portfwd.claims import Claims, any_of
 from portfwd.counters import Counters
 from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Usage
 from portfwd.listeners import NoSuchFamily
 from portfwd.mapping import RANGE_MIN, Mapping
-from portfwd.poller import LEVEL
-from portfwd.port import Listener, TcpPort
+from portfwd.port import TcpPort
 from portfwd.splice import Pipes
 from portfwd.tcp import RESET
 from portfwd.udp import UdpPort
@@ -69,8 +68,9 @@ class Relay:
         self._published: dict[str, Published] = {}
         self._draining: list[TcpPort | UdpPort] = []
         self._claims = Claims()
-        self.redirect_listeners: dict[int, socket.socket] = {}  # by family, 4 and 6
+        self.redirect_listeners: dict[int, Listener] = {}  # by family, 4 and 6
         self._next_look = 0.0
+        self._said = 0.0
 
     @property
     def mappings(self) -> dict[str, Mapping]:
@@ -122,11 +122,12 @@ class Relay:
         for ip in mapping.host_ips:
             if bound.has(ip):
                 continue
-            if self._prefers_redirect(mapping):
-                redirected.append(ip)
-                continue
             try:
-                bound.bind(ip)
+                if self._prefers_redirect(mapping):
+                    self._listener(6 if ":" in ip else 4)
+                    redirected.append(ip)
+                else:
+                    bound.bind(ip)
             except NoSuchFamily as error:
                 refusal = error
                 notes.append(str(error))
@@ -149,8 +150,12 @@ class Relay:
     def _serve(self, mapping: Mapping, bound: Bound) -> TcpPort | UdpPort:
         if mapping.protocol == "tcp":
             ours = [Listener(sock, ip, port) for sock, ip, port in bound.sockets]
-            return TcpPort(mapping, ours, self.places, self.poller, self.pipes)
+            return self.tcp_port(mapping, ours)
         return self.udp_port(mapping, [(sock, port) for sock, _, port in bound.sockets])
+
+    def tcp_port(self, mapping: Mapping, ours: Sequence[Listener]) -> TcpPort:
+        """The TCP side of a mapping, with its listeners. Lacking."""
+        return TcpPort(mapping, ours, self.places, self.poller, self.pipes, self._pause_redirected)
 
     def udp_port(self, mapping: Mapping, bound: Sequence[tuple[socket.socket, int]]) -> UdpPort:
         """The UDP side of a mapping, with its sockets and the port of each."""
@@ -188,25 +193,25 @@ class Relay:
 
     def _listener(self, family: int) -> int:
         """The port of the socket to which rules of a family redirect; made when first needed."""
-        sock = self.redirect_listeners.get(family)
-        if sock is None:
+        listener = self.redirect_listeners.get(family)
+        if listener is None:
             sock = listeners.bind_tcp("::" if family == 6 else "0.0.0.0", 0)  # noqa: S104  it serves what is redirected only
-            self.adopt_listener(family, sock)
-        return int(sock.getsockname()[1])
+            listener = self.adopt_listener(family, sock)
+        return int(listener.sock.getsockname()[1])
 
-    def adopt_listener(self, family: int, sock: socket.socket) -> None:
-        """Use this socket for what is redirected."""
-        self.redirect_listeners[family] = sock
-        self.poller.watch(sock.fileno(), LEVEL, lambda _: self._accept_redirected(sock))
-
-    def _accept_redirected(self, sock: socket.socket) -> None:
+    def adopt_listener(self, family: int, sock: socket.socket) -> Listener:
+        """Use this socket for what is redirected. Lacking."""
+        listener = Listener(sock, "", 0)
         try:
-            client, address = sock.accept()
+            listener.listen(self.poller, self)
         except OSError as error:
-            if error.errno != errno.EAGAIN:
-                log.warning("cannot accept redirected connections: %s", error.strerror)
-            return
-        client.setblocking(False)
+            listener.close()
+            raise Lacking("cannot watch the socket of redirected ports", error.strerror or str(error)) from error
+        self.redirect_listeners[family] = listener
+        return listener
+
+    def take_on(self, client: socket.socket, address: tuple[str, int], _: Listener) -> None:
+        """A client that was redirected here."""
         wanted = listeners.original_destination(client)
         name = self._claims.find("tcp", *wanted) if wanted is not None else ""
         server = self._published[name].server if name else None
@@ -215,6 +220,17 @@ class Relay:
             client.close()
             return
         server.begin(client, address, wanted[1], wanted[0])
+
+    def lacking(self, why: str) -> None:
+        """Clients that are redirected wait in the backlog."""
+        self.pipes.close()
+        if self.poller.now >= self._said:
+            self._said = self.poller.now + 1.0
+            log.warning("cannot accept redirected connections: %s; trying again every %g s", why, BACK_OFF_S)
+
+    def _pause_redirected(self) -> None:
+        for listener in self.redirect_listeners.values():
+            listener.pause()
 
     def replace(self, mapping: Mapping) -> None:
         """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
@@ -293,6 +309,8 @@ class Relay:
         """Apply time limits; to be called every SWEEP_S."""
         now = self.poller.now
         servers = [published.server for published in self._published.values()] + self._draining
+        for listener in self.redirect_listeners.values():
+            listener.resume(self.poller)
         thorough = now >= self._next_look
         if thorough:
             self._next_look = now + LOOK_AT_ALL_S
@@ -314,9 +332,8 @@ class Relay:
         for server in self._draining:
             server.close()
         self._draining.clear()
-        for sock in self.redirect_listeners.values():
-            self.poller.forget(sock.fileno())
-            sock.close()
+        for listener in self.redirect_listeners.values():
+            listener.close()
         self.redirect_listeners.clear()
         self.pipes.close()
 
@@ -338,8 +355,7 @@ class Bound:
         if sock.type != kind or ip not in self.mapping.host_ips or port not in self.mapping.ports:
             raise Usage(f"the socket given is bound to {ip} port {port}, which is not the mapping's", str(self.mapping))
         if kind == socket.SOCK_STREAM:
-            sock.setblocking(False)
-            sock.listen(listeners.BACKLOG)
+            listeners.listen(sock, ip, port)
         else:
             listeners.prepare_udp(sock)
         self.sockets.append((sock, ip, port))

@@ -10,19 +10,23 @@ by shutdown(2) while the other goes on (half-close, RFC 9293 section 3.6); a res
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
 from typing import TYPE_CHECKING
 
+from cni_py.errors import CniError
 from portfwd import splice
 from portfwd.errors import PortfwdError
-from portfwd.poller import EDGE, ERROR, READ, WRITE
+from portfwd.poller import EDGE, ERROR, READ, URGENT, WRITE
 
 if TYPE_CHECKING:
     from portfwd.mapping import Target
     from portfwd.port import TcpPort
     from portfwd.splice import Pipe
+
+log = logging.getLogger("portfwd")
 
 BUFFER = 1 << 18  # bytes one recv may give; one buffer serves all connections, since nothing stays in it
 BULK = 1 << 15  # a read of so many bytes: more will come, so splice
@@ -47,6 +51,7 @@ class Half:
         "pending",
         "pipe",
         "readable",
+        "reads_on",
         "src",
         "src_fd",
         "writable",
@@ -60,6 +65,7 @@ class Half:
         self.dst_fd = dst.fileno()
         self.inward = inward  # from the client to the target
         self.readable = False
+        self.reads_on = False  # src has closed, or sent an urgent byte: a short read is not the end of what there is
         self.writable = True  # until the kernel says otherwise
         self.pending = b""  # what was read and could not be sent
         self.pipe: Pipe | None = None
@@ -96,7 +102,7 @@ class Half:
             return
         if size >= BULK and self.connection.port.pipes.usable:
             self.pipe = self.connection.port.pipes.lend()
-        elif size < BUFFER and not self.connection.hung_up:
+        elif size < BUFFER and not self.reads_on:
             self.readable = False  # a short read has emptied the queue; more to come is a new edge, epoll(7)
         self._send(_view[:size])
 
@@ -131,16 +137,12 @@ class Half:
         try:
             if pipe.filled:
                 return self.writable and self._empty(pipe)
-            if self.ended:
-                self.give_back_pipe()
-                return True
             return self.readable and self._fill(pipe)
         except BlockingIOError:
             if pipe.filled:
                 self.writable = False
-            else:
-                self.readable = False
-            return False
+                return False
+            return self._only_recv_knows()
         except OSError as error:
             if error.errno not in splice.UNSUPPORTED:
                 raise
@@ -149,9 +151,15 @@ class Half:
 
     def _fill(self, pipe: Pipe) -> bool:
         pipe.filled = os.splice(self.src_fd, pipe.write, splice.SIZE, flags=splice.FLAGS)
-        if not pipe.filled:
-            self.ended = 1
-        return True
+        return pipe.filled > 0 or self._only_recv_knows()
+
+    def _only_recv_knows(self) -> bool:
+        """Nothing could be spliced: there is nothing now, or nothing any more, or an urgent byte, which splice does not pass."""
+        if self.reads_on:
+            self.give_back_pipe()
+            return True
+        self.readable = False
+        return False
 
     def _empty(self, pipe: Pipe) -> bool:
         size = os.splice(pipe.read, self.dst_fd, pipe.filled, flags=splice.FLAGS)
@@ -191,7 +199,6 @@ class Connection:
         "connected",
         "deadline",
         "down",
-        "hung_up",
         "kept_alive",
         "port",
         "preface",
@@ -209,7 +216,6 @@ class Connection:
         self.candidates: list[tuple[Target, int]] = []  # still to be tried, each with the port
         self.preface = b""  # the PROXY protocol's header
         self.connected = False
-        self.hung_up = False  # a side has closed: read on until the end shows
         self.kept_alive = False
         self.active_at = port.poller.now
         self.deadline = 0.0  # of connect(2)
@@ -219,27 +225,32 @@ class Connection:
     def dial(self) -> None:
         """Begin to connect to the next candidate; without one the client is cut off."""
         while self.candidates:
-            target, number = self.candidates.pop(0)
-            family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+            self.serving, number = self.candidates.pop(0)
             try:
-                self.target = self.port.places.socket(target.place, family, socket.SOCK_STREAM)
-                self.serving = target
-                self.target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                result = self.target.connect_ex((target.address, number))
-                if result in (0, errno.EINPROGRESS):
-                    self.deadline = self.port.poller.now + self.port.mapping.connect_timeout_s
-                    self.port.poller.watch(self.target.fileno(), EDGE, self.on_target)
-                    self.port.connecting.add(self)
+                if self._connect(self.serving, number):
                     return
-                self._dial_failed(os.strerror(result))
-            except PortfwdError as error:
+            except (PortfwdError, CniError) as error:
                 self._dial_failed(str(error))
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of any target's
                     self.port.out_of_descriptors()
+                    break
                 self._dial_failed(error.strerror or str(error))
         self.port.counters.failed += 1
         self.cut()
+
+    def _connect(self, target: Target, number: int) -> bool:
+        family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+        self.target = self.port.places.socket(target.place, family, socket.SOCK_STREAM)
+        self.target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        result = self.target.connect_ex((target.address, number))
+        if result not in (0, errno.EINPROGRESS):
+            self._dial_failed(os.strerror(result))
+            return False
+        self.deadline = self.port.poller.now + self.port.mapping.connect_timeout_s
+        self.port.poller.watch(self.target.fileno(), EDGE, self.on_target)
+        self.port.connecting.add(self)
+        return True
 
     def _dial_failed(self, why: str) -> None:
         if self.serving is not None:
@@ -256,19 +267,24 @@ class Connection:
 
     def timed_out(self) -> None:
         """connect(2) took too long."""
-        self._dial_failed("it does not answer")
-        self.dial()
+        try:
+            self._dial_failed("it does not answer")
+            self.dial()
+        except Exception as error:  # noqa: BLE001  logged there
+            self.fail(error)
 
     def on_target(self, events: int) -> None:
         """Something happened at the target's socket."""
-        if self.connected:
-            self._on_events(events, self.down, self.up)
-        elif self.target is not None and events:
-            self._on_connected(events)
+        try:
+            if self.connected:
+                self._on_events(events, self.down, self.up)
+            elif self.target is not None and events:
+                self._on_connected(events, self.target)
+        except Exception as error:  # noqa: BLE001  logged there
+            self.fail(error)
 
-    def _on_connected(self, events: int) -> None:
-        assert self.target is not None
-        failed = self.target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & ERROR else 0
+    def _on_connected(self, events: int, target: socket.socket) -> None:
+        failed = target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & ERROR else 0
         if failed:
             self._dial_failed(os.strerror(failed))
             self.dial()
@@ -277,8 +293,8 @@ class Connection:
             return
         self.port.connecting.discard(self)
         if self.serving is not None:
-            self.port.target_worked(self.serving)
-        self._join(self.target).pending = self.preface
+            self.port.balancer.worked(self.serving)
+        self._join(target).pending = self.preface
         self._on_events(events, self.down, self.up)
 
     def _join(self, target: socket.socket) -> Half:
@@ -302,29 +318,31 @@ class Connection:
 
     def on_client(self, events: int) -> None:
         """Something happened at the client's socket."""
-        self._on_events(events, self.up, self.down)
+        try:
+            self._on_events(events, self.up, self.down)
+        except Exception as error:  # noqa: BLE001  logged there
+            self.fail(error)
 
     def _on_events(self, events: int, out: Half | None, back: Half | None) -> None:
-        """`out` is read from the socket that has events, `back` is written to it."""
-        if out is None or back is None:  # a stale event of a closed connection
+        """`out` is read from the socket that has events, `back` is written to it. OSError ends the connection."""
+        if out is None or back is None:  # it is closed
             return
         self.active_at = self.port.poller.now
         if events & ~(READ | WRITE):
-            self.hung_up = True
-            if events & ERROR:
-                self.abort()
-                return
-        try:
-            if events & ~WRITE:
-                out.readable = True
-                out.pump()
-            if events & WRITE and not back.writable:
-                back.writable = True
-                back.pump()
-            elif self.up is not None and self.up.pending and not self.up.ended:
-                self.up.pump()
-        except OSError:
+            out.reads_on = True
+            if events & URGENT:  # like any other byte: it cannot be told when the target shall have it out of turn
+                out.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if events & ~WRITE:
+            out.readable = True
+            out.pump()  # of a reset, too: what came before it goes first, as far as it is taken now
+        if events & ERROR and self.up is not None:
             self.abort()
+            return
+        if events & WRITE and not back.writable:
+            back.writable = True
+            back.pump()
+        elif self.up is not None and self.up.pending and not self.up.ended:
+            self.up.pump()
 
     def go_on(self, _: int) -> None:
         """A turn was cut short for others' sake."""
@@ -332,8 +350,14 @@ class Connection:
             for half in (self.up, self.down):
                 if half is not None:
                     half.pump()
-        except OSError:
-            self.abort()
+        except Exception as error:  # noqa: BLE001  logged there
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """An error ends this connection, and nothing else; one that is not the network's is a fault of ours."""
+        if not isinstance(error, OSError):
+            log.error("%s: an error of portfwd itself; please report it", self.port.mapping.id, exc_info=error)
+        self.abort()
 
     def half_ended(self) -> None:
         """One direction is through; when both are, so is the connection."""

@@ -1,94 +1,178 @@
-"""Which target a connection goes to, and what the PROXY protocol tells it: pure."""
+"""Which target comes next: shares, stickiness, and what is dead; by value and for all sequences of events."""
 
 from __future__ import annotations
 
-import ipaddress
+from collections import Counter
 
-import pytest
 from hypothesis import given
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
-from portfwd import proxyproto
 from portfwd.balance import Balancer
-from portfwd.mapping import Target
+from portfwd.mapping import Place, Target
 
-TARGETS = [Target(f"192.0.2.{number}", 80) for number in range(1, 6)]
-CLIENTS = [f"198.51.100.{number}" for number in range(1, 201)]
+A, B, C = (Target(f"192.0.2.{number}", 80) for number in (1, 2, 3))
+TURNS, SOURCE = "round-robin", "source"
+DEAD_S = 10.0
 
-
-@given(some.integers(1, 5), some.integers(1, 40))
-def test_round_robin_gives_every_target_its_share(count: int, rounds: int) -> None:
-    balancer = Balancer(TARGETS[:count], "round-robin")
-    firsts = [balancer.order("198.51.100.1", 0.0)[0] for _ in range(count * rounds)]
-    assert {target: firsts.count(target) for target in TARGETS[:count]} == dict.fromkeys(TARGETS[:count], rounds)
-
-
-@given(some.sampled_from(["round-robin", "source"]), some.sets(some.sampled_from(TARGETS)), some.sampled_from(CLIENTS))
-def test_every_target_is_tried_once_and_those_taken_for_dead_last(how: str, dead: set[Target], client: str) -> None:
-    balancer = Balancer(TARGETS, how)
-    for target in dead:
-        balancer.failed(target, 100.0)
-    order = balancer.order(client, 101.0)
-    assert sorted(map(str, order)) == sorted(map(str, TARGETS))
-    assert set(order[len(TARGETS) - len(dead) :]) == dead
-    assert set(balancer.dead(101.0)) == dead
-
-
-def test_a_client_keeps_its_target_and_only_those_of_a_lost_target_move() -> None:
-    all_of_them, without_first = Balancer(TARGETS, "source"), Balancer(TARGETS[1:], "source")
-    before = {client: all_of_them.order(client, 0.0)[0] for client in CLIENTS}
-    assert before == {client: all_of_them.order(client, 9.0)[0] for client in CLIENTS}
-    after = {client: without_first.order(client, 0.0)[0] for client in CLIENTS}
-    assert {client for client in CLIENTS if before[client] != after[client]} == {
-        client for client in CLIENTS if before[client] == TARGETS[0]
-    }
-    assert all(list(before.values()).count(target) > len(CLIENTS) / 10 for target in TARGETS)
-
-
-def test_a_dead_target_is_tried_by_one_connection_and_comes_back_when_that_works() -> None:
-    balancer = Balancer(TARGETS[:2], "round-robin", dead_s=10.0)
-    balancer.failed(TARGETS[0], 0.0)
-    assert [balancer.order("c", 5.0)[0] for _ in range(3)] == [TARGETS[1]] * 3
-    assert [balancer.order("c", 10.0)[0] for _ in range(4)].count(TARGETS[0]) == 1
-    balancer.worked(TARGETS[0])
-    assert [balancer.order("c", 11.0)[0] for _ in range(4)].count(TARGETS[0]) == 2
-
-
-def parsed(header: bytes) -> tuple[str, str, int, str, int]:
-    """Protocol, source and destination of a version 2 header, read independently of the code that wrote it."""
-    assert header[:12] == bytes.fromhex("0d0a0d0a000d0a515549540a")
-    assert header[12] == 0x21
-    family, transport = header[13] >> 4, header[13] & 15
-    size = {1: 4, 2: 16}[family]
-    assert int.from_bytes(header[14:16], "big") == len(header) - 16 == 2 * size + 4
-    ends = [str(ipaddress.ip_address(header[16 + place * size : 16 + (place + 1) * size])) for place in (0, 1)]
-    ports = [int.from_bytes(header[16 + 2 * size + 2 * place :][:2], "big") for place in (0, 1)]
-    return {1: "tcp", 2: "udp"}[transport], ends[0], ports[0], ends[1], ports[1]
-
-
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-@given(some.ip_addresses(v=4), some.integers(0, 65535), some.ip_addresses(v=4), some.integers(1, 65535))
-def test_version_2_says_both_ends(
-    protocol: str, client: ipaddress.IPv4Address, client_port: int, host: ipaddress.IPv4Address, port: int
-) -> None:
-    header = proxyproto.header(2, protocol, (str(client), client_port), (str(host), port))
-    assert parsed(header) == (protocol, str(client), client_port, str(host), port)
-
-
-def test_version_2_has_ipv6_without_zones_and_maps_a_mixed_pair() -> None:
-    header = proxyproto.header(2, "tcp", ("fe80::1%eth0", 5), ("2001:db8::2", 80))
-    assert parsed(header) == ("tcp", "fe80::1", 5, "2001:db8::2", 80)
-    mixed = proxyproto.header(2, "tcp", ("192.0.2.7", 5), ("2001:db8::2", 80))
-    assert parsed(mixed)[1:] == (str(ipaddress.ip_address("::ffff:192.0.2.7")), 5, "2001:db8::2", 80)
-    assert parsed(proxyproto.header(2, "tcp", ("::ffff:192.0.2.7", 5), ("192.0.2.2", 80)))[1] == "192.0.2.7"
-
-
-@pytest.mark.parametrize(
-    ("client", "host", "line"),
-    [
-        (("192.168.0.1", 56324), ("192.168.0.11", 443), b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n"),
-        (("2001:db8::1", 1), ("2001:db8::2", 2), b"PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n"),
-    ],
+targets_of_a_mapping = st.lists(
+    st.builds(
+        Target,
+        st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "127.0.0.1"]),
+        st.integers(1, 3),
+        st.sampled_from([Place(), Place(pid=1), Place(container="web")]),
+    ),
+    min_size=1,
+    max_size=8,
 )
-def test_version_1_is_a_line_of_text(client: tuple[str, int], host: tuple[str, int], line: bytes) -> None:
-    assert proxyproto.header(1, "tcp", client, host) == line
+several_targets = targets_of_a_mapping.filter(lambda targets: len(set(targets)) > 1)
+clients = st.ip_addresses().map(str)
+ways = st.sampled_from([TURNS, SOURCE])
+events = st.lists(st.tuples(st.sampled_from(["order", "failed", "worked"]), st.integers(0, 7), st.floats(0, 20)))
+
+
+def first(balancer: Balancer, now: float, client: str = "198.51.100.7") -> Target:
+    return balancer.order(client, now)[0]
+
+
+def lived_through(targets: list[Target], how: str, happened: list[tuple[str, int, float]]) -> tuple[Balancer, float]:
+    """A balancer with a past, and the time it is."""
+    balancer, now = Balancer(targets, how, dead_s=DEAD_S), 100.0
+    for what, number, passed in happened:
+        now += passed
+        target = targets[number % len(targets)]
+        if what == "order":
+            balancer.order(f"192.0.2.{number}", now)
+        elif what == "failed":
+            balancer.failed(target, now)
+        else:
+            balancer.worked(target)
+    return balancer, now
+
+
+def test_targets_take_turns() -> None:
+    balancer = Balancer([A, B, C], TURNS)
+    assert [balancer.order("198.51.100.7", 0.0) for _ in range(4)] == [[A, B, C], [B, C, A], [C, A, B], [A, B, C]]
+
+
+def test_a_target_named_twice_is_one_and_starves_nobody() -> None:
+    balancer = Balancer([A, A, B], TURNS)
+    assert [balancer.order("198.51.100.7", 0.0) for _ in range(3)] == [[A, B], [B, A], [A, B]]
+
+
+def test_one_that_is_dead_is_tried_last_and_its_neighbour_gets_no_more_than_others() -> None:
+    balancer = Balancer([A, B, C], TURNS, dead_s=DEAD_S)
+    balancer.failed(A, 0.0)
+    assert balancer.dead(9.9) == [A]
+    assert [balancer.order("198.51.100.7", 9.9) for _ in range(4)] == [[B, C, A], [C, B, A], [B, C, A], [C, B, A]]
+
+
+def test_after_its_time_one_connection_tries_it_and_others_wait_for_the_outcome() -> None:
+    balancer = Balancer([A, B], TURNS, dead_s=DEAD_S)
+    balancer.failed(A, 0.0)
+    assert [first(balancer, 10.0) for _ in range(4)] == [A, B, B, B]
+    assert first(balancer, 20.0) == A, "nobody told what came of the first"
+    balancer.worked(A)
+    assert balancer.dead(20.0) == []
+    assert Counter(first(balancer, 20.0) for _ in range(4)) == {A: 2, B: 2}
+
+
+def test_one_that_fails_again_stays_out() -> None:
+    balancer = Balancer([A, B], TURNS, dead_s=DEAD_S)
+    balancer.failed(A, 0.0)
+    assert first(balancer, 10.0) == A
+    balancer.failed(A, 15.0)
+    assert {first(balancer, now) for now in (15.0, 20.0, 24.9)} == {B}
+    assert first(balancer, 25.0) == A
+
+
+def test_when_all_are_dead_all_are_tried_by_turns() -> None:
+    balancer = Balancer([A, B], TURNS, dead_s=DEAD_S)
+    balancer.failed(A, 0.0)
+    balancer.failed(B, 0.0)
+    assert [balancer.order("198.51.100.7", 1.0) for _ in range(2)] == [[A, B], [B, A]]
+    assert balancer.dead(1.0) == [A, B]
+
+
+def test_a_stranger_is_nobodys_target() -> None:
+    balancer = Balancer([A, B], TURNS)
+    balancer.failed(C, 0.0)
+    balancer.worked(C)
+    assert balancer.dead(1.0) == []
+    assert set(balancer.order("198.51.100.7", 1.0)) == {A, B}
+
+
+def test_clients_are_spread_over_the_targets_by_their_address() -> None:
+    balancer = Balancer([A, B, C], SOURCE)
+    shares = Counter(first(balancer, 0.0, f"198.51.{high}.{low}") for high in range(4) for low in range(250))
+    assert min(shares.values()) > 280, "a third of 1000, and what chance takes: more than three standard deviations"
+
+
+def test_the_place_tells_loopback_targets_apart() -> None:
+    inside = [Target("127.0.0.1", 80, Place(container=name)) for name in ("web1", "web2", "web3")]
+    balancer = Balancer(inside, SOURCE)
+    assert {first(balancer, 0.0, f"198.51.100.{number}") for number in range(50)} == set(inside)
+
+
+@given(targets_of_a_mapping, ways, events, clients)
+def test_an_order_has_each_target_once_with_the_dead_at_its_end(
+    targets: list[Target], how: str, happened: list[tuple[str, int, float]], client: str
+) -> None:
+    balancer, now = lived_through(targets, how, happened)
+    dead = set(balancer.dead(now))
+    order = balancer.order(client, now)
+    assert Counter(order) == Counter(set(targets))
+    assert set(order[len(order) - len(dead) :]) == dead
+
+
+@given(targets_of_a_mapping, events, st.integers(1, 5))
+def test_every_live_target_gets_its_share(
+    targets: list[Target], happened: list[tuple[str, int, float]], rounds: int
+) -> None:
+    balancer, now = lived_through(targets, TURNS, happened)
+    later = now + DEAD_S
+    for target in set(targets) - set(balancer.dead(now)):
+        balancer.worked(target)  # none that waits for its try
+    sharing = set(targets) - set(balancer.dead(now)) or set(targets)
+    shares = Counter(first(balancer, now) for _ in range(rounds * len(sharing)))
+    assert shares == dict.fromkeys(sharing, rounds)
+    assert balancer.dead(later) == []
+
+
+@given(several_targets, ways, events)
+def test_what_is_dead_comes_back(targets: list[Target], how: str, happened: list[tuple[str, int, float]]) -> None:
+    balancer, now = lived_through(targets, how, happened)
+    balancer.failed(targets[0], now)
+    assert targets[0] in balancer.dead(now + DEAD_S - 0.1)
+    later = now + DEAD_S
+    tried = {first(balancer, later, f"198.51.100.{number}") for number in range(256)}
+    assert targets[0] in tried
+    balancer.worked(targets[0])
+    assert targets[0] not in balancer.dead(later)
+
+
+@given(several_targets, st.lists(clients, min_size=1))
+def test_a_target_that_leaves_moves_its_own_clients_only(targets: list[Target], those: list[str]) -> None:
+    before = Balancer(targets, SOURCE)
+    gone = targets[0]
+    after = Balancer([target for target in targets if target != gone], SOURCE)
+    for client in those:
+        order = before.order(client, 0.0)
+        assert after.order(client, 0.0) == [target for target in order if target != gone]
+        assert before.order(client, 1.0) == order
+
+
+@given(several_targets, clients)
+def test_a_dead_target_gets_its_clients_back(targets: list[Target], client: str) -> None:
+    balancer = Balancer(targets, SOURCE, dead_s=DEAD_S)
+    order = balancer.order(client, 0.0)
+    balancer.failed(order[0], 0.0)
+    assert balancer.order(client, 1.0) == [*order[1:], order[0]]
+    assert balancer.order(client, DEAD_S) == order
+    balancer.worked(order[0])
+    assert balancer.order(client, DEAD_S) == order
+
+
+@given(several_targets, clients)
+def test_the_order_in_which_targets_were_named_does_not_matter_to_clients(targets: list[Target], client: str) -> None:
+    one, other = Balancer(targets, SOURCE), Balancer(list(reversed(targets)), SOURCE)
+    assert one.order(client, 0.0) == other.order(client, 0.0)

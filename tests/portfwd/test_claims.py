@@ -79,3 +79,24 @@ def test_the_allow_list_takes_a_client_without_its_zone() -> None:
     admission = Admission(mapping("a", "::", allow=["fe80::/10"]), 100)
     assert admission.allows("fe80::1%eth0")
     assert not admission.allows("2001:db8::1")
+
+
+def test_connections_taken_over_are_counted_whatever_the_limit_now_is() -> None:
+    admission = Admission(mapping("a", "::", limit=2, limit_per_client=1), 100)
+    for _ in range(3):
+        admission.admit("192.0.2.1")
+    assert admission.present == 3
+    for _ in range(3):
+        admission.leave("192.0.2.1")
+    assert admission.present == 0
+    assert admission.enter("192.0.2.1")
+    assert not admission.enter("192.0.2.1")
+
+
+def test_a_limit_per_client_that_comes_later_counts_who_is_in() -> None:
+    admission = Admission(mapping("a", "::"), 100)
+    assert admission.enter("192.0.2.1")
+    admission = admission.successor(mapping("a", "::", limit_per_client=1), 100, ["192.0.2.1"])
+    assert not admission.enter("192.0.2.1")
+    admission.leave("192.0.2.1")
+    assert admission.enter("192.0.2.1")

@@ -1,188 +1,658 @@
-"""Sockets in other namespaces: the container's own loopback is reached from the host, by path, pid and container ID."""
+"""Sockets in other network namespaces, made for real: what they reach, what is noticed, and that we always come back."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import faulthandler
+import fcntl
 import os
+import resource
+import select
+import signal
 import socket
-import subprocess
+import struct
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from lab import Lab
-from runtime import Network, Plugins
+from node import CLONE_NEWNET, die_with_parent, libc
 
-from portfwd.errors import NotFound, PortfwdError, Usage
+from cni_py import libcni_cache, records
+from cni_py.libcni_cache import Entry
+from portfwd import places
+from portfwd.entrant import Entrant, Silent
+from portfwd.errors import Lacking, NotFound, PortfwdError
 from portfwd.mapping import Place
-from portfwd.places import UNUSED_S, Places
+from portfwd.places import BACK_OFF_S, LOOK_S, SO_NETNS_COOKIE, UNKNOWN_S, UNUSED_S, Places
 from tests.conftest import need_root
-from tests.portfwd import talk
 
-PORT = 8099
-pytestmark = pytest.mark.ours_alone
-
-
-@pytest.fixture(scope="module")
-def network(plugins: Plugins) -> Iterator[Network]:
-    """c1 with a server on its own 127.0.0.1 and ::1, connected by our plugins; c2 without a server."""
-    need_root()
-    with Lab.from_yaml("lan.yaml") as lab:
-        found = Network(lab, plugins)
-        found.attach("c1")
-        found.attach("c2")
-        lab.serve("c1", PORT, address="127.0.0.1")
-        lab.serve("c1", PORT, address="::1")
-        yield found
+CLONE_NEWUSER = 0x10000000  # linux/sched.h
+PR_SET_DUMPABLE = 4  # linux/prctl.h
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
+NOBODY = 65534
+PORT = 80
+WAIT_S = 5.0
+TICKS_S = 0.03  # start times of processes are told in hundredths of a second
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+FAMILIES = list(LOOPBACK)
+TCP = socket.SOCK_STREAM
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
-def asked(place: Place, address: str) -> str:
-    """What answers at an address inside a place; run on the host."""
-    places = Places()
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# Containers
+
+
+def checked(result: int) -> None:
+    assert result == 0, os.strerror(errno.EIO)
+
+
+def serve(name: str, kinds: int, ready: int) -> None:
+    """A container's only process: with new namespaces, it says its name to whoever connects to its loopback."""
+    die_with_parent()
+    checked(libc.unshare(kinds))
+    checked(libc.prctl(PR_SET_DUMPABLE, 1))  # as after the exec of a real one: /proc/PID/ns is its owner's
+    listeners = []
+    with socket.socket() as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+    for family, address in LOOPBACK.items():
+        listeners.append(socket.socket(family))
+        listeners[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listeners[-1].bind((address, PORT))
+        listeners[-1].listen()
+    os.write(ready, b"ok")
+    while True:
+        for listener in select.select(listeners, [], [])[0]:
+            with listener.accept()[0] as client:
+                client.sendall(name.encode())
+
+
+@contextlib.contextmanager
+def container(name: str, kinds: int = CLONE_NEWNET) -> Iterator[int]:
+    """A container's pid, with no lab around it; gone at the end."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            serve(name, kinds, write)
+        finally:
+            os._exit(1)
+    os.close(write)
     try:
-        here = os.stat("/proc/self/ns/net").st_ino
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with places.socket(place, family, socket.SOCK_STREAM) as sock:
-            assert not sock.getblocking()
-            sock.settimeout(talk.WAIT_S)
-            sock.connect((address, PORT))
-            sock.sendall(b"who?")
-            assert os.stat("/proc/self/ns/net").st_ino == here
-            return talk.read_all(sock).decode().rpartition("\r\n\r\n")[2].split()[0]
+        assert os.read(read, 2) == b"ok"
+        yield pid
     finally:
-        places.close()
+        os.close(read)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_the_loopback_of_a_container_is_reached_by_path_pid_and_id(network: Network, address: str) -> None:
-    host, inside = network.lab["host"], network.lab["c1"]
-    for place in (Place(path=inside.netns), Place(pid=inside.pid), Place(container="c1")):
-        assert host.python(asked, place, address) == "c1"
+def end(pid: int) -> None:
+    """A container's process ends, and is waited for by container()."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
-def refusal(place: Place) -> tuple[str, str]:
-    places = Places()
-    try:
-        places.socket(place, socket.AF_INET, socket.SOCK_STREAM).close()
-    except PortfwdError as error:
-        return type(error).__name__, str(error)
-    finally:
-        places.close()
-    return "", ""
+def answer(sock: socket.socket) -> str:
+    """Who answers on the loopback of a socket's namespace."""
+    with sock:
+        assert not sock.get_inheritable()
+        assert sock.gettimeout() == 0.0
+        assert not os.get_blocking(sock.fileno())
+        sock.settimeout(WAIT_S)
+        sock.connect((LOOPBACK[socket.AddressFamily(sock.family)], PORT))
+        return sock.recv(64).decode()
 
 
-@pytest.mark.parametrize(
-    ("place", "kind", "words"),
-    [
-        (Place(path="/run/netns/none"), NotFound, "there is no network namespace at /run/netns/none"),
-        (Place(path="/etc/hostname"), PortfwdError, "is not a network namespace"),
-        (Place(pid=2**22 - 1), NotFound, "there is no network namespace"),
-        (Place(container="c"), Usage, "c1, c2"),
-        (Place(container="nobody"), NotFound, "nothing is known of it"),
-    ],
-)
-def test_what_cannot_be_entered_is_said(network: Network, place: Place, kind: type[PortfwdError], words: str) -> None:
-    found, said = network.lab["host"].python(refusal, place)
-    assert found == kind.__name__
-    assert words in said
+def reached(there: Places, place: Place) -> str:
+    """The same through both families."""
+    found = {answer(there.socket(place, family, TCP)) for family in FAMILIES}
+    assert len(found) == 1
+    return found.pop()
 
 
-def restarted(path: str, other: str) -> list[int]:
-    """The namespaces in which sockets are made while the name of one is given to another; by their cookies."""
-    places, found = Places(), []
-    link = "/run/place"
-    os.symlink(path, link)
-    try:
-        for now, target in ((10.0, ""), (10.1, other), (20.0, "")):
-            if target:
-                os.unlink(link)
-                os.symlink(target, link)
-            places.expire(now)
-            with places.socket(Place(path=link), socket.AF_INET, socket.SOCK_STREAM) as sock:
-                found.append(int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 71, 8), sys.byteorder))
-        places.forget(Place(path=link))
-        return found
-    finally:
-        os.unlink(link)
-        places.close()
+def here() -> tuple[int, int]:
+    status = os.stat("/proc/thread-self/ns/net")
+    return status.st_dev, status.st_ino
 
 
-def test_a_restarted_container_is_found_in_its_new_namespace(network: Network) -> None:
-    one, two = network.lab["c1"], network.lab["c2"]
-    first, _, last = network.lab["host"].python(restarted, one.netns, two.netns)
-    assert first != last
+def opened(pid_or_path: int | str) -> int:
+    """How often this process has a namespace open."""
+    path = pid_or_path if isinstance(pid_or_path, str) else f"/proc/{pid_or_path}/ns/net"
+    return held(os.stat(path).st_ino)
 
 
-def held_open(path: str) -> list[int]:
-    """How many descriptors there are before, with, and a while after the use of a place."""
-
-    def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    places = Places()
-    found = [count()]
-    places.expire(0.0)
-    places.socket(Place(path=path), socket.AF_INET, socket.SOCK_STREAM).close()
-    found.append(count())
-    places.expire(UNUSED_S)
-    found.append(count())
+def held(inode: int) -> int:
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found += os.readlink(f"/proc/self/fd/{fd}") == f"net:[{inode}]"
     return found
 
 
-def test_a_namespace_is_not_kept_alive_by_one_who_no_longer_uses_it(network: Network) -> None:
-    before, during, after = network.lab["host"].python(held_open, network.lab["c1"].netns)
-    assert (during, after) == (before + 1, before)
+def cookie() -> int:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
-ROOTLESS = """
-import os, socket, sys
-sys.path[:0] = sys.argv[1:2]
-from portfwd.mapping import Place
-from portfwd.places import Places
-places = Places()
-for _ in range(2):  # the second from the process that is inside already
-    with places.socket(Place(pid=int(sys.argv[2])), socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.settimeout(5)
-        sock.connect(("127.0.0.1", 8099))
-        print(sock.recv(100).decode())
-places.close()
-"""
-SERVER = """
-import socket, subprocess, sys
-subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-listener = socket.create_server(("127.0.0.1", 8099))
-print("ready", flush=True)
-while True:
-    peer, _ = listener.accept()
-    peer.sendall(b"rootless")
-    peer.close()
-"""
+def refusal(action: Callable[[], object]) -> PortfwdError:
+    with pytest.raises(PortfwdError) as caught:
+        action()
+    return caught.value
 
 
-def test_a_rootless_container_is_entered_by_its_owner_without_root() -> None:
-    """A network namespace that belongs to a user namespace of an ordinary user, and a service of that same user."""
+@pytest.fixture
+def there() -> Iterator[Places]:
+    """What is tested, with time standing still."""
     need_root()
-    import portfwd
+    found = Places(Clock())
+    home = here()
+    yield found
+    found.close()
+    assert here() == home
 
-    home = os.path.dirname(os.path.dirname(os.path.abspath(portfwd.__file__)))
-    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
-    environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "XDG_RUNTIME_DIR": "/nonexistent"}
-    container = subprocess.Popen(
-        [*user, "unshare", "--user", "--map-root-user", "--net", "--", "/usr/bin/python3", "-I", "-c", SERVER],
-        stdout=subprocess.PIPE,
-        env=environ,
-    )
+
+def pass_time(there: Places, seconds: float) -> None:
+    clock = there._clock
+    assert isinstance(clock, Clock)
+    clock.now += seconds
+
+
+# In this thread
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("named", ["path", "pid"])
+def test_a_server_on_a_containers_own_loopback_is_reached(there: Places, named: str, family: int) -> None:
+    with container("web") as pid:
+        place = Place(pid=pid) if named == "pid" else Place(path=f"/proc/{pid}/ns/net")
+        assert there.describe(place) == f"/proc/{pid}/ns/net"
+        assert answer(there.socket(place, family, TCP)) == "web"
+        with there.socket(place, family, socket.SOCK_DGRAM) as sock:
+            assert sock.type == socket.SOCK_DGRAM
+
+
+def test_without_a_place_a_socket_is_made_here(there: Places) -> None:
+    with there.socket(Place(), socket.AF_INET, TCP) as sock:
+        assert sock.gettimeout() == 0.0
+        assert int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder) == cookie()
+
+
+def test_a_namespace_is_opened_once_and_nothing_is_left_open(there: Places) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with container("web") as pid:
+        place = Place(pid=pid)
+        for _ in range(5):
+            there.socket(place, socket.AF_INET, TCP).close()
+        assert opened(pid) == 1
+        there.close()
+        assert opened(pid) == 0
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_path_that_names_another_namespace_is_noticed_after_a_second(there: Places, tmp_path: Path) -> None:
+    name = tmp_path / "web"
+    place = Place(path=str(name))
+    with container("old") as old, container("new") as new:
+        name.symlink_to(f"/proc/{old}/ns/net")
+        assert reached(there, place) == "old"
+        name.unlink()
+        name.symlink_to(f"/proc/{new}/ns/net")
+        pass_time(there, LOOK_S / 2)
+        assert reached(there, place) == "old", "stat(2) at most once per second"
+        pass_time(there, LOOK_S / 2)
+        assert reached(there, place) == "new"
+        assert opened(old) == 0
+
+
+def test_after_a_failed_connection_it_is_noticed_at_once(there: Places, tmp_path: Path) -> None:
+    name = tmp_path / "web"
+    place = Place(path=str(name))
+    with container("old") as old, container("new") as new:
+        name.symlink_to(f"/proc/{old}/ns/net")
+        assert reached(there, place) == "old"
+        name.unlink()
+        name.symlink_to(f"/proc/{new}/ns/net")
+        there.forget(place)
+        assert reached(there, place) == "new"
+
+
+def test_a_container_that_has_ended_is_an_error_and_its_namespace_is_let_go(there: Places) -> None:
+    with container("web") as pid:
+        place, inode = Place(pid=pid), os.stat(f"/proc/{pid}/ns/net").st_ino
+        assert reached(there, place) == "web"
+        end(pid)
+        there.expire(1000.0)
+        assert held(inode) == 0
+        error = refusal(lambda: there.socket(place, socket.AF_INET, TCP))
+        assert isinstance(error, NotFound)
+        assert str(error) == f"pid {pid}: there is no network namespace at /proc/{pid}/ns/net"
+
+
+def test_what_is_not_used_for_a_minute_is_let_go_and_opened_again_when_asked_for(there: Places) -> None:
+    with container("web") as pid:
+        place = Place(pid=pid)
+        assert reached(there, place) == "web"
+        there.expire(1000.0 + UNUSED_S - 1)
+        assert opened(pid) == 1
+        there.expire(1000.0 + UNUSED_S)
+        assert opened(pid) == 0
+        assert reached(there, place) == "web"
+
+
+def test_what_is_no_namespace_is_an_error(there: Places, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path, kind in ((tmp_path / "none", NotFound), (file, PortfwdError), (Path("/proc/self/ns/uts"), PortfwdError)):
+        error = refusal(lambda path=path: there.socket(Place(path=str(path)), socket.AF_INET, TCP))  # type: ignore[misc]
+        assert type(error) is kind
+        assert str(path) in str(error)
+
+
+def reuse_a_pid() -> tuple[str, str, str]:
+    """A container ends and another one gets its pid: before it was ever used, after that, and when the mapping is a new one."""
+    with contextlib.closing(Places(clock := Clock())) as there:
+        with container("old") as pid:
+            place = Place(pid=pid)
+            there.retain({place})
+            time.sleep(TICKS_S)
+        found = []
+        for use in range(2):
+            LAST_PID.write_text(str(pid - 1))
+            with container("new") as second:
+                assert second == pid
+                clock.now += use
+                found.append(str(refusal(lambda: there.socket(place, socket.AF_INET, TCP))))
+            time.sleep(TICKS_S)
+        LAST_PID.write_text(str(pid - 1))
+        with container("new") as second:
+            assert second == pid
+            there.retain(set())
+            there.retain({place})
+            found.append(reached(there, place))
+        return found[0], found[1], found[2]
+
+
+def test_a_process_that_has_got_the_pid_of_another_is_not_connected_to(lab: Lab) -> None:
+    if not LAST_PID.exists():
+        pytest.skip("the kernel lacks CONFIG_CHECKPOINT_RESTORE")
+    before, after, anew = lab["host"].python(reuse_a_pid)
+    assert "that process has ended, and another one has its number" in before
+    assert after == before
+    assert anew == "new"
+
+
+# Coming back
+
+
+class Interruption(Exception):
+    """What a handler of a signal raises."""
+
+
+def interrupt(*_: object) -> None:
+    raise Interruption
+
+
+def be_interrupted() -> tuple[int, int]:
+    """Make sockets under a rain of signals; returns how many hit, and how often we were not at home then."""
+    home = here()
+    hits = away = 0
+    with container("web") as pid:
+        there = Places()
+        place = Place(pid=pid)
+        signal.signal(signal.SIGALRM, interrupt)
+        finish = time.monotonic() + 0.7
+        while time.monotonic() < finish:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.00002 + hits % 50 * 0.000004)
+                while True:
+                    there.socket(place, socket.AF_INET, TCP).close()
+            except Interruption:
+                hits += 1
+                away += here() != home
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return hits, away
+
+
+def test_a_signal_never_leaves_us_in_the_wrong_namespace(lab: Lab) -> None:
+    hits, away = lab["host"].python(be_interrupted)
+    assert hits > 200
+    assert away == 0
+
+
+def test_when_there_is_no_way_back_the_process_ends() -> None:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            faulthandler.disable()
+            os.dup2(write, 2)
+            places.come_back(write)
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as said:
+        text = said.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGABRT
+    assert b"portfwd: cannot return from a container's network namespace\n" in text
+
+
+# Containers by their IDs
+
+
+def record(container_id: str, path: str, number: int, network: str = "net", plugin: str = "bridge") -> None:
+    made = records.Record(records.Attachment(network, container_id, "eth0"), plugin)
+    made.netns, made.container_cookie = path, number
+    made.save()
+    made.finish()
+
+
+def cookie_of(pid: int) -> int:
+    with contextlib.closing(Places()) as there, there.socket(Place(pid=pid), socket.AF_INET, TCP) as sock:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
+
+
+def outcome(there: Places, wanted: str) -> str:
+    """Who answers, or what is wrong and of which kind."""
     try:
-        assert container.stdout is not None
-        assert container.stdout.readline() == b"ready\n"
-        done = subprocess.run(
-            [*user, sys.executable, "-I", "-c", ROOTLESS, home, str(container.pid)],
-            capture_output=True,
-            text=True,
-            env=environ,
-            timeout=20,
-            check=False,
-        )
-        assert done.stdout.split() == ["rootless"] * 2, done.stderr
-    finally:
-        container.kill()
-        container.communicate()
+        return reached(there, Place(container=wanted))
+    except PortfwdError as error:
+        return f"{error.kind}: {error}"
+
+
+def look_up_containers() -> dict[str, str]:
+    """Everything that a container ID may mean; on the lab's host, whose /run and /var/lib are its own."""
+    found = {}
+    with contextlib.closing(Places()) as there, container("web") as web, container("db") as db:
+        net = {pid: f"/proc/{pid}/ns/net" for pid in (web, db)}
+        found["before"] = outcome(there, "a1")
+        record("a1b2", net[web], cookie_of(web))
+        record("a1b2", net[web], cookie_of(web), plugin="tuning")
+        record("a1b2", net[web], cookie_of(web), network="other")
+        time.sleep(UNKNOWN_S)
+        found["prefix"] = outcome(there, "a1")
+        libcni_cache.save(Entry("net", "a1c3", "eth0", netns=net[db]))
+        found["cached"] = outcome(there, "a1c")
+        found["ambiguous"] = outcome(there, "a1")  # of which one is open already
+        found["ambiguous anew"] = outcome(there, "a")
+        record("a1", net[db], 0)
+        found["exact"] = str(Places().describe(Place(container="a1")) == net[db])
+        record("gone", "/run/netns/gone", 0)
+        found["gone"] = outcome(there, "gone")
+        record("stale", net[db], cookie_of(web))
+        found["stale"] = outcome(there, "stale")
+        record("moved", "/run/netns/old", 0, network="old")
+        record("moved", net[db], cookie_of(db), network="new")
+        found["moved"] = outcome(there, "moved")
+        record("two", net[web], 0, network="one")
+        record("two", net[db], 0, network="two")
+        found["two"] = outcome(there, "two").replace(net[web], "WEB").replace(net[db], "DB")
+        for number in range(12):
+            record(f"many{number:02}", net[web], 0)
+        found["many"] = outcome(there, "many")
+        found["nothing"] = outcome(there, "f00")
+    return found
+
+
+def test_a_container_is_found_by_its_id_in_records_and_in_libcnis_cache(lab: Lab) -> None:
+    found = lab["host"].python(look_up_containers)
+    assert (found["prefix"], found["cached"], found["exact"], found["moved"]) == ("web", "db", "True", "db")
+    assert found["before"].startswith("not-found: container a1: nothing is known of it")
+    assert found["nothing"].startswith("not-found: container f00: nothing is known of it")
+    assert found["ambiguous"] == "web", "what was meant when it was opened stays"
+    assert found["ambiguous anew"] == "usage: container a: several container IDs begin like that: a1b2, a1c3"
+    assert found["gone"] == "not-found: container gone: there is no network namespace at /run/netns/gone"
+    assert found["stale"].startswith("not-found: container stale: its network namespace is gone: /proc/")
+    assert found["two"].startswith("usage: container two: it has several network namespaces: name one with --netns: ")
+    assert {"WEB", "DB"} <= set(found["two"].replace(",", "").split())
+    assert found["many"].endswith("many06, many07 and 4 more")
+
+
+def restart_a_container() -> list[str]:
+    """Its record names another path after the restart, while a process keeps the old namespace, and its path, alive."""
+    found = []
+    with contextlib.closing(Places(clock := Clock())) as there, container("old") as old, container("new") as new:
+        record("web", f"/proc/{old}/ns/net", 0)
+        found.append(outcome(there, "web"))
+        record("web", f"/proc/{new}/ns/net", 0)
+        clock.now += LOOK_S
+        there.forget(Place(container="web"))
+        found.append(outcome(there, "web"))
+        end(new)
+        clock.now += LOOK_S
+        found.append(outcome(there, "web").replace(str(new), "PID"))
+    return found
+
+
+def test_a_restarted_container_is_found_again(lab: Lab) -> None:
+    gone = "not-found: container web: there is no network namespace at /proc/PID/ns/net"
+    assert lab["host"].python(restart_a_container) == ["old", "new", gone]
+
+
+# Other user namespaces
+
+
+def as_nobody(function: Callable[..., object], *arguments: object) -> object:
+    """Without any privilege; on the lab's host."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    return function(*arguments)
+
+
+def user_namespaces() -> bool:
+    """Whether somebody without privileges may have one here."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            as_nobody(lambda: checked(libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.fixture
+def rootless(lab: Lab) -> Callable[..., object]:
+    """Call a function as nobody on the lab's host."""
+    if not user_namespaces():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("the kernel refuses user namespaces to ordinary users")
+    return lambda function, *arguments: lab["host"].python(as_nobody, function, *arguments)
+
+
+def children() -> int:
+    """How many processes of ours there are, ended or not."""
+    with open("/proc/thread-self/children", encoding="ascii") as file:
+        return len(file.read().split())
+
+
+def the_process_inside(there: Places, place: Place) -> Entrant:
+    found = there._known[place].inside
+    assert found is not None
+    return found
+
+
+def reach_own_container() -> list[object]:
+    home = here()
+    read, write = os.pipe()
+    with container("web", CLONE_NEWUSER | CLONE_NEWNET) as pid:
+        there, place = Places(), Place(pid=pid)
+        found: list[object] = [reached(there, place), reached(there, place), children(), here() == home]
+        end(pid)  # the container has a copy of the pipe, too
+        os.close(write)
+        found.append(bool(select.select([read], [], [], WAIT_S)[0]))
+        there.close()
+        found.append(children())
+    os.close(read)
+    return found
+
+
+def test_a_rootless_container_is_reached_without_root_by_one_process_that_keeps_nothing_of_ours_open(
+    rootless: Callable[..., object],
+) -> None:
+    assert rootless(reach_own_container) == ["web", "web", 2, True, True, 1]
+
+
+def test_root_goes_into_a_rootless_container_by_itself(lab: Lab, there: Places) -> None:
+    with container("web", CLONE_NEWUSER | CLONE_NEWNET) as pid:
+        assert reached(there, Place(pid=pid)) == "web"
+        assert there._known[Place(pid=pid)].inside is None
+
+
+def survive_its_end() -> list[object]:
+    with container("web", CLONE_NEWUSER | CLONE_NEWNET) as pid:
+        with contextlib.closing(Places()) as there:
+            place = Place(pid=pid)
+            found: list[object] = [reached(there, place)]
+            first = the_process_inside(there, place).pid
+            os.kill(first, signal.SIGTERM)  # as systemd does to all of a service
+            found.append((reached(there, place), the_process_inside(there, place).pid == first))
+            end(first)
+            found.append((reached(there, place), the_process_inside(there, place).pid == first, children()))
+            end(the_process_inside(there, place).pid)
+            there.expire(time.monotonic())
+            found.append(children())
+            found.append(reached(there, place))
+        found.append(children())
+    return found
+
+
+def test_the_process_inside_is_restarted_when_it_was_killed_and_reaped(rootless: Callable[..., object]) -> None:
+    assert rootless(survive_its_end) == ["web", ("web", True), ("web", False, 2), 1, "web", 1]
+
+
+def survive_its_silence() -> list[object]:
+    with (
+        container("web", CLONE_NEWUSER | CLONE_NEWNET) as pid,
+        contextlib.closing(Places(clock := Clock())) as there,
+    ):
+        place = Place(pid=pid)
+        there.socket(place, socket.AF_INET, TCP).close()
+        os.kill(the_process_inside(there, place).pid, signal.SIGSTOP)
+        found: list[object] = []
+        for passed in (0, BACK_OFF_S - 0.1):
+            clock.now += passed
+            began = time.monotonic()
+            error = refusal(lambda: there.socket(place, socket.AF_INET, TCP))
+            found.append((type(error) is Silent, time.monotonic() - began < (0.5 if passed else 1.5), children()))
+            there.forget(place)
+        clock.now += BACK_OFF_S
+        found.append(reached(there, place))
+    return found
+
+
+def test_a_silent_process_inside_holds_us_up_for_a_second_and_then_no_more(rootless: Callable[..., object]) -> None:
+    assert rootless(survive_its_silence) == [(True, True, 1), (False, True, 1), "web"]
+
+
+def run_out_of_descriptors() -> list[object]:
+    with container("web", CLONE_NEWUSER | CLONE_NEWNET) as pid, contextlib.closing(Places()) as there:
+        place = Place(pid=pid)
+        there.socket(place, socket.AF_INET, TCP).close()
+        helper = the_process_inside(there, place).pid
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        fillers = []
+        with contextlib.suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        numbers = []
+        for _ in range(2):
+            try:
+                there.socket(place, socket.AF_INET, TCP)
+            except OSError as error:
+                numbers.append(error.errno)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in fillers:
+            os.close(fd)
+        return [numbers, reached(there, place), the_process_inside(there, place).pid == helper]
+
+
+def test_want_of_descriptors_is_told_as_such_and_is_passing(rootless: Callable[..., object]) -> None:
+    assert rootless(run_out_of_descriptors) == [[errno.EMFILE, errno.EMFILE], "web", True]
+
+
+def leave_it_alone(pid: int) -> int:
+    """A process that has one inside and ends without a word; returns the pid of the latter."""
+    read, write = os.pipe()
+    service = os.fork()
+    if service == 0:
+        try:
+            there = Places()
+            there.socket(Place(pid=pid), socket.AF_INET, TCP).close()
+            os.write(write, str(the_process_inside(there, Place(pid=pid)).pid).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(service, 0)
+    os.close(write)
+    with open(read, encoding="ascii") as said:
+        return int(said.read())
+
+
+def outlive() -> bool:
+    with container("web", CLONE_NEWUSER | CLONE_NEWNET) as pid:
+        helper = leave_it_alone(pid)
+        limit = time.monotonic() + WAIT_S
+        while time.monotonic() < limit:
+            try:
+                os.kill(helper, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.01)
+    return False
+
+
+def test_the_process_inside_ends_when_we_end_without_a_word(rootless: Callable[..., object]) -> None:
+    assert rootless(outlive)
+
+
+def reach_below_own_user_namespace() -> tuple[str, bool]:
+    """Privileges in a user namespace of our own, and the network of the outside: we could go, and never come back."""
+    checked(libc.unshare(CLONE_NEWUSER))
+    home = here()
+    with container("web") as pid, contextlib.closing(Places()) as there:
+        return reached(there, Place(pid=pid)), here() == home
+
+
+def test_where_we_could_enter_but_not_return_another_process_goes(rootless: Callable[..., object]) -> None:
+    assert rootless(reach_below_own_user_namespace) == ("web", True)
+
+
+def be_refused(pid: int, path: str) -> list[object]:
+    found: list[object] = []
+    with contextlib.closing(Places()) as there:
+        for place in (Place(pid=pid), Place(path=path), Place(path=path)):
+            error = refusal(lambda place=place: there.socket(place, socket.AF_INET, TCP))  # type: ignore[misc]
+            found.append((type(error) is Lacking, str(error).replace(str(pid), "PID"), children()))
+            there.forget(place)
+    return found
+
+
+def test_without_root_a_container_of_roots_is_refused_with_a_reason_and_no_process_stays(
+    lab: Lab, rootless: Callable[..., object]
+) -> None:
+    pid = lab["c1"].pid
+    refused = (
+        "/run/netns/c1: cannot enter its network namespace: "
+        "Operation not permitted: this needs root, or to be the owner of the container"
+    )
+    assert rootless(be_refused, pid, "/run/netns/c1") == [
+        (True, "pid PID: /proc/PID/ns/net may not be opened: run as root, or as the container's owner", 0),
+        (True, refused, 0),
+        (True, refused, 0),
+    ]
