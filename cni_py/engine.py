@@ -27,6 +27,8 @@ HOMES = (
     "cni_py.nftops",
     "cni_py.reservations",
     "cni_py.userland",
+    "cni_py.shapingops",
+    "cni_py.tuningops",
 )
 
 

@@ -11,7 +11,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.call import Plugin
 
-MODULES = {"bridge": "bridge", "host-local": "host_local", "loopback": "loopback", "portmap": "portmap"}
+MODULES = {
+    "bandwidth": "bandwidth",
+    "bridge": "bridge",
+    "host-local": "host_local",
+    "loopback": "loopback",
+    "portmap": "portmap",
+    "tuning": "tuning",
+}
 LAUNCHER_MAX = 1024  # bytes; ours is far smaller
 
 
@@ -21,7 +28,7 @@ def main() -> None:
     if posix.environ.get(b"CNI_COMMAND") == b"VERSION":
         from cni_py import version
 
-        posix.write(1, version.reply().encode())
+        posix.write(1, version.reply(version.spoken_by(name)).encode())
         status = 0
     else:
         from cni_py import skel

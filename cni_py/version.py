@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+OLDEST = {"bandwidth": "0.3.0", "firewall": "0.4.0"}  # the Go plugins that do not speak all of them; ours alike
 FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
 
 
@@ -34,6 +35,11 @@ def family(version: str) -> tuple[str, ...]:
         if (version or "0.1.0") in members:
             return members
     return ()
+
+
+def spoken_by(plugin: str) -> tuple[str, ...]:
+    """The versions that a plugin of ours speaks."""
+    return SUPPORTED[SUPPORTED.index(OLDEST.get(plugin, SUPPORTED[0])) :]
 
 
 def reply(supported: "Sequence[str]" = SUPPORTED) -> str:

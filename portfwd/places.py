@@ -36,6 +36,7 @@ BACK_OFF_S = 5.0  # after a process inside did not answer, or ended twice
 CANDIDATES_MAX = 8  # named in an error
 ATTEMPTS = 2  # to get a socket from a process inside: the first may have been killed
 KIND_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+OWN_NAMESPACE = "/proc/thread-self/ns/net"
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 ALL_SIGNALS = tuple(valid_signals())
 RECORD_KINDS = ("adding", "json")  # PLUGIN.adding, PLUGIN.json: cni_py/records.py
@@ -263,7 +264,7 @@ class Places:
 
 def own_namespace() -> int:
     """A descriptor of the network namespace of this thread."""
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def made_inside(there: int, family: int, kind: int) -> Socket:
@@ -292,7 +293,8 @@ def come_back(home: int) -> None:
     try:
         netns.setns(home)
     except BaseException:  # noqa: BLE001  there is no error to leave this function with
-        abort()
+        if not still_names(OWN_NAMESPACE, home):  # it may be that this thread never got away
+            abort()
 
 
 def abort() -> NoReturn:

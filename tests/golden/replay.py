@@ -2,7 +2,7 @@
 
 Run as root in namespaces of its own (`unshare --net --mount`). Each world (a case, or all cases of one group in their order) is
 a child with a new network namespace for the host, one for each container that its cases name, and with its own empty
-/run and /var/lib; /etc is read only. All of it ends with the child.
+/run and /var/lib; /etc is read only, or where a case writes there a layer over it. All of it ends with the child.
 
 A case:
 
@@ -32,6 +32,7 @@ Case = dict[str, Any]
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
 MS_RDONLY, MS_REMOUNT, MS_BIND = 0x1, 0x20, 0x1000  # linux/mount.h
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+ETC_CNI = "/etc/cni/"
 TIMEOUT_S = 30
 HOST_VETH = re.compile(r"\bveth[0-9a-f]{8}\b")
 
@@ -49,6 +50,14 @@ def mount_tmpfs(path: str) -> None:
     call("mount", b"tmpfs", path.encode(), b"tmpfs", 0, None)
 
 
+def mount_layer(path: str, folder: str) -> None:
+    """Let changes below `path` go to `folder`, which is made."""
+    for part in ("", "/upper", "/work"):
+        os.mkdir(folder + part)
+    options = f"lowerdir={path},upperdir={folder}/upper,workdir={folder}/work"
+    call("mount", b"overlay", path.encode(), b"overlay", 0, options.encode())
+
+
 class World:
     """Namespaces and folders of one group of cases; made in a process that ends with it."""
 
@@ -58,6 +67,8 @@ class World:
         mount_tmpfs("/var/lib")
         for folder in ("/run/netns", "/run/data", "/run/scratch"):
             os.mkdir(folder)
+        if ETC_CNI in texts:
+            mount_layer("/etc", "/run/layer")
         self.names = {
             "{HOSTNS}": "/run/netns/host",
             "{NETNS}": "/run/netns/container",

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 HERE = Path(__file__).parent
-PLUGINS = ("bridge", "host-local", "portmap", "loopback")
+PLUGINS = ("bridge", "host-local", "portmap", "loopback", "tuning", "bandwidth")
 UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private")
 TIMEOUT_S = 300
 

@@ -195,7 +195,10 @@ def test_it_says_0_when_it_listens_and_relays(host: Node, proxy: str, path: str)
         with container(protocol), start(proxy, *options(protocol, host_ip)) as running:
             return running.report(), ask(asked, protocol), running.stop()
 
-    assert host.python(relay) == ("0\n", "HELLO", 0)
+    said, answered, status = host.python(relay)
+    assert (said, answered) == ("0\n", "HELLO")
+    early = [-signal.SIGTERM] if proxy.endswith("/docker-proxy") else []  # Debian's says 0 before it has a handler
+    assert status in [0, *early]
 
 
 SPELLINGS = {

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def checked(result: int) -> None:
     assert result == 0, os.strerror(errno.EIO)
 
 
+def fork() -> int:
+    """os.fork(), which complains of the threads of pytest-xdist; the child takes none of their locks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def serve(name: str, kinds: int, ready: int) -> None:
     """A container's only process: with new namespaces, it says its name to whoever connects to its loopback."""
     die_with_parent()
@@ -84,7 +92,7 @@ def serve(name: str, kinds: int, ready: int) -> None:
 def container(name: str, kinds: int = CLONE_NEWNET) -> Iterator[int]:
     """A container's pid, with no lab around it; gone at the end."""
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             serve(name, kinds, write)
@@ -333,9 +341,24 @@ def test_a_signal_never_leaves_us_in_the_wrong_namespace(lab: Lab) -> None:
     assert away == 0
 
 
+def lose_privileges() -> tuple[str, bool]:
+    """Between two visits: neither going nor coming back is allowed then."""
+    home = here()
+    with container("web") as pid, contextlib.closing(Places()) as there:
+        place = Place(pid=pid)
+        there.socket(place, socket.AF_INET, TCP).close()
+        as_nobody(here)
+        return str(refusal(lambda: there.socket(place, socket.AF_INET, TCP))).partition(": ")[2], here() == home
+
+
+def test_who_never_got_away_need_not_come_back(lab: Lab) -> None:
+    reason = "cannot enter its network namespace: Operation not permitted: this needs root, or to be the owner of the container"
+    assert lab["host"].python(lose_privileges) == (reason, True)
+
+
 def test_when_there_is_no_way_back_the_process_ends() -> None:
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -456,7 +479,7 @@ def as_nobody(function: Callable[..., object], *arguments: object) -> object:
 
 def user_namespaces() -> bool:
     """Whether somebody without privileges may have one here."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             as_nobody(lambda: checked(libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)))
@@ -590,7 +613,7 @@ def test_want_of_descriptors_is_told_as_such_and_is_passing(rootless: Callable[.
 def leave_it_alone(pid: int) -> int:
     """A process that has one inside and ends without a word; returns the pid of the latter."""
     read, write = os.pipe()
-    service = os.fork()
+    service = fork()
     if service == 0:
         try:
             there = Places()
