@@ -7,11 +7,10 @@ What NAT cannot do portfwd may, if it runs: see relays() and userland.py. What a
 (`share`, `allow`) is in portoptions.py.
 """
 
-from _sha256 import sha256
-
 from cni_py import netconf, result
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.sha import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ The record, not a comment in the kernel, says who owns what: the kernel keeps th
 """
 
 import os
-from _sha256 import sha256
 
 from cni_py import jsontext, netconf
 from cni_py.errors import CniError, os_error
+from cni_py.sha import sha256
 
 SCHEMA = 1
 COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl; also far below IFALIASZ (256, linux/if.h)

@@ -28,13 +28,13 @@ import errno
 import os
 import stat
 import time
-from _sha256 import sha256
 
 from cni_py import records
 from cni_py.addr import ip_text, parse_ip
 from cni_py.engine import Op
 from cni_py.errors import CniError, os_error
 from cni_py.locks import Lock
+from cni_py.sha import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

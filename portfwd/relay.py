@@ -104,7 +104,14 @@ class Relay:
             raise
         self._published[mapping.id] = Published(mapping, server, redirected)
         self._claims.put(mapping)
+        self._retain(mapping)
         return notes
+
+    def _retain(self, changed: Mapping) -> None:
+        """Tell which namespaces are meant from now on, where a mapping that came, went or changed names one."""
+        if any(target.place for target in changed.targets):
+            targets = [target for published in self._published.values() for target in published.mapping.targets]
+            self.places.retain({target.place for target in targets if target.place})
 
     def _refuse_loop(self, mapping: Mapping) -> None:
         """A connection that leads back to where it was accepted would make another, and so on."""
@@ -242,12 +249,15 @@ class Relay:
             raise Usage(f"mapping {mapping.id} has other ports or addresses", "remove it and publish it anew")
         published.mapping = mapping
         published.server.update(mapping)
+        self._retain(old)
+        self._retain(mapping)
 
     def remove(self, name: str, drain_s: float = 0.0) -> None:
         """Stop listening for a mapping; its connections are cut after drain_s seconds. NotFound."""
         published = self._found(name)
         del self._published[name]
         self._claims.take(published.mapping)
+        self._retain(published.mapping)
         try:
             self._unredirect(published.mapping, published.redirected)
         except PortfwdError as error:

@@ -47,7 +47,7 @@ CALL = (
     READING
     | C_MODULES
     | SETNS
-    | ours("call", "engine", "records", "locks", "addr", "result", "plugins")
+    | ours("call", "engine", "records", "locks", "addr", "result", "sha", "plugins")
     | ours("kernel", "kernel.context", "kernel.netns", "kernel.netlink")
 )
 LINKS = ours("ops", "kernel.rtnl", "kernel.sysctl")

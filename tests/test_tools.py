@@ -29,7 +29,7 @@ BANNED = {  # on the direct path: what makes a start slow (python -X importtime)
     *("collections", "contextlib", "functools", "itertools", "logging", "ctypes", "__future__", "argparse", "hashlib"),
     *("tempfile", "shutil", "importlib", "traceback", "random", "threading", "signal", "nftables", "pyroute2", "yaml"),
 }
-PURE = ("addr", "errors", "jsontext", "netconf", "portmappings", "portoptions", "ranges", "result", "version")
+PURE = ("addr", "errors", "jsontext", "netconf", "portmappings", "portoptions", "ranges", "result", "sha", "version")
 PURE_PLUGIN_PARTS = ("plugins.bridge_conf",)
 PURE_PUBLISHER = (
     "errors",
@@ -42,6 +42,7 @@ PURE_PUBLISHER = (
     "spec",
     "metrics",
     "choose",
+    "proxyproto",
     "requests",
 )
 EFFECTS = {"os", "posix", "fcntl", "time", "select", "_socket", "_signal", "_ctypes", "subprocess", "pathlib", "shutil"}

@@ -1,0 +1,233 @@
+"""Traffic control: a token bucket on an interface, and what a container sends led through an ifb device to one.
+
+    root 1:  tbf                             of what leaves by the interface: on a host's veth what the container receives
+    ffff:    ingress, u32 prio 1 -> mirred   of what comes in by the interface: to the ifb, which sends it through its own tbf
+
+Sources: tc-tbf(8), tc-mirred(8), Linux include/uapi/linux/{pkt_sched,pkt_cls}.h, tc_act/tc_mirred.h, net/sched/sch_tbf.c.
+"""
+
+import _struct
+import errno
+
+from cni_py.kernel import rtnl
+from cni_py.kernel.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, attr, attrs, nested
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.rtnl import Rtnl
+
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38  # rtnetlink.h
+RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
+TCA_KIND, TCA_OPTIONS = 1, 2
+IFLA_TXQLEN, IFLA_NUM_TX_QUEUES = 13, 31  # if_link.h
+LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX, include/net/flow.h
+
+TC_H_ROOT, TC_H_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # pkt_sched.h
+TBF_HANDLE, INGRESS_HANDLE = 0x0001_0000, 0xFFFF_0000  # 1: and ffff:
+TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
+NS_PER_TICK = 64  # PSCHED_SHIFT in include/net/pkt_sched.h: a tick of the "buffer" below
+LATENCY_MS = 25  # how long a packet may wait, as the Go plugin has it
+U32_MAX = 0xFFFFFFFF
+
+TCA_U32_CLASSID, TCA_U32_SEL, TCA_U32_ACT = 1, 5, 7  # pkt_cls.h
+_TC_U32_TERMINAL = 1
+TCA_ACT_KIND, TCA_ACT_OPTIONS = 1, 2
+TCA_MIRRED_PARMS = 2
+_TC_ACT_STOLEN, _TCA_EGRESS_REDIR = 4, 1
+_PRIORITY = 1
+_ETH_P_ALL = 0x0300  # in network byte order
+
+_TCMSG = _struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
+_TBF = _struct.Struct("=BBHhHI 12x III")  # tc_ratespec with the rate last, no peak rate; limit, buffer, mtu
+_SELECTOR = _struct.Struct("=BBBxHHhhI IIii")  # flags, shifts, one key: mask, value, offset, mask of the offset
+_MIRRED = _struct.Struct("=IIiiiiI")  # index, capabilities, action, reference counts, eaction, interface
+_IFINFOMSG = _struct.Struct("=BxHiII")
+
+
+class TokenBucket:
+    """A limit: `rate` in bytes/s, `burst` in bytes."""
+
+    __slots__ = ("burst", "rate")
+
+    def __init__(self, rate: int, burst: int) -> None:
+        self.rate = rate
+        self.burst = burst
+
+    @property
+    def limit(self) -> int:
+        """Bytes that may wait: those of the latency, and a burst."""
+        return min(self.rate * LATENCY_MS // 1000 + self.burst, U32_MAX)
+
+    @property
+    def ticks(self) -> int:
+        """How long a burst takes at the rate; rounded to microseconds on the way, as the Go plugin does."""
+        return self.burst * 1_000_000 // self.rate * 1000 // NS_PER_TICK
+
+    def options(self) -> bytes:
+        """The attributes of the queueing discipline.
+
+        A burst that takes longer than the ticks of 32 bits last (4 min 35 s) goes in a field of its own.
+        """
+        parameters = _TBF.pack(0, 0, 0, 0, 0, min(self.rate, U32_MAX), self.limit, min(self.ticks, U32_MAX), 0)
+        given = attr(TCA_TBF_PARMS, parameters)
+        if self.rate > U32_MAX:
+            given += attr(TCA_TBF_RATE64, _struct.pack("=Q", self.rate))
+        if self.ticks > U32_MAX:
+            given += attr(TCA_TBF_BURST, _struct.pack("=I", self.burst))
+        return given
+
+
+class ShownBucket:
+    """A token bucket as the kernel showed it: the burst in ticks, of which the kernel keeps 32 bits."""
+
+    __slots__ = ("limit", "rate", "ticks")
+
+    def __init__(self, options: bytes) -> None:
+        found = attrs(options)
+        *_, rate, self.limit, self.ticks, _ = _TBF.unpack(found[TCA_TBF_PARMS])
+        self.rate: int = int.from_bytes(found.get(TCA_TBF_RATE64, b""), "little") or rate
+
+    def is_like(self, wanted: TokenBucket) -> bool:
+        """Whether it limits alike, give or take what the kernel's own arithmetic rounds."""
+        off = (self.ticks - wanted.ticks) % (U32_MAX + 1)
+        most = 16 + wanted.ticks // 1_000_000
+        return (self.rate, self.limit) == (wanted.rate, wanted.limit) and min(off, U32_MAX + 1 - off) <= most
+
+
+# Queueing disciplines
+
+
+def add_tbf(side: "Rtnl", index: int, bucket: TokenBucket) -> None:
+    """FileExistsError when the interface has a root of its own; ENOENT when the kernel has no tbf, EINVAL for a rate of 0."""
+    options = nested(TCA_OPTIONS, bucket.options())
+    side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf") + options)
+
+
+def tbf(side: "Rtnl", index: int) -> ShownBucket | None:
+    """The token bucket 1: at the root of an interface."""
+    options = _options(side, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"))
+    return None if options is None else ShownBucket(options)
+
+
+def delete_tbf(side: "Rtnl", index: int) -> bool:
+    """False when there is none: another root, or none of that handle, stays."""
+    return _delete(side, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"))
+
+
+def add_ingress(side: "Rtnl", index: int) -> None:
+    """FileExistsError when the interface has one; ENOENT when the kernel knows none."""
+    side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"))
+
+
+def has_ingress(side: "Rtnl", index: int) -> bool:
+    """Whether the interface has one."""
+    return _options(side, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")) is not None
+
+
+def delete_ingress(side: "Rtnl", index: int) -> bool:
+    """With its filters. False when there is none."""
+    return _delete(side, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"))
+
+
+# The kernel's answers to: no such interface; no such root or handle; another kind has it.
+_ABSENT = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
+
+
+def _options(side: "Rtnl", body: bytes) -> bytes | None:
+    """The options of a queueing discipline; None when the interface has not this one."""
+    try:
+        answers = side.request(RTM_GETQDISC, NLM_F_ECHO, body)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise
+    for _, answer in answers:
+        return attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b"")
+    return None
+
+
+def _delete(side: "Rtnl", body: bytes) -> bool:
+    try:
+        side.request(RTM_DELQDISC, 0, body)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise
+    return True
+
+
+def _qdisc(index: int, handle: int, parent: int, kind: str) -> bytes:
+    return _TCMSG.pack(0, index, handle, parent, 0) + attr(TCA_KIND, kind.encode() + b"\0")
+
+
+# What comes in
+
+
+def add_redirect(side: "Rtnl", index: int, target: int) -> None:
+    """All that comes in by an interface, which has an ingress, leaves by the interface `target`.
+
+    ENOENT when the kernel has no u32 filters or no mirred action.
+    """
+    selector = _SELECTOR.pack(_TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    mirred = _MIRRED.pack(0, 0, _TC_ACT_STOLEN, 0, 0, _TCA_EGRESS_REDIR, target)
+    action = attr(TCA_ACT_KIND, b"mirred\0") + nested(TCA_ACT_OPTIONS, attr(TCA_MIRRED_PARMS, mirred))
+    options = nested(
+        TCA_OPTIONS,
+        attr(TCA_U32_CLASSID, _struct.pack("=I", TBF_HANDLE | 1)),
+        attr(TCA_U32_SEL, selector),
+        nested(TCA_U32_ACT, nested(1, action)),
+    )
+    side.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, _filter(index) + attr(TCA_KIND, b"u32\0") + options)
+
+
+def redirects(side: "Rtnl", index: int) -> list[int]:
+    """The interfaces that what comes in by an interface is led to, 0 for one that is gone."""
+    try:
+        answers = side.request(RTM_GETTFILTER, NLM_F_DUMP, _TCMSG.pack(0, index, 0, INGRESS_HANDLE, 0))
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return []
+        raise
+    targets = []
+    for _, answer in answers:
+        options = attrs(attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b""))
+        for action in attrs(options.get(TCA_U32_ACT, b"")).values():
+            found = attrs(action)
+            parameters = attrs(found.get(TCA_ACT_OPTIONS, b"")).get(TCA_MIRRED_PARMS, b"")
+            if found.get(TCA_ACT_KIND) == b"mirred\0" and len(parameters) >= _MIRRED.size:
+                targets.append(int(_MIRRED.unpack_from(parameters)[-1]))
+    return targets
+
+
+def _filter(index: int) -> bytes:
+    return _TCMSG.pack(0, index, 0, INGRESS_HANDLE, _PRIORITY << 16 | _ETH_P_ALL)
+
+
+# ifb devices
+
+
+def add_ifb(side: "Rtnl", name: str, mac: bytes, mtu: int) -> None:
+    """Down, with a queue of no length as the Go plugin has it. EOPNOTSUPP when the kernel has no such devices."""
+    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + attr(rtnl.IFLA_IFNAME, rtnl.check_name(name) + b"\0")
+    body += attr(rtnl.IFLA_ADDRESS, mac) + attr(rtnl.IFLA_MTU, _struct.pack("=I", mtu))
+    body += attr(IFLA_TXQLEN, _struct.pack("=I", 0)) + nested(rtnl.IFLA_LINKINFO, attr(rtnl.IFLA_INFO_KIND, b"ifb\0"))
+    side.request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def lacking(side: "Rtnl") -> str:
+    """What of it the kernel was built without; "" for nothing. Asks by requests that cannot succeed, and so change nothing."""
+    no_queue = attr(IFLA_NUM_TX_QUEUES, _struct.pack("=I", U32_MAX))  # more than rtnl_create_link() lets be
+    ifb = nested(rtnl.IFLA_LINKINFO, attr(rtnl.IFLA_INFO_KIND, b"ifb\0"))
+    header = _IFINFOMSG.pack(0, 0, 0, 0, 0)
+    questions = (
+        # without options tbf_init() refuses it; an unknown kind is refused before
+        ("tbf (CONFIG_NET_SCH_TBF)", errno.ENOENT, RTM_NEWQDISC, _qdisc(LOOPBACK_INDEX, TBF_HANDLE, TC_H_ROOT, "tbf")),
+        ("ifb (CONFIG_IFB)", errno.EOPNOTSUPP, rtnl.RTM_NEWLINK, header + no_queue + ifb),
+    )
+    for what, answer, kind, body in questions:
+        try:
+            side.request(kind, NLM_F_CREATE | NLM_F_EXCL, body)
+        except OSError as error:
+            if error.errno == answer:
+                return what
+    return ""

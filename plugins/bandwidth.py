@@ -1,0 +1,203 @@
+"""bandwidth: limits what a container receives and sends. Chained behind a plugin that made a veth pair.
+
+    ADD    a token bucket on the host's veth (ingress), an ifb device with another one (egress); result: prevResult and the ifb
+    DEL    what the record lists, and an ifb that the Go plugin made
+    CHECK  the plan of ADD against the kernel
+    GC     attachments of this network that the runtime no longer knows, with or without a record
+    STATUS whether the kernel has what it takes
+
+Example configuration: conf/bandwidth.conflist. The ifb has the Go plugin's name, made of network and containerID; a second
+interface of a container in one network, which would have the same, has one of its own.
+"""
+
+from cni_py import records, version
+from cni_py.addr import mac_text
+from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.plugins.bandwidth_conf import BandwidthConf
+from cni_py.records import Attachment
+from cni_py.result import Interface, prev_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+    from cni_py.kernel.rtnl import Link
+    from cni_py.result import Result
+
+IFB_PREFIX = "bwp"
+MTU = 1500  # in a dry run, where the veth is not there to ask
+
+
+def add(call: Call) -> "Result":
+    """Limit the container."""
+    conf = BandwidthConf(call.conf)
+    earlier = prev_result(call.conf)
+    if earlier is None:
+        raise CniError("must be called as chained plugin")
+    if conf.ingress is None and conf.egress is None:
+        return earlier
+    check_rates(conf)
+    name, mtu = host_end(call, earlier)
+    call.begin()
+    refuse_existing(call, name)
+    ifb = free_ifb_name(call)
+    call.apply(plan(call, conf, name, mtu, ifb))
+    if conf.egress is not None:
+        earlier.interfaces.append(Interface(ifb, mac_text(call.key.mac("ifb"))))
+    return earlier
+
+
+def check_rates(conf: BandwidthConf) -> None:
+    """What the kernel would refuse after half of the work."""
+    for limit in (conf.ingress, conf.egress):
+        if limit is not None and 0 in limit:
+            raise CniError("rates and bursts are in bits, and cannot be below 8")
+
+
+def plan(call: Call, conf: BandwidthConf, name: str, mtu: int, ifb: str) -> "list[Op]":
+    """Everything that limits the container, in order."""
+    from cni_py.shapingops import AddIfb, LimitIfb, LimitRate, RedirectToIfb
+
+    steps: list[Op] = []
+    if conf.ingress is not None:
+        rate, burst = conf.ingress
+        steps.append(LimitRate(name=name, rate=rate, burst=burst))
+    if conf.egress is not None:
+        rate, burst = conf.egress
+        steps += [
+            AddIfb(name=ifb, mac=call.key.mac("ifb"), mtu=mtu),
+            LimitIfb(name=ifb, rate=rate, burst=burst),
+            RedirectToIfb(name=name, ifb=ifb),
+        ]
+    return steps
+
+
+def host_end(call: Call, earlier: "Result") -> tuple[str, int]:
+    """Name and MTU of the host's end of the container's veth, which the result before must name."""
+    listed = [interface.name for interface in earlier.interfaces if not interface.sandbox]
+    inside = call.kernel.container.link(call.ifname)
+    if inside is None and call.dry_run and listed:
+        return listed[-1], MTU  # the plugin before has only said what it would make
+    no_peer = f"container interface {call.ifname} has no veth peer"
+    if inside is None:
+        raise CniError(no_peer, f'could not look up "{call.ifname}": Link not found')
+    if inside.kind != "veth":
+        raise CniError(no_peer, f'interface "{call.ifname}" was not a veth interface')
+    outside = call.kernel.host.link(inside.link) if inside.link else None
+    if outside is None or not is_pair(inside, outside) or outside.name not in listed:
+        raise CniError("no veth peer of container interface found in host ns")
+    return outside.name, outside.mtu
+
+
+def refuse_existing(call: Call, name: str) -> None:
+    """What the host's end has already belongs to somebody, or to an ADD that still stands: leave it alone."""
+    from cni_py.kernel import tc
+
+    link = call.kernel.host.link(name)
+    if link is not None and (tc.tbf(call.kernel.host, link.index) or tc.has_ingress(call.kernel.host, link.index)):
+        raise CniError(f"the rate of {name} is limited already", "it has a qdisc tbf 1: or an ingress")
+
+
+def is_pair(inside: "Link", outside: "Link") -> bool:
+    """Whether the link that has the peer's index on the host is the peer: it might be in yet another namespace."""
+    return outside.kind == "veth" and outside.link == inside.index
+
+
+def shared_ifb_name(call: Call) -> str:
+    """The Go plugin's, the same for all interfaces of a container in one network."""
+    return IFB_PREFIX + sha512_hex(call.conf.name + call.container_id)[:12]
+
+
+def own_ifb_name(call: Call) -> str:
+    """That of this attachment alone."""
+    return IFB_PREFIX + call.key.hex[:12]
+
+
+def sha512_hex(text: str) -> str:
+    """As hashlib has it."""
+    try:
+        from _sha512 import sha512  # hashlib would cost 4 ms
+    except ImportError:  # Python 3.12 and newer
+        from _sha2 import sha512
+    digest: str = sha512(text.encode()).hexdigest()
+    return digest
+
+
+def free_ifb_name(call: Call) -> str:
+    """The shared name, unless another interface of the container has it."""
+    link = call.kernel.host.link(shared_ifb_name(call))
+    return shared_ifb_name(call) if link is None or link.alias.startswith(call.key.hex) else own_ifb_name(call)
+
+
+def delete(call: Call) -> None:
+    """Withdraw the limits, whatever the configuration now says."""
+    recorded = records.load(call.key, call.plugin) is not None
+    failures = call.run_all(Call.undo_recorded, lambda call: delete_ifbs(call, recorded))
+    call.finish_delete(failures + call.run_all(lambda call: BandwidthConf(call.conf)))
+
+
+def delete_ifbs(call: Call, recorded: bool) -> None:
+    """Ours whose record is lost; and the Go plugin's, unless the result says that this interface has none."""
+    if not any(map(call.kernel.host.link, (own_ifb_name(call), shared_ifb_name(call)))):
+        return
+    from cni_py.shapingops import delete_ifb
+
+    delete_ifb(call.kernel, own_ifb_name(call), nameless=True)
+    name = shared_ifb_name(call)
+    try:
+        earlier = prev_result(call.conf)
+    except CniError:
+        earlier = None
+    theirs = earlier is None or any(interface.name == name for interface in earlier.interfaces)
+    delete_ifb(call.kernel, name, nameless=theirs and not recorded)
+
+
+def check(call: Call) -> None:
+    """Compare with the kernel."""
+    conf = BandwidthConf(call.conf)
+    earlier = prev_result(call.conf)
+    if earlier is None:
+        raise CniError("must be called as a chained plugin")
+    if conf.ingress is None and conf.egress is None:
+        return
+    name, mtu = host_end(call, earlier)
+    own = own_ifb_name(call)
+    has_own = any(interface.name == own for interface in earlier.interfaces)
+    call.check_plan(plan(call, conf, name, mtu, own if has_own else shared_ifb_name(call)))
+
+
+def gc(call: Call) -> None:
+    """Take away what stale attachments left."""
+    call.finish_delete(collect_garbage(call) + call.run_all(sweep_ifbs))
+
+
+def sweep_ifbs(call: Call) -> None:
+    """Delete ifb devices of stale attachments whose record is lost: their alias says of which network they are."""
+    if call.conf.valid_attachments is None:
+        return
+    valid = {Attachment(call.conf.name, *listed).hex for listed in call.conf.valid_attachments}
+    for link in call.kernel.host.links():
+        hexdigits, _, label = link.alias.partition(" ")
+        ours = link.kind == "ifb" and link.name.startswith(IFB_PREFIX) and label.startswith(call.conf.name + "/")
+        if ours and hexdigits not in valid:
+            call.kernel.host.delete_link(link.index)
+
+
+def status(call: Call) -> None:
+    """Whether an ADD can be served now."""
+    from cni_py.kernel import tc
+
+    lacking = tc.lacking(call.kernel.host)
+    if lacking:
+        raise PluginNotAvailable("this kernel cannot limit the rate of a container's traffic", f"it lacks {lacking}")
+
+
+PLUGIN = Plugin(
+    "bandwidth",
+    add=add,
+    delete=delete,
+    check=check,
+    gc=gc,
+    status=status,
+    versions=version.spoken_by("bandwidth"),
+)

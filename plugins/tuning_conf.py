@@ -1,0 +1,142 @@
+"""The configuration of tuning: conf/tuning.conflist.
+
+A value is looked for in args.cni, then (the MAC address) in runtimeConfig and CNI_ARGS, then in the plugin's own object. Types
+are checked at once; what only ADD refuses by check_add() and what CHECK refuses too when it is asked for.
+"""
+
+from cni_py import netconf
+from cni_py.addr import mac_text, parse_mac
+from cni_py.errors import CniError
+from cni_py.netconf import child, optional_boolean, optional_integer, optional_string, parse_cni_args, string
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.call import Call
+    from cni_py.jsontext import Object
+
+DATA_DIR = "/run/cni/tuning"
+ALLOW_LIST = "/etc/cni/tuning/allowlist.conf"
+SWAP = {ord("."): "/", ord("/"): "."}
+
+
+class TuningConf:
+    """What to set. `sysctls` as they are written; of the rest, None, "" and 0 leave alone what is there.
+
+    `saved_path` is the file of what was there before, where the Go plugin has it.
+    """
+
+    __slots__ = ("allmulti", "duplicate", "ifname", "mac", "mtu", "promisc", "saved_path", "sysctls", "tx_queue_len")
+
+    def __init__(self, call: "Call") -> None:
+        raw, runtime = call.conf.raw, call.conf.runtime_config
+        cni = child(call.conf.args, "cni") if call.conf.args is not None else None
+        sources = [raw, cni] if cni is not None else [raw]  # the last one wins
+        _ = call.conf.prev_result  # of a wrong type: refused like any other key
+        self.ifname = call.ifname
+        self.saved_path = f"{string(raw, 'dataDir') or DATA_DIR}/{call.container_id}_{call.ifname}.json"
+        self.mac = string(raw, "mac")
+        self.mac = parse_cni_args(call.args, ("MAC",)).get("MAC") or self.mac
+        if runtime is not None:
+            self.mac = string(runtime, "mac") or self.mac
+        if cni is not None:
+            self.mac = optional_string(cni, "mac") or self.mac
+        self.sysctls: dict[str, str] = {}
+        self.duplicate = False
+        self.mtu = 0  # bytes
+        self.promisc = False
+        self.allmulti: bool | None = None
+        self.tx_queue_len: int | None = None  # packets
+        for source in sources:
+            self._read(source)
+
+    def _read(self, source: "Object") -> None:
+        """What the plugin's own object and args.cni have alike."""
+        self._read_sysctls(source)
+        for name, value in (("mtu", optional_integer(source, "mtu")), ("promisc", optional_boolean(source, "promisc"))):
+            if value is not None:
+                setattr(self, name, value)
+        allmulti, length = optional_boolean(source, "allmulti"), optional_integer(source, "txQLen")
+        self.allmulti = self.allmulti if allmulti is None else allmulti
+        self.tx_queue_len = self.tx_queue_len if length is None else length
+
+    def _read_sysctls(self, source: "Object") -> None:
+        written = child(source, "sysctl")
+        if written is None:
+            return
+        self.duplicate = self.duplicate or len(written.pairs) != len(written)
+        for key, value in written.pairs:
+            if not isinstance(value, str | None):
+                raise netconf.Undecodable(f"json: cannot unmarshal sysctl.{key} into type string")
+            if value is not None:
+                self.sysctls[key] = value
+
+    def check_add(self) -> None:
+        """What only ADD refuses: a DEL must not fail over it."""
+        if self.duplicate:
+            raise CniError("duplicated sysctl keys are not allowed")
+        check_allowed(list(self.sysctls))
+
+    @property
+    def sysctl_paths(self) -> list[tuple[str, str]]:
+        """Each sysctl as a path below net/, and its value. CniError for one that is elsewhere."""
+        return [(sysctl_path(key, self.ifname), value) for key, value in self.sysctls.items()]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What to set the interface to, in the words and the order of kernel/linksettings.py."""
+        wanted: dict[str, str] = {}
+        if self.mac:
+            try:
+                wanted["mac"] = mac_text(parse_mac(self.mac))
+            except ValueError as error:
+                message = f"address {self.mac}: invalid MAC address"
+                raise CniError(f"invalid args {self.mac} for MAC addr", message) from error
+        if self.promisc:
+            wanted["promisc"] = "true"
+        for name, number in (("mtu", self.mtu), ("txQLen", self.tx_queue_len or 0)):
+            if number < 0:
+                raise CniError(f"invalid {name}: {number}", "it cannot be negative")
+        if self.mtu:
+            wanted["mtu"] = str(self.mtu)
+        if self.allmulti is not None:
+            wanted["allmulti"] = str(self.allmulti).lower()
+        if self.tx_queue_len is not None:
+            wanted["txQLen"] = str(self.tx_queue_len)
+        return wanted
+
+
+def sysctl_path(key: str, ifname: str) -> str:
+    """The path below net/ of `net.ipv4.conf.IFNAME.arp_filter`, where IFNAME stands for the interface.
+
+    As for sysctl(8): whichever of . and / comes first separates, so that the name of an interface may hold the other one.
+    """
+    dots_first = "." in key.partition("/")[0]
+    path = (key.translate(SWAP) if dots_first else key).replace("IFNAME", ifname, 1)
+    top, _, rest = path.partition("/")
+    if top != "net" or not rest or any(part in ("", ".", "..") or "\0" in part for part in rest.split("/")):
+        raise CniError(f'invalid net sysctl key: "{path}"')
+    return rest
+
+
+def check_allowed(keys: list[str]) -> None:
+    """CniError for a key that no line of the administrator's list matches; without such a list all may be set."""
+    if not keys:
+        return
+    try:
+        with open(ALLOW_LIST, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise CniError(f"cannot read {ALLOW_LIST}", str(error)) from error
+    import re  # 12 ms, and only where there is a list
+
+    lines = [line for line in lines if line]
+    for key in keys:
+        try:
+            allowed = any(re.search(line, key, re.ASCII) for line in lines)
+        except re.error as error:
+            raise CniError(f"{ALLOW_LIST}: error parsing regexp", str(error)) from error
+        if not allowed:
+            message = f"Sysctl {key} is not allowed. Only the following sysctls are allowed"
+            raise CniError(message, f"[{' '.join(lines)}]")

@@ -1,0 +1,63 @@
+"""tuning's plan: what to set, each with what it is now; and putting things back from the Go plugin's file.
+
+Apart from the plugin, which with nothing to set does not load it: that is how most runtimes configure it.
+"""
+
+from cni_py.call import Call
+from cni_py.errors import CniError
+from cni_py.kernel import linksettings, sysctl
+from cni_py.plugins.tuning_conf import TuningConf
+from cni_py.tuningops import SaveSettings, TuneLink, TuneSysctl, is_there, put_back, saved_text, saved_values
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+
+
+def plan(call: Call, conf: TuningConf) -> "list[Op]":
+    """Everything to set, each with what it is now."""
+    netns = call.kernel.container_cookie
+    paths, wanted = conf.sysctl_paths, conf.settings
+    with call.kernel.in_container():
+        before = [sysctl_now(path) for path, _ in paths]
+    steps: list[Op] = [
+        TuneSysctl(key=path, value=value, before=now, netns=netns)
+        for (path, value), now in zip(paths, before, strict=True)
+    ]
+    if not wanted:
+        return steps
+    current = linksettings.read(call.kernel.container, call.ifname)
+    if current is None and not call.dry_run:  # in a dry run the plugin before has not made it
+        raise CniError(f'failed to get "{call.ifname}"', "Link not found")
+    earlier = values_before(call, netns)
+    values = {**dict.fromkeys(wanted, ""), **(current or {}), **earlier}
+    if current is not None:
+        text = saved_text({setting: value for setting, value in values.items() if setting in {*wanted, *earlier}})
+        steps.append(SaveSettings(path=conf.saved_path, text=text))
+    return steps + [
+        TuneLink(ifname=call.ifname, setting=setting, value=value, before=values[setting], netns=netns)
+        for setting, value in wanted.items()
+    ]
+
+
+def sysctl_now(path: str) -> str:
+    """What to write to get the present value back; "" where it cannot be read."""
+    try:
+        return sysctl.read(path) or "\n"
+    except PermissionError:
+        return ""
+    except OSError as error:
+        raise CniError(f"cannot read sysctl net/{path}", error.strerror or str(error)) from error
+
+
+def values_before(call: Call, netns: int) -> dict[str, str]:
+    """The settings before an earlier ADD of this attachment that still stands: those that DEL is to bring back."""
+    ops = [op for op in call.executor.before or () if isinstance(op, dict) and op.get("op") == TuneLink.__name__]
+    ours = [op for op in reversed(ops) if (op.get("ifname"), op.get("netns")) == (call.ifname, netns)]
+    return {str(op.get("setting")): str(op.get("before")) for op in ours}
+
+
+def restore(call: Call, text: bytes) -> None:
+    """Set the interface to what the Go plugin's file says, where the namespace is still there."""
+    if call.kernel.has_container and is_there(call.kernel, call.kernel.container_cookie):
+        put_back(call.kernel, call.ifname, saved_values(text))
