@@ -14,6 +14,9 @@ What a call passes through, in order:
     engine     applies a plan of operations, records it, undoes it
     ops        operations on links, addresses, routes, sysctls
     nftops     operations on elements of our nftables table
+    tuningops  operations of the plugin tuning, shapingops those of bandwidth
+    userland   portmap's requests to portfwd; portshares, portclaims, portmappings, portoptions: what portmap publishes
+    restore    puts back what somebody took out of nftables
     records    attachment records below /run/cni-py
     locks      flock with a limit
     kernel/    rtnetlink, nf_tables, conntrack, namespaces, sysctl: the only modules that open sockets

@@ -15,7 +15,7 @@ from tests.faults.crowd import Job, run_all
 
 OBSERVE = Path(__file__).with_name("observe.py")
 START = "from cni_py.run import main"
-PLUGINS = ("bridge", "host-local", "loopback", "portmap")
+PLUGINS = ("bandwidth", "bridge", "host-local", "loopback", "portmap", "tuning")
 FEW, MANY = 10, 200  # attachments
 AT_ONCE = 4
 FILL_S = 300
@@ -61,6 +61,13 @@ MAY_LOAD = {
     "portmap": CALL
     | NFTABLES
     | ours("plugins.portmap", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
+    "tuning": CALL
+    | LINKS
+    | ours("tuningops", "kernel.linksettings", "plugins.tuning", "plugins.tuning_conf", "plugins.tuning_plan"),
+    "bandwidth": CALL
+    | LINKS
+    | {"_sha512"}
+    | ours("shapingops", "kernel.tc", "plugins.bandwidth", "plugins.bandwidth_conf"),
 }
 MESSAGES_MAX = {  # of netlink, for a dual-stack network with ipMasq and two published ports
     ("ADD", "bridge"): 40,

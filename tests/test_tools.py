@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from cni_py.run import MODULES
+
 ROOT = Path(__file__).parent.parent
 CHECKED = (
     "cni_py",
@@ -157,7 +159,7 @@ def others(names: set[str]) -> set[str]:
 def direct_path() -> set[str]:
     """Every module of ours that some plugin call may load."""
     found: set[str] = set()
-    waiting = {"run", "plugins.bridge", "plugins.host_local", "plugins.loopback", "plugins.portmap"}
+    waiting = {"run", *(f"plugins.{module}" for module in MODULES.values())}
     while waiting:
         module = waiting.pop()
         found.add(module)
