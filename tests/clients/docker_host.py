@@ -114,8 +114,12 @@ class DockerHost:
             self.remove(name)
 
     def has_settled(self) -> bool | None:
-        """Whether no address is tentative: a proxy's connection would leave from another one."""
-        return not self.host.run("ip", "-6", "address", "show", "tentative").stdout or None
+        """Whether no address is tentative: a proxy's connection would leave from another one.
+
+        Those of a bridge without containers may stay so: it has no carrier to detect duplicates by.
+        """
+        links = json.loads(self.host.run("ip", "-json", "-6", "address", "show", "tentative").stdout or "[]")
+        return not any("LOWER_UP" in link.get("flags", []) for link in links) or None
 
     def remove(self, name: str) -> None:
         """With its ports. A second call is harmless."""
