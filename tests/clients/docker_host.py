@@ -7,6 +7,7 @@ both families; `v4only` has IPv4 alone, so that its ports are reached by IPv6 th
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
