@@ -1,6 +1,6 @@
 """Servers and clients for bench/publishers.py; each runs as a program of its own in one of the bench's namespaces.
 
-load.py serve                                 ECHO and SINK, until it is killed
+load.py serve                                 ECHO, SINK and LAST, until it is killed
 load.py check HOST ECHO SINK                  who the server saw, and whether bytes arrive as they were sent
 load.py rtt HOST PORT COUNT                   median of the round trips of 64 bytes, in microseconds
 load.py connect HOST PORT CLIENTS COUNT       new connections per second, each with a question and an answer
@@ -15,6 +15,7 @@ import sys
 import time
 
 ECHO, SINK = 7001, 7002
+LAST = 29999  # another ECHO: the last port of a long range
 MEGABYTE = 1 << 20
 WORD = b"x" * 64
 SERVERS = 4  # processes that accept on ECHO
@@ -30,8 +31,8 @@ def listening(port: int) -> socket.socket:
 
 def serve() -> None:
     """Print a line when ready."""
-    echo, sink = listening(ECHO), listening(SINK)
-    for work, listener in [(answer, echo)] * SERVERS + [(swallow, sink)]:
+    echo, sink, last = listening(ECHO), listening(SINK), listening(LAST)
+    for work, listener in [(answer, echo), (answer, last)] * SERVERS + [(swallow, sink)]:
         if os.fork() == 0:
             while True:
                 peer, address = listener.accept()
