@@ -146,23 +146,13 @@ def _add_rm(one: argparse.ArgumentParser) -> None:
     end = one.add_mutually_exclusive_group()
     end.add_argument(
         "--drain",
-        type=_seconds,
+        type=options.seconds,
         default=DRAIN_S,
         metavar="S",
         help=f"running connections get so long to end by themselves; {DRAIN_S:g}",
     )
     end.add_argument("--now", action="store_true", help="cut running connections")
     _with_socket(_json(one))
-
-
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= 10**6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return found
 
 
 def _add_stats(one: argparse.ArgumentParser) -> None:
@@ -176,7 +166,7 @@ def _add_run(one: argparse.ArgumentParser) -> None:
     options.add_to(one)
     one.add_argument(
         "--drain",
-        type=_seconds,
+        type=options.seconds,
         default=DRAIN_S,
         metavar="S",
         help=f"what running connections get at the end; {DRAIN_S:g}",

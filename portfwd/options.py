@@ -96,6 +96,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """For argparse: a time that may be 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return found
+
+
 def read(options: argparse.Namespace) -> Wish:
     """Usage for what cannot be meant."""
     texts = [*options.spec, *options.publish]

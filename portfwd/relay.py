@@ -34,8 +34,6 @@ log = logging.getLogger("portfwd")
 
 SWEEP_S = 0.25
 LOOK_AT_ALL_S = 2.0  # between two looks at every connection
-FLOWS_MAX = 1024  # UDP flows of a port, where the mapping names no limit
-UDP_IDLE_S = 90.0
 
 
 class Redirector(Protocol):
@@ -173,8 +171,6 @@ class Relay:
             self.places,
             self.poller,
             Counters(),
-            flows_max=mapping.limit or FLOWS_MAX,
-            idle_s=mapping.idle_s or UDP_IDLE_S,
         )
 
     def _redirect(self, mapping: Mapping, ips: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ def read(arguments: Sequence[str]) -> Options:
     add("--state", default=store.state_dir(), metavar="DIR", help="where mappings are kept; %(default)s")
     add(
         "--drain",
-        type=_seconds,
+        type=options.seconds,
         default=DRAIN_S,
         metavar="S",
         help="at the end running connections get so long; %(default)g",
@@ -102,16 +102,6 @@ def read(arguments: Sequence[str]) -> Options:
         take_over=found.take_over,
         redirect=not found.no_redirect,
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= 10**6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return found
 
 
 def _descriptor(text: str) -> int:

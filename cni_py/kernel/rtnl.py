@@ -225,7 +225,7 @@ class Rtnl:
         """The IPv4 and IPv6 entries of a dump: a kernel without one of the families answers with all it has."""
         return [answer for _, answer in self.request(kind, NLM_F_DUMP, body) if answer[0] in (_AF[4], _AF[6])]
 
-    def _delete(self, kind: int, body: bytes, absent: tuple[int, ...]) -> bool:
+    def delete(self, kind: int, body: bytes, absent: tuple[int, ...]) -> bool:
         """A request whose failure with one of the errors `absent` means that there was nothing to delete."""
         try:
             self.request(kind, 0, body)
@@ -304,7 +304,7 @@ class Rtnl:
     def delete_link(self, link: int | str) -> bool:
         """Delete a link, a veth with its peer. False when there was none."""
         index, name = _which(link)
-        return self._delete(RTM_DELLINK, _IFINFOMSG.pack(0, 0, index, 0, 0) + name, (errno.ENODEV,))
+        return self.delete(RTM_DELLINK, _IFINFOMSG.pack(0, 0, index, 0, 0) + name, (errno.ENODEV,))
 
     def set_link(
         self,
@@ -381,7 +381,7 @@ class Rtnl:
     def delete_address(self, index: int, address: Address) -> bool:
         """False when the interface does not have it, or is not there."""
         body = _address_body(index, address, 0)
-        return self._delete(RTM_DELADDR, body, (errno.EADDRNOTAVAIL, errno.ENODEV))
+        return self.delete(RTM_DELADDR, body, (errno.EADDRNOTAVAIL, errno.ENODEV))
 
     # Routes
 
@@ -417,14 +417,14 @@ class Rtnl:
     def delete_route(self, route: "RouteLike", index: int) -> bool:
         """False when there is none."""
         scope = RT_SCOPE_NOWHERE if route.scope is None else route.scope  # NOWHERE: of any scope
-        return self._delete(RTM_DELROUTE, _route_body(route, index, 0, scope, 0), (errno.ESRCH, errno.ENODEV))
+        return self.delete(RTM_DELROUTE, _route_body(route, index, 0, scope, 0), (errno.ESRCH, errno.ENODEV))
 
     # Neighbours
 
     def delete_neighbour(self, index: int, ip: bytes) -> bool:
         """Forget which MAC address `ip` has. False when that was not known."""
         body = _NDMSG.pack(_AF[4 if len(ip) == 4 else 6], index, 0, 0, 0) + attr(NDA_DST, ip)
-        return self._delete(RTM_DELNEIGH, body, (errno.ENOENT, errno.ENODEV, errno.ESRCH))
+        return self.delete(RTM_DELNEIGH, body, (errno.ENOENT, errno.ENODEV, errno.ESRCH))
 
     # Waiting
 

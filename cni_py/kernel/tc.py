@@ -111,7 +111,7 @@ def tbf(side: "Rtnl", index: int) -> ShownBucket | None:
 
 def delete_tbf(side: "Rtnl", index: int) -> bool:
     """False when there is none: another root, or none of that handle, stays."""
-    return _delete(side, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"))
+    return side.delete(RTM_DELQDISC, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"), _ABSENT)
 
 
 def add_ingress(side: "Rtnl", index: int) -> None:
@@ -126,7 +126,7 @@ def has_ingress(side: "Rtnl", index: int) -> bool:
 
 def delete_ingress(side: "Rtnl", index: int) -> bool:
     """With its filters. False when there is none."""
-    return _delete(side, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"))
+    return side.delete(RTM_DELQDISC, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"), _ABSENT)
 
 
 # The kernel's answers to: no such interface; no such root or handle; another kind has it.
@@ -144,16 +144,6 @@ def _options(side: "Rtnl", body: bytes) -> bytes | None:
     for _, answer in answers:
         return attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b"")
     return None
-
-
-def _delete(side: "Rtnl", body: bytes) -> bool:
-    try:
-        side.request(RTM_DELQDISC, 0, body)
-    except OSError as error:
-        if error.errno in _ABSENT:
-            return False
-        raise
-    return True
 
 
 def _qdisc(index: int, handle: int, parent: int, kind: str) -> bytes:

@@ -213,12 +213,12 @@ def descriptors(pid: int) -> int:
 
 
 def test_four_thousand_idle_connections_cost_little(relayed: Publisher) -> None:
-    pid = relayed.process.pid
-    before = descriptors(pid)
+    node, pid = relayed.node, relayed.pid()
+    before = node.python(descriptors, pid)
     assert relayed.node.python(crowd, 4000, timeout_s=60) == (4000, 4000)
     assert talk.until(lambda: relayed.stats(f"m{PORT}")["active"] == 0)
-    assert descriptors(pid) <= before + 40  # pipes kept for the next bulk
-    assert resident_kilobytes(pid) < 80_000
+    assert node.python(descriptors, pid) <= before + 40  # pipes kept for the next bulk
+    assert 8_000 < node.python(resident_kilobytes, pid) < 80_000  # less than that would be another program
 
 
 def too_many(size: int) -> tuple[int, int]:
@@ -493,11 +493,12 @@ def reached(addresses: list[tuple[str, int]]) -> list[str]:
 
 
 def test_ten_thousand_ports_need_one_socket_per_family(service: Publisher) -> None:
-    before = descriptors(service.process.pid)
+    node, pid = service.node, service.pid()
+    before = node.python(descriptors, pid)
     ports = {"first": 20000, "last": 29999}
     service.publish("", 20000, (HOST, 10000), host_ips=["0.0.0.0", "::"], **ports)
     try:
-        assert descriptors(service.process.pid) - before <= 4
+        assert 2 <= node.python(descriptors, pid) - before <= 4
         wanted = [("127.0.0.1", 20000), ("127.0.0.9", 25000), ("::1", 29999), ("198.51.100.1", 23456)]
         assert service.node.python(reached, wanted) == [f"{host} {port}" for host, port in wanted]
     finally:
