@@ -416,9 +416,12 @@ def test_check_and_del_know_what_the_go_plugin_made(net: MacvlanNetwork, our_bin
     """An administrator may change over while containers run."""
     address = {"address": f"{net.address(4, 2)}/24", "gateway": CLIENT[4]}
     conf = {**net.conf(mtu=1400), "ipam": {"type": "static", "addresses": [address], "routes": [{"dst": "0.0.0.0/0"}]}}
+    ours, theirs = Plugins(OURS, our_bin_dir, ALL), net.plugins
+    for net.plugins in (ours, theirs):  # what both keep is there before
+        net.warm(conf)
     before = net.state()
     result = net.well("ADD", conf).json
-    net.plugins = Plugins(OURS, our_bin_dir, ALL)
+    net.plugins = ours
     outcome = net.check(conf, result)
     assert outcome.status == 0, outcome
     net.well("DEL", {**conf, "prevResult": result})
