@@ -16,7 +16,10 @@ MODULES = {
     "bridge": "bridge",
     "host-local": "host_local",
     "loopback": "loopback",
+    "macvlan": "macvlan",
     "portmap": "portmap",
+    "ptp": "ptp",
+    "static": "static",
     "tuning": "tuning",
 }
 LAUNCHER_MAX = 1024  # bytes; ours is far smaller

@@ -75,10 +75,10 @@ IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8  # if_addr.h
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6  # rtnetlink.h
-RTA_METRICS, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 8, 9, 15, 18
+RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 7, 8, 9, 15, 18
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 RT_TABLE_COMPAT, RT_TABLE_MAIN = 252, 254
-RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 253, 254, 255
 _RTPROT_BOOT = 3
 _RTN_UNICAST = 1
 
@@ -167,7 +167,7 @@ class Addr:
 class Route:
     """A route (of several next hops: one of them) as the kernel showed it."""
 
-    __slots__ = ("advmss", "dst", "gw", "index", "mtu", "priority", "protocol", "scope", "table", "type")
+    __slots__ = ("advmss", "dst", "gw", "index", "mtu", "priority", "protocol", "scope", "src", "table", "type")
     gw: bytes | None
     protocol: int
     scope: int
@@ -179,6 +179,7 @@ class Route:
         metrics = attrs(found.get(RTA_METRICS, b""))
         self.dst = Address(found.get(RTA_DST, bytes(4 if family == _AF[4] else 16)), prefixlen)
         self.gw = _gateway(found)
+        self.src = found.get(RTA_PREFSRC)
         self.index = _number(found.get(RTA_OIF))
         self.priority = _number(found.get(RTA_PRIORITY))
         self.table: int = _number(found[RTA_TABLE]) if RTA_TABLE in found else table
@@ -402,14 +403,15 @@ class Rtnl:
                 found += Route.each(answer) if answer[0] == _AF[wanted] else ()
         return [route for route in found if index in (0, route.index)]
 
-    def add_route(self, route: "RouteLike", index: int, *, append: bool = False) -> None:
+    def add_route(self, route: "RouteLike", index: int, *, append: bool = False, src: bytes = b"") -> None:
         """FileExistsError when there is one to the same destination, unless `append` allows it beside another.
 
-        Table main, scope universe and priority 0 unless told otherwise, as the Go plugins have it.
+        Table main, scope universe and priority 0 unless told otherwise, as the Go plugins have it. `src` is the address that
+        packets to there come from, where nothing else says so.
         """
         flags = NLM_F_CREATE | (NLM_F_APPEND if append else NLM_F_EXCL)
         scope = RT_SCOPE_UNIVERSE if route.scope is None else route.scope
-        body = _route_body(route, index, _RTPROT_BOOT, scope, _RTN_UNICAST)
+        body = _route_body(route, index, _RTPROT_BOOT, scope, _RTN_UNICAST) + (attr(RTA_PREFSRC, src) if src else b"")
         metrics = ((RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss))
         given = [attr(kind, _u32(value)) for kind, value in metrics if value]
         self.request(RTM_NEWROUTE, flags, body + (nested(RTA_METRICS, *given) if given else b""))

@@ -1,0 +1,190 @@
+"""macvlan: an interface with a MAC address of its own on an interface of the host, with addresses from IPAM.
+
+    ADD    plan -> apply -> IPAM -> addresses and routes -> result [container]
+    DEL    what the record lists, the container's interface, IPAM; what is gone already is success
+    CHECK  IPAM, the result of ADD against the kernel, then the plan of ADD against the kernel
+    GC     attachments of this network that the runtime no longer knows
+    STATUS IPAM, and whether the master is there
+
+Beyond the Go plugin: MAC addresses are ours and no two alike, the DNS settings of IPAM reach the result, an ADD that fails takes
+the interface back. Example configuration: conf/macvlan.conflist.
+"""
+
+from cni_py import invoke, ops
+from cni_py.addr import mac_text, parse_mac
+from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.kernel.macvlan import MODES
+from cni_py.kernel.rtnl import IFF_LOOPBACK
+from cni_py.netconf import boolean, child, integer, parse_cni_args, string
+from cni_py.plugins.bridge import collect_addresses, delete_interface, release_addresses
+from cni_py.plugins.bridge_plan import plan_route, sysctl
+from cni_py.result import Interface, Result, dns_from_json, prev_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+    from cni_py.kernel.rtnl import Link, Rtnl
+
+QUEUE_MAX = (1 << 32) - 1
+
+
+class MacvlanConf:
+    """What the plugin was asked for."""
+
+    __slots__ = ("inside", "mac", "master", "mode", "mtu", "queue")
+
+    def __init__(self, call: Call) -> None:
+        raw = call.conf.raw
+        self.master = string(raw, "master")
+        self.mode = string(raw, "mode") or "bridge"
+        self.mtu = integer(raw, "mtu")
+        self.queue = integer(raw, "bcqueuelen")
+        self.mac = string(raw, "mac")
+        self.inside = boolean(raw, "linkInContainer")
+        if not 0 <= self.queue <= QUEUE_MAX:
+            raise CniError(f"bcqueuelen {self.queue} is not between 0 and {QUEUE_MAX}")
+
+    def check_mode(self) -> None:
+        """What DEL does not need to know."""
+        if self.mode not in MODES:
+            raise CniError(f'unknown macvlan mode: "{self.mode}"')
+
+    def container_mac(self, call: Call) -> bytes:
+        """The MAC asked for (runtimeConfig.mac, else MAC in CNI_ARGS, else `mac`), or ours."""
+        args = parse_cni_args(call.args, ("MAC",)).get("MAC", "")
+        runtime = child(call.conf.raw, "runtimeConfig")
+        wanted = (string(runtime, "mac") if runtime is not None else "") or args or self.mac
+        try:
+            return parse_mac(wanted) if wanted else call.key.mac("container")
+        except ValueError:
+            raise CniError(f"invalid args {wanted} for MAC addr: address {wanted}: invalid MAC address") from None
+
+
+def add(call: Call) -> Result:
+    """Connect the container."""
+    conf = MacvlanConf(call)
+    link = plan_link(call, conf)
+    if call.kernel.container.link(call.ifname) is not None and not call.is_unfinished():
+        raise CniError(f'failed to rename macvlan to "{call.ifname}": file exists')
+    if call.begin():
+        release_addresses(call)
+    call.apply([link])  # before IPAM: a link that cannot be should not cost an address
+    result = Result()
+    if invoke.ipam_type(call):
+        result = invoke.ipam_add(call)
+        if not result.ips:
+            raise CniError("IPAM plugin returned missing IP config")
+    for ip in result.ips:
+        ip.interface = 0
+    call.apply(plan_addresses(call.ifname, result))
+    made = call.kernel.container.link(call.ifname)  # in passthru mode it has the MAC of its master
+    result.interfaces = [Interface(call.ifname, mac_text(made.mac if made is not None else link.mac), call.netns)]
+    dns = dns_from_json(call.conf.dns) if call.conf.dns is not None else result.dns
+    if dns.nameservers or dns.domain or dns.search or dns.options:
+        result.dns = dns
+    return result
+
+
+def plan_link(call: Call, conf: MacvlanConf) -> ops.AddMacvlan:
+    """The interface, its configuration checked against the master."""
+    conf.check_mode()
+    mac = conf.container_mac(call)
+    master = master_of(call.kernel.container if conf.inside else call.kernel.host, conf)
+    if not 0 <= conf.mtu <= master.mtu:
+        raise CniError(f"invalid MTU {conf.mtu}, must be [0, master MTU({master.mtu})]")
+    return ops.AddMacvlan(
+        ifname=call.ifname,
+        master=master.name,
+        inside=conf.inside,
+        mode=conf.mode,
+        mtu=conf.mtu,
+        queue=conf.queue,
+        mac=mac,
+        netns=call.netns,
+        cookie=call.kernel.container_cookie,
+    )
+
+
+def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
+    """The interface named, or the one of the default route: of IPv4 if there is one, with the smallest metric."""
+    if conf.master:
+        link = side.link(conf.master)
+        if link is None:
+            raise CniError("Link not found", f"master {conf.master}")
+        return link
+    for family in (4, 6):
+        defaults = [route for route in side.routes(0, family) if route.dst.prefixlen == 0 and route.index]
+        for route in sorted(defaults, key=lambda route: route.priority):
+            link = side.link(route.index)
+            if link is not None and not link.flags & IFF_LOOPBACK:
+                return link
+    raise CniError("no default route interface found")
+
+
+def plan_addresses(ifname: str, result: Result) -> "list[Op]":
+    """Addresses and routes of the container. Others are on the network: duplicates are looked for, the addresses announced."""
+    if not result.ips:
+        return [ops.SetContainerUp(ifname=ifname)]
+    has_ipv6 = any(ip.address.family == 6 for ip in result.ips)
+    steps: list[Op] = [sysctl(f"ipv4/conf/{ifname}/arp_notify", "1")]
+    if has_ipv6:
+        steps += [
+            sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
+            sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1"),
+            sysctl(f"ipv6/conf/{ifname}/ndisc_notify", "1"),
+        ]
+    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=True) for ip in result.ips]
+    steps.append(ops.SetContainerUp(ifname=ifname))
+    if has_ipv6:
+        steps.append(ops.WaitForAddresses(ifname=ifname))
+    return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
+
+
+def delete(call: Call) -> None:
+    """Disconnect the container, with whatever is still there to go by."""
+    MacvlanConf(call)
+    call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, release_addresses))
+
+
+def check(call: Call) -> None:
+    """Compare; the first difference is the error."""
+    conf = MacvlanConf(call)
+    link = plan_link(call, conf)
+    if invoke.ipam_type(call):
+        invoke.ipam(call, "CHECK")
+    result = prev_result(call.conf)
+    if result is None:
+        raise CniError("Required prevResult missing")
+    found = [entry for entry in result.interfaces if entry.name == call.ifname and entry.sandbox]
+    container = found[0] if found else Interface("")
+    if container.sandbox != call.netns:
+        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
+    call.check_plan([link])
+    mac = mac_text(ops.need(call.kernel.container, call.ifname).mac)
+    if container.mac and container.mac.lower() != mac:
+        raise CniError(f"Interface {container.name} Mac {container.mac} doesn't match container Mac: {mac}")
+    own = (None, result.interfaces.index(container))
+    result.ips = [ip for ip in result.ips if ip.interface in own]
+    call.check_plan(plan_addresses(call.ifname, result))
+
+
+def gc(call: Call) -> None:
+    """Take away what stale attachments left, here and in IPAM."""
+    call.finish_delete(collect_garbage(call) + call.run_all(collect_addresses))
+
+
+def status(call: Call) -> None:
+    """Whether an ADD can be served now. A master inside the container is that container's affair."""
+    conf = MacvlanConf(call)
+    try:
+        conf.check_mode()
+        if not conf.inside:
+            master_of(call.kernel.host, conf)
+    except CniError as error:
+        raise PluginNotAvailable(error.msg, error.details) from error
+    if invoke.ipam_type(call):
+        invoke.ipam(call, "STATUS")
+
+
+PLUGIN = Plugin("macvlan", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -1,0 +1,190 @@
+"""ptp: a veth pair between host and container, with addresses from IPAM and routes on both ends. No bridge.
+
+    ADD    IPAM -> plan -> apply -> result [host veth, container]
+    DEL    what the record lists, the container's interface, IPAM; what is gone already is success
+    CHECK  IPAM, the result of ADD against the kernel, then the plan of ADD against the kernel
+    GC     attachments of this network that the runtime no longer knows
+    STATUS IPAM, and nftables where it is needed
+
+    container 192.0.2.2/24                   host
+        192.0.2.1 dev eth0                       192.0.2.1/32 on the veth
+        192.0.2.0/24 via 192.0.2.1               192.0.2.2 dev the veth
+
+The host is the next hop to everybody else, also in the same subnet: all veths have the gateway's address, each a route to its
+container. Example configuration: conf/ptp.conflist.
+"""
+
+from cni_py import invoke, ops
+from cni_py.addr import Address, ip_text, mac_text
+from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError
+from cni_py.netconf import boolean, integer, string
+from cni_py.plugins.bridge import collect_addresses, delete_interface, refuse_existing, sweep_elements
+from cni_py.plugins.bridge_check import check_container, expect
+from cni_py.plugins.bridge_plan import plan_route, sysctl
+from cni_py.result import Interface, Result, dns_from_json, prev_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+
+CONTAINER = 1  # the container's place in result.interfaces
+
+
+class PtpConf:
+    """What the plugin was asked for."""
+
+    __slots__ = ("backend", "masquerade", "mtu")
+
+    def __init__(self, call: Call) -> None:
+        self.masquerade = boolean(call.conf.raw, "ipMasq")
+        self.backend = string(call.conf.raw, "ipMasqBackend")
+        self.mtu = max(0, integer(call.conf.raw, "mtu"))
+
+    def check_add(self) -> None:
+        """What only ADD refuses: a DEL must not fail over it."""
+        if self.masquerade and self.backend not in ("", "nftables"):
+            known = "; iptables is not supported yet" if self.backend == "iptables" else ""
+            raise CniError(f'unknown ipmasq backend "{self.backend}"{known}', code=7 if known else None)
+
+
+def add(call: Call) -> Result:
+    """Connect the container."""
+    conf = PtpConf(call)
+    conf.check_add()
+    refuse_existing(call)
+    if call.begin():
+        invoke.ipam(call, "DEL")
+    result = invoke.ipam_add(call)
+    if not result.ips:
+        raise CniError("IPAM plugin returned missing IP config")
+    for ip in result.ips:
+        ip.interface = CONTAINER
+    veth, host_mac, container_mac = call.key.host_veth, call.key.mac("host"), call.key.mac("container")
+    pair = ops.AddVeth(name=veth, ifname=call.ifname, mtu=conf.mtu, host_mac=host_mac, container_mac=container_mac)
+    call.apply([pair, *plan(call.ifname, veth, result), *plan_masquerade(conf, result)])
+    result.interfaces = [
+        Interface(veth, mac_text(host_mac)),
+        Interface(call.ifname, mac_text(container_mac), call.netns),
+    ]
+    dns = dns_from_json(call.conf.dns) if call.conf.dns is not None else result.dns
+    if dns.nameservers or dns.domain or dns.search or dns.options:
+        result.dns = dns
+    return result
+
+
+def plan(ifname: str, veth: str, result: Result) -> "list[Op]":
+    """Addresses and routes of both ends."""
+    steps: list[Op] = [
+        ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})
+    ]
+    if any(ip.address.family == 6 for ip in result.ips):
+        steps += [
+            sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
+            sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1"),
+        ]
+    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=False) for ip in result.ips]
+    steps.append(ops.SetContainerUp(ifname=ifname))
+    steps += plan_gateways(ifname, veth, result)
+    steps += [plan_route(ifname, route, result.ips) for route in result.routes]  # their gateways are in the subnets
+    steps += plan_subnets(ifname, result)
+    return [*steps, ops.WaitForPort(name=veth)]
+
+
+def plan_gateways(ifname: str, veth: str, result: Result) -> "list[Op]":
+    """The two ends know each other."""
+    steps: list[Op] = []
+    known = set()  # two addresses may have one gateway
+    for ip in result.ips:
+        if ip.gateway is None or len(ip.gateway) != len(ip.address.packed):
+            raise CniError(f"IPAM plugin returned no gateway for {ip.address}, which ptp needs")
+        gateway, address = ip_text(ip.gateway), ip_text(ip.address.packed)
+        steps.append(ops.AddPeer(name=veth, gateway=gateway, address=address))
+        if gateway not in known:
+            dst = str(Address(ip.gateway, 0).host())
+            steps.append(ops.AddPeerRoute(ifname=ifname, dst=dst, gw="", src=address))
+        known.add(gateway)
+    return steps
+
+
+def plan_subnets(ifname: str, result: Result) -> "list[Op]":
+    """Neighbours in the subnet are behind the host. An address alone, /32 or /128, has none."""
+    steps: list[Op] = []
+    known = set()
+    for ip in result.ips:
+        subnet = ip.address.network()
+        if ip.gateway is None or subnet == ip.address.host() or subnet in known:
+            continue
+        known.add(subnet)
+        steps.append(ops.DropSubnetRoute(ifname=ifname, subnet=str(subnet)))
+        gateway, address = ip_text(ip.gateway), ip_text(ip.address.packed)
+        steps.append(ops.AddPeerRoute(ifname=ifname, dst=str(subnet), gw=gateway, src=address))
+    return steps
+
+
+def plan_masquerade(conf: PtpConf, result: Result) -> "list[Op]":
+    """ipMasq."""
+    if not conf.masquerade:
+        return []
+    from cni_py import nftops
+
+    return nftops.masquerade([ip.address for ip in result.ips])
+
+
+def delete(call: Call) -> None:
+    """Disconnect the container, with whatever is still there to go by."""
+    PtpConf(call)
+    call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, lambda call: invoke.ipam(call, "DEL")))
+
+
+def check(call: Call) -> None:
+    """Compare; the first difference is the error, in the words clients know."""
+    conf = PtpConf(call)
+    invoke.ipam(call, "CHECK")
+    result = prev_result(call.conf)
+    if result is None:
+        raise CniError("Required prevResult missing")
+    container = next((link for link in result.interfaces if link.name == call.ifname and link.sandbox), Interface(""))
+    if container.sandbox != call.netns:
+        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
+    check_container(call, container)
+    veth = host_end(call, result)
+    own = (None, result.interfaces.index(container))
+    result.ips = [ip for ip in result.ips if ip.interface in own]
+    call.check_plan(plan(call.ifname, veth, result))
+    if veth == call.key.host_veth:  # of our making
+        call.check_plan(plan_masquerade(conf, result))
+
+
+def host_end(call: Call, result: Result) -> str:
+    """The name of the result's host interface that is the peer of the container's."""
+    inside = expect(call.kernel.container.link(call.ifname), call.ifname)
+    for interface in result.interfaces:
+        link = call.kernel.host.link(interface.name) if not interface.sandbox and interface.name else None
+        if link is None or link.kind != "veth" or link.link != inside.index:
+            continue
+        if interface.mac and interface.mac.lower() != mac_text(link.mac):
+            raise CniError(f"Interface {interface.name} Mac doesn't match: {interface.mac} not found")
+        if not link.up:
+            raise CniError(f"host veth {interface.name} is down")
+        return interface.name
+    raise CniError(f"host veth of {call.ifname} was not found")
+
+
+def gc(call: Call) -> None:
+    """Take away what stale attachments left, here and in IPAM."""
+    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, collect_addresses))
+
+
+def status(call: Call) -> None:
+    """Whether an ADD can be served now."""
+    conf = PtpConf(call)
+    conf.check_add()
+    invoke.ipam(call, "STATUS")
+    if conf.masquerade:
+        from cni_py.plugins import portmap
+
+        portmap.status(call)  # the same question: is there nftables?
+
+
+PLUGIN = Plugin("ptp", add=add, delete=delete, check=check, gc=gc, status=status)

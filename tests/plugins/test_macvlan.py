@@ -1,0 +1,468 @@
+"""The executable macvlan: an interface of the container's own on the lab's network, over the life of an attachment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from runtime import ALL, Outcome, Plugins
+from snapshot import difference
+
+from tests.conftest import OURS
+from tests.plugins.bridge_network import NOTHING, BridgeNetwork, Conf, ours_alone
+
+if TYPE_CHECKING:
+    from lab import Lab
+
+CLIENT = {4: "198.51.100.7", 6: "2001:db8:1::7"}
+MAC = "c2:11:22:33:44:55"
+
+
+class MacvlanNetwork(BridgeNetwork):
+    """On the host's interface lan0; four addresses of the LAN are this network's, the first of them .2 to the tests."""
+
+    def __init__(self, lab: Lab, plugins: Plugins) -> None:
+        super().__init__(lab, plugins)
+        self.subnets = {4: "198.51.100.0/24", 6: "2001:db8:1::/64"}
+        self.first = 18 + 4 * (self.number % 57)
+
+    def conf(
+        self,
+        version: str = "1.0.0",
+        families: tuple[int, ...] = (4,),
+        ipam: Mapping[str, Any] = NOTHING,
+        **keys: object,
+    ) -> Conf:
+        conf = super().conf(version, families, ipam, **keys)
+        del conf["bridge"], conf["isGateway"]
+        for (pool,), family in zip(conf["ipam"].get("ranges", []), families, strict=False):
+            ends = {"rangeStart": self.address(family, 2), "rangeEnd": self.address(family, 5)}
+            pool.update(ends, gateway=CLIENT[family])
+        return {"master": "lan0", **conf, "type": "macvlan"}
+
+    def address(self, family: int, host: int) -> str:
+        return f"198.51.100.{self.first + host}" if family == 4 else f"2001:db8:1::{self.number:x}:{host:x}"
+
+    def run(
+        self,
+        verb: str,
+        conf: Mapping[str, object],
+        container_id: str = "",
+        netns: str | None = None,
+        ifname: str = "eth0",
+        **env: str | None,
+    ) -> Outcome:
+        return self.plugins.run(self.lab, verb, "macvlan", conf, container_id or self.a, netns, ifname, **env)
+
+
+def without_ipam(net: MacvlanNetwork, **keys: object) -> Conf:
+    conf = net.conf(**keys)  # type: ignore[arg-type]  # keys of the configuration
+    del conf["ipam"]
+    return conf
+
+
+@pytest.fixture
+def net(shared_lab: Lab, plugins: Plugins) -> Iterator[MacvlanNetwork]:
+    network = MacvlanNetwork(shared_lab, plugins)
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def other(shared_lab: Lab, plugins: Plugins) -> Iterator[MacvlanNetwork]:
+    network = MacvlanNetwork(shared_lab, plugins)
+    yield network
+    network.close()
+
+
+# The life of an attachment
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_every_version_gets_a_container_on_the_lan_and_its_own_form_of_the_result(
+    net: MacvlanNetwork, plugins: Plugins, version: str
+) -> None:
+    if version not in plugins.versions:
+        pytest.skip(f"these plugins do not know {version}")
+    families = (4, 6) if version in ("0.2.0", "1.0.0") else (4,)
+    conf = net.conf(version, families)
+    net.lab.serve(net.a, 80)
+    net.warm(conf)
+    before = net.state()
+    result = net.well("ADD", conf).json
+    for family in families:
+        answer = net.lab.fetch("client", net.address(family, 3), 80)
+        assert (answer.name, answer.peer) == (net.a, CLIENT[family])
+        assert net.default_gateway(family) == CLIENT[family]
+    assert result["cniVersion"] == version
+    if version < "0.3.0":
+        assert [result[f"ip{family}"]["ip"] for family in families] == net.held(net.a, "eth0")
+    else:
+        assert [ip["address"] for ip in result["ips"]] == net.held(net.a, "eth0")
+        assert {ip["interface"] for ip in result["ips"]} == {0}
+        mac = net.links(net.a)["eth0"]["address"]
+        assert result["interfaces"] == [{"name": "eth0", "mac": mac, "sandbox": f"/run/netns/{net.a}"}]
+    if version >= "0.4.0":
+        assert net.check(conf, result).status == 0
+    for _ in range(2):
+        assert net.well("DEL", conf).stdout == ""
+        assert not difference(before, net.state())
+
+
+def test_two_containers_reach_each_other_and_have_macs_of_their_own(net: MacvlanNetwork) -> None:
+    conf = net.conf()
+    net.lab.serve(net.b, 80)
+    macs = {net.well("ADD", conf, name).json["interfaces"][0]["mac"] for name in (net.a, net.b)}
+    assert len(macs) == 2
+    assert net.lab.fetch(net.a, net.address(4, 3), 80).name == net.b
+
+
+@pytest.mark.ours_alone
+def test_an_address_that_somebody_else_had_is_found_at_once(net: MacvlanNetwork) -> None:
+    """The neighbours are told the new MAC. The Go plugin of 1.1.1 tells it for IPv4 alone."""
+    addresses = [{"address": f"{net.address(4, 2)}/24"}, {"address": f"{net.address(6, 2)}/64"}]
+    conf = {**net.conf(), "ipam": {"type": "static", "addresses": addresses}}
+    for name in (net.a, net.b):
+        net.lab.serve(name, 80)
+        net.well("ADD", conf, name)
+        for family in (4, 6):
+            assert net.lab.fetch("client", net.address(family, 2), 80).name == name
+        net.well("DEL", conf, name)
+
+
+@pytest.mark.ours_alone
+def test_the_mac_is_the_same_again_and_another_for_another_interface(net: MacvlanNetwork) -> None:
+    """The Go plugin leaves it to the kernel, which may throw the same dice on two hosts."""
+    conf = without_ipam(net)
+    seen = []
+    for ifname in ("eth0", "eth1", "eth0"):
+        outcome = net.run("ADD", conf, ifname=ifname)
+        seen.append(outcome.json["interfaces"][0]["mac"])
+        assert net.run("DEL", conf, ifname=ifname).status == 0
+    assert seen[0] == seen[2] != seen[1]
+    assert all(int(mac[:2], 16) & 3 == 2 for mac in seen)  # locally administered, no group
+
+
+@pytest.mark.parametrize("mode", ["", "bridge", "private", "vepa", "passthru"])
+def test_modes(net: MacvlanNetwork, mode: str) -> None:
+    """In passthru mode the master's MAC is the container's; so it wants a master for itself."""
+    net.do("host", "ip link add alone type veth peer name else")
+    net.do("host", "ip link set alone up")
+    try:
+        conf = without_ipam(net, master="alone", mode=mode)
+        result = net.well("ADD", conf).json
+        link = net.links(net.a)["eth0"]
+        assert link["linkinfo"]["info_data"]["mode"] == (mode or "bridge")
+        assert result["interfaces"][0]["mac"] == link["address"]
+        assert (link["address"] == net.links("host")["alone"]["address"]) == (mode == "passthru")
+        assert net.check(conf, result).status == 0
+        net.well("DEL", conf)
+    finally:
+        net.do("host", "ip link delete alone")
+
+
+@pytest.mark.parametrize(
+    ("keys", "cni_args"),
+    [
+        ({"mac": MAC}, ""),
+        ({"mac": "c2:00:00:00:00:01"}, f"MAC={MAC}"),
+        ({"mac": "c2:00:00:00:00:01", "runtimeConfig": {"mac": MAC}}, "MAC=c2:00:00:00:00:02"),
+    ],
+    ids=["configured", "CNI_ARGS", "runtimeConfig"],
+)
+def test_the_mac_asked_for(net: MacvlanNetwork, keys: Conf, cni_args: str) -> None:
+    result = net.well("ADD", without_ipam(net, **keys), CNI_ARGS=cni_args).json
+    assert (result["interfaces"][0]["mac"], net.links(net.a)["eth0"]["address"]) == (MAC, MAC)
+    net.well("DEL", without_ipam(net, **keys))
+
+
+def test_mtu_and_queue(net: MacvlanNetwork) -> None:
+    keys = {"mtu": 1400, **({"bcqueuelen": 2000} if net.plugins.whose == OURS else {})}  # younger than Debian's
+    net.well("ADD", without_ipam(net, **keys))
+    shown = net.lab[net.a].run(["ip", "-details", "link", "show", "eth0"], check=True).stdout
+    assert "mtu 1400 " in shown
+    assert net.plugins.whose != OURS or "bcqueuelen 2000" in shown
+
+
+def test_the_master_is_that_of_the_default_route(net: MacvlanNetwork) -> None:
+    conf = without_ipam(net, master="")
+    assert net.run("ADD", conf).code == 999
+    net.do("host", "ip route add default via 198.51.100.7")
+    try:
+        result = net.well("ADD", conf).json
+        assert net.links(net.a)["eth0"]["link_index"] == net.links("host")["lan0"]["ifindex"]
+        assert net.check(conf, result).status == 0
+        net.well("DEL", conf)
+    finally:
+        net.do("host", "ip route delete default")
+
+
+@pytest.mark.ours_alone
+def test_the_master_may_be_in_the_container(net: MacvlanNetwork) -> None:
+    """The Go plugin of 1.1.1 does not know the key."""
+    net.do(net.a, "ip link add inner type veth peer name else")
+    net.do(net.a, "ip link set inner up")
+    before = net.state()
+    conf = without_ipam(net, master="inner", linkInContainer=True)
+    result = net.well("ADD", conf).json
+    assert net.links(net.a)["eth0"]["link"] == "inner"
+    assert net.check(conf, result).status == 0
+    net.well("DEL", conf)
+    assert not difference(before, net.state())
+
+
+def test_a_name_that_the_host_has_too_is_no_obstacle(net: MacvlanNetwork) -> None:
+    conf = without_ipam(net)
+    before = net.state()
+    assert net.run("ADD", conf, ifname="lan0").status == 0
+    assert set(net.links(net.a)) == {"lo", "lan0"}
+    assert net.run("DEL", conf, ifname="lan0").status == 0
+    assert not difference(before, net.state())
+
+
+@pytest.mark.ours_alone
+def test_the_dns_settings_of_ipam_reach_the_result(net: MacvlanNetwork) -> None:
+    """The Go plugin drops them."""
+    ipam_dns, own_dns = {"nameservers": ["10.0.0.53"], "search": ["a.test"]}, {"nameservers": ["10.0.0.54"]}
+    address = {"address": f"{net.address(4, 2)}/24"}
+    conf = {**net.conf(), "ipam": {"type": "static", "addresses": [address], "dns": ipam_dns}}
+    assert net.well("ADD", conf).json["dns"] == ipam_dns
+    net.well("DEL", conf)
+    assert net.well("ADD", {**conf, "dns": own_dns}).json["dns"] == own_dns
+
+
+@pytest.mark.ours_alone
+def test_an_address_that_is_taken_is_noticed(net: MacvlanNetwork) -> None:
+    """Duplicate address detection, IPv6; it leaves nothing."""
+    address = {"address": f"{CLIENT[6]}/64"}
+    conf = {**net.conf(), "ipam": {"type": "static", "addresses": [address]}}
+    before = net.state()
+    outcome = net.run("ADD", conf)
+    assert (outcome.code, "DADFAILED" in outcome.stdout) == (999, True)
+    assert not difference(before, net.state())
+
+
+# What ADD refuses
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"mode": "x"}, 'unknown macvlan mode: "x"'),
+        ({"master": "nowhere"}, "Link not found"),
+        ({"mtu": -1}, "invalid MTU -1, must be [0, master MTU(1500)]"),
+        ({"mtu": 1501}, "invalid MTU 1501, must be [0, master MTU(1500)]"),
+        ({"mtu": "x"}, "cannot unmarshal"),
+        ({"mac": "zz"}, "invalid MAC address"),
+        ours_alone({"bcqueuelen": -1}, "bcqueuelen"),
+        ours_alone({"ipam": {"type": "nosuch"}}, "failed to find plugin"),
+        ours_alone({"ipam": {"type": "static"}}, "missing IP config"),
+        ours_alone({"ipam": {"type": "host-local"}}, ""),
+        ours_alone({"cniVersion": "0.2.0", "ipam": {}}, "no valid IP addresses"),
+    ],
+)  # fmt: skip
+def test_an_add_that_cannot_be_leaves_nothing(net: MacvlanNetwork, keys: Conf, complaint: str) -> None:
+    """The Go plugin leaves the interface behind when it is IPAM that fails."""
+    net.warm(net.conf())
+    before = net.state()
+    outcome = net.run("ADD", {**net.conf(), **keys})
+    assert outcome.code == 999
+    if not (net.plugins.whose != OURS and complaint == "Link not found"):
+        assert complaint in outcome.json["msg"]
+    assert not difference(before, net.state())
+
+
+@pytest.mark.parametrize("by", ["somebody else", ours_alone("ourselves")])
+def test_an_interface_of_that_name_stays_as_it_is(net: MacvlanNetwork, by: str) -> None:
+    conf = net.conf()
+    net.warm(conf)
+    if by == "ourselves":
+        result = net.well("ADD", conf).json
+    else:
+        net.do(net.a, "ip link add eth0 type veth peer name other")
+    before = net.state()
+    outcome = net.run("ADD", conf)
+    assert outcome.code == 999
+    assert not difference(before, net.state())
+    if by == "ourselves":
+        assert net.check(conf, result).status == 0
+
+
+# DEL with little to go by
+
+BARE_DELS: dict[str, tuple[str | None, dict[str, str | None]]] = {
+    "without prevResult": (None, {}),
+    "with another path": ("/run/netns/never-was", {}),
+    "with an empty path": ("", {}),
+    "without the variable": ("", {"CNI_NETNS": None}),
+}
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize("how", BARE_DELS)
+def test_del_with_little_to_go_by_leaves_nothing(net: MacvlanNetwork, how: str) -> None:
+    """The record knows where the interface is; the Go plugin leaves it when it is not told the namespace."""
+    netns, env = BARE_DELS[how]
+    conf = net.conf()
+    net.warm(conf)
+    before = net.state()
+    net.well("ADD", conf, CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=p")
+    for _ in range(2):
+        outcome = net.run("DEL", conf, "", netns, "eth0", **env)
+        assert (outcome.status, outcome.stdout) == (0, "")
+        assert not difference(before, net.state())
+
+
+def test_del_after_the_namespace_is_gone_leaves_nothing(net: MacvlanNetwork) -> None:
+    conf = net.conf()
+    net.warm(conf)
+    before = net.state()
+    net.well("ADD", conf, net.b)
+    net.lab.remove(net.b)
+    for _ in range(2):
+        net.well("DEL", conf, f"b{net.number}")
+        assert not difference(before, net.state())
+
+
+@pytest.mark.ours_alone
+def test_del_does_not_touch_a_new_namespace_of_the_old_name(net: MacvlanNetwork) -> None:
+    """The record's namespace is known by its number; an eth0 in another one is found by name, as Go does, and goes too."""
+    conf = net.conf()
+    net.warm(conf)
+    before = net.state()
+    net.well("ADD", conf)
+    net.lab.remove(net.a)
+    net.lab.add_container(net.a)
+    net.well("DEL", conf, "", CNI_NETNS="")
+    assert not difference(before, net.state())
+
+
+@pytest.mark.ours_alone
+def test_an_add_after_a_killed_one_starts_afresh(net: MacvlanNetwork) -> None:
+    conf = net.conf()
+    net.warm(conf)
+    before = net.state()
+    net.well("ADD", conf)
+    for path in net.records():
+        net.do("host", f"mv {path} {path.replace('.json', '.adding')}")
+    result = net.well("ADD", conf).json
+    assert net.check(conf, result).status == 0
+    assert len(net.reservations()) == 1
+    net.well("DEL", conf)
+    assert not difference(before, net.state())
+
+
+@pytest.mark.ours_alone
+def test_an_add_killed_before_the_interface_had_its_name_leaves_nothing(net: MacvlanNetwork) -> None:
+    conf = net.conf()
+    net.warm(conf)
+    before = net.state()
+    net.well("ADD", conf)
+    name = f"veth{net.attachment(net.a)[:8]}"
+    for command in ("set eth0 down", f"set eth0 name {name}", f"set {name} alias ''"):
+        net.do(net.a, f"ip link {command}")
+    net.well("DEL", conf)
+    assert not difference(before, net.state())
+
+
+@pytest.mark.ours_alone
+def test_an_add_to_another_namespace_moves_the_attachment(net: MacvlanNetwork) -> None:
+    conf = net.conf()
+    net.warm(conf)
+    path, before = f"/run/netns/{net.b}", net.state()
+    net.well("ADD", conf)
+    assert net.run("ADD", conf, netns=path).status == 0
+    assert (set(net.links(net.a)), set(net.links(net.b))) == ({"lo"}, {"lo", "eth0"})
+    assert net.run("DEL", conf, netns=path).status == 0
+    assert not difference(before, net.state())
+
+
+# CHECK
+
+NOTICED_BY_ALL = {
+    "address gone": "ip address delete {a4}/24 dev eth0",
+    "default route gone": "ip route delete default",
+    "interface down": "ip link set eth0 down",
+    "interface gone": "ip link delete eth0",
+    "another MAC": "ip link set eth0 address 02:00:00:00:00:99",
+    "another mode": "ip link set eth0 type macvlan mode private",
+}
+NOTICED_BY_US = {"another MTU": "ip link set eth0 mtu 1300"}
+
+
+@pytest.mark.parametrize("name", [*NOTICED_BY_ALL, *map(ours_alone, NOTICED_BY_US)])
+def test_check_notices_damage_done_by_hand_and_mends_nothing(net: MacvlanNetwork, name: str) -> None:
+    conf = net.conf(mtu=1400)
+    result = net.well("ADD", conf).json
+    assert net.check(conf, result).status == 0
+    net.do(net.a, {**NOTICED_BY_ALL, **NOTICED_BY_US}[name].format(a4=net.address(4, 2)))
+    before = net.state()
+    assert net.check(conf, result).code in (3, 999)
+    assert not difference(before, net.state())
+    net.well("DEL", conf)
+
+
+def test_check_wants_a_result_of_this_namespace(net: MacvlanNetwork) -> None:
+    conf = net.conf()
+    result = net.well("ADD", conf).json
+    assert net.run("CHECK", conf).code == 999
+    assert net.run("CHECK", {**conf, "prevResult": result}, netns=f"/run/netns/{net.b}").code == 999
+
+
+def test_check_and_del_know_what_the_go_plugin_made(net: MacvlanNetwork, our_bin_dir: Path) -> None:
+    """An administrator may change over while containers run."""
+    address = {"address": f"{net.address(4, 2)}/24", "gateway": CLIENT[4]}
+    conf = {**net.conf(mtu=1400), "ipam": {"type": "static", "addresses": [address], "routes": [{"dst": "0.0.0.0/0"}]}}
+    ours, theirs = Plugins(OURS, our_bin_dir, ALL), net.plugins
+    for net.plugins in (ours, theirs):  # what both keep is there before
+        net.warm(conf)
+    before = net.state()
+    result = net.well("ADD", conf).json
+    net.plugins = ours
+    outcome = net.check(conf, result)
+    assert outcome.status == 0, outcome
+    net.well("DEL", {**conf, "prevResult": result})
+    assert not difference(before, net.state())
+
+
+# GC and STATUS
+
+
+def valid(*container_ids: str) -> Conf:
+    listed = [{"containerID": container_id, "ifname": "eth0"} for container_id in container_ids]
+    return {"cniVersion": "1.1.0", "cni.dev/valid-attachments": listed}
+
+
+@pytest.mark.ours_alone
+def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
+    net: MacvlanNetwork, other: MacvlanNetwork
+) -> None:
+    conf, others = net.conf(), other.conf()
+    net.well("ADD", conf)
+    other.well("ADD", others)
+    net.b  # noqa: B018  made before the state is taken
+    before, theirs = net.state(), other.state()
+    net.well("ADD", conf, net.b)
+    net.well("GC", {**conf, **valid(net.a)})
+    assert not difference(before, net.state())
+    assert not difference(theirs, other.state())
+    net.well("GC", {**conf, **valid()})
+    assert (net.reservations(), set(net.links(net.a))) == ({}, {"lo"})
+
+
+@pytest.mark.ours_alone
+def test_status_asks_ipam_and_looks_for_the_master(net: MacvlanNetwork) -> None:
+    conf = net.conf("1.1.0")
+    only = net.address(4, 2)
+    conf["ipam"]["ranges"][0][0].update(rangeStart=only, rangeEnd=only)
+    assert net.run("STATUS", conf).status == 0
+    net.well("ADD", conf)
+    assert net.run("STATUS", conf).code == 50
+    net.well("DEL", conf)
+    for keys in ({"master": "nowhere"}, {"mode": "x"}, {"master": ""}):
+        outcome = net.run("STATUS", {**conf, **keys})
+        assert outcome.code == 50, json.dumps(keys)
+    assert net.run("STATUS", {**conf, "master": "nowhere", "linkInContainer": True}).status == 0
