@@ -25,3 +25,4 @@ What a call passes through, in order:
 """
 
 __version__ = "0.1.0"
+REFERENCE_VERSION = "1.9.1"  # of the Go plugins, whose configurations and results ours are

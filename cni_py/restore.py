@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from cni_py import engine, heirs, jsontext, nftops, records, userland
+from cni_py import engine, firewallops, heirs, jsontext, nftops, records, userland
 from cni_py.engine import Op
 from cni_py.errors import CniError, os_error
 from cni_py.kernel import libnftables, nftrules
@@ -133,8 +133,11 @@ def _is_relayed(record: Record) -> bool:
 
 
 def _nftables_parts(op: Op) -> Iterator[Op]:
-    """The operation, if it is about our tables; and the guard of the host's loopback, which is shared and so not recorded."""
-    if type(op).__module__ != nftops.__name__:
+    """The operation, if it is about our tables or FORWARD.
+
+    With it the guard of the host's loopback, which is shared and so not recorded.
+    """
+    if type(op).__module__ not in (nftops.__name__, firewallops.__name__):
         return
     if isinstance(op, nftops.PublishPorts):
         for address in op.addresses.split():

@@ -80,11 +80,17 @@ def _run(name: str, plugin: "Callable[[], Plugin]") -> int:
 
 
 def _about(name: str, plugin: "Callable[[], Plugin]") -> int:
-    """What a person sees who starts a plugin by hand; nerdctl reads the version from it."""
-    from cni_py import __version__
+    """What a person sees who starts a plugin by hand.
+
+    nerdctl reads a semantic version from firewall's, to learn what it can do: that of the Go plugins whose features ours
+    have, and our own as its build.
+    """
+    from cni_py import REFERENCE_VERSION, __version__
 
     versions = ", ".join(plugin().versions or version.SUPPORTED)
-    _complain(f"CNI {name} plugin v{__version__}\nCNI protocol versions supported: {versions}")
+    _complain(
+        f"CNI {name} plugin v{REFERENCE_VERSION}+cni-py.{__version__}\nCNI protocol versions supported: {versions}"
+    )
     return 0
 
 

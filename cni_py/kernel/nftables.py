@@ -33,9 +33,13 @@ INET, BRIDGE = 1, 7  # NFPROTO_*, linux/netfilter.h
 LAYOUT = 2  # raise with every change of nftrules.table(): an older table is then brought up to date
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
+NFT_MSG_NEWCHAIN = _SUBSYSTEM | 3
+NFT_MSG_GETCHAIN = _SUBSYSTEM | 4
 NFT_MSG_NEWSETELEM = _SUBSYSTEM | 12
 NFT_MSG_GETSETELEM = _SUBSYSTEM | 13
 NFT_MSG_DELSETELEM = _SUBSYSTEM | 14
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY = 1, 3, 5
+NF_DROP, NF_ACCEPT = 0, 1  # linux/netfilter.h
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_LIST_ELEM = 1
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_USERDATA = 1, 2, 3, 6
@@ -225,6 +229,23 @@ class Nft:
                 return []
             raise _unavailable(error) from error
         return list(_elements(answers))
+
+    def chain_policy(self, family: int, table: str, chain: str) -> int | None:
+        """What a chain of anybody's does with a packet in the end: NF_DROP or NF_ACCEPT. None when it is not there.
+
+        A chain that others jump to has no policy: NF_ACCEPT.
+        """
+        names = attr(NFTA_CHAIN_TABLE, table.encode() + b"\0") + attr(NFTA_CHAIN_NAME, chain.encode() + b"\0")
+        try:
+            answers = self.socket().request(NFT_MSG_GETCHAIN, 0, bytes((family, 0, 0, 0)) + names)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                return None
+            raise CniError(f"cannot look for chain {chain} of table {table}", str(error)) from error
+        policies = [attrs(body[4:]).get(NFTA_CHAIN_POLICY) for kind, body in answers if kind == NFT_MSG_NEWCHAIN]
+        if not policies:
+            return None
+        return NF_ACCEPT if policies[0] is None else int.from_bytes(policies[0], "big")
 
     def transaction(self, changes: "Sequence[Change]") -> None:
         """All of the changes, or OSError and none: EEXIST when an element is there already, ENOENT when a chain is not."""

@@ -172,6 +172,30 @@ def direct_access_chain() -> str:
     return sets + chain + _chain("direct_access", rules)
 
 
+def policy_chain() -> str:
+    """Text for the chain that keeps bridges apart: of two that have a policy none is reached from the other.
+
+    What came by a published port may pass. `same_bridge` has the bridges whose containers may reach each other.
+    """
+    sets = "".join(
+        f"add set inet cni_py {name} {{ type {kind}; }}\n"
+        for name, kind in (("policed", "ifname"), ("same_bridge", "ifname . ifname"))
+    )
+    chain = "add chain inet cni_py policies { type filter hook forward priority 0; policy accept; }\n"
+    apart = "ct status & dnat == 0 iifname @policed oifname @policed iifname . oifname != @same_bridge drop"
+    return sets + chain + _chain("policies", [apart])
+
+
+def isolation_chain() -> str:
+    """Text for the chain of the bridge family that lets no IP packet pass between isolated ports. ARP may."""
+    return (
+        "add set bridge cni_py isolated { type ifname; }\n"
+        "add chain bridge cni_py isolation { type filter hook forward priority 0; policy accept; }\n"
+        "flush chain bridge cni_py isolation\n"
+        "add rule bridge cni_py isolation iifname @isolated oifname @isolated ether type { ip, ip6 } drop\n"
+    )
+
+
 def _chain(name: str, rules: list[str]) -> str:
     lines = [f"add chain inet cni_py {name}", f"flush chain inet cni_py {name}"]
     return "\n".join(lines + [f"add rule inet cni_py {name} {rule}" for rule in rules]) + "\n"

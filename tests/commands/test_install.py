@@ -91,7 +91,9 @@ def test_every_plugin_is_the_same_launcher_and_runs(
         done = answer(path, CNI_COMMAND="VERSION")
         assert (done.returncode, done.stderr) == (0, "")
         assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
-        assert answer(path).stderr.startswith(f"CNI {path.name} plugin v{cni_py.__version__}\n")
+        assert answer(path).stderr.startswith(
+            f"CNI {path.name} plugin v{cni_py.REFERENCE_VERSION}+cni-py.{cni_py.__version__}\n"
+        )
 
 
 def test_the_users_environment_does_not_reach_a_plugin(cni_py_command: Command, bin_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,312 @@
+"""Operations of the firewall plugin: what a host's FORWARD rules must let pass, and which bridges are kept apart."""
+
+import os
+
+from cni_py import firewallrules, nftops, records
+from cni_py.addr import Address, parse_address
+from cni_py.engine import Op
+from cni_py.errors import os_error
+from cni_py.kernel import iptables, nftrules, sysctl
+from cni_py.kernel.context import Kernel
+from cni_py.kernel.iptables import FILTER, NFPROTO, Rules
+from cni_py.kernel.nftables import BRIDGE, NF_DROP, Change, Element, NftUnavailable, concat, ifname_key
+from cni_py.locks import nftables_lock
+from cni_py.nftops import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.result import Result
+
+ISOLATED = "isolated"  # a set of the bridge family
+POLICIES = ("same-bridge", "isolated")
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
+
+
+def is_chain_name(text: str) -> bool:
+    """Whether iptables takes it as the name of a chain."""
+    return 0 < len(text) <= CHAIN_MAX and NAME_CHARACTERS.issuperset(text) and text[0] != "-"
+
+
+def by_family(addresses: str) -> dict[int, list[Address]]:
+    """The addresses in a text of them, by family. ValueError."""
+    found: dict[int, list[Address]] = {}
+    for text in addresses.split():
+        address = parse_address(text)
+        found.setdefault(address.family, []).append(address)
+    return found
+
+
+def drops(kernel: Kernel, family: int) -> bool:
+    """Whether iptables' FORWARD drops what no rule accepts, as Docker and careful administrators have it."""
+    if kernel.nft.chain_policy(NFPROTO[family], FILTER, firewallrules.FORWARD) == NF_DROP:
+        return True
+    if FILTER not in iptables.legacy_tables(family):
+        return False
+    return Rules.read(family, FILTER).policies.get((FILTER, firewallrules.FORWARD)) == "DROP"
+
+
+class PassForwarded(Op):
+    """iptables' FORWARD lets pass what the container sends, the answers, and what comes by its published ports.
+
+    With `always` as the Go plugin does, and keeping its `bridge` apart if there is a `policy`; else where FORWARD drops by
+    policy alone. By iptables also then: nothing that an nftables table of ours accepts is safe from the drop of another
+    table, and one of iptables' own stays readable to it only if iptables wrote it.
+    """
+
+    addresses: str
+    admin_chain: str
+    bridge: str
+    policy: str
+    always: bool
+    owned = True
+
+    def describe(self) -> str:
+        where = "FORWARD" if self.always else "FORWARD, if its policy is DROP,"
+        apart = f"; {self.bridge} is {self.policy}" if self.policy else ""
+        return f"host: iptables' {where} accepts what {self.addresses} sends, the answers, and published ports{apart}"
+
+    def needed(self, kernel: Kernel) -> dict[int, list[Address]]:
+        """The addresses that need rules, by family."""
+        found = by_family(self.addresses)
+        return found if self.always else {family: each for family, each in found.items() if drops(kernel, family)}
+
+    def apply(self, kernel: Kernel) -> bool:
+        needed = self.needed(kernel)
+
+        def decide(rules: Rules) -> None:
+            firewallrules.accept(rules, needed[rules.family], self.admin_chain)
+            if self.policy:
+                firewallrules.police(rules, self.bridge, self.policy)
+
+        return iptables.change(needed, (FILTER,), decide)
+
+    def undo(self, kernel: Kernel) -> None:
+        try:
+            found = by_family(self.addresses)
+        except ValueError:  # a damaged record
+            return
+        if not is_chain_name(self.admin_chain):
+            return
+
+        def decide(rules: Rules) -> None:
+            firewallrules.refuse(rules, found[rules.family], self.admin_chain)
+            if self.policy:
+                firewallrules.release(rules, self.bridge, self.policy, found[rules.family])
+
+        iptables.change(concerned(kernel, found), (FILTER,), decide)
+
+    def check(self, kernel: Kernel) -> str | None:
+        for family, addresses in self.needed(kernel).items():
+            rules = Rules.read(family, FILTER)
+            for address in addresses:
+                if not firewallrules.is_accepted(rules, address):
+                    return f"iptables' FORWARD does not accept what {firewallrules.host(address)} sends and is sent"
+            if self.policy and not firewallrules.is_policed(rules, self.bridge, self.policy):
+                return f"iptables' FORWARD does not keep {self.bridge} apart (ingressPolicy {self.policy})"
+        return None
+
+
+def concerned(kernel: Kernel, found: "dict[int, list[Address]]") -> list[int]:
+    """The families of whose iptables a chain of the plugin is there: the others cost no process."""
+    chains = (firewallrules.ACCEPTED, firewallrules.STAGE_1)
+    return [family for family in found if any(iptables.may_hold(kernel, family, FILTER, chain) for chain in chains)]
+
+
+class KeepApart(Op):
+    """No container on a bridge is reached from another such bridge, nor (isolated) from its own, but by published ports.
+
+    Elements of a bridge are shared by its containers: they go with the last, told by a folder with a file for each.
+    """
+
+    bridge: str
+    policy: str
+    owned = True
+    line = "host: nft elements of sets policed and (unless isolated) same_bridge: {bridge} is {policy}"
+
+    def elements(self) -> "list[tuple[str, Element]]":
+        """Sets, and the elements in them: for every policy, then for this one alone."""
+        key = ifname_key(self.bridge)
+        comment = f"firewall {self.bridge}"
+        found = [("policed", Element(key, None, comment))]
+        if self.policy == "same-bridge":
+            found.append(("same_bridge", Element(concat(key, key), None, comment)))
+        return found
+
+    def folder(self, kernel: Kernel, policy: str) -> str:
+        """Where the containers of the bridge are listed."""
+        return f"{records.run_dir()}/policies/{kernel.host_cookie}/{policy}-{self.bridge.encode().hex()}"
+
+    def apply(self, kernel: Kernel) -> bool:
+        with nftables_lock():
+            self._join(kernel)
+            added = [put(kernel, *each) for each in self.elements()]
+        return any(added)
+
+    def _join(self, kernel: Kernel) -> None:
+        folder = self.folder(kernel, self.policy)
+        records.make_folder(folder)
+        try:
+            os.close(
+                os.open(f"{folder}/{kernel.key.hex}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            )
+        except OSError as error:
+            raise os_error(f"cannot write to {folder}", error) from error
+
+    def _leave(self, kernel: Kernel) -> bool:
+        """Whether nobody is left."""
+        folder = self.folder(kernel, self.policy)
+        try:
+            os.unlink(f"{folder}/{kernel.key.hex}")
+        except FileNotFoundError:
+            pass
+        return is_empty(folder)
+
+    def undo(self, kernel: Kernel) -> None:
+        if self.policy not in POLICIES or not 0 < len(self.bridge.encode()) < 16:
+            return  # a damaged record
+        other = POLICIES[1 - POLICIES.index(self.policy)]
+        with nftables_lock():
+            if not self._leave(kernel):
+                return
+            every, *own = self.elements()
+            try:
+                for each in own:
+                    remove(kernel, *each)
+                if is_empty(self.folder(kernel, other)):
+                    remove(kernel, *every)
+            except NftUnavailable:
+                return  # then nothing of ours can be there
+
+    def check(self, kernel: Kernel) -> str | None:
+        for set_name, element in self.elements():
+            if not kernel.nft.get(set_name, (element.key,)):
+                return self._checked_by_iptables(kernel, f"nftables set {set_name} has lost {self.bridge}")
+        return None
+
+    def _checked_by_iptables(self, kernel: Kernel, lost: str) -> str | None:
+        """What is not here may be there: made by the Go plugin before we came."""
+        if not iptables.may_hold(kernel, 4, FILTER, firewallrules.STAGE_1):
+            return lost
+        return None if firewallrules.is_policed(Rules.read(4, FILTER), self.bridge, self.policy) else lost
+
+
+def is_empty(folder: str) -> bool:
+    """Whether there is nothing in the folder, which is gone afterwards."""
+    try:
+        os.rmdir(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def put(kernel: Kernel, set_name: str, element: Element) -> bool:
+    """Put in an element that is nobody's own, under the lock. False when it is there already."""
+    kernel.nft.ensure_table()
+    if kernel.nft.get(set_name, (element.key,)):
+        return False
+    nftops.commit(kernel, [Change(True, set_name, [element])], nftrules.policy_chain)
+    return True
+
+
+def remove(kernel: Kernel, set_name: str, element: Element) -> None:
+    """Take it out, under the lock."""
+    found = kernel.nft.get(set_name, (element.key,))
+    kernel.nft.transaction([Change(False, set_name, list(found.values()))] if found else [])
+
+
+class IsolatePort(Op):
+    """What another isolated port of the bridge sends does not reach this one.
+
+    No IP rule sees that unless br_netfilter is on. The bridge family has no conntrack: it drops, whoever began.
+    """
+
+    name: str
+    owned = True
+    line = "host: nft element of set isolated of bridge cni_py: no packet from other such ports to {name}"
+
+    def element(self, kernel: Kernel) -> Element:
+        """The one in the set."""
+        return Element(ifname_key(self.name), None, kernel.key.comment)
+
+    def apply(self, kernel: Kernel) -> bool:
+        try:
+            return nftops.put(kernel, ISOLATED, self.element(kernel), nftrules.isolation_chain(), BRIDGE)
+        except NftUnavailable as error:
+            say(f"containers on the bridge of {self.name} reach each other unless br_netfilter is on: {error}")
+            return False
+
+    def undo(self, kernel: Kernel) -> None:
+        nftops.take(kernel, ISOLATED, ifname_key(self.name), BRIDGE)
+
+    def check(self, kernel: Kernel) -> str | None:
+        if kernel.nft.get(ISOLATED, (ifname_key(self.name),), BRIDGE) or bridged_packets_pass_ip_rules():
+            return None
+        return f"nftables set {ISOLATED} of table bridge cni_py has lost {self.name}"
+
+
+def bridged_packets_pass_ip_rules() -> bool:
+    """Whether br_netfilter is loaded and on (net.bridge.bridge-nf-call-iptables): then a rule of iptables isolates too."""
+    try:
+        return sysctl.read("bridge/bridge-nf-call-iptables") != "0"
+    except FileNotFoundError:
+        return False
+
+
+def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge: str) -> None:
+    """Take out the rules of iptables that the Go plugin made for the addresses of a result.
+
+    They do not say whose they are: what a living attachment of ours has meanwhile stays.
+    """
+    found = by_family(" ".join(str(ip.address) for ip in earlier.ips))
+    families = concerned(kernel, found) if is_chain_name(admin_chain) else []
+    if not families:
+        return
+    taken = addresses_in_use()
+
+    def decide(rules: Rules) -> None:
+        gone = [address for address in found[rules.family] if address.packed not in taken]
+        firewallrules.refuse(rules, gone, admin_chain)
+        for policy in POLICIES if bridge and gone else ():
+            firewallrules.release(rules, bridge, policy, gone)
+
+    iptables.change(families, (FILTER,), decide)
+
+
+def addresses_in_use() -> set[bytes]:
+    """Those that records of the plugin name."""
+    taken = set()
+    for record in records.all_records("firewall"):
+        for fields in record.ops:
+            if isinstance(fields, dict) and fields.get("op") == PassForwarded.__name__:
+                try:
+                    addresses = by_family(str(fields.get("addresses")))
+                except ValueError:  # a damaged record
+                    continue
+                taken |= {address.packed for each in addresses.values() for address in each}
+    return taken
+
+
+def leave_stale(kernel: Kernel) -> None:
+    """GC: let those leave the bridges' lists whose record is lost."""
+    top = f"{records.run_dir()}/policies/{kernel.host_cookie}"
+    for folder in listed(top):
+        policy, _, name = folder.rpartition("-")
+        for hexed in listed(f"{top}/{folder}"):
+            if any(entry.startswith("firewall.") for entry in listed(f"{records.run_dir()}/attachments/{hexed}")):
+                continue
+            key = records.Attachment("", "", "")
+            key.hex = hexed
+            lost = Kernel(key, "")
+            KeepApart(bridge=bytes.fromhex(name).decode(), policy=policy).undo(lost)
+            lost.nft.close()
+
+
+def listed(folder: str) -> list[str]:
+    """What is in a folder that need not exist."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

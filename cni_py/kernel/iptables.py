@@ -1,0 +1,265 @@
+"""iptables, for those who asked for it: one reading and one `iptables-restore --noflush` per family and call.
+
+    rules = Rules.read(4, "nat")                   iptables-save -t nat
+    rules.ensure_chain(NAT, "CNI-HOSTPORT-DNAT")   noted when it is missing
+    rules.ensure(NAT, "PREROUTING", rule)          noted when it is missing
+    rules.commit()                                 iptables-restore --noflush: all of it or nothing, or not run at all
+
+Rules are tuples of words as iptables prints them (man iptables, iptables-save(8)), since they are found again by their text.
+Both variants of iptables work, iptables-nft and iptables-legacy: whichever the host has under that name.
+"""
+
+import _signal
+import os
+
+from cni_py import records
+from cni_py.errors import CniError
+from cni_py.locks import Lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cni_py.kernel.context import Kernel
+
+    Rule = tuple[str, ...]
+
+NAT, FILTER = "nat", "filter"
+FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")  # after PATH, which runtimes leave without sbin
+TOOLS = {4: "iptables", 6: "ip6tables"}
+NFPROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: linux/netfilter.h
+WAIT_S = "5"  # for xtables' own lock, which iptables-legacy takes; ours keeps our own calls from meeting there
+UNQUOTED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/,!=+[]@%")
+COMMENT_MAX = 255  # XT_MAX_COMMENT_LEN - 1, linux/netfilter/xt_comment.h
+
+
+class Rules:
+    """The chains and rules of some tables of one family, and what is to be changed in them."""
+
+    __slots__ = ("chains", "changes", "family", "new_chains", "policies")
+
+    def __init__(self, family: int, saved: str = "") -> None:
+        """`saved` is the output of iptables-save."""
+        self.family = family
+        self.chains: dict[tuple[str, str], list[Rule]] = {}
+        self.policies: dict[tuple[str, str], str] = {}  # ACCEPT or DROP; "-" for a chain that others lead to
+        self.new_chains: dict[str, list[str]] = {}  # by table; those not named by the first reading
+        self.changes: dict[str, list[str]] = {}  # by table, lines for iptables-restore
+        table = ""
+        for line in saved.splitlines():
+            if line.startswith("*"):
+                table = line[1:]
+            elif line.startswith(":"):
+                chain, policy = line[1:].split(" ")[:2]
+                self.chains[table, chain] = []
+                self.policies[table, chain] = policy
+            elif line.startswith("-A "):
+                chain, *words = split(line[3:])
+                self.chains.setdefault((table, chain), []).append(tuple(words))
+
+    @classmethod
+    def read(cls, family: int, *tables: str) -> "Rules":
+        """What is there now. CniError."""
+        return cls(family, "".join(run(family, "-save", ("-t", table)) for table in tables))
+
+    def has_chain(self, table: str, chain: str) -> bool:
+        """Whether the chain is there, or will be."""
+        return (table, chain) in self.chains
+
+    def has(self, table: str, chain: str, rule: "Rule") -> bool:
+        """Whether the rule is there, or will be."""
+        return rule in self.chains.get((table, chain), ())
+
+    def leads_to(self, table: str, chain: str) -> bool:
+        """Whether a rule leads to the chain."""
+        found = (rules for (where, _), rules in self.chains.items() if where == table)
+        return any(rule[-2:] in (("-j", chain), ("-g", chain)) for rules in found for rule in rules)
+
+    def ensure_chain(self, table: str, chain: str) -> None:
+        """Make the chain, empty, if it is missing."""
+        if not self.has_chain(table, chain):
+            self.chains[table, chain] = []
+            self.new_chains.setdefault(table, []).append(chain)
+
+    def ensure(self, table: str, chain: str, rule: "Rule", *, first: bool = False) -> None:
+        """Put the rule into the chain if it is missing: at its end, or `first`."""
+        there = self.chains.setdefault((table, chain), [])
+        if rule in there:
+            return
+        if first:
+            there.insert(0, rule)
+            self._note(table, "-I", chain, "1", *rule)
+        else:
+            there.append(rule)
+            self._note(table, "-A", chain, *rule)
+
+    def fill(self, table: str, chain: str, rules: "Sequence[Rule]") -> None:
+        """Let the chain consist of these rules."""
+        if self.chains.get((table, chain)) == list(rules):
+            return
+        if self.chains.get((table, chain)):
+            self._note(table, "-F", chain)
+        self.ensure_chain(table, chain)
+        self.chains[table, chain] = []
+        for rule in rules:
+            self.ensure(table, chain, rule)
+
+    def remove(self, table: str, chain: str, wanted: "Callable[[Rule], bool]") -> None:
+        """Take out the rules of a chain that `wanted` says."""
+        there = self.chains.get((table, chain), [])
+        for rule in [rule for rule in there if wanted(rule)]:
+            there.remove(rule)
+            self._note(table, "-D", chain, *rule)
+
+    def remove_chain(self, table: str, chain: str) -> None:
+        """Take out the chain and every rule that leads to it."""
+        if not self.has_chain(table, chain):
+            return
+        for other_table, other in list(self.chains):
+            if other_table == table and other != chain:
+                self.remove(table, other, lambda rule: rule[-2:] in (("-j", chain), ("-g", chain)))
+        self._note(table, "-F", chain)
+        self._note(table, "-X", chain)
+        del self.chains[table, chain]
+
+    def _note(self, table: str, *words: str) -> None:
+        self.changes.setdefault(table, []).append(" ".join(map(quote, words)))
+
+    def text(self) -> str:
+        """What iptables-restore is given; empty when nothing is to be changed."""
+        lines = []
+        for table in sorted(self.new_chains.keys() | self.changes.keys()):
+            lines.append(f"*{table}")
+            lines += [f"-N {quote(chain)}" for chain in self.new_chains.get(table, ())]
+            lines += [*self.changes.get(table, ()), "COMMIT"]
+        return "".join(f"{line}\n" for line in lines)
+
+    def commit(self) -> bool:
+        """Make the changes, all or none of a table. False when there were none. CniError."""
+        text = self.text()
+        if text:
+            run(self.family, "-restore", ("--noflush", "-w", WAIT_S), text)
+        self.changes, self.new_chains = {}, {}
+        return bool(text)
+
+
+def change(families: "Iterable[int]", tables: "Sequence[str]", decide: "Callable[[Rules], None]") -> bool:
+    """Read, let `decide` note changes and make them, for each family, under our lock. Whether there were any. CniError."""
+    wanted, changed = sorted(set(families)), False
+    if not wanted:
+        return False
+    with iptables_lock():
+        for family in wanted:
+            rules = Rules.read(family, *tables)
+            decide(rules)
+            changed |= rules.commit()
+    return changed
+
+
+def iptables_lock() -> Lock:
+    """Held over a reading of iptables' rules and the change that rests on it. Taken after those of nftables."""
+    return Lock(records.lock_path("iptables"), "iptables")
+
+
+def may_hold(kernel: "Kernel", family: int, table: str, chain: str) -> bool:
+    """Whether iptables may have that chain: false where asking iptables would be in vain, told without a process.
+
+    iptables-nft's chains are seen by netlink; where iptables-legacy has the table, only it knows.
+    """
+    if kernel.nft.chain_policy(NFPROTO[family], table, chain) is not None:
+        return True
+    return table in legacy_tables(family)
+
+
+def legacy_tables(family: int) -> list[str]:
+    """The tables that iptables-legacy has in this network namespace: xt_proc_init(), net/netfilter/x_tables.c."""
+    try:
+        with open(f"/proc/self/net/{'ip' if family == 4 else 'ip6'}_tables_names") as file:
+            return file.read().split()
+    except OSError:
+        return []  # its module is not loaded
+
+
+def split(line: str) -> list[str]:
+    """The words of a line as iptables prints it: parted by blanks, some in double quotes with backslashes."""
+    words: list[str] = []
+    word: str | None = None
+    quoted = escaped = False
+    for char in line:
+        if escaped or (char not in '\\" ' or (char == " " and quoted)):
+            word = (word or "") + char
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        elif char == '"':
+            quoted = not quoted
+            word = word or ""
+        elif word is not None:
+            words.append(word)
+            word = None
+    return words if word is None else [*words, word]
+
+
+def quote(word: str) -> str:
+    """A word for iptables-restore. CniError for one that no line can hold."""
+    if not word.isprintable():
+        raise CniError("iptables cannot be given a control character", repr(word))
+    if word and UNQUOTED.issuperset(word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def is_there(family: int) -> bool:
+    """Whether the host has iptables for the family."""
+    try:
+        find(TOOLS[family] + "-restore")
+    except CniError:
+        return False
+    return True
+
+
+def find(name: str) -> str:
+    """The path of a tool. CniError when it is not installed."""
+    for folder in (*os.environ.get("PATH", "").split(":"), *FOLDERS):
+        path = f"{folder}/{name}"
+        if folder.startswith("/") and os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    raise CniError(f"{name} is needed for the iptables backend (Debian: apt install iptables)", "not found in PATH")
+
+
+def run(family: int, suffix: str, arguments: "Sequence[str]", text: str = "") -> str:
+    """Run iptables-save or iptables-restore; its output. CniError with its own words."""
+    name = TOOLS[family] + suffix
+    status, output, refusal = execute([find(name), *arguments], text.encode())
+    if status != 0:
+        why = refusal.decode("utf-8", "replace").strip()
+        raise CniError(f"{name} failed", "\nin:\n".join(filter(None, (why or f"exit status {status}", text.strip()))))
+    return output.decode("utf-8", "replace")
+
+
+def execute(argv: "list[str]", stdin: bytes) -> tuple[int, bytes, bytes]:
+    """Run a program to its end: exit status, stdout, stderr."""
+    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    try:
+        os.write(files[0], stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+        # Python ignores SIGPIPE, and a child would inherit that
+        pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+        try:
+            _, wait_status = os.waitpid(pid, 0)
+        except BaseException:  # the call is given up: what it runs must not outlive it
+            os.kill(pid, _signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        outputs = [_content(fd) for fd in files[1:]]
+    finally:
+        for fd in files:
+            os.close(fd)
+    return os.waitstatus_to_exitcode(wait_status), outputs[0], outputs[1]
+
+
+def _content(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb", closefd=False) as file:
+        return file.read()

@@ -1,0 +1,202 @@
+"""firewall: what is forwarded to and from the container passes; bridges can be kept apart. Chained behind e.g. bridge.
+
+    ADD    rules for the addresses of prevResult, and for the bridge that its first interface names; result: prevResult
+    DEL    what the record lists, and rules that the Go plugin made for these addresses
+    CHECK  the plan of ADD against the kernel
+    GC     attachments of this network that the runtime no longer knows, with or without a record
+    STATUS whether the backend is there
+
+Example configuration: conf/firewall.conflist.
+
+    backend        nftables     the default: elements of our table; iptables' FORWARD only where it drops by policy
+                   iptables     the Go plugin's chains CNI-FORWARD, CNI-ADMIN, CNI-ISOLATION-STAGE-1 and -2
+    ingressPolicy  open         the default
+                   same-bridge  not reached from other bridges with a policy, but by published ports
+                   isolated     nor from its own bridge; also without br_netfilter
+"""
+
+from cni_py import netconf, records, settings, version
+from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.result import prev_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.engine import Op
+    from cni_py.result import Result
+
+BACKENDS = ("iptables", "nftables")
+ADMIN_CHAIN = "CNI-ADMIN"
+
+
+class FirewallConf:
+    """The configuration, checked as far as every verb must."""
+
+    __slots__ = ("admin_chain", "asked", "policy", "prev_result")
+
+    def __init__(self, call: Call) -> None:
+        raw = call.conf.raw
+        try:
+            self.asked = netconf.string(raw, "backend")
+            self.admin_chain = netconf.string(raw, "iptablesAdminChainName", ADMIN_CHAIN)
+            self.policy = netconf.string(raw, "ingressPolicy")
+            netconf.string(raw, "firewalldZone")
+        except CniError as error:
+            raise CniError(f"failed to load netconf: {error}") from error
+        self.prev_result: Result | None = prev_result(call.conf)
+
+    @property
+    def backend(self) -> str:
+        """The one to use; what is not a backend's name is passed over, as the Go plugin does."""
+        return settings.backend(self.asked if self.asked in BACKENDS else "")
+
+    @property
+    def bridge(self) -> str:
+        """The bridge the policy is about, "" when prevResult names none."""
+        interfaces = self.prev_result.interfaces if self.prev_result is not None else []
+        return interfaces[0].name if interfaces else ""
+
+    @property
+    def port(self) -> str:
+        """The bridge's port that leads to the container, "" when prevResult names none."""
+        interfaces = self.prev_result.interfaces if self.prev_result is not None else []
+        ours = [interface.name for interface in interfaces if not interface.sandbox]
+        return "".join(ours[1:2])  # [bridge, host veth, ...]
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether bridges are to be kept apart. CniError for a policy that is none."""
+        if self.policy not in ("", "open", "same-bridge", "isolated"):
+            raise CniError(f'unknown ingress policy: "{self.policy}"')
+        return self.policy in ("same-bridge", "isolated")
+
+    def check_add(self) -> None:
+        """CniError for what only ADD and CHECK refuse."""
+        if self.asked == "firewalld":
+            raise InvalidNetworkConfig("backend: firewalld is not supported yet", "use nftables or iptables")
+        from cni_py.firewallops import is_chain_name
+        from cni_py.kernel import rtnl
+
+        if not is_chain_name(self.admin_chain):
+            raise CniError(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
+        if not self.has_policy:
+            return
+        try:
+            for name in filter(None, [self.bridge, self.port]) if self.bridge else [""]:
+                rtnl.check_name(name)
+        except OSError as error:
+            raise CniError(
+                f'interface needs to be set for ingress policy "{self.policy}", '
+                'make sure to chain "firewall" plugin with "bridge"'
+            ) from error
+
+
+def add(call: Call) -> "Result":
+    """Let the container's traffic pass."""
+    conf = FirewallConf(call)
+    earlier = needed_result(conf)
+    conf.check_add()
+    steps = plan(conf)
+    if steps:
+        call.begin()
+        call.apply(steps)
+    return earlier
+
+
+def needed_result(conf: FirewallConf) -> "Result":
+    """The result of the plugin before."""
+    if conf.prev_result is None:
+        raise CniError("missing prevResult from earlier plugin")
+    return conf.prev_result
+
+
+def plan(conf: FirewallConf) -> "list[Op]":
+    """Everything that lets it pass, and keeps others out; nothing without addresses or policy."""
+    from cni_py.firewallops import IsolatePort, KeepApart, PassForwarded
+
+    by_iptables = conf.backend == "iptables"
+    policy = conf.policy if conf.has_policy else ""
+    addresses = " ".join(str(ip.address) for ip in needed_result(conf).ips)
+    steps: list[Op] = []
+    if addresses:
+        inside = (conf.bridge, policy) if by_iptables and policy else ("", "")
+        steps.append(
+            PassForwarded(
+                addresses=addresses,
+                admin_chain=conf.admin_chain,
+                bridge=inside[0],
+                policy=inside[1],
+                always=by_iptables,
+            )
+        )
+    if policy and not by_iptables:
+        steps.append(KeepApart(bridge=conf.bridge, policy=policy))
+    if policy == "isolated" and conf.port:
+        steps.append(IsolatePort(name=conf.port))
+    return steps
+
+
+def delete(call: Call) -> None:
+    """Take the rules out, whatever the configuration now says."""
+    steps = [Call.undo_recorded]
+    if records.load(call.key, call.plugin) is None:
+        steps.append(remove_foreign)
+    call.finish_delete(call.run_all(*steps, lambda call: FirewallConf(call).has_policy))
+
+
+def remove_foreign(call: Call) -> None:
+    """Take out what the Go plugin made for the addresses of prevResult."""
+    from cni_py.firewallops import forget_addresses
+
+    conf = FirewallConf(call)
+    if conf.prev_result is not None:
+        forget_addresses(call.kernel, conf.prev_result, conf.admin_chain, conf.bridge)
+
+
+def check(call: Call) -> None:
+    """Compare with the kernel."""
+    conf = FirewallConf(call)
+    needed_result(conf)
+    conf.check_add()
+    call.check_plan(plan(conf))
+
+
+def gc(call: Call) -> None:
+    """Take away what stale attachments left."""
+    from cni_py.firewallops import leave_stale
+
+    call.finish_delete(collect_garbage(call) + call.run_all(lambda call: leave_stale(call.kernel), sweep_ports))
+
+
+def sweep_ports(call: Call) -> None:
+    """Take out the elements of stale attachments whose record is lost."""
+    if call.conf.valid_attachments is None:
+        return
+    from cni_py import nftops
+    from cni_py.firewallops import ISOLATED
+    from cni_py.kernel.nftables import BRIDGE
+
+    valid = [records.Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
+    nftops.sweep(call.kernel, call.conf.name, valid, (ISOLATED, BRIDGE))
+
+
+def status(call: Call) -> None:
+    """Whether an ADD can be served now."""
+    conf = FirewallConf(call)
+    try:
+        if conf.backend == "iptables":
+            from cni_py.kernel import iptables
+
+            for family in (4, 6):
+                iptables.find(iptables.TOOLS[family] + "-restore")
+        elif not call.kernel.nft.has_table():
+            from cni_py.kernel import libnftables
+
+            libnftables.binding()
+    except CniError as error:
+        raise PluginNotAvailable(error.msg, error.details) from error
+
+
+PLUGIN = Plugin(
+    "firewall", add=add, delete=delete, check=check, gc=gc, status=status, versions=version.spoken_by("firewall")
+)
