@@ -100,6 +100,7 @@ def add(call: Call) -> "Result":
     if steps:
         call.begin()
         call.apply(steps)
+    earlier.form = None  # each address is said to be of the family that it is of
     return earlier
 
 

@@ -11,6 +11,7 @@ A case:
     stdout   an object, or the text printed          code      of the error object printed
     volatile JSON paths in stdout whose values may be anything
     files    all files below {DATADIR} afterwards    probes    shell command run afterwards -> its lines
+    ruleset  command that lists iptables' rules, and the file in rulesets/ that has its lines
 
 {RESULT} in stdin is the result of the last ADD of the group; the other placeholders are those of World.names.
 """
@@ -18,6 +19,7 @@ A case:
 from __future__ import annotations
 
 import ctypes
+import difflib
 import json
 import os
 import re
@@ -34,6 +36,8 @@ MS_RDONLY, MS_REMOUNT, MS_BIND = 0x1, 0x20, 0x1000  # linux/mount.h
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 ETC_CNI = "/etc/cni/"
 TIMEOUT_S = 30
+RULESETS = Path(__file__).with_name("rulesets")
+COUNTERS = re.compile(r"\[\d+:\d+\]")
 HOST_VETH = re.compile(r"\bveth[0-9a-f]{8}\b")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -131,6 +135,10 @@ class World:
             found += differences("files", self.real(case["files"]), files_below(self.names["{DATADIR}"]))
         for command, lines in self.real(case.get("probes", {})).items():
             found += differences(command, lines, host_veths_masked(self.shell(command).split("\n")))
+        if "ruleset" in case:
+            recorded = (RULESETS / case["ruleset"]["file"]).read_text().split("\n")
+            now = COUNTERS.sub("[0:0]", self.shell(case["ruleset"]["command"])).split("\n")
+            found += difflib.unified_diff(rules_of(recorded), rules_of(now), "recorded", "now", lineterm="", n=0)
         if found and done.stderr:
             found.append(f"stderr: {done.stderr.decode(errors='replace')[:500]}")
         return found
@@ -165,6 +173,11 @@ def as_json(text: str) -> object:
     except ValueError:
         return text
     return value if isinstance(value, dict) else text
+
+
+def rules_of(lines: list[str]) -> list[str]:
+    """Without comments and empty lines."""
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def host_veths_masked(value: object) -> object:

@@ -1,8 +1,8 @@
 """What the Go plugins answered, case by case, beside what ours answer.
 
 <plugin>.jsonl holds answers recorded from containernetworking/plugins at commit 3d27709f, in the form that replay.py describes.
-Compared is the contract with a runtime: exit status, results, error codes, files, effects; neither the wording of messages
-nor rules. deviations.yaml names the cases where ours differ on purpose.
+Compared is the contract with a runtime: exit status, results, error codes, files, effects, and iptables' rules; not the
+wording of messages. deviations.yaml names the cases where ours differ on purpose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 HERE = Path(__file__).parent
-PLUGINS = ("bridge", "host-local", "portmap", "loopback", "tuning", "bandwidth", "static", "ptp", "macvlan")
+PLUGINS = ("bridge", "host-local", "portmap", "loopback", "tuning", "bandwidth", "firewall", "static", "ptp", "macvlan")
 UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private")
 TIMEOUT_S = 300
 
