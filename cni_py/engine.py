@@ -24,7 +24,9 @@ REGISTRY: "dict[str, type[Op]]" = {}
 # where operations are defined that a record may hold
 HOMES = (
     "cni_py.ops",
+    "cni_py.linkops",
     "cni_py.nftops",
+    "cni_py.firewallops",
     "cni_py.reservations",
     "cni_py.userland",
     "cni_py.shapingops",

@@ -9,7 +9,7 @@ import errno
 import os
 import time
 
-from cni_py import jsontext, result
+from cni_py import jsontext, result, version
 from cni_py.errors import CniError, DecodingFailure
 from cni_py.netconf import string
 
@@ -35,7 +35,7 @@ def ipam_add(call: "Call") -> "Result":
     path = find(ipam_type(call), call.path)
     ours = own_plugin(path)
     if ours is not None:
-        return ours.add(call.delegated(ours.type))
+        return as_printed(ours.add(call.delegated(ours.type)), call.conf.cni_version)
     if call.dry_run:
         raise CniError(f"the IPAM plugin {path} is not ours: what it would answer cannot be told without asking it")
     call.executor.undone_by(lambda: _delete_again(call))
@@ -166,6 +166,15 @@ def _error_of(stdout: bytes) -> CniError:
         return NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: not an object")
     code = fields.get("code")
     return CniError(string(fields, "msg"), string(fields, "details"), code if isinstance(code, int) else 0)
+
+
+def as_printed(found: "Result", cni_version: str) -> "Result":
+    """What would be left of the result in a delegate's stdout: 0.1.0 and 0.2.0 have fewer fields and one address a family."""
+    if version.at_least(cni_version, "0.3.0"):
+        return found  # nothing is lost
+    found = result.from_json(result.to_json(found, cni_version), cni_version)
+    found.form = None
+    return found
 
 
 def decode_result(text: bytes, cni_version: str) -> "Result":

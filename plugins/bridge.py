@@ -13,14 +13,20 @@ never taken away.
 from cni_py import invoke
 from cni_py.addr import mac_text
 from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.container import (
+    collect_addresses,
+    delete_interface,
+    prefer_own_dns,
+    refuse_existing,
+    release_addresses,
+    sweep_elements,
+)
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel import rtnl
-from cni_py.kernel.context import NetnsGone
 from cni_py.netconf import boolean, string
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import bridge_mac, complete, plan, plan_bridge
-from cni_py.records import Attachment
-from cni_py.result import Interface, Result, dns_from_json
+from cni_py.result import Interface, Result
 
 
 def add(call: Call) -> Result:
@@ -28,7 +34,8 @@ def add(call: Call) -> Result:
     conf = BridgeConf(call)
     conf.check_add(call.conf.raw)
     container_mac = conf.container_mac(call)
-    refuse_existing(call)
+    refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
+    refuse_existing(call, refusal)
     if call.begin() and conf.has_ipam:
         invoke.ipam(call, "DEL")
     call.apply(plan_bridge(conf))  # before IPAM: a bridge that cannot be should not cost an address
@@ -47,9 +54,7 @@ def add(call: Call) -> Result:
     if conf.vlan and conf.gateway:
         name = f"{conf.bridge}.{conf.vlan}"
         result.interfaces.append(Interface(name, mac_now(call, name, bytes(6))))
-    dns = dns_from_json(call.conf.dns) if call.conf.dns is not None else result.dns
-    if dns.nameservers or dns.domain or dns.search or dns.options:
-        result.dns = dns
+    prefer_own_dns(call, result)
     return result
 
 
@@ -57,12 +62,6 @@ def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
     BridgeConf(call)
     call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, release_addresses))
-
-
-def release_addresses(call: Call) -> None:
-    """Give the addresses back to IPAM."""
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "DEL")
 
 
 def check(call: Call) -> None:
@@ -75,24 +74,6 @@ def check(call: Call) -> None:
 def gc(call: Call) -> None:
     """Take away what stale attachments left, here and in IPAM."""
     call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, collect_addresses))
-
-
-def sweep_elements(call: Call) -> None:
-    """Take out our nftables elements of stale attachments whose record is lost."""
-    if call.conf.valid_attachments is None:
-        return
-    from cni_py import nftops
-    from cni_py.kernel.nftables import BRIDGE, INET
-
-    valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
-    sets = (("masquerade4", INET), ("masquerade6", INET), ("spoof_checked", BRIDGE), ("spoof_allowed", BRIDGE))
-    nftops.sweep(call.kernel, call.conf.name, valid, *sets)
-
-
-def collect_addresses(call: Call) -> None:
-    """GC of IPAM."""
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "GC")
 
 
 def status(call: Call) -> None:
@@ -108,24 +89,6 @@ def status(call: Call) -> None:
         from cni_py.plugins import portmap
 
         portmap.status(call)  # the same question: is there nftables?
-
-
-def refuse_existing(call: Call) -> None:
-    """An interface of that name belongs to somebody, or to an ADD that still stands: leave it alone."""
-    if call.kernel.container.link(call.ifname) is not None and not call.is_unfinished():
-        raise CniError(f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists')
-
-
-def delete_interface(call: Call) -> None:
-    """Delete the container's interface by name: one that somebody else's ADD made has no record of ours."""
-    if not call.netns:
-        return
-    try:
-        link = call.kernel.container.link(call.ifname)
-    except NetnsGone:
-        return
-    if link is not None:
-        call.kernel.container.delete_link(link.index)
 
 
 def mac_now(call: Call, name: str, planned: bytes) -> str:

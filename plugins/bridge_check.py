@@ -3,6 +3,7 @@
 from cni_py import invoke
 from cni_py.addr import mac_text
 from cni_py.call import Call
+from cni_py.container import check_interface, expect, in_result
 from cni_py.errors import CniError
 from cni_py.kernel import rtnl
 from cni_py.plugins.bridge_conf import BridgeConf
@@ -12,7 +13,6 @@ from cni_py.result import Interface, Result, prev_result
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.engine import Op
-    from cni_py.kernel.rtnl import Link
 
 
 def check(call: Call) -> None:
@@ -25,11 +25,9 @@ def check(call: Call) -> None:
         raise CniError("Required prevResult missing")
     by_name = {(interface.name, bool(interface.sandbox)): interface for interface in result.interfaces}
     bridge = by_name.get((conf.bridge, False), Interface(""))
-    container = by_name.get((call.ifname, True), Interface(""))
     check_bridge(call, bridge, conf)
-    if container.sandbox != call.netns:
-        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
-    check_container(call, container)
+    container = in_result(call, result)
+    check_interface(call, container, "veth")
     check_veth(call, result, bridge, container)
     check_addresses(call, result)
     if call.key.host_veth in [interface.name for interface in result.interfaces]:  # of our making
@@ -47,17 +45,6 @@ def check_bridge(call: Call, bridge: Interface, conf: BridgeConf) -> None:
     if promisc != conf.promisc:
         raise CniError(
             f"Bridge interface {bridge.name} configured Promisc Mode {conf.promisc} doesn't match current state: {promisc}"
-        )
-
-
-def check_container(call: Call, container: Interface) -> None:
-    """The container's interface is a veth with the MAC of the result."""
-    link = expect(call.kernel.container.link(container.name) if container.name else None, container.name)
-    if link.kind != "veth":
-        raise CniError(f"Error: Container interface {container.name} not of type veth")
-    if container.mac and container.mac.lower() != mac_text(link.mac):
-        raise CniError(
-            f"Interface {container.name} Mac {container.mac} doesn't match container Mac: {mac_text(link.mac)}"
         )
 
 
@@ -111,10 +98,3 @@ def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]
 
         steps += nftops.masquerade([ip.address for ip in result.ips])
     return steps
-
-
-def expect(link: "Link | None", name: str) -> "Link":
-    """The link, or an error that names it."""
-    if link is None:
-        raise CniError(f"Interface name {name} not found" if name else "Interface name missing ")
-    return link

@@ -2,9 +2,10 @@
 
 from cni_py import ops
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address
+from cni_py.addressing import plan_addresses, plan_route
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.records import Attachment, derived_mac
-from cni_py.result import IPConfig, Result, Route
+from cni_py.result import Result, Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
     veth, ifname = key.host_veth, key.ifname
     steps = plan_port(key, conf, container_mac)
     if result.ips:
-        steps += plan_addresses(ifname, conf, result)
+        steps += plan_addresses(ifname, result.ips, dad=conf.dad, announce=True)
+        steps += [plan_route(ifname, route, result.ips) for route in result.routes]
         steps += plan_gateway(conf, result)
         if conf.masquerade:
             from cni_py import nftops
@@ -75,52 +77,6 @@ def plan_bridge(conf: BridgeConf) -> "list[Op]":
             promisc=conf.promisc,
         )
     ]
-
-
-def plan_addresses(ifname: str, conf: BridgeConf, result: Result) -> "list[Op]":
-    """Addresses and routes inside the container.
-
-    arp_notify and ndisc_notify make the kernel announce the addresses (see AnnounceAddresses), so that nobody keeps sending
-    to the container that had them before.
-    """
-    has_ipv6 = any(ip.address.family == 6 for ip in result.ips)
-    steps: list[Op] = []
-    if has_ipv6:
-        steps += [
-            sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
-            sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1", optional=True),
-            sysctl(f"ipv6/conf/{ifname}/accept_dad", "1" if conf.dad else "0"),
-            sysctl(f"ipv6/conf/{ifname}/ndisc_notify", "1"),
-        ]
-        if conf.dad:
-            steps.append(sysctl(f"ipv6/conf/{ifname}/enhanced_dad", "1"))
-    steps.append(sysctl(f"ipv4/conf/{ifname}/arp_notify", "1"))
-    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=conf.dad) for ip in result.ips]
-    steps.append(ops.SetContainerUp(ifname=ifname))
-    if has_ipv6 and conf.dad:
-        steps.append(ops.WaitForAddresses(ifname=ifname))
-    return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
-
-
-def sysctl(key: str, value: str, *, optional: bool = True) -> ops.SetContainerSysctl:
-    """One sysctl of the container."""
-    return ops.SetContainerSysctl(key=key, value=value, optional=optional)
-
-
-def plan_route(ifname: str, route: Route, ips: list[IPConfig]) -> ops.AddRoute:
-    """A route of the result; without a gw of its own it goes through the first gateway of its family."""
-    gateways = [ip.gateway for ip in ips if ip.gateway is not None and len(ip.gateway) == len(route.dst.packed)]
-    gw = route.gw if route.gw is not None else (gateways[0] if gateways else None)
-    return ops.AddRoute(
-        ifname=ifname,
-        dst=str(route.dst),
-        gw=ip_text(gw) if gw is not None else "",
-        mtu=route.mtu,
-        advmss=route.advmss,
-        priority=route.priority,
-        table=-1 if route.table is None else route.table,
-        scope=-1 if route.scope is None else route.scope,
-    )
 
 
 def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":

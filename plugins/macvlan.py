@@ -12,14 +12,23 @@ the interface back. Example configuration: conf/macvlan.conflist.
 
 from cni_py import invoke, ops
 from cni_py.addr import mac_text, parse_mac
+from cni_py.addressing import plan_addresses, plan_route
 from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.container import (
+    check_interface,
+    collect_addresses,
+    delete_interface,
+    in_result,
+    prefer_own_dns,
+    refuse_existing,
+    release_addresses,
+)
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel.macvlan import MODES
 from cni_py.kernel.rtnl import IFF_LOOPBACK
+from cni_py.linkops import AddMacvlan
 from cni_py.netconf import boolean, child, integer, parse_cni_args, string
-from cni_py.plugins.bridge import collect_addresses, delete_interface, release_addresses
-from cni_py.plugins.bridge_plan import plan_route, sysctl
-from cni_py.result import Interface, Result, dns_from_json, prev_result
+from cni_py.result import Interface, Result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,8 +74,7 @@ def add(call: Call) -> Result:
     """Connect the container."""
     conf = MacvlanConf(call)
     link = plan_link(call, conf)
-    if call.kernel.container.link(call.ifname) is not None and not call.is_unfinished():
-        raise CniError(f'failed to rename macvlan to "{call.ifname}": file exists')
+    refuse_existing(call, f'failed to rename macvlan to "{call.ifname}": file exists')
     if call.begin():
         release_addresses(call)
     call.apply([link])  # before IPAM: a link that cannot be should not cost an address
@@ -77,23 +85,21 @@ def add(call: Call) -> Result:
             raise CniError("IPAM plugin returned missing IP config")
     for ip in result.ips:
         ip.interface = 0
-    call.apply(plan_addresses(call.ifname, result))
+    call.apply(plan(call.ifname, result))
     made = call.kernel.container.link(call.ifname)  # in passthru mode it has the MAC of its master
     result.interfaces = [Interface(call.ifname, mac_text(made.mac if made is not None else link.mac), call.netns)]
-    dns = dns_from_json(call.conf.dns) if call.conf.dns is not None else result.dns
-    if dns.nameservers or dns.domain or dns.search or dns.options:
-        result.dns = dns
+    prefer_own_dns(call, result)
     return result
 
 
-def plan_link(call: Call, conf: MacvlanConf) -> ops.AddMacvlan:
+def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
     """The interface, its configuration checked against the master."""
     conf.check_mode()
     mac = conf.container_mac(call)
     master = master_of(call.kernel.container if conf.inside else call.kernel.host, conf)
     if not 0 <= conf.mtu <= master.mtu:
         raise CniError(f"invalid MTU {conf.mtu}, must be [0, master MTU({master.mtu})]")
-    return ops.AddMacvlan(
+    return AddMacvlan(
         ifname=call.ifname,
         master=master.name,
         inside=conf.inside,
@@ -122,22 +128,11 @@ def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
     raise CniError("no default route interface found")
 
 
-def plan_addresses(ifname: str, result: Result) -> "list[Op]":
+def plan(ifname: str, result: Result) -> "list[Op]":
     """Addresses and routes of the container. Others are on the network: duplicates are looked for, the addresses announced."""
     if not result.ips:
         return [ops.SetContainerUp(ifname=ifname)]
-    has_ipv6 = any(ip.address.family == 6 for ip in result.ips)
-    steps: list[Op] = [sysctl(f"ipv4/conf/{ifname}/arp_notify", "1")]
-    if has_ipv6:
-        steps += [
-            sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
-            sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1"),
-            sysctl(f"ipv6/conf/{ifname}/ndisc_notify", "1"),
-        ]
-    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=True) for ip in result.ips]
-    steps.append(ops.SetContainerUp(ifname=ifname))
-    if has_ipv6:
-        steps.append(ops.WaitForAddresses(ifname=ifname))
+    steps = plan_addresses(ifname, result.ips, dad=True, announce=True)
     return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
 
 
@@ -156,17 +151,12 @@ def check(call: Call) -> None:
     result = prev_result(call.conf)
     if result is None:
         raise CniError("Required prevResult missing")
-    found = [entry for entry in result.interfaces if entry.name == call.ifname and entry.sandbox]
-    container = found[0] if found else Interface("")
-    if container.sandbox != call.netns:
-        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
+    container = in_result(call, result)
+    check_interface(call, container, "macvlan")
     call.check_plan([link])
-    mac = mac_text(ops.need(call.kernel.container, call.ifname).mac)
-    if container.mac and container.mac.lower() != mac:
-        raise CniError(f"Interface {container.name} Mac {container.mac} doesn't match container Mac: {mac}")
     own = (None, result.interfaces.index(container))
     result.ips = [ip for ip in result.ips if ip.interface in own]
-    call.check_plan(plan_addresses(call.ifname, result))
+    call.check_plan(plan(call.ifname, result))
 
 
 def gc(call: Call) -> None:

@@ -14,15 +14,23 @@ The host is the next hop to everybody else, also in the same subnet: all veths h
 container. Example configuration: conf/ptp.conflist.
 """
 
-from cni_py import invoke, ops
+from cni_py import invoke, linkops, ops
 from cni_py.addr import Address, ip_text, mac_text
+from cni_py.addressing import plan_addresses, plan_route
 from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.container import (
+    check_interface,
+    collect_addresses,
+    delete_interface,
+    expect,
+    in_result,
+    prefer_own_dns,
+    refuse_existing,
+    sweep_elements,
+)
 from cni_py.errors import CniError
 from cni_py.netconf import boolean, integer, string
-from cni_py.plugins.bridge import collect_addresses, delete_interface, refuse_existing, sweep_elements
-from cni_py.plugins.bridge_check import check_container, expect
-from cni_py.plugins.bridge_plan import plan_route, sysctl
-from cni_py.result import Interface, Result, dns_from_json, prev_result
+from cni_py.result import Interface, Result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +60,8 @@ def add(call: Call) -> Result:
     """Connect the container."""
     conf = PtpConf(call)
     conf.check_add()
-    refuse_existing(call)
+    refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
+    refuse_existing(call, refusal)
     if call.begin():
         invoke.ipam(call, "DEL")
     result = invoke.ipam_add(call)
@@ -67,9 +76,7 @@ def add(call: Call) -> Result:
         Interface(veth, mac_text(host_mac)),
         Interface(call.ifname, mac_text(container_mac), call.netns),
     ]
-    dns = dns_from_json(call.conf.dns) if call.conf.dns is not None else result.dns
-    if dns.nameservers or dns.domain or dns.search or dns.options:
-        result.dns = dns
+    prefer_own_dns(call, result)
     return result
 
 
@@ -78,13 +85,7 @@ def plan(ifname: str, veth: str, result: Result) -> "list[Op]":
     steps: list[Op] = [
         ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})
     ]
-    if any(ip.address.family == 6 for ip in result.ips):
-        steps += [
-            sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
-            sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1"),
-        ]
-    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=False) for ip in result.ips]
-    steps.append(ops.SetContainerUp(ifname=ifname))
+    steps += plan_addresses(ifname, result.ips, dad=False, announce=False)  # the host knows what it has made
     steps += plan_gateways(ifname, veth, result)
     steps += [plan_route(ifname, route, result.ips) for route in result.routes]  # their gateways are in the subnets
     steps += plan_subnets(ifname, result)
@@ -99,10 +100,10 @@ def plan_gateways(ifname: str, veth: str, result: Result) -> "list[Op]":
         if ip.gateway is None or len(ip.gateway) != len(ip.address.packed):
             raise CniError(f"IPAM plugin returned no gateway for {ip.address}, which ptp needs")
         gateway, address = ip_text(ip.gateway), ip_text(ip.address.packed)
-        steps.append(ops.AddPeer(name=veth, gateway=gateway, address=address))
+        steps.append(linkops.AddPeer(name=veth, gateway=gateway, address=address))
         if gateway not in known:
             dst = str(Address(ip.gateway, 0).host())
-            steps.append(ops.AddPeerRoute(ifname=ifname, dst=dst, gw="", src=address))
+            steps.append(linkops.AddPeerRoute(ifname=ifname, dst=dst, gw="", src=address))
         known.add(gateway)
     return steps
 
@@ -116,9 +117,9 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
         if ip.gateway is None or subnet == ip.address.host() or subnet in known:
             continue
         known.add(subnet)
-        steps.append(ops.DropSubnetRoute(ifname=ifname, subnet=str(subnet)))
+        steps.append(linkops.DropSubnetRoute(ifname=ifname, subnet=str(subnet)))
         gateway, address = ip_text(ip.gateway), ip_text(ip.address.packed)
-        steps.append(ops.AddPeerRoute(ifname=ifname, dst=str(subnet), gw=gateway, src=address))
+        steps.append(linkops.AddPeerRoute(ifname=ifname, dst=str(subnet), gw=gateway, src=address))
     return steps
 
 
@@ -144,10 +145,8 @@ def check(call: Call) -> None:
     result = prev_result(call.conf)
     if result is None:
         raise CniError("Required prevResult missing")
-    container = next((link for link in result.interfaces if link.name == call.ifname and link.sandbox), Interface(""))
-    if container.sandbox != call.netns:
-        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
-    check_container(call, container)
+    container = in_result(call, result)
+    check_interface(call, container, "veth")
     veth = host_end(call, result)
     own = (None, result.interfaces.index(container))
     result.ips = [ip for ip in result.ips if ip.interface in own]

@@ -1,0 +1,156 @@
+"""Operations of the plugins that connect without a bridge: the two ends of ptp's pair, and macvlan's link.
+
+Sides and addresses as in ops.
+"""
+
+from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.engine import Op
+from cni_py.errors import CniError
+from cni_py.kernel import rtnl
+from cni_py.ops import need
+from cni_py.result import Route
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.context import Kernel
+
+
+class DropSubnetRoute(Op):
+    """The subnet of an address is not on the link: the route that came with the address goes."""
+
+    ifname: str
+    subnet: str
+    line = "container: no direct route to {subnet} dev {ifname}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        index = need(kernel.container, self.ifname).index
+        subnet = parse_address(self.subnet)
+        kernel.container.delete_route(Route(subnet, scope=rtnl.RT_SCOPE_LINK if subnet.family == 4 else None), index)
+
+
+class AddPeerRoute(Op):
+    """A route of the container by which it reaches the link's other end (`gw` ""), or a network through that."""
+
+    ifname: str
+    dst: str
+    gw: str
+    src: str
+    line = "container: route {dst} dev {ifname}, source {src}, via: {gw}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        index = need(kernel.container, self.ifname).index
+        scope = None if self.gw else rtnl.RT_SCOPE_LINK
+        route = Route(parse_address(self.dst), parse_ip(self.gw) if self.gw else None, scope=scope)
+        kernel.container.add_route(route, index, append=True, src=parse_ip(self.src))  # eth1 may be such a link, too
+
+    def check(self, kernel: "Kernel") -> str | None:
+        index = need(kernel.container, self.ifname).index
+        gw = parse_ip(self.gw) if self.gw else None
+        wanted = (parse_address(self.dst), gw, parse_ip(self.src))
+        held = [(route.dst, route.gw, route.src) for route in kernel.container.routes(index, wanted[0].family)]
+        return None if wanted in held else f"Expected Route {self.dst} not found in routing table of {self.ifname}"
+
+
+class AddPeer(Op):
+    """The host's end of the pair: the gateway's address alone, and the route to the container's."""
+
+    name: str
+    gateway: str
+    address: str
+    line = "host: address {gateway} on {name}, without its subnet, and a route to {address} there"
+
+    def apply(self, kernel: "Kernel") -> None:
+        gateway, address = Address(parse_ip(self.gateway), 0).host(), Address(parse_ip(self.address), 0).host()
+        index = need(kernel.host, self.name).index
+        try:
+            kernel.host.add_address(index, gateway, nodad=True)
+        except FileExistsError:
+            pass  # two addresses of the container have one gateway
+        # Of a namespace that is gone the link and its routes may be there for a moment yet: ours comes after those.
+        kernel.host.add_route(Route(address, scope=rtnl.RT_SCOPE_HOST), index, append=True)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        index = need(kernel.host, self.name).index
+        if parse_ip(self.gateway) not in [held.address.packed for held in kernel.host.addresses(index)]:
+            return f"{self.name} has lost the gateway's address {self.gateway}"
+        wanted = Address(parse_ip(self.address), 0).host()
+        well = any(route.dst == wanted for route in kernel.host.routes(index, wanted.family))
+        return None if well else f"the host has no route to {self.address} through {self.name}"
+
+
+class AddMacvlan(Op):
+    """The container's interface: a macvlan link on `master`, an interface of the host or (`inside`) of the container.
+
+    `mtu` and `queue` (broadcasts that may wait) 0 leave the kernel's defaults. The host has no part of it that could be
+    undone, so `netns` and `cookie` tell in which namespace it is: DEL may not be told, or be told another.
+    """
+
+    ifname: str
+    master: str
+    inside: bool
+    mode: str
+    mtu: int
+    queue: int
+    mac: bytes
+    netns: str
+    cookie: int
+    owned = True
+    line = "container: macvlan {ifname} ({mac}) on {master}, mode {mode}, mtu {mtu}, queue {queue}, master inside: {inside}"
+
+    def apply(self, kernel: "Kernel") -> None:
+        from cni_py.kernel import macvlan
+
+        side = kernel.container if self.inside else kernel.host
+        # Names are looked up where the request is made: an eth0 of the host would be in the way of the container's.
+        made = kernel.key.host_veth
+        try:
+            macvlan.add(
+                side,
+                made,
+                need(side, self.master).index,
+                self.mode,
+                netns_fd=kernel.container_fd,
+                mtu=self.mtu,
+                mac=self.mac,
+                queue=self.queue,
+            )
+        except OSError as error:
+            raise CniError("failed to create macvlan", f"{error.strerror or error}: {self.describe()}") from error
+        link = need(kernel.container, made)
+        kernel.container.set_link(link.index, alias=kernel.key.comment)
+        try:
+            kernel.container.rename_link(link.index, self.ifname)
+        except OSError as error:
+            raise CniError(f'failed to rename macvlan to "{self.ifname}"', f"{error.strerror or error}") from error
+
+    def undo(self, kernel: "Kernel") -> None:
+        if kernel.container_cookie != self.cookie:
+            from cni_py.kernel.context import Kernel
+
+            kernel = Kernel(kernel.key, self.netns)
+            if kernel.container_cookie != self.cookie:
+                return  # it went with its namespace
+        if not kernel.has_container:
+            return
+        for name in (kernel.key.host_veth, self.ifname):
+            link = kernel.container.link(name)
+            if link is None or link.kind != "macvlan":
+                continue
+            if link.alias.startswith(kernel.key.hex) or name != self.ifname:
+                kernel.container.delete_link(link.index)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        from cni_py.kernel import macvlan
+
+        master = need(kernel.container if self.inside else kernel.host, self.master)
+        link = need(kernel.container, self.ifname)
+        if link.kind != "macvlan":
+            return f"Error: Container interface {self.ifname} not of type macvlan"
+        mode = macvlan.mode_of(kernel.container, link.index)
+        if mode != self.mode:
+            return f"Container macvlan mode {mode} is not {self.mode}"
+        if link.link != (master.link if master.kind == "macvlan" else master.index):  # which passes it on to its own
+            return f"Container interface {self.ifname} is not on {self.master}"
+        if self.mtu and link.mtu != self.mtu:
+            return f"MTU of {self.ifname} is {link.mtu}, not {self.mtu}"
+        return None if link.up else f"Container interface {self.ifname} is down"
