@@ -22,6 +22,8 @@ from cni_py.result import prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_py.engine import Op
     from cni_py.result import Result
 
@@ -139,7 +141,7 @@ def plan(conf: FirewallConf) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Take the rules out, whatever the configuration now says."""
-    steps = [Call.undo_recorded]
+    steps: list[Callable[[Call], object]] = [Call.undo_recorded]
     if records.load(call.key, call.plugin) is None:
         steps.append(remove_foreign)
     call.finish_delete(call.run_all(*steps, lambda call: FirewallConf(call).has_policy))

@@ -1,0 +1,226 @@
+"""The firewall plugin: who reaches whom under each policy, with either backend, and where FORWARD drops.
+
+Two bridges: a1 and a2 on one, b1 on the other. a1 has port 8080 of the host published to its port 80.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conversation import CLIENT, HOST, WEB
+from lab import Lab
+from runtime import ALL, Outcome, Plugins, mapping
+
+from tests.conftest import OURS
+
+BACKENDS = ("nftables", "iptables")
+POLICIES = ("open", "same-bridge", "isolated")
+FAMILIES = (4, 6)
+SUBNETS = {"a": ("192.0.2.0/25", "2001:db8:a::/64"), "b": ("192.0.2.128/25", "2001:db8:b::/64")}
+BRIDGES = {"a": "br-a", "b": "br-b"}
+PLUGINS = ("bridge", "portmap", "firewall")
+
+
+@dataclass
+class Site:
+    """The two networks under one policy."""
+
+    lab: Lab
+    plugins: Plugins
+    policy: str
+    backend: str
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def conf(self, plugin: str, container_id: str) -> dict[str, object]:
+        network = container_id[0]
+        conf: dict[str, object] = {"cniVersion": "1.0.0", "name": f"net-{network}", "type": plugin}
+        if plugin == "bridge":
+            ranges = [[{"subnet": subnet}] for subnet in SUBNETS[network]]
+            ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}
+            conf |= {"bridge": BRIDGES[network], "isGateway": True, "ipMasq": True, "ipam": ipam}
+        elif plugin == "portmap" and container_id == "a1":
+            conf |= {"runtimeConfig": {"portMappings": [mapping(WEB, 80)]}}
+        elif plugin == "firewall":
+            conf |= {"backend": self.backend, "ingressPolicy": self.policy}
+        return conf
+
+    def run(self, verb: str, plugin: str, container_id: str) -> Outcome:
+        conf = self.conf(plugin, container_id)
+        if container_id in self.results:
+            conf["prevResult"] = self.results[container_id]
+        outcome = self.plugins.run(self.lab, verb, plugin, conf, container_id)
+        assert outcome.status == 0, f"{verb} {plugin} {container_id}: {outcome.stdout}{outcome.stderr}"
+        return outcome
+
+    def attach(self, container_id: str) -> None:
+        for plugin in PLUGINS:
+            self.results[container_id] = self.run("ADD", plugin, container_id).json
+
+    def detach(self, container_id: str) -> None:
+        for plugin in reversed(PLUGINS):
+            self.run("DEL", plugin, container_id)
+        del self.results[container_id]
+
+    def address(self, container_id: str, family: int) -> str:
+        texts = [str(ip["address"]).partition("/")[0] for ip in self.results[container_id]["ips"]]
+        return next(text for text in texts if (":" in text) == (family == 6))
+
+    def is_reached(self, source: str, address: str, port: int = 80) -> bool:
+        try:
+            return self.lab.fetch(source, address, port, timeout_s=0.6).name in ("a1", "a2", "b1", "client")
+        except OSError:
+            return False
+
+    def route_from_client(self) -> None:
+        """Let the machine on the LAN know the way to the containers."""
+        for subnets in SUBNETS.values():
+            for subnet, gateway in zip(subnets, HOST.values(), strict=True):
+                self.lab["client"].run(["ip", "route", "add", subnet, "via", gateway], check=True)
+
+    def policies(self) -> str:
+        """The elements, and iptables' rules, that keep bridges apart."""
+        listed = self.lab["host"].run(["nft", "list", "ruleset"]).stdout
+        elements = [
+            line for line in listed.splitlines() if "elements" in line and ("firewall br-a" in line or "veth" in line)
+        ]
+        stages = [line for line in self.rules().splitlines() if "STAGE" in line]
+        return "\n".join(elements + stages)
+
+    def rules(self) -> str:
+        """Everything that anybody filters by."""
+        commands = (["iptables-save"], ["ip6tables-save"], ["nft", "list", "ruleset"])
+        listed = "".join(self.lab["host"].run(command).stdout for command in commands)
+        return "".join(line for line in listed.splitlines(keepends=True) if not line.startswith("#"))  # the time of day
+
+
+@pytest.fixture(scope="module", params=list(itertools.product(BACKENDS, POLICIES)), ids="-".join)
+def site(request: pytest.FixtureRequest, our_bin_dir: Path) -> Iterator[Site]:
+    backend, policy = request.param
+    with Lab.from_yaml("bridges.yaml") as lab:
+        found = Site(lab, Plugins(OURS, our_bin_dir, ALL), policy, backend)
+        settings = [f"net.bridge.bridge-nf-call-{name}=0" for name in ("iptables", "ip6tables")]
+        lab["host"].run(["sysctl", "-q", "-w", *settings], check=True)
+        for container_id in ("a1", "a2", "b1"):
+            found.attach(container_id)
+            lab.serve(container_id, 80)
+        lab.serve("client", 80)
+        found.route_from_client()
+        yield found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bridges_reach_each_other_only_under_the_open_policy(site: Site, family: int) -> None:
+    reached = site.is_reached("b1", site.address("a1", family)), site.is_reached("a1", site.address("b1", family))
+    assert reached == ((True, True) if site.policy == "open" else (False, False))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neighbours_reach_each_other_unless_isolated(site: Site, family: int) -> None:
+    assert site.is_reached("a2", site.address("a1", family)) == (site.policy != "isolated")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("source", ["client", "b1", "a2", "a1"])
+def test_published_port_is_reached_from_everywhere(site: Site, source: str, family: int) -> None:
+    assert site.is_reached(source, HOST[family], WEB)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_way_out_and_the_way_in_are_open(site: Site, family: int) -> None:
+    """Policies are between bridges: the reference's too."""
+    assert site.is_reached("a1", CLIENT[family])
+    assert site.is_reached("client", site.address("a1", family))
+
+
+def test_check_and_a_second_add_are_content(site: Site) -> None:
+    before = site.rules()
+    site.run("CHECK", "firewall", "a1")
+    site.run("ADD", "firewall", "a1")
+    assert site.rules() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_is_left_after_the_last(backend: str, policy: str, our_bin_dir: Path) -> None:
+    with Lab.from_yaml("bridges.yaml") as lab:
+        site = Site(lab, Plugins(OURS, our_bin_dir, ALL), policy, backend)
+        for container_id in ("a1", "a2"):
+            site.attach(container_id)
+        held = site.policies()
+        site.detach("a1")
+        site.run("CHECK", "firewall", "a2")  # what they share is still there
+        site.detach("a2")
+        assert (held != "") == (policy != "open")
+        assert site.policies() == ""
+        assert "CNI" not in site.rules()
+        assert lab["host"].run(["find", "/run/cni-py", "-type", "f", "-not", "-path", "*/lock/*"]).stdout == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_traffic_passes_where_forward_drops(backend: str, family: int, our_bin_dir: Path) -> None:
+    with Lab.from_yaml("bridges.yaml") as lab:
+        for tool in ("iptables", "ip6tables"):
+            lab["host"].run([tool, "-P", "FORWARD", "DROP"], check=True)
+        site = Site(lab, Plugins(OURS, our_bin_dir, ALL), "same-bridge", backend)
+        for container_id in ("a1", "b1"):
+            site.attach(container_id)
+        lab.serve("a1", 80)
+        lab.serve("client", 80)
+        site.route_from_client()
+        assert site.is_reached("a1", CLIENT[family])
+        for source in ("client", "b1", "a1"):
+            assert site.is_reached(source, HOST[family], WEB), source
+        assert not site.is_reached("client", site.address("a1", family))  # what the policy is for
+        site.run("CHECK", "firewall", "a1")
+        for container_id in ("a1", "b1"):
+            site.detach(container_id)
+        assert "CNI" not in site.rules()
+        assert lab["host"].run(["iptables", "-S", "FORWARD"]).stdout == "-P FORWARD DROP\n"
+
+
+def test_a_policy_of_drop_that_came_later_is_seen_and_answered(our_bin_dir: Path) -> None:
+    """Docker may be started after the containers: CHECK says so, `cni-py restore` mends it."""
+    with Lab.from_yaml("bridges.yaml") as lab:
+        site = Site(lab, Plugins(OURS, our_bin_dir, ALL), "open", "nftables")
+        site.attach("a1")
+        lab["host"].run(["iptables", "-P", "FORWARD", "DROP"], check=True)
+        checked = site.plugins.run(
+            lab, "CHECK", "firewall", {**site.conf("firewall", "a1"), "prevResult": site.results["a1"]}, "a1"
+        )
+        assert "FORWARD" in checked.json["msg"]
+        lab["host"].run([str(Path(sys.executable).with_name("cni-py")), "restore"], check=True)
+        lab.serve("client", 80)
+        assert site.is_reached("a1", CLIENT[4])
+
+
+def test_administrators_rules_come_first_and_stay(our_bin_dir: Path) -> None:
+    with Lab.from_yaml("bridges.yaml") as lab:
+        site = Site(lab, Plugins(OURS, our_bin_dir, ALL), "open", "iptables")
+        for words in ("-N CNI-ADMIN", "-A CNI-ADMIN -d 198.51.100.7/32 -j REJECT"):
+            lab["host"].run(["iptables", *words.split()], check=True)
+        site.attach("a1")
+        lab.serve("client", 80)
+        assert not site.is_reached("a1", CLIENT[4])
+        assert site.is_reached("a1", CLIENT[6])
+        site.detach("a1")
+        left = lab["host"].run(["iptables", "-S"]).stdout
+        assert "-A CNI-ADMIN -d 198.51.100.7/32" in left
+        assert "CNI-FORWARD" not in left
+
+
+def test_gc_takes_out_what_lost_its_record(our_bin_dir: Path) -> None:
+    with Lab.from_yaml("bridges.yaml") as lab:
+        site = Site(lab, Plugins(OURS, our_bin_dir, ALL), "isolated", "nftables")
+        site.attach("a1")
+        lab["host"].run(["rm", "-r", "/run/cni-py/attachments"], check=True)
+        conf = {**site.conf("firewall", "a1"), "cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+        outcome = site.plugins.run(lab, "GC", "firewall", conf)
+        assert outcome.status == 0, outcome.stdout
+        assert site.policies() == ""
