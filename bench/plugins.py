@@ -1,12 +1,13 @@
-"""Time our plugins beside the Go reference plugins: bridge with host-local, and portmap; VERSION, ADD and DEL.
+"""Time our plugins beside the Go reference plugins: nerdctl's chain of bridge with host-local, portmap, firewall and tuning.
 
     python3 bench/plugins.py --ours DIR --go DIR [--rounds 30] [--json FILE]
 
-Needs root; everything happens in namespaces of its own (unshare), with private /run and /var/lib/cni. Both sides get the
-same configuration and take turns, a round each: VERSION, ADD and DEL of bridge (isGateway, ipMasq, dual stack from
-host-local), ADD and DEL of portmap (one TCP port). Before anything is timed the results of one round of both are compared.
-Times are of whole processes, from exec to exit, in milliseconds: medians, 90th percentiles, and ours/Go ratios of the
-medians. The last row is a bare interpreter, started in the same turns.
+Needs root; everything happens in namespaces of its own (unshare), with private /run and /var/lib/cni. There are three sides:
+ours with nftables (the default), ours with iptables, and the Go plugins, which know iptables alone. All get the same
+configuration and take turns, a round each: ADD of the whole chain (isGateway, ipMasq, hairpinMode, dual stack, one TCP port,
+ingressPolicy same-bridge, a tuning that tunes nothing), DEL in reverse. Before anything is timed the results of one round of
+each are compared. Times are of whole processes, from exec to exit, in milliseconds: medians, 90th percentiles, and ratios of the
+medians to Go's. "chain" is the sum of a round's processes. The last row is a bare interpreter, started in the same turns.
 """
 
 import argparse
@@ -24,12 +25,14 @@ NETWORK = {
     "bridge": "bench0",
     "isGateway": True,
     "ipMasq": True,
+    "hairpinMode": True,
     "ipam": {
         "type": "host-local",
         "ranges": [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8:2::/64"}]],
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
     },
 }
+CHAIN = ("bridge", "portmap", "firewall", "tuning")
 PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 
 Times = dict[str, list[float]]
@@ -50,16 +53,23 @@ def enter_private_namespaces() -> None:
 class Side:
     """One suite of plugins with its own network: its own bridge, addresses and state."""
 
-    def __init__(self, name: str, folder: str) -> None:
+    def __init__(self, name: str, folder: str, backend: str = "") -> None:
         self.name = name
         self.folder = folder
+        self.backend = backend
         self.times: Times = {}
 
     def config(self, plugin: str, previous: object) -> bytes:
         """The configuration as a runtime would hand it over."""
-        config: dict[str, object] = dict(NETWORK, name=f"bench-{self.name}", type=plugin, bridge=f"{self.name}0"[:15])
-        if plugin == "portmap":
-            config = {"cniVersion": "1.0.0", "name": f"bench-{self.name}", "type": "portmap", "runtimeConfig": PORTS}
+        config: dict[str, object] = {"cniVersion": "1.0.0", "name": f"bench-{self.name}", "type": plugin}
+        if plugin == "bridge":
+            config |= {**NETWORK, "bridge": f"{self.name}0"[:15]}
+        elif plugin == "portmap":
+            config["runtimeConfig"] = PORTS
+        elif plugin == "firewall":
+            config["ingressPolicy"] = "same-bridge"
+        if self.backend and plugin != "tuning":
+            config["ipMasqBackend" if plugin == "bridge" else "backend"] = self.backend
         if previous is not None:
             config["prevResult"] = previous
         return json.dumps(config).encode()
@@ -89,14 +99,18 @@ class Side:
         return json.loads(done.stdout) if verb == "ADD" else None
 
     def round(self, number: int) -> dict[str, object]:
-        """VERSION, ADD and DEL of both plugins for one new container; returns the last result."""
+        """VERSION, then ADD and DEL of the chain for one new container; returns the last result."""
         container_id = f"{self.name}{number}"
         subprocess.run(["ip", "netns", "add", container_id], check=True)
         self.call("VERSION", "bridge", container_id)
-        result = self.call("ADD", "bridge", container_id)
-        result = self.call("ADD", "portmap", container_id, result)
-        self.call("DEL", "portmap", container_id, result)
-        self.call("DEL", "bridge", container_id, result)
+        result: object = None
+        for plugin in CHAIN:
+            result = self.call("ADD", plugin, container_id, result)
+        for plugin in reversed(CHAIN):
+            self.call("DEL", plugin, container_id, result)
+        for verb in ("ADD", "DEL"):
+            took = sum(self.times[f"{plugin} {verb}"][-1] for plugin in CHAIN)
+            self.times.setdefault(f"chain {verb}", []).append(took)
         subprocess.run(["ip", "netns", "del", container_id], check=True)
         assert isinstance(result, dict)
         return result
@@ -122,22 +136,35 @@ def p90(values: list[float]) -> float:
     return sorted(values)[round(0.9 * (len(values) - 1))]
 
 
-def table(ours: Times, go: Times) -> list[dict[str, object]]:
-    """One row a step: medians, 90th percentiles, ratio of the medians."""
-    rows = []
-    for step in ours:
-        mine, theirs = ours[step], go.get(step, ours[step])
-        rows.append(
-            {
-                "step": step,
-                "ours_ms": round(statistics.median(mine), 1),
-                "ours_p90_ms": round(p90(mine), 1),
-                "go_ms": round(statistics.median(theirs), 1),
-                "go_p90_ms": round(p90(theirs), 1),
-                "ratio": round(statistics.median(mine) / statistics.median(theirs), 2),
-            }
-        )
+def measured(values: list[float], theirs: list[float]) -> dict[str, float]:
+    """Median, 90th percentile, ratio of the medians."""
+    middle = statistics.median(values)
+    return {
+        "ms": round(middle, 1),
+        "p90_ms": round(p90(values), 1),
+        "ratio": round(middle / statistics.median(theirs), 2),
+    }
+
+
+def table(sides: "list[Side]", bare: list[float]) -> list[dict[str, object]]:
+    """One row a step: each side's figures beside those of the last one."""
+    go = sides[-1].times
+    steps = sorted(go, key=lambda step: (step.startswith("chain"), step.split()[1]))
+    rows: list[dict[str, object]] = [
+        {"step": step, **{side.name: measured(side.times[step], go[step]) for side in sides}} for step in steps
+    ]
+    version = go["bridge VERSION"]
+    rows.append({"step": "python3 -I -S -c pass", "python": measured(bare, version)})
     return rows
+
+
+def printed(rows: list[dict[str, object]], names: list[str]) -> None:
+    """As a table."""
+    print(f"{'step':22}" + "".join(f"{name + ' ms':>15}{'p90':>8}{'ratio':>7}" for name in names))
+    for row in rows:
+        cells = [row[name] for name in names if name in row] or [row["python"]]
+        figures = [tuple(cell.values()) for cell in cells if isinstance(cell, dict)]
+        print(f"{row['step']:22}" + "".join(f"{ms:>15}{high:>8}{ratio:>7}" for ms, high, ratio in figures))
 
 
 def main() -> int:
@@ -149,23 +176,24 @@ def main() -> int:
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
     enter_private_namespaces()
-    ours, go = Side("ours", os.path.abspath(options.ours)), Side("go", os.path.abspath(options.go))
+    ours, theirs = os.path.abspath(options.ours), os.path.abspath(options.go)
+    sides = [Side("nftables", ours, "nftables"), Side("iptables", ours, "iptables"), Side("go", theirs)]
     bare: Times = {}
-    mine, theirs = comparable(ours.round(0)), comparable(go.round(0))
-    if mine != theirs:
-        raise SystemExit(f"results differ, nothing was timed:\n  ours {mine}\n  Go   {theirs}")
-    ours.times, go.times = {}, {}
+    first = [comparable(side.round(0)) for side in sides]
+    if any(result != first[-1] for result in first):
+        raise SystemExit("results differ, nothing was timed:\n" + "\n".join(map(str, first)))
+    for side in sides:
+        side.times = {}
     for number in range(1, options.rounds + 1):
-        for side in (ours, go) if number % 2 else (go, ours):
+        turn = number % len(sides)
+        for side in sides[turn:] + sides[:turn]:
             side.round(number)
         bare_python(bare)
-    rows = table(ours.times, go.times) + table(bare, {})
-    print(f"{options.rounds} rounds, interleaved; whole processes; results were equal before timing")
-    print(f"{'step':24}{'ours ms':>10}{'p90':>8}{'Go ms':>10}{'p90':>8}{'ratio':>8}")
-    for row in rows:
-        print(
-            f"{row['step']:24}{row['ours_ms']:>10}{row['ours_p90_ms']:>8}{row['go_ms']:>10}{row['go_p90_ms']:>8}{row['ratio']:>8}"
-        )
+    rows = table(sides, bare["python3 -I -S -c pass"])
+    print(
+        f"{options.rounds} rounds, interleaved; whole processes; results were equal before timing; ratios to Go's medians"
+    )
+    printed(rows, [side.name for side in sides])
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -15,6 +15,8 @@ from cni_py.nftops import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cni_py.result import Result
 
 ISOLATED = "isolated"  # a set of the bridge family
@@ -140,8 +142,7 @@ class KeepApart(Op):
     def apply(self, kernel: Kernel) -> bool:
         with nftables_lock():
             self._join(kernel)
-            added = [put(kernel, *each) for each in self.elements()]
-        return any(added)
+            return put(kernel, self.elements())
 
     def _join(self, kernel: Kernel) -> None:
         folder = self.folder(kernel, self.policy)
@@ -171,10 +172,7 @@ class KeepApart(Op):
                 return
             every, *own = self.elements()
             try:
-                for each in own:
-                    remove(kernel, *each)
-                if is_empty(self.folder(kernel, other)):
-                    remove(kernel, *every)
+                remove(kernel, [*own, every] if is_empty(self.folder(kernel, other)) else own)
             except NftUnavailable:
                 return  # then nothing of ours can be there
 
@@ -202,19 +200,20 @@ def is_empty(folder: str) -> bool:
     return True
 
 
-def put(kernel: Kernel, set_name: str, element: Element) -> bool:
-    """Put in an element that is nobody's own, under the lock. False when it is there already."""
+def put(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> bool:
+    """Put in those that lack of elements that are nobody's own, under the lock. False when all are there already."""
     kernel.nft.ensure_table()
-    if kernel.nft.get(set_name, (element.key,)):
-        return False
-    nftops.commit(kernel, [Change(True, set_name, [element])], nftrules.policy_chain)
-    return True
+    lacking = [(name, element) for name, element in elements if not kernel.nft.get(name, (element.key,))]
+    if lacking:
+        changes = [Change(True, name, [element]) for name, element in lacking]
+        nftops.commit(kernel, changes, nftrules.policy_chain)
+    return bool(lacking)
 
 
-def remove(kernel: Kernel, set_name: str, element: Element) -> None:
-    """Take it out, under the lock."""
-    found = kernel.nft.get(set_name, (element.key,))
-    kernel.nft.transaction([Change(False, set_name, list(found.values()))] if found else [])
+def remove(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> None:
+    """Take them out, under the lock: at once, since a second transaction would wait for the first one's to be freed."""
+    found = [(name, list(kernel.nft.get(name, (element.key,)).values())) for name, element in elements]
+    kernel.nft.transaction([Change(False, name, there) for name, there in found if there])
 
 
 class IsolatePort(Op):

@@ -163,6 +163,14 @@ def _dispatch(verb: str, plugin: "Plugin", conf: "NetConf") -> int:
 
 
 def _perform(call: "Call", plugin: "Plugin") -> int:
+    try:
+        _run_verb(call, plugin)
+    finally:
+        call.kernel.leave()
+    return 0
+
+
+def _run_verb(call: "Call", plugin: "Plugin") -> None:
     if call.verb in ("ADD", "DEL"):
         _check_netns(call)
         from cni_py.locks import attachment_lock
@@ -174,7 +182,6 @@ def _perform(call: "Call", plugin: "Plugin") -> int:
                 plugin.delete(call)
     else:
         {"CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}[call.verb](call)
-    return 0
 
 
 def _check_netns(call: "Call") -> None:

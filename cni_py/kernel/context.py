@@ -97,3 +97,8 @@ class Kernel:
     def in_container(self) -> "netns.Enter":
         """`with kernel.in_container():` runs in the container's namespace, for what has no socket: /proc/sys/net."""
         return netns.Enter(self.container_fd)
+
+    def leave(self) -> None:
+        """The call is over: end without waiting for what the kernel has yet to free."""
+        if self._nft is not None:
+            self._nft.leave()

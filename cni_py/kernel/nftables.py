@@ -177,10 +177,11 @@ def _body(family: int, set_name: str, elements: "Iterable[Element]", *, key_only
 class Nft:
     """Our tables in the network namespace the process is in when it is first used."""
 
-    __slots__ = ("_socket", "current")
+    __slots__ = ("_deleted", "_socket", "current")
 
     def __init__(self) -> None:
         self._socket: Socket | None = None
+        self._deleted = False  # something, in a transaction of ours
         self.current: set[int] = set()  # families whose table was seen to be up to date
 
     def socket(self) -> Socket:
@@ -252,18 +253,17 @@ class Nft:
         messages = [message for change in changes for message in change.messages()]
         if messages:
             self.socket().batch(messages)
-        if not all(change.add for change in changes):
-            self._leave()
+        self._deleted |= not all(change.add for change in changes)
 
-    def _leave(self) -> None:
-        """Close the socket without waiting for it.
+    def leave(self) -> None:
+        """Close the socket at the end of a call without waiting for it. A second call is harmless.
 
         The kernel lets close(), and so exit(), of an nfnetlink socket wait until what was deleted in the namespace has been
         freed: an RCU grace period, 4 to 20 ms (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). A socket that is in flight
         inside itself is closed by the kernel's collector of such sockets instead, in a thread of its own (unix_gc,
         net/unix/garbage.c; before Linux 6.10 in our time as before).
         """
-        if self._socket is None:
+        if self._socket is None or not self._deleted:
             return
         inner, outer = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
         try:
@@ -271,10 +271,10 @@ class Nft:
             outer.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         except OSError:
             pass  # too many in flight: then we wait
+        self.close()  # first: the collector may be quicker than we are, and then this close() would be the last
+        self._socket = None
         inner.close()
         outer.close()
-        self.close()
-        self._socket = None
 
     def ensure_table(self, family: int = INET) -> None:
         """Make the table with its chains, rules and empty maps, unless it is there in this layout."""
