@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import install, restore
+from cni_py.commands import adopt, install, restore
 from cni_py.commands.report import Failure
 
 DESCRIPTION = """\
-Put the CNI plugins where container runtimes find them, and take them away again; put back what a firewall flushed.
+Put the CNI plugins where container runtimes find them, and take them away again; put back what a firewall flushed;
+take over containers that the Go plugins connected.
 
 exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks something
 """
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     install.add_parsers(commands)
     restore.add_parser(commands)
+    adopt.add_parser(commands)
     return top
 
 
