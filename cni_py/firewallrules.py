@@ -95,9 +95,23 @@ def refuse(rules: "Rules", addresses: "Iterable[Address]", admin_chain: str) -> 
         rules.remove_chain(FILTER, admin_chain)
 
 
-def between_bridges(bridge: str) -> "Rule":
-    """From the bridge to elsewhere."""
-    return ("-i", bridge, "!", "-o", bridge, *of_policy("same-bridge"), "-j", STAGE_2)
+def bare(rule: "Rule") -> "Rule":
+    """The rule without its comment: older Go plugins say "same-bridge" where newer ones, and we, say both policies."""
+    if "--comment" not in rule:
+        return rule
+    at = rule.index("--comment")
+    return (*rule[: at - 2], *rule[at + 2 :])
+
+
+def has_like(rules: "Rules", chain: str, rule: "Rule") -> bool:
+    """Whether the chain has the rule, whatever its comment."""
+    return any(bare(there) == bare(rule) for there in rules.chains.get((FILTER, chain), ()))
+
+
+def ensure_like(rules: "Rules", chain: str, rule: "Rule", *, first: bool = False) -> None:
+    """Put it in unless it is there, whatever its comment."""
+    if not has_like(rules, chain, rule):
+        rules.ensure(FILTER, chain, rule, first=first)
 
 
 def bridge_rules(bridge: str, policy: str) -> "list[Rule]":
@@ -116,22 +130,22 @@ def police(rules: "Rules", bridge: str, policy: str) -> None:
     """Let nothing pass from the bridge to another one of these, nor (isolated) back to itself, but by published ports."""
     for stage in (STAGE_1, STAGE_2):
         rules.ensure_chain(FILTER, stage)
-    rules.ensure(FILTER, FORWARD, TO_STAGE_1, first=True)
+    ensure_like(rules, FORWARD, TO_STAGE_1, first=True)
     for rule in reversed(bridge_rules(bridge, policy)):
-        rules.ensure(FILTER, STAGE_1, rule, first=True)
+        ensure_like(rules, STAGE_1, rule, first=True)
     if rules.chains[FILTER, STAGE_1][0] != PUBLISHED:
         rules.remove(FILTER, STAGE_1, PUBLISHED.__eq__)
         rules.ensure(FILTER, STAGE_1, PUBLISHED, first=True)
-    rules.ensure(FILTER, STAGE_1, BACK)
-    rules.ensure(FILTER, STAGE_2, to_bridge(bridge), first=True)
-    rules.ensure(FILTER, STAGE_2, BACK)
+    ensure_like(rules, STAGE_1, BACK)
+    ensure_like(rules, STAGE_2, to_bridge(bridge), first=True)
+    ensure_like(rules, STAGE_2, BACK)
 
 
 def is_policed(rules: "Rules", bridge: str, policy: str) -> bool:
     """Whether the policy holds for the bridge."""
     needed = [(STAGE_1, rule) for rule in bridge_rules(bridge, policy)]
     needed += [(FORWARD, TO_STAGE_1), (STAGE_2, to_bridge(bridge))]
-    return all(rules.has(FILTER, chain, rule) for chain, rule in needed)
+    return all(has_like(rules, chain, rule) for chain, rule in needed)
 
 
 def release(rules: "Rules", bridge: str, policy: str, networks: "Iterable[Address]") -> None:
@@ -141,11 +155,12 @@ def release(rules: "Rules", bridge: str, policy: str, networks: "Iterable[Addres
     """
     if any(is_inhabited(rules, network) for network in networks):
         return
-    rules.remove(FILTER, STAGE_1, bridge_rules(bridge, policy).__contains__)
+    gone = [bare(rule) for rule in (*bridge_rules(bridge, policy), to_bridge(bridge))]
+    rules.remove(FILTER, STAGE_1, lambda rule: bare(rule) in gone)
     if any(bridge in rule for rule in rules.chains.get((FILTER, STAGE_1), ())):
         return  # the other policy's
-    rules.remove(FILTER, STAGE_2, to_bridge(bridge).__eq__)
-    if all(rule == BACK for rule in rules.chains.get((FILTER, STAGE_2), ())):
+    rules.remove(FILTER, STAGE_2, lambda rule: bare(rule) in gone)
+    if all(bare(rule) == bare(BACK) for rule in rules.chains.get((FILTER, STAGE_2), ())):
         rules.remove_chain(FILTER, STAGE_1)
         rules.remove_chain(FILTER, STAGE_2)
 
