@@ -13,7 +13,7 @@ from cni_py.engine import Op
 from cni_py.errors import CniError, os_error
 from cni_py.libcni_cache import Entry
 from cni_py.locks import attachment_lock
-from cni_py.netconf import NetConf, string
+from cni_py.netconf import NetConf, boolean, string
 from cni_py.records import Attachment, Record
 from cni_py.result import Result, prev_result
 
@@ -127,7 +127,19 @@ def of_pair(call: Call, earlier: Result) -> list[Op]:
         for end in ends
         if inside is not None and inside.link == end.index and end.link == inside.index
     ]
-    return pair
+    if not boolean(call.conf.raw, "ipMasq") or not earlier.ips:
+        return pair
+    from cni_py.iptablesops import MasqueradeByIptables
+
+    return [*pair, MasqueradeByIptables(addresses=" ".join(str(ip.address) for ip in earlier.ips))]
+
+
+def of_portmap(call: Call, earlier: Result) -> list[Op]:
+    """portmap: the published ports."""
+    from cni_py import iptablesops
+    from cni_py.portmappings import PortmapConf, container_addresses
+
+    return iptablesops.publish(PortmapConf(call.conf), container_addresses(earlier, call.ifname))
 
 
 def of_firewall(call: Call, earlier: Result) -> list[Op]:
@@ -165,5 +177,6 @@ OPERATIONS: dict[str, Callable[[Call, Result], list[Op]]] = {
     "bandwidth": of_bandwidth,
     "bridge": of_pair,
     "firewall": of_firewall,
+    "portmap": of_portmap,
     "ptp": of_pair,
 }

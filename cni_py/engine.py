@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from cni_py.records import Attachment, Record
 
 REGISTRY: "dict[str, type[Op]]" = {}
-# where operations are defined that a record may hold
-HOMES = (
-    "cni_py.ops",
-    "cni_py.linkops",
-    "cni_py.nftops",
-    "cni_py.firewallops",
-    "cni_py.reservations",
-    "cni_py.userland",
-    "cni_py.shapingops",
-    "cni_py.tuningops",
-)
+HOMES = {  # where the operations are defined that a record may hold: a DEL loads what it undoes, and no more
+    "cni_py.ops": ("AddVeth",),
+    "cni_py.linkops": ("AddMacvlan",),
+    "cni_py.reservations": ("ReserveAddress",),
+    "cni_py.nftops": ("Masquerade", "CheckSource", "GuardAddress", "PublishPorts"),
+    "cni_py.firewallops": ("PassForwarded", "KeepApart", "IsolatePort"),
+    "cni_py.iptablesops": ("MasqueradeByIptables", "PublishByIptables"),
+    "cni_py.userland": ("RelayPorts",),
+    "cni_py.shapingops": ("AddIfb", "LimitRate", "RedirectToIfb"),
+    "cni_py.tuningops": ("SaveSettings", "TuneLink", "TuneSysctl"),
+}
 
 
 class Op:
@@ -91,10 +91,9 @@ def op_from_json(fields: object) -> Op:
     if not isinstance(fields, dict):
         raise ValueError(f"not an operation: {fields!r}")
     name = str(fields.get("op"))
-    for module in HOMES:
-        if name in REGISTRY:
-            break
-        __import__(module)
+    for module, names in HOMES.items():
+        if name in names and name not in REGISTRY:
+            __import__(module)
     cls = REGISTRY.get(name)
     if cls is None or fields.keys() - {"op"} != cls.FIELDS.keys():
         raise ValueError(f"no such operation: {dict(fields)}")

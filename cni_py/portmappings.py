@@ -7,7 +7,7 @@ What NAT cannot do portfwd may, if it runs: see relays() and userland.py. What a
 (`share`, `allow`) is in portoptions.py.
 """
 
-from cni_py import netconf, result
+from cni_py import netconf, result, settings
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.sha import sha256
@@ -27,6 +27,7 @@ RANGE_MIN = 64  # consecutive ports; fewer are single elements, which the packet
 LOOPBACK6 = b"\0" * 15 + b"\1"
 UDP_RUN_MAX = 1024  # consecutive UDP ports that portfwd is asked for beside NAT: each costs it a socket
 POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
+MARK_BIT = 13  # of the packet mark that iptables' rules masquerade by: 0x2000
 PROXY_USES = ("auto", "always", "never")
 IPTABLES_FIRST = ("-", "!")  # how the first word of an iptables condition begins, as the Go plugin tells them apart
 
@@ -153,10 +154,12 @@ class PortmapConf:
     """portmap's configuration, checked. CniError for what cannot be honoured."""
 
     __slots__ = (
-        "backend",
+        "asked_backend",
         "block_direct",
         "conditions",
         "entries",
+        "mark_bit",
+        "mark_chain",
         "masq_all",
         "options",
         "prev_result",
@@ -170,9 +173,9 @@ class PortmapConf:
             self.prev_result: Result | None = result.prev_result(conf)
             self.snat = netconf.boolean(raw, "snat", True)
             self.masq_all = netconf.boolean(raw, "masqAll")
-            _check_mark(raw)
+            self.mark_bit, self.mark_chain = _mark(raw)
             conditions = {family: netconf.strings(raw, f"conditionsV{family}") for family in (4, 6)}
-            self.backend = _backend(raw, conditions)
+            self.asked_backend = _backend(raw, conditions)
             runtime = netconf.child(raw, "runtimeConfig")
             entries = netconf.objects(runtime, "portMappings") if runtime is not None else []
             self.entries = [Entry(entry) for entry in entries]
@@ -181,9 +184,12 @@ class PortmapConf:
         except CniError as error:
             raise CniError(f"failed to parse config: {error}") from error
         self.options = _options(raw, runtime)
-        self.conditions: dict[int, str] = {}
-        if self.backend == "nftables":
-            self.conditions = {family: vetted(words, f"conditionsV{family}") for family, words in conditions.items()}
+        self.conditions = {family: _condition(words, f"conditionsV{family}") for family, words in conditions.items()}
+
+    @property
+    def backend(self) -> str:
+        """What is asked for, or else the host's."""
+        return settings.backend(self.asked_backend)
 
 
 class Entry:
@@ -224,28 +230,30 @@ def _one_of(raw: "Object", name: str, known: "Sequence[str]") -> str:
     return value
 
 
-def _check_mark(raw: "Object") -> None:
+def _mark(raw: "Object") -> tuple[int, str]:
+    """For iptables: the bit of a packet's mark that asks for masquerading, or somebody else's chain that marks."""
     bit = netconf.optional_integer(raw, "markMasqBit")
-    if bit is not None and netconf.optional_string(raw, "externalSetMarkChain") is not None:
+    chain = netconf.optional_string(raw, "externalSetMarkChain")
+    if bit is not None and chain is not None:
         raise CniError("Cannot specify externalSetMarkChain and markMasqBit")
     if bit is not None and not 0 <= bit <= 31:
         raise CniError("MasqMarkBit must be between 0 and 31")
+    return MARK_BIT if bit is None else bit, chain or ""
 
 
 def _backend(raw: "Object", conditions: dict[int, list[str]]) -> str:
-    """The backend asked for by name, or else by the kind of options that only one has, or else nftables."""
+    """The backend asked for by name, or else by the kind of options that only one has; "" when nothing is said."""
     backend = netconf.string(raw, "backend")
-    if backend not in ("", "iptables", "nftables"):
+    if backend not in ("", *settings.BACKENDS):
         raise CniError(f'unrecognized backend "{backend}"')
     specific: dict[str, list[str]] = {"iptables": [], "nftables": []}
     if netconf.optional_string(raw, "externalSetMarkChain") is not None:
         specific["iptables"].append("externalSetMarkChain")
     for family, words in conditions.items():
         if words:
-            kind = "iptables" if words[0].startswith(IPTABLES_FIRST) else "nftables"
-            specific[kind].append(f"conditionsV{family}")
+            specific["iptables" if _is_of_iptables(words) else "nftables"].append(f"conditionsV{family}")
     if not backend:
-        backend = "iptables" if specific["iptables"] and not specific["nftables"] else "nftables"
+        backend = "nftables" if specific["nftables"] else "iptables" if specific["iptables"] else ""
     other = "iptables" if backend == "nftables" else "nftables"
     if specific[other]:
         options = " ".join(specific[other])
@@ -253,6 +261,20 @@ def _backend(raw: "Object", conditions: dict[int, list[str]]) -> str:
             f"{backend} backend was requested but configuration contains {other}-specific options [{options}]"
         )
     return backend
+
+
+def _is_of_iptables(condition: list[str]) -> bool:
+    """Whether a condition is words of iptables, not of nft; in the Go plugin's way of telling."""
+    return bool(condition) and condition[0].startswith(IPTABLES_FIRST)
+
+
+def _condition(words: list[str], name: str) -> str:
+    """Its words, each checked, as one text."""
+    if not _is_of_iptables(words):
+        return vetted(words, name)
+    from cni_py import iptrules
+
+    return iptrules.vetted(words, name)
 
 
 def vetted(conditions: list[str], name: str) -> str:

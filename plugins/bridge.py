@@ -10,7 +10,7 @@ Example configuration: conf/bridge.conflist. The bridge, its gateway address and
 never taken away.
 """
 
-from cni_py import invoke
+from cni_py import backends, invoke, settings
 from cni_py.addr import mac_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.container import (
@@ -61,7 +61,9 @@ def add(call: Call) -> Result:
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
     BridgeConf(call)
-    call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, release_addresses))
+    call.finish_delete(
+        call.run_all(Call.undo_recorded, backends.forget_masquerading, delete_interface, release_addresses)
+    )
 
 
 def check(call: Call) -> None:
@@ -73,7 +75,9 @@ def check(call: Call) -> None:
 
 def gc(call: Call) -> None:
     """Take away what stale attachments left, here and in IPAM."""
-    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, collect_addresses))
+    call.finish_delete(
+        collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_masquerading, collect_addresses)
+    )
 
 
 def status(call: Call) -> None:
@@ -85,10 +89,10 @@ def status(call: Call) -> None:
     link = call.kernel.host.link(name) if 0 < len(name) <= rtnl.IFNAME_MAX else None
     if link is not None and link.kind != "bridge":
         raise PluginNotAvailable(f'"{name}" already exists but is not a bridge', "rename it or the network's bridge")
-    if boolean(conf, "ipMasq") or boolean(conf, "macspoofchk"):
-        from cni_py.plugins import portmap
-
-        portmap.status(call)  # the same question: is there nftables?
+    if boolean(conf, "ipMasq"):
+        backends.answers(call.kernel, settings.backend(string(conf, "ipMasqBackend")))
+    if boolean(conf, "macspoofchk"):
+        backends.answers(call.kernel, "nftables")
 
 
 def mac_now(call: Call, name: str, planned: bytes) -> str:

@@ -1,6 +1,6 @@
 """CHECK of the bridge plugin: what the result of ADD says, against what is there."""
 
-from cni_py import invoke
+from cni_py import backends, invoke
 from cni_py.addr import mac_text
 from cni_py.call import Call
 from cni_py.container import check_interface, expect, in_result
@@ -94,7 +94,5 @@ def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]
     """What ADD makes that no result names."""
     steps = plan_bridge(conf) + plan_port(call.key, conf, conf.container_mac(call)) + plan_gateway(conf, result)
     if conf.masquerade:
-        from cni_py import nftops
-
-        steps += nftops.masquerade([ip.address for ip in result.ips])
+        steps += backends.masquerading(call, [ip.address for ip in result.ips], conf.backend)
     return steps

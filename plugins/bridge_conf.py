@@ -1,6 +1,7 @@
 """The configuration of the bridge plugin, parsed and checked before anything is done."""
 
 from cni_py.addr import parse_mac
+from cni_py.backends import for_masquerading
 from cni_py.errors import CniError
 from cni_py.netconf import boolean, child, integer, objects, optional_boolean, optional_integer, parse_cni_args, string
 
@@ -16,6 +17,7 @@ class BridgeConf:
     """What the plugin was asked for; defaults as the reference plugin has them."""
 
     __slots__ = (
+        "backend",
         "bridge",
         "dad",
         "default_gateway",
@@ -42,6 +44,7 @@ class BridgeConf:
         self.gateway = boolean(raw, "isGateway") or self.default_gateway
         self.force_address = boolean(raw, "forceAddress")
         self.masquerade = boolean(raw, "ipMasq")
+        self.backend = string(raw, "ipMasqBackend")
         self.mtu = max(0, integer(raw, "mtu"))
         self.hairpin = boolean(raw, "hairpinMode")
         self.promisc = boolean(raw, "promiscMode")
@@ -63,10 +66,8 @@ class BridgeConf:
             raise CniError("cannot use IPAM when DisableContainerInterface flag is set")
         if self.hairpin and self.promisc:
             raise CniError("cannot set hairpin mode and promiscuous mode at the same time")
-        backend = string(raw, "ipMasqBackend")
-        if self.masquerade and backend not in ("", "nftables"):
-            known = "; iptables is not supported yet" if backend == "iptables" else ""
-            raise CniError(f'unknown ipmasq backend "{backend}"{known}', code=7 if known else None)
+        if self.masquerade:
+            self.backend = for_masquerading(self.backend)
 
     def container_mac(self, call: "Call") -> bytes:
         """The MAC asked for, or ours."""

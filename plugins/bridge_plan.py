@@ -1,6 +1,6 @@
 """What the bridge plugin decides, by value: configuration and addresses in, operations out."""
 
-from cni_py import ops
+from cni_py import backends, ops
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address
 from cni_py.addressing import plan_addresses, plan_route
 from cni_py.plugins.bridge_conf import BridgeConf
@@ -38,9 +38,7 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
         steps += [plan_route(ifname, route, result.ips) for route in result.routes]
         steps += plan_gateway(conf, result)
         if conf.masquerade:
-            from cni_py import nftops
-
-            steps += nftops.masquerade([ip.address for ip in result.ips])
+            steps += backends.masquerade([ip.address for ip in result.ips], conf.backend)
     elif not conf.disable_container_interface:
         steps.append(ops.SetContainerUp(ifname=ifname))
     if not conf.disable_container_interface:

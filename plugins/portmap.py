@@ -4,11 +4,12 @@
     DEL    what the record lists: needs neither portMappings nor prevResult
     CHECK  the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows, with or without a record
-    STATUS whether the kernel has nf_tables, and something can make the table; with userlandProxy: always, whether portfwd runs
+    STATUS whether the backend is there: nf_tables and what makes the table, or iptables; with userlandProxy: always, portfwd
 
 Example configuration: conf/portmap.conflist. A port that another container holds is an error (code 110), see portclaims.
 
-Keys beyond the reference's:
+With `backend: iptables` they become the Go plugin's chains in iptables' nat table instead, which DEL and GC remove with either
+backend. Keys beyond the reference's:
 
     userlandProxy   auto     portfwd, if it runs, serves what NAT cannot: [::1], link-local clients, IPv6 clients of a container
                              without IPv6 (and the reverse); what it cannot have is said on stderr. Not SCTP, no shared port,
@@ -20,10 +21,10 @@ Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import netconf, nftops, userland
+from cni_py import backends, netconf, nftops, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.kernel import sysctl
 from cni_py.kernel.nftables import INET
 from cni_py.portmappings import PortmapConf, container_addresses, mappings, relays
@@ -40,7 +41,7 @@ def add(call: Call) -> "Result":
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
         raise CniError("must be called as chained plugin")
-    steps = plan(call, conf, conf.prev_result)
+    steps = plan(conf, conf.prev_result, call.ifname)
     if steps:
         call.begin()
         call.apply(steps)
@@ -49,7 +50,7 @@ def add(call: Call) -> "Result":
 
 def delete(call: Call) -> None:
     """Withdraw the ports, whatever the configuration now says."""
-    call.finish_delete(call.run_all(Call.undo_recorded, lambda call: PortmapConf(call.conf)))
+    call.finish_delete(call.run_all(Call.undo_recorded, backends.forget_ports, lambda call: PortmapConf(call.conf)))
 
 
 def check(call: Call) -> None:
@@ -57,12 +58,14 @@ def check(call: Call) -> None:
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
         raise CniError("Required prevResult missing")
-    call.check_plan(plan(call, conf, conf.prev_result))
+    ops = {"PublishPorts": "nftables", "PublishByIptables": "iptables"}
+    conf.asked_backend = backends.in_use(call, conf.asked_backend, backends.PUBLISH, ops)
+    call.check_plan(plan(conf, conf.prev_result, call.ifname))
 
 
 def gc(call: Call) -> None:
     """Take away what stale attachments left."""
-    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements))
+    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_ports))
 
 
 def sweep_elements(call: Call) -> None:
@@ -78,19 +81,13 @@ def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     if netconf.string(call.conf.raw, "userlandProxy") == "always":
         userland.answers()
-        return
-    try:
-        if not call.kernel.nft.has_table():
-            from cni_py.kernel import libnftables
-
-            libnftables.binding()
-    except CniError as error:
-        raise PluginNotAvailable(error.msg, error.details) from error
+    else:
+        backends.answers(call.kernel, PortmapConf(call.conf).backend)
 
 
-def plan(call: Call, conf: PortmapConf, earlier: "Result") -> "list[Op]":
+def plan(conf: PortmapConf, earlier: "Result", ifname: str) -> "list[Op]":
     """Everything that publishes the ports, in order; nothing when there are none."""
-    addresses = container_addresses(earlier, call.ifname)
+    addresses = container_addresses(earlier, ifname)
     guards: list[Op] = [nftops.GuardAddress(address=ip_text(address.packed)) for address in addresses]
     steps = guards if conf.block_direct else []
     if conf.userland_proxy == "always":
@@ -115,14 +112,20 @@ def refuse_what_needs_nat(conf: PortmapConf) -> None:
 
 def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> "list[Op]":
     """The part of the kernel."""
+    if not conf.entries:
+        return []
+    if conf.backend == "iptables":
+        from cni_py import iptablesops
+
+        steps = iptablesops.publish(conf, addresses)
+        loopback: type[nftops.AllowLoopbackClients] = iptablesops.OpenLoopback
+        return (plan_host_clients(addresses, earlier, loopback) if steps and conf.snat else []) + steps
     wanted = mappings(conf, addresses)
     if not wanted:
         return []
-    if conf.backend == "iptables":
-        raise InvalidNetworkConfig("backend: iptables is not supported yet", "use nftables, or leave the backend out")
     families = {mapping.family for mapping in wanted}
     addresses = [address for address in addresses if address.family in families]
-    steps = plan_host_clients(addresses, earlier) if conf.snat else []
+    steps = plan_host_clients(addresses, earlier, nftops.AllowLoopbackClients) if conf.snat else []
     steps.append(
         nftops.PublishPorts(
             ports=", ".join(map(str, wanted)),
@@ -135,11 +138,11 @@ def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> 
     return steps
 
 
-def plan_host_clients(addresses: list[Address], earlier: "Result") -> "list[Op]":
+def plan_host_clients(
+    addresses: list[Address], earlier: "Result", loopback: type[nftops.AllowLoopbackClients]
+) -> "list[Op]":
     """What lets processes of this host, and the container itself, reach the container through its published ports."""
-    steps: list[Op] = [
-        nftops.AllowLoopbackClients(address=ip_text(address.packed)) for address in addresses if address.family == 4
-    ]
+    steps: list[Op] = [loopback(address=ip_text(address.packed)) for address in addresses if address.family == 4]
     if any(bridged_packets_pass_ip_rules(address.family) for address in addresses):
         ours = [interface.name for interface in earlier.interfaces if not interface.sandbox]
         steps += [nftops.ReflectToPort(name=name) for name in ours[1:2]]  # [bridge, host veth, ...]

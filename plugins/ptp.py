@@ -4,7 +4,7 @@
     DEL    what the record lists, the container's interface, IPAM; what is gone already is success
     CHECK  IPAM, the result of ADD against the kernel, then the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows
-    STATUS IPAM, and nftables where it is needed
+    STATUS IPAM, and the backend of ipMasq where it is needed
 
     container 192.0.2.2/24                   host
         192.0.2.1 dev eth0                       192.0.2.1/32 on the veth
@@ -14,7 +14,7 @@ The host is the next hop to everybody else, also in the same subnet: all veths h
 container. Example configuration: conf/ptp.conflist.
 """
 
-from cni_py import invoke, linkops, ops
+from cni_py import backends, invoke, linkops, ops
 from cni_py.addr import Address, ip_text, mac_text
 from cni_py.addressing import plan_addresses, plan_route
 from cni_py.call import Call, Plugin, collect_garbage
@@ -51,9 +51,8 @@ class PtpConf:
 
     def check_add(self) -> None:
         """What only ADD refuses: a DEL must not fail over it."""
-        if self.masquerade and self.backend not in ("", "nftables"):
-            known = "; iptables is not supported yet" if self.backend == "iptables" else ""
-            raise CniError(f'unknown ipmasq backend "{self.backend}"{known}', code=7 if known else None)
+        if self.masquerade:
+            self.backend = backends.for_masquerading(self.backend)
 
 
 def add(call: Call) -> Result:
@@ -71,7 +70,10 @@ def add(call: Call) -> Result:
         ip.interface = CONTAINER
     veth, host_mac, container_mac = call.key.host_veth, call.key.mac("host"), call.key.mac("container")
     pair = ops.AddVeth(name=veth, ifname=call.ifname, mtu=conf.mtu, host_mac=host_mac, container_mac=container_mac)
-    call.apply([pair, *plan(call.ifname, veth, result), *plan_masquerade(conf, result)])
+    steps = [pair, *plan(call.ifname, veth, result)]
+    if conf.masquerade:
+        steps += backends.masquerade([ip.address for ip in result.ips], conf.backend)
+    call.apply(steps)
     result.interfaces = [
         Interface(veth, mac_text(host_mac)),
         Interface(call.ifname, mac_text(container_mac), call.netns),
@@ -123,19 +125,11 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
     return steps
 
 
-def plan_masquerade(conf: PtpConf, result: Result) -> "list[Op]":
-    """ipMasq."""
-    if not conf.masquerade:
-        return []
-    from cni_py import nftops
-
-    return nftops.masquerade([ip.address for ip in result.ips])
-
-
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
     PtpConf(call)
-    call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, lambda call: invoke.ipam(call, "DEL")))
+    steps = (Call.undo_recorded, backends.forget_masquerading, delete_interface, lambda call: invoke.ipam(call, "DEL"))
+    call.finish_delete(call.run_all(*steps))
 
 
 def check(call: Call) -> None:
@@ -151,8 +145,8 @@ def check(call: Call) -> None:
     own = (None, result.interfaces.index(container))
     result.ips = [ip for ip in result.ips if ip.interface in own]
     call.check_plan(plan(call.ifname, veth, result))
-    if veth == call.key.host_veth:  # of our making
-        call.check_plan(plan_masquerade(conf, result))
+    if conf.masquerade and veth == call.key.host_veth:  # of our making
+        call.check_plan(backends.masquerading(call, [ip.address for ip in result.ips], conf.backend))
 
 
 def host_end(call: Call, result: Result) -> str:
@@ -172,7 +166,9 @@ def host_end(call: Call, result: Result) -> str:
 
 def gc(call: Call) -> None:
     """Take away what stale attachments left, here and in IPAM."""
-    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, collect_addresses))
+    call.finish_delete(
+        collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_masquerading, collect_addresses)
+    )
 
 
 def status(call: Call) -> None:
@@ -181,9 +177,7 @@ def status(call: Call) -> None:
     conf.check_add()
     invoke.ipam(call, "STATUS")
     if conf.masquerade:
-        from cni_py.plugins import portmap
-
-        portmap.status(call)  # the same question: is there nftables?
+        backends.answers(call.kernel, conf.backend)
 
 
 PLUGIN = Plugin("ptp", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -60,7 +60,7 @@ class Rules:
     @classmethod
     def read(cls, family: int, *tables: str) -> "Rules":
         """What is there now. CniError."""
-        return cls(family, "".join(run(family, "-save", ("-t", table)) for table in tables))
+        return cls(family, "".join(run.output() for run in start_reading(family, tables)))
 
     def has_chain(self, table: str, chain: str) -> bool:
         """Whether the chain is there, or will be."""
@@ -134,26 +134,37 @@ class Rules:
             lines += [*self.changes.get(table, ()), "COMMIT"]
         return "".join(f"{line}\n" for line in lines)
 
-    def commit(self) -> bool:
-        """Make the changes, all or none of a table. False when there were none. CniError."""
+    def commit(self) -> "Run | None":
+        """Start making the changes, all or none of a table: done when the run has ended. None when there are none."""
         text = self.text()
-        if text:
-            run(self.family, "-restore", ("--noflush", "-w", WAIT_S), text)
         self.changes, self.new_chains = {}, {}
-        return bool(text)
+        return Run(self.family, "-restore", ("--noflush", "-w", WAIT_S), text) if text else None
 
 
 def change(families: "Iterable[int]", tables: "Sequence[str]", decide: "Callable[[Rules], None]") -> bool:
-    """Read, let `decide` note changes and make them, for each family, under our lock. Whether there were any. CniError."""
-    wanted, changed = sorted(set(families)), False
+    """Read, let `decide` note changes and make them, for each family, under our lock. Whether there were any. CniError.
+
+    The families are two programs beside each other: neither waits for the other.
+    """
+    wanted = sorted(set(families))
     if not wanted:
         return False
     with iptables_lock():
-        for family in wanted:
-            rules = Rules.read(family, *tables)
+        reading = [(family, start_reading(family, tables)) for family in wanted]
+        making = []
+        for family, runs in reading:
+            rules = Rules(family, "".join(run.output() for run in runs))
             decide(rules)
-            changed |= rules.commit()
-    return changed
+            making.append(rules.commit())
+        for run in making:
+            if run is not None:
+                run.output()
+    return any(making)
+
+
+def start_reading(family: int, tables: "Sequence[str]") -> "list[Run]":
+    """iptables-save, for each table."""
+    return [Run(family, "-save", ("-t", table)) for table in tables]
 
 
 def iptables_lock() -> Lock:
@@ -227,39 +238,48 @@ def find(name: str) -> str:
     raise CniError(f"{name} is needed for the iptables backend (Debian: apt install iptables)", "not found in PATH")
 
 
-def run(family: int, suffix: str, arguments: "Sequence[str]", text: str = "") -> str:
-    """Run iptables-save or iptables-restore; its output. CniError with its own words."""
-    name = TOOLS[family] + suffix
-    status, output, refusal = execute([find(name), *arguments], text.encode())
-    if status != 0:
-        why = refusal.decode("utf-8", "replace").strip()
-        raise CniError(f"{name} failed", "\nin:\n".join(filter(None, (why or f"exit status {status}", text.strip()))))
-    return output.decode("utf-8", "replace")
+class Run:
+    """iptables-save or iptables-restore under way."""
 
+    __slots__ = ("files", "name", "pid", "text")
 
-def execute(argv: "list[str]", stdin: bytes) -> tuple[int, bytes, bytes]:
-    """Run a program to its end: exit status, stdout, stderr."""
-    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-    try:
-        os.write(files[0], stdin)
-        os.lseek(files[0], 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+    def __init__(self, family: int, suffix: str, arguments: "Sequence[str]", text: str = "") -> None:
+        """Start it, with `text` on its stdin. CniError when it is not installed."""
+        self.name = TOOLS[family] + suffix
+        self.text = text
+        self.pid = 0
+        argv = [find(self.name), *arguments]
+        self.files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+        with open(self.files[0], "wb", closefd=False) as stdin:
+            stdin.write(text.encode())
+        os.lseek(self.files[0], 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(self.files)]
         # Python ignores SIGPIPE, and a child would inherit that
-        pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
-        try:
-            _, wait_status = os.waitpid(pid, 0)
-        except BaseException:  # the call is given up: what it runs must not outlive it
-            os.kill(pid, _signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-        outputs = [_content(fd) for fd in files[1:]]
-    finally:
-        for fd in files:
+        self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+
+    def __del__(self) -> None:
+        """The call is given up: what it runs must not outlive it."""
+        if self.pid:
+            os.kill(self.pid, _signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+        for fd in self.files:
             os.close(fd)
-    return os.waitstatus_to_exitcode(wait_status), outputs[0], outputs[1]
+        self.files = []
+
+    def output(self) -> str:
+        """What it printed, when it has ended. CniError with its own words."""
+        _, wait_status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        status = os.waitstatus_to_exitcode(wait_status)
+        printed, refusal = (_content(fd) for fd in self.files[1:])
+        if status != 0:
+            why = refusal.strip() or f"exit status {status}"
+            raise CniError(f"{self.name} failed", "\nin:\n".join(filter(None, (why, self.text.strip()))))
+        return printed
 
 
-def _content(fd: int) -> bytes:
+def _content(fd: int) -> str:
     os.lseek(fd, 0, os.SEEK_SET)
     with open(fd, "rb", closefd=False) as file:
-        return file.read()
+        return file.read().decode("utf-8", "replace")

@@ -36,7 +36,6 @@ REFUSALS: dict[str, tuple[dict[str, object], dict[str, str | None], str]] = {
 }
 REFUSED_BY_US: dict[str, tuple[dict[str, object], dict[str, str | None], str]] = {
     "IPAM without an interface": ({"disableContainerInterface": True}, {}, "cannot use IPAM when"),
-    "the iptables backend": ({"ipMasq": True, "ipMasqBackend": "iptables"}, {}, "iptables is not supported yet"),
     "an unknown backend": ({"ipMasq": True, "ipMasqBackend": "pf"}, {}, 'unknown ipmasq backend "pf"'),
     "a trunk without an end": ({"vlanTrunk": [{"minID": 3}]}, {}, "maxID is missing"),
     "a trunk back to front": ({"vlanTrunk": [{"minID": 9, "maxID": 3}]}, {}, "minID is greater than maxID"),

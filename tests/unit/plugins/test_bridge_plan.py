@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from cni_py import ops
+from cni_py import backends, ops
 from cni_py.addr import parse_address, parse_ip
 from cni_py.call import Call
 from cni_py.engine import Op
@@ -179,8 +179,12 @@ def test_the_mac_comes_from_runtime_config_then_args_then_the_environment(
     assert BridgeConf(call_for(config, args)).mac == wanted
 
 
-def test_the_iptables_backend_is_refused_with_code_7() -> None:
+def test_ip_masq_by_iptables_is_one_operation_for_all_addresses() -> None:
+    from cni_py.iptablesops import MasqueradeByIptables
+
     call = call_for({"ipMasq": True, "ipMasqBackend": "iptables"})
-    with pytest.raises(CniError, match="iptables is not supported yet") as caught:
-        BridgeConf(call).check_add(call.conf.raw)
-    assert caught.value.code == 7
+    conf = BridgeConf(call)
+    conf.check_add(call.conf.raw)
+    addresses = [parse_address("192.0.2.7/24"), parse_address("2001:db8::7/64")]
+    wanted = MasqueradeByIptables(addresses="192.0.2.7/24 2001:db8::7/64")
+    assert backends.masquerade(addresses, conf.backend) == [wanted]

@@ -1,0 +1,138 @@
+"""The two packet filters: which one a plugin is to use, and what an attachment has in iptables, whoever made it.
+
+iptables' part is loaded only where it is asked for, or where one netlink message says that there is something.
+"""
+
+from cni_py import records, settings
+from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.kernel import iptables
+from cni_py.kernel.iptables import NAT
+from cni_py.kernel.nftables import NftUnavailable
+
+try:
+    from _sha512 import sha512  # hashlib would cost 4 ms
+except ImportError:  # Python 3.12 and newer
+    from _sha2 import sha512
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni_py.addr import Address
+    from cni_py.call import Call
+    from cni_py.engine import Op
+    from cni_py.kernel.context import Kernel
+
+MASQUERADE, PUBLISH, OBSOLETE = "CNI-", "CNI-DN-", "CNI-SN-"  # how the names of an attachment's chains begin
+POSTROUTING, ENTRIES = "POSTROUTING", "CNI-HOSTPORT-DNAT"  # what leads to them
+CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
+
+
+def chain_name(prefix: str, network: str, container_id: str) -> str:
+    """The chain of an attachment: `prefix` and as many digits as a name may have. It does not tell interfaces apart."""
+    digits: str = sha512((network + container_id).encode("utf-8", "surrogateescape")).hexdigest()
+    return prefix + digits[: CHAIN_MAX - len(prefix)]
+
+
+def concerned(kernel: "Kernel", *chains: str) -> list[int]:
+    """The families whose iptables may have one of the chains: the others cost no process."""
+    found = []
+    for family in (4, 6):
+        try:
+            there = any(iptables.may_hold(kernel, family, NAT, chain) for chain in chains)
+        except NftUnavailable:  # then only iptables-legacy can have it
+            there = NAT in iptables.legacy_tables(family)
+        if there and iptables.is_there(family):
+            found.append(family)
+    return found
+
+
+def in_use(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
+    """CHECK: the backend that has served the attachment, also if the configuration has changed since, or the plugin."""
+    record = records.load(call.key, call.plugin)
+    for fields in record.ops if record is not None else ():
+        name = fields.get("op") if isinstance(fields, dict) else None
+        if name in ops:
+            return ops[str(name)]
+    chain = chain_name(prefix, call.key.network, call.key.container_id)
+    return "iptables" if concerned(call.kernel, chain) else settings.backend(asked)
+
+
+def answers(kernel: "Kernel", backend: str) -> None:
+    """STATUS: PluginNotAvailable where the backend is not there."""
+    try:
+        if backend == "iptables":
+            for tool in iptables.TOOLS.values():
+                iptables.find(f"{tool}-restore")
+        elif not kernel.nft.has_table():
+            from cni_py.kernel import libnftables
+
+            libnftables.binding()
+    except CniError as error:
+        raise PluginNotAvailable(error.msg, error.details) from error
+
+
+# Masquerading: ipMasq of the plugins that make the container's interface
+
+
+def masquerade(addresses: "Iterable[Address]", backend: str) -> "list[Op]":
+    """What ipMasq needs for the container's addresses."""
+    if backend == "iptables":
+        from cni_py.iptablesops import MasqueradeByIptables
+
+        return [MasqueradeByIptables(addresses=" ".join(map(str, addresses)))]
+    from cni_py import nftops
+
+    return nftops.masquerade(addresses)
+
+
+def masquerading(call: "Call", addresses: "Iterable[Address]", asked: str) -> "list[Op]":
+    """CHECK: the same by the backend that has served the attachment."""
+    ops = {"Masquerade": "nftables", "MasqueradeByIptables": "iptables"}
+    return masquerade(addresses, in_use(call, asked, MASQUERADE, ops))
+
+
+def for_masquerading(asked: str) -> str:
+    """The backend for an ipMasqBackend, or the host's. CniError for a name that is none."""
+    if asked not in ("", *settings.BACKENDS):
+        raise CniError(f'unknown ipmasq backend "{asked}"')
+    return settings.backend(asked)
+
+
+def forget_masquerading(call: "Call") -> None:
+    """DEL: take out what masquerades for the attachment by iptables, record or not, the Go plugin's too."""
+    chain = chain_name(MASQUERADE, call.key.network, call.key.container_id)
+    if concerned(call.kernel, chain):
+        from cni_py import iptablesops
+
+        iptablesops.forget_masquerading(call.kernel, call.plugin)
+
+
+def sweep_masquerading(call: "Call") -> None:
+    """GC: the same for containers that are not valid."""
+    _sweep(call, POSTROUTING)
+
+
+# Published ports
+
+
+def forget_ports(call: "Call") -> None:
+    """DEL: take out what publishes for the attachment by iptables, record or not, the Go plugin's too."""
+    chains = [chain_name(prefix, call.key.network, call.key.container_id) for prefix in (PUBLISH, OBSOLETE)]
+    if concerned(call.kernel, *chains):
+        from cni_py import iptablesops
+
+        iptablesops.forget_ports(call.kernel)
+
+
+def sweep_ports(call: "Call") -> None:
+    """GC: the same for containers that are not valid."""
+    _sweep(call, ENTRIES)
+
+
+def _sweep(call: "Call", base: str) -> None:
+    if call.conf.valid_attachments is not None and concerned(call.kernel, base):
+        from cni_py import iptablesops
+
+        valid = {container_id for container_id, _ in call.conf.valid_attachments}
+        iptablesops.sweep(call.kernel, call.conf.name, valid, call.plugin, ports=base == ENTRIES)

@@ -1,0 +1,319 @@
+"""Operations on iptables' nat table, for those who asked for that backend: masquerading and published ports."""
+
+from cni_py import heirs, iptrules, nftops, records
+from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.backends import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PUBLISH, chain_name, concerned
+from cni_py.engine import Op
+from cni_py.errors import InvalidNetworkConfig, PortInUse
+from cni_py.iptrules import Publication, parse_ports
+from cni_py.kernel import iptables, sysctl
+from cni_py.kernel.iptables import NAT, Rules
+from cni_py.kernel.nftables import NftUnavailable
+from cni_py.nftops import forget_flows, say
+from cni_py.portmappings import mappings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Sequence
+
+    from cni_py.kernel.context import Kernel
+    from cni_py.portmappings import Entry, Mapping, PortmapConf
+    from cni_py.records import Attachment, Record
+
+CLIENTS = ("subnet", "all", "none")
+MARK_BITS = 32
+PORTMAP = "portmap"
+
+
+def by_family(addresses: str) -> dict[int, list[Address]]:
+    """The addresses in a text of them, by family. ValueError."""
+    found: dict[int, list[Address]] = {}
+    for text in addresses.split():
+        address = parse_address(text)
+        found.setdefault(address.family, []).append(address)
+    return found
+
+
+class MasqueradeByIptables(Op):
+    """What the container sends out of its subnets leaves with the host's address."""
+
+    addresses: str
+    owned = True
+    line = "host: iptables' nat: what {addresses} sends out of its subnet is masqueraded"
+
+    def __init__(self, **values: object) -> None:
+        super().__init__(**values)
+        by_family(self.addresses)  # ValueError: a damaged record
+
+    def apply(self, kernel: "Kernel") -> bool:
+        chain, label = own_chain(kernel.key, MASQUERADE), own_label(kernel.key)
+        found = by_family(self.addresses)
+        return iptables.change(
+            found, (NAT,), lambda rules: iptrules.masquerade(rules, chain, label, found[rules.family])
+        )
+
+    def undo(self, kernel: "Kernel") -> None:
+        gone = {address.packed for each in by_family(self.addresses).values() for address in each}
+        unmasquerade(kernel, lambda ip: ip not in gone)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        chain, label = own_chain(kernel.key, MASQUERADE), own_label(kernel.key)
+        for family, addresses in by_family(self.addresses).items():
+            rules = Rules.read(family, NAT)
+            for address in addresses:
+                if not iptrules.is_masqueraded(rules, chain, label, address):
+                    return f"iptables' chain {chain} does not masquerade {address}"
+        return None
+
+
+class PublishByIptables(Op):
+    """Host ports lead to the container.
+
+    `ports` is the text of iptrules.Port, joined. `clients` says whose connections must be masqueraded for the answer to come
+    back, by the packet mark of bit `mark_bit` or by the chain `mark_chain` of somebody else's.
+    """
+
+    ports: str
+    addresses: str
+    clients: str
+    mark_bit: int
+    mark_chain: str
+    conditions4: str
+    conditions6: str
+    owned = True
+
+    def __init__(self, **values: object) -> None:
+        super().__init__(**values)
+        parse_ports(self.ports)  # ValueError: a damaged record
+        by_family(self.addresses)
+        for text in (self.conditions4, self.conditions6):
+            iptrules.words_of(text)
+        if self.clients not in CLIENTS or not 0 <= self.mark_bit < MARK_BITS:
+            raise ValueError(f"not options of a publication: {self.clients} {self.mark_bit}")
+        if self.mark_chain and not iptrules.is_chain_name(self.mark_chain):
+            raise ValueError(f"not the name of a chain: {self.mark_chain}")
+
+    def describe(self) -> str:
+        texts = {4: self.conditions4, 6: self.conditions6}
+        where = "".join(f", for IPv{n} if {text}" for n, text in texts.items() if text)
+        return f"host: iptables' nat: publish {self.ports} of {self.addresses}{where}; masquerade from {self.clients}"
+
+    def publications(self, key: "Attachment") -> dict[int, Publication]:
+        """By family."""
+        ports = parse_ports(self.ports)
+        return {
+            family: Publication(
+                own_label(key),
+                own_chain(key, PUBLISH),
+                addresses[0],
+                ports,
+                clients=self.clients,
+                mark=1 << self.mark_bit,
+                mark_chain=self.mark_chain,
+                conditions=iptrules.words_of(self.conditions4 if family == 4 else self.conditions6),
+            )
+            for family, addresses in by_family(self.addresses).items()
+        }
+
+    def apply(self, kernel: "Kernel") -> bool:
+        found = self.publications(kernel.key)
+        staying = siblings(kernel.key, PORTMAP)
+
+        def decide(rules: Rules) -> None:
+            publication = found[rules.family]
+            oust_dead_holders(rules, publication, kernel.key)
+            publication.make(rules, staying.__contains__)
+
+        changed = iptables.change(found, (NAT,), decide)
+        for publication in found.values():
+            forget_flows(kernel, publication.mappings, added=True)
+        return changed
+
+    def undo(self, kernel: "Kernel") -> None:
+        gone = {address.packed for each in by_family(self.addresses).values() for address in each}
+        withdraw(kernel, lambda ip: ip not in gone)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        for family, publication in self.publications(kernel.key).items():
+            lost = publication.lacking(Rules.read(family, NAT))
+            if lost:
+                return f"{iptables.TOOLS[family]} has lost a rule: {lost}"
+        return None
+
+
+class OpenLoopback(nftops.AllowLoopbackClients):
+    """The same, also where only iptables-legacy is: then nothing guards the host's loopback, as with the Go plugin."""
+
+    address: str
+
+    def apply(self, kernel: "Kernel") -> bool:
+        try:
+            return super().apply(kernel)
+        except NftUnavailable as error:
+            link = nftops.interface_towards(kernel.host, parse_address(f"{self.address}/32").packed)
+            if link is None:
+                return False
+            say(f"127.0.0.0/8 is open to {link.name}: {error}")
+            return sysctl.write(f"ipv4/conf/{link.name}/route_localnet", "1")
+
+    def check(self, kernel: "Kernel") -> str | None:
+        """Nothing: what the Go plugin built has no guard, and is to be accepted."""
+
+
+def own_chain(key: "Attachment", prefix: str) -> str:
+    """The chain of an attachment."""
+    return chain_name(prefix, key.network, key.container_id)
+
+
+def own_label(key: "Attachment") -> str:
+    """Whose the rules are."""
+    return iptrules.label(key.network, key.container_id)
+
+
+def siblings(key: "Attachment", plugin: str) -> set[bytes]:
+    """The addresses that a container's other interfaces in the network have by our records: they share its chain."""
+    found = set()
+    for record in records_of(key.network, key.container_id, plugin):
+        if record.key.ifname != key.ifname:
+            for fields in record.ops:
+                if isinstance(fields, dict) and fields.get("op") in ("MasqueradeByIptables", "PublishByIptables"):
+                    found |= packed_in(str(fields.get("addresses")))
+    return found
+
+
+def packed_in(addresses: str) -> set[bytes]:
+    """The addresses in a text of them; none in one that is damaged."""
+    try:
+        return {address.packed for each in by_family(addresses).values() for address in each}
+    except ValueError:
+        return set()
+
+
+def records_of(network: str, container_id: str, plugin: str) -> "list[Record]":
+    """The plugin's records of a container in a network."""
+    return [
+        record
+        for record in records.all_records(plugin)
+        if (record.key.network, record.key.container_id) == (network, container_id)
+    ]
+
+
+def oust_dead_holders(rules: Rules, publication: Publication, key: "Attachment") -> None:
+    """PortInUse when another container has one of the ports, unless it is provably dead: then its rules go.
+
+    A container never conflicts with itself: runtimes give all its networks the same mappings, and the first serves.
+    """
+    for mapping, entry in iptrules.conflicts(rules, publication.mappings, publication.chain):
+        network, container_id = iptrules.label_in(entry)
+        if container_id == key.container_id or not rules.has_chain(NAT, entry[-1]):
+            continue
+        known = records_of(network, container_id, PORTMAP)
+        if not known or not all(map(heirs.is_dead, known)):
+            raise in_use(mapping, f"{network}/{container_id}" if network else f"chain {entry[-1]}")
+        iptrules.withdraw(rules, entry[-1], lambda _: False)
+
+
+def in_use(mapping: "Mapping", holder: str) -> PortInUse:
+    """The error that names the holder."""
+    port = f"{mapping.first}/{mapping.protocol}"
+    return PortInUse(f"host port {port} is in use by {holder}", f"wanted on {str(mapping).split(' ')[1]}")
+
+
+def unmasquerade(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:
+    """Take out the attachment's masquerading, but for addresses that stay."""
+    chain = own_chain(kernel.key, MASQUERADE)
+    iptables.change(concerned(kernel, chain), (NAT,), lambda rules: iptrules.unmasquerade(rules, chain, stays))
+
+
+def withdraw(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:
+    """Take out the attachment's published ports, but for those of addresses that stay."""
+    chain, obsolete = (own_chain(kernel.key, prefix) for prefix in (PUBLISH, OBSOLETE))
+    gone: list[Mapping] = []
+
+    def decide(rules: Rules) -> None:
+        gone.extend(iptrules.withdraw(rules, chain, stays))
+        rules.remove_chain(NAT, obsolete)
+
+    if iptables.change(concerned(kernel, chain, obsolete), (NAT,), decide):
+        forget_flows(kernel, gone, added=False)
+
+
+def forget_masquerading(kernel: "Kernel", plugin: str) -> None:
+    """DEL: whatever masquerades for the attachment, record or not, the Go plugin's too."""
+    unmasquerade(kernel, Siblings(kernel.key, plugin).__contains__)
+
+
+def forget_ports(kernel: "Kernel") -> None:
+    """DEL: whatever publishes for the attachment, record or not, the Go plugin's too."""
+    withdraw(kernel, Siblings(kernel.key, PORTMAP).__contains__)
+
+
+class Siblings:
+    """siblings(), read when first asked for: most DELs find nothing to take out."""
+
+    __slots__ = ("_found", "_key", "_plugin")
+
+    def __init__(self, key: "Attachment", plugin: str) -> None:
+        self._key = key
+        self._plugin = plugin
+        self._found: set[bytes] | None = None
+
+    def __contains__(self, ip: bytes) -> bool:
+        if self._found is None:
+            self._found = siblings(self._key, self._plugin)
+        return ip in self._found
+
+
+def sweep(kernel: "Kernel", network: str, valid: "Container[str]", plugin: str, *, ports: bool) -> None:
+    """GC: the same for containers of the network that are not valid and of which we have no record, by their comments."""
+    prefix, base = (PUBLISH, ENTRIES) if ports else (MASQUERADE, POSTROUTING)
+    recorded = {key.container_id for key in records.keys_of(network, plugin)}
+    gone: list[Mapping] = []
+
+    def decide(rules: Rules) -> None:
+        for entry in list(rules.chains.get((NAT, base), ())):
+            of, container_id = iptrules.label_in(entry)
+            chain = chain_name(prefix, network, container_id)
+            if of != network or container_id in valid or container_id in recorded or entry[-1] != chain:
+                continue
+            if ports:
+                gone.extend(iptrules.withdraw(rules, chain, lambda _: False))
+            else:
+                rules.remove_chain(NAT, chain)
+
+    if iptables.change(concerned(kernel, base), (NAT,), decide):
+        forget_flows(kernel, gone, added=False)
+
+
+def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
+    """What publishes the ports of portmap's configuration. InvalidNetworkConfig for what only nftables can do."""
+    for entry in conf.entries:
+        options = conf.options.get((entry.protocol.lower(), entry.host_port))
+        if options is not None and (options.share or options.allow is not None):
+            what = f"host port {entry.host_port}/{entry.protocol.lower()}"
+            raise InvalidNetworkConfig(f"the iptables backend can neither share {what} nor choose its clients")
+    if conf.mark_chain and not iptrules.is_chain_name(conf.mark_chain):
+        raise InvalidNetworkConfig(f'not the name of a chain: externalSetMarkChain "{conf.mark_chain}"')
+    mappings(conf, addresses)  # what contradicts itself is refused with either backend
+    ports = [port for entry in conf.entries if (port := port_of(entry)) is not None]
+    if not ports or not addresses:
+        return []
+    publication = PublishByIptables(
+        ports=", ".join(dict.fromkeys(map(str, ports))),
+        addresses=" ".join(map(str, addresses)),
+        clients=("all" if conf.masq_all else "subnet") if conf.snat else "none",
+        mark_bit=conf.mark_bit,
+        mark_chain=conf.mark_chain,
+        conditions4=conf.conditions.get(4, ""),
+        conditions6=conf.conditions.get(6, ""),
+    )
+    return [publication]
+
+
+def port_of(entry: "Entry") -> iptrules.Port | None:
+    """What a port mapping means; None for one whose hostIP is no address, which publishes nothing."""
+    try:
+        host_ip = parse_ip(entry.host_ip) if entry.host_ip else None
+    except ValueError:
+        return None
+    return iptrules.Port(entry.protocol.lower(), host_ip, entry.host_port, entry.container_port)
