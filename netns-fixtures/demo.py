@@ -144,7 +144,9 @@ def connect(lab: Lab) -> None:
     show_lines(run(host, command("cni-py"), "install"))
     heading("3. Start portfwd: where it runs, portmap gives it what NAT cannot serve")
     start_publisher(host)
-    heading("4. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), portmap, firewall, tuning")
+    heading(
+        "4. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), portmap, firewall, tuning"
+    )
     say("first only the plan: every operation, in the order in which ADD will apply it")
     publish = ["-p", f"{PORT}:{CONTAINER_PORT}"]
     show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish, "--plan"))
