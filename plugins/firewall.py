@@ -15,9 +15,9 @@ Example configuration: conf/firewall.conflist.
                    isolated     nor from its own bridge; also without br_netfilter
 """
 
-from cni_py import netconf, records, settings, version
+from cni_py import backends, netconf, records, settings, version
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.result import prev_result
 
 TYPE_CHECKING = False
@@ -72,10 +72,14 @@ class FirewallConf:
             raise CniError(f'unknown ingress policy: "{self.policy}"')
         return self.policy in ("same-bridge", "isolated")
 
-    def check_add(self) -> None:
-        """CniError for what only ADD and CHECK refuse."""
+    def refuse_firewalld(self) -> None:
+        """It has its own daemon and zones, and asking for it means that rules of ours would be in its way."""
         if self.asked == "firewalld":
             raise InvalidNetworkConfig("backend: firewalld is not supported yet", "use nftables or iptables")
+
+    def check_add(self) -> None:
+        """CniError for what only ADD and CHECK refuse."""
+        self.refuse_firewalld()
         from cni_py.firewallops import is_chain_name
         from cni_py.kernel import rtnl
 
@@ -186,18 +190,8 @@ def sweep_ports(call: Call) -> None:
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     conf = FirewallConf(call)
-    try:
-        if conf.backend == "iptables":
-            from cni_py.kernel import iptables
-
-            for family in (4, 6):
-                iptables.find(iptables.TOOLS[family] + "-restore")
-        elif not call.kernel.nft.has_table():
-            from cni_py.kernel import libnftables
-
-            libnftables.binding()
-    except CniError as error:
-        raise PluginNotAvailable(error.msg, error.details) from error
+    conf.refuse_firewalld()
+    backends.answers(call.kernel, conf.backend)
 
 
 PLUGIN = Plugin(

@@ -19,7 +19,7 @@ from conversation import HOST
 from lab import Lab
 from runtime import ALL, GO_KNOWS, Outcome, Plugins, mapping
 
-from cni_py.jsontext import Object, encode
+from cni_py.jsontext import Object, decode, encode
 from cni_py.libcni_cache import Entry
 from tests.conftest import GO, OURS
 
@@ -75,10 +75,10 @@ class Node:
             conf["runtimeConfig"] = {"portMappings": self.ports()}
         return conf
 
-    def well(self, plugins: Plugins, verb: str, name: str, conf: dict[str, Any], **env: str | None) -> Outcome:
+    def well(self, plugins: Plugins, verb: str, name: str, conf: dict[str, Any], netns: str | None = None) -> Outcome:
         if self.result is not None and "prevResult" not in conf:
             conf = {**conf, "prevResult": self.result}
-        outcome = plugins.run(self.lab, verb, name, conf, CONTAINER, **env)
+        outcome = plugins.run(self.lab, verb, name, conf, CONTAINER, netns)
         assert outcome.status == 0, f"{plugins.whose} {verb} {name}: {outcome.stdout}{outcome.stderr}"
         return outcome
 
@@ -103,7 +103,7 @@ class Node:
         if not knows_result:
             self.result = None
         for name in reversed(CHAIN):
-            self.well(plugins, "DEL", name, self.conf(name), **({} if netns is None else {"netns": netns}))
+            self.well(plugins, "DEL", name, self.conf(name), netns)
         self.result = None
 
     def end_namespace(self) -> None:
@@ -132,8 +132,8 @@ class Node:
             "eth0",
             config=json.dumps(listed).encode(),
             netns=f"/run/netns/{CONTAINER}",
-            capability_args=Object({"portMappings": self.ports()}.items()),  # type: ignore[arg-type]
-            result=Object((self.result or {}).items()),
+            capability_args=as_object({"portMappings": self.ports()}),
+            result=as_object(self.result or {}),
         )
         self.lab["host"].run(["mkdir", "-p", CACHE], check=True)
         path = f"{CACHE}/{NETWORK}-{CONTAINER}-eth0"
@@ -145,6 +145,12 @@ class Node:
             return self.lab.fetch("client", HOST[4], WEB, timeout_s=1.0).name == CONTAINER
         except OSError:
             return False
+
+
+def as_object(value: dict[str, Any]) -> Object:
+    found = decode(json.dumps(value).encode())
+    assert isinstance(found, Object)
+    return found
 
 
 @pytest.fixture
