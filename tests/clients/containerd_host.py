@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ class ContainerdHost(Namespaces):
         self.pid = 0  # of the holder's child, init of the pid namespace
         self.started: list[subprocess.Popen[str]] = []  # they end with the holder
 
-    def __enter__(self) -> ContainerdHost:
+    def __enter__(self) -> Self:
         remove_cgroups_of_the_dead()
         self.holder = hold(self.environment)
         try:

@@ -1,0 +1,271 @@
+"""What the kubelet does, with real containerd: pods by the Container Runtime Interface.
+
+RunPodSandbox with published ports and limits, StopPodSandbox, RemovePodSandbox; also with containerd killed in between.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime import Plugins
+
+from tests.clients import image
+from tests.clients.conftest import missing
+from tests.clients.containerd_host import CLIENT4, COMMAND_S, HOST4, HOST6, ContainerdHost, Failed, wait_for
+from tests.clients.cri_client import Pod, Port, Refused, Runtime
+
+pytestmark = [pytest.mark.ours_alone, pytest.mark.xdist_group("cri")]
+
+SUBNETS = ("10.88.0.0/24", "2001:db8:88::/64")
+SOCKET = "/run/containerd/containerd.sock"
+LIMITED = {"kubernetes.io/ingress-bandwidth": "8M", "kubernetes.io/egress-bandwidth": "16M"}
+LEFT = ("links", "ruleset", "files", "namespaces")  # of a snapshot
+CONFIG = f"""\
+version = 2
+root = "/run/containerd-root"
+state = "/run/containerd"
+[plugins."io.containerd.internal.v1.opt"]
+path = "/run/containerd-opt"  # the default is a folder made in /opt
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{image.NAME}"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+"""
+
+# TCP and UDP on port 80: "NAME PEER", in words that a client can read to the end
+SERVER = """
+import socket, sys, threading
+name = sys.argv[1]
+def answer(peer): return f"{name} {peer.removeprefix('::ffff:')}".encode()
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp.bind(("::", 80))
+def serve_udp():
+    while True:
+        _, peer = udp.recvfrom(100)
+        udp.sendto(answer(peer[0]), peer)
+threading.Thread(target=serve_udp, daemon=True).start()
+tcp = socket.create_server(("::", 80), family=socket.AF_INET6, dualstack_ipv6=True)
+print("ready", flush=True)
+while True:
+    stream, peer = tcp.accept()
+    with stream:
+        stream.recv(100)
+        stream.sendall(b"\\r\\n\\r\\n" + answer(peer[0]))
+"""
+ASK_BY_UDP = """
+import socket, sys
+with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(3)
+    client.connect((sys.argv[1], int(sys.argv[2])))
+    client.send(b"?")
+    print(client.recv(100).decode(), end="")
+"""
+
+
+class KubernetesNode(ContainerdHost):
+    """The throwaway host, whose containerd answers the kubelet."""
+
+    runtime: Runtime
+
+    def start_containerd(self) -> None:
+        self.run("tee", "/run/containerd.toml", given=CONFIG)
+        self.runtime = Runtime(f"/proc/{self.pid}/root{SOCKET}")
+        self.start_again()
+
+    def start_again(self) -> None:
+        start = "exec containerd --config /run/containerd.toml >>/run/containerd.log 2>&1 </dev/null"
+        self.containerd = self.popen("sh", "-c", start)
+        self.started.append(self.containerd)
+        wait_for("containerd's CRI", self.answers)
+
+    def answers(self) -> bool | None:
+        if self.containerd.poll() is not None:
+            raise Failed(f"containerd did not start\n{self.run('cat', '/run/containerd.log').stdout}")
+        try:
+            self.runtime.sandboxes()
+        except (OSError, Refused):
+            return None
+        return True
+
+    def kill_containerd(self) -> None:
+        """As by the kernel when memory is short; nsenter, which we started, has become containerd itself."""
+        inner = self.run("pidof", "-s", "containerd").stdout.strip()
+        self.run("kill", "-KILL", inner)
+        self.containerd.wait(COMMAND_S)
+
+    def start(self, name: str, *ports: Port, **annotations: str) -> str:
+        """The ID of a pod, whose server answers."""
+        pod = Pod(name, ports, annotations, f"/{self.cgroup}")
+        sandbox = self.runtime.run(pod)
+        self.serve(name, sandbox)
+        return sandbox
+
+    def serve(self, name: str, sandbox: str) -> None:
+        network = self.inside(str(json.loads(self.runtime.info(sandbox))["pid"]))
+        server = network.popen(sys.executable, "-I", "-S", "-c", SERVER, name, stdout=-1)
+        self.started.append(server)
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        server.stdout.close()
+
+    def end(self, sandbox: str) -> None:
+        self.runtime.stop(sandbox)
+        self.runtime.remove(sandbox)
+
+    def ask(self, asker: Any, address: str, port: int, protocol: str = "tcp") -> list[str]:
+        """The name that answers, and the source address it saw."""
+        if protocol == "tcp":
+            return str(asker.fetch(address, port)).split()
+        done = asker.run(sys.executable, "-I", "-S", "-c", ASK_BY_UDP, address, str(port), check=False)
+        return str(done.stdout or done.stderr).split()
+
+    def qdiscs(self) -> list[dict[str, Any]]:
+        return [qdisc for qdisc in self.json("tc", "-json", "qdisc") if qdisc["kind"] == "tbf"]
+
+
+def conflist() -> dict[str, Any]:
+    """What a distribution's node has, with everything in the chain."""
+    ipam = {
+        "type": "host-local",
+        "ranges": [[{"subnet": subnet}] for subnet in SUBNETS],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+    }
+    return {
+        "cniVersion": "1.0.0",
+        "name": "k8s",
+        "plugins": [
+            {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam},
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+            {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+            {"type": "firewall", "ingressPolicy": "same-bridge"},
+            {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}},
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def node(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesNode]:
+    archive = tmp_path_factory.mktemp("image") / "who.tar"
+    image.write_archive(debs / "bin/busybox", archive)
+    try:
+        entered = KubernetesNode(debs, plugins.directory).__enter__()
+    except Failed as failure:
+        missing(str(failure))
+    try:
+        entered.run("ctr", "--namespace", "k8s.io", "image", "import", str(archive))
+        entered.write_conflist(conflist())
+        wait_for("the network's configuration", lambda: first_pod(entered))
+        yield entered
+    finally:
+        entered.close()
+
+
+def first_pod(node: KubernetesNode) -> bool | None:
+    """It makes what stays: the bridge, the tables. containerd sees a new configuration after a moment."""
+    try:
+        node.end(node.runtime.run(Pod("first", (Port(8080, 80),), LIMITED, f"/{node.cgroup}")))
+    except Refused as refused:
+        if "cni" in str(refused):
+            return None
+        raise
+    return True
+
+
+@pytest.fixture
+def unchanged(node: KubernetesNode) -> Iterator[None]:
+    """Nothing of the test's pods is left."""
+    before = node.snapshot()
+    yield
+    after = node.snapshot()
+    assert {part: after[part] for part in LEFT} == {part: before[part] for part in LEFT}
+    assert node.runtime.sandboxes() == []
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_pod_with_published_ports_and_limits(node: KubernetesNode) -> None:
+    ports = (Port(8080, 80), Port(8053, 80, "udp"), Port(8081, 80, "tcp", HOST4), Port(8082, 80, "tcp", "127.0.0.1"))
+    sandbox = node.start("web", *ports, **LIMITED)
+    other = node.start("other")
+    four, six = node.runtime.addresses(sandbox)
+    assert four.startswith("10.88.0.")
+    assert six.startswith("2001:db8:88::")
+    beside = node.inside(str(json.loads(node.runtime.info(other))["pid"]))
+    (link,) = beside.json("ip", "-json", "address", "show", "dev", "eth0")
+    assert {entry["local"] for entry in link["addr_info"]} >= set(node.runtime.addresses(other))
+    for address in (HOST4, HOST6):
+        for asker in (node.client, node, beside):
+            assert node.ask(asker, address, 8080)[0] == "web"
+            assert node.ask(asker, address, 8053, "udp")[0] == "web"
+    assert node.ask(node.client, HOST4, 8080) == ["web", CLIENT4]
+    assert node.ask(node, "127.0.0.1", 8080)[0] == "web"
+    assert node.ask(node, "127.0.0.1", 8053, "udp")[0] == "web"
+    assert node.ask(node.client, HOST4, 8081)[0] == "web"
+    assert node.ask(node, "127.0.0.1", 8082)[0] == "web"
+    assert node.ask(node.client, HOST4, 8082)[0] == "!"
+    assert node.ask(beside, four, 80)[0] == "web"
+    limits = sorted(qdisc["options"]["rate"] for qdisc in node.qdiscs())  # bytes/s
+    assert limits == [1_000_000, 2_000_000]
+    assert [link["ifname"] for link in node.json("ip", "-json", "link") if link["ifname"].startswith("bwp")]
+    node.end(other)
+    node.end(sandbox)
+    assert node.ask(node.client, HOST4, 8080)[0] == "!"
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("between", ["stop", "remove"])
+def test_containerd_killed_in_between(node: KubernetesNode, between: str) -> None:
+    sandbox = node.start("web", Port(8080, 80), **LIMITED)
+    if between == "remove":
+        node.runtime.stop(sandbox)
+    node.kill_containerd()
+    if between == "stop":
+        assert node.ask(node.client, HOST4, 8080)[0] == "web"  # the network does not need it
+    node.start_again()
+    assert node.runtime.sandboxes() == [sandbox]
+    node.end(sandbox)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_pod_whose_process_was_killed(node: KubernetesNode) -> None:
+    sandbox = node.start("web", Port(8080, 80), **LIMITED)
+    node.run("kill", "-KILL", str(json.loads(node.runtime.info(sandbox))["pid"]))
+    node.end(sandbox)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_stop_and_remove_can_be_repeated(node: KubernetesNode) -> None:
+    sandbox = node.start("web", Port(8080, 80))
+    node.runtime.stop(sandbox)
+    node.runtime.stop(sandbox)
+    node.end(sandbox)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_many_pods_at_once(node: KubernetesNode) -> None:
+    pods = [Pod(f"pod{n}", (Port(9000 + n, 80),), cgroup=f"/{node.cgroup}") for n in range(6)]
+    with ThreadPoolExecutor(len(pods)) as crowd:
+        sandboxes = list(crowd.map(node.runtime.run, pods))
+        addresses = [address for each in crowd.map(node.runtime.addresses, sandboxes) for address in each]
+        assert len(set(addresses)) == 2 * len(pods)
+        node.serve("pod3", sandboxes[3])
+        assert node.ask(node.client, HOST6, 9003)[0] == "pod3"
+        list(crowd.map(node.end, sandboxes))
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_port_that_another_pod_has_is_refused_by_name(node: KubernetesNode) -> None:
+    """And the pod that failed leaves nothing."""
+    sandbox = node.start("web", Port(8080, 80))
+    with pytest.raises(Refused, match="8080/tcp is in use by k8s/"):
+        node.runtime.run(Pod("late", (Port(8080, 80),), cgroup=f"/{node.cgroup}"))
+    assert node.ask(node.client, HOST4, 8080)[0] == "web"
+    node.end(sandbox)
+    for left in node.runtime.sandboxes():  # containerd keeps a failed one for the kubelet to remove
+        node.end(left)
