@@ -1,7 +1,7 @@
-"""Putting back what somebody took out of our nftables tables: `nft flush ruleset`, a firewall that was reloaded, a deleted table.
+"""Putting back what somebody took out of the packet filters: `nft flush ruleset`, a firewall that was reloaded, a deleted table.
 
-The attachment records say what should be there. Each of their nftables operations is looked at and, where something of it
-is missing, applied again, under the locks that an ADD takes. So are the ports that portfwd relays: a service that was started
+The attachment records say what should be there. Each of their operations on nftables or iptables is looked at and, where
+something of it is missing, applied again, under the locks that an ADD takes. So are the ports that portfwd relays: a service that was started
 after the ADD learns of them here. Links, addresses and routes are not touched.
 """
 
@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from cni_py import engine, firewallops, heirs, jsontext, nftops, records, userland
+from cni_py import engine, heirs, jsontext, nftops, records, userland
 from cni_py.engine import Op
 from cni_py.errors import CniError, os_error
 from cni_py.kernel import libnftables, nftrules
@@ -18,6 +18,7 @@ from cni_py.kernel.nftables import BRIDGE, INET, TABLE, Change, Element, NftUnav
 from cni_py.locks import attachment_lock, nftables_lock
 from cni_py.records import Attachment, Record
 
+FILTERING = ("cni_py.nftops", "cni_py.firewallops", "cni_py.iptablesops")  # whose operations a firewall's reload undoes
 PORT_KEY = 8  # bytes at the end of a key: inet_proto . inet_service, each padded to 4
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
 
@@ -133,11 +134,11 @@ def _is_relayed(record: Record) -> bool:
 
 
 def _nftables_parts(op: Op) -> Iterator[Op]:
-    """The operation, if it is about our tables or FORWARD.
+    """The operation, if it is about a packet filter.
 
     With it the guard of the host's loopback, which is shared and so not recorded.
     """
-    if type(op).__module__ not in (nftops.__name__, firewallops.__name__):
+    if type(op).__module__ not in FILTERING:
         return
     if isinstance(op, nftops.PublishPorts):
         for address in op.addresses.split():

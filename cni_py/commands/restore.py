@@ -1,4 +1,4 @@
-"""`cni-py restore`: nftables elements of running attachments that somebody removed are put back.
+"""`cni-py restore`: elements and rules of running attachments that somebody removed are put back.
 
     lab/c1/eth0 portmap: put back: host: nft elements: publish tcp 8080 ...
     lab/c2/eth0 portmap: error: host port 8080/tcp is in use by lab/c3/eth0
@@ -20,8 +20,8 @@ from cni_py.kernel.nftables import NftUnavailable
 from cni_py.restore import Restored
 
 DESCRIPTION = """\
-Put back the nftables elements of running attachments that are missing (after `nft flush ruleset`, say): published ports,
-masquerading, spoof check. What is there is left alone, and so are links and addresses.
+Put back what is missing of running attachments in nftables or iptables (after `nft flush ruleset`, say): published ports,
+masquerading, spoof check, firewall's rules. What is there is left alone, and so are links and addresses.
 """
 
 
@@ -29,7 +29,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """The command's options."""
     parser = commands.add_parser(
         "restore",
-        help="put back nftables elements that somebody flushed",
+        help="put back elements and rules that somebody flushed",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

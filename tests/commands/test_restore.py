@@ -249,3 +249,22 @@ def test_without_root_it_says_so(machine: Lab) -> None:
     assert done.returncode in (3, 126)  # 126: the nobody of this machine cannot reach the command
     if done.returncode == 3:
         assert "root" in done.stderr
+
+
+def test_rules_of_iptables_come_back_too(empty: Guarded) -> None:
+    host = empty.lab["host"]
+    host.run(["mkdir", "-p", "/etc/cni-py"], check=True)
+    host.run(["tee", "/etc/cni-py/config.yaml"], input="backend: iptables\n", check=True)
+    try:
+        empty.attach("c1", mapping(WEB, 80))
+        before = host.run(["iptables", "-t", "nat", "-S"], check=True).stdout
+        assert empty.lab.fetch("client", HOST4, WEB).name == "c1"
+        for words in ("-F", "-X"):
+            host.run(["iptables", "-t", "nat", words], check=True)
+        with pytest.raises(ConnectionRefusedError):
+            empty.lab.fetch("client", HOST4, WEB)
+        host.run([str(COMMAND), "restore"], check=True)
+        assert sorted(host.run(["iptables", "-t", "nat", "-S"], check=True).stdout.split()) == sorted(before.split())
+        assert empty.lab.fetch("client", HOST4, WEB).name == "c1"
+    finally:
+        host.run(["rm", "-r", "/etc/cni-py"], check=True)
