@@ -1,8 +1,8 @@
 """Putting back what somebody took out of the packet filters: `nft flush ruleset`, a firewall that was reloaded, a deleted table.
 
 The attachment records say what should be there. Each of their operations on nftables or iptables is looked at and, where
-something of it is missing, applied again, under the locks that an ADD takes. So are the ports that portfwd relays: a service that was started
-after the ADD learns of them here. Links, addresses and routes are not touched.
+something of it is missing, applied again, under the locks that an ADD takes. So are the ports that portfwd relays: a service
+that was started after the ADD learns of them here. Links, addresses and routes are not touched.
 """
 
 import os
