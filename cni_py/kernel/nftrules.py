@@ -187,12 +187,18 @@ def policy_chain() -> str:
 
 
 def isolation_chain() -> str:
-    """Text for the chain of the bridge family that lets no IP packet pass between isolated ports. ARP may."""
+    """Text for the chain of the bridge family that lets no IP packet pass between isolated ports. ARP may.
+
+    A frame to the bridge's own MAC is of type host. One of those comes by here too: where br_netfilter is on, a packet to a
+    published port gets its new destination before, and need not leave the bridge. So this is in front of br_netfilter's own
+    forward hook (NF_BR_PRI_BRNF - 1), which makes all frames of that type for a while.
+    """
+    apart = "iifname @isolated oifname @isolated ether type { ip, ip6 } meta pkttype != host drop"
     return (
         "add set bridge cni_py isolated { type ifname; }\n"
-        "add chain bridge cni_py isolation { type filter hook forward priority 0; policy accept; }\n"
+        "add chain bridge cni_py isolation { type filter hook forward priority -10; policy accept; }\n"
         "flush chain bridge cni_py isolation\n"
-        "add rule bridge cni_py isolation iifname @isolated oifname @isolated ether type { ip, ip6 } drop\n"
+        f"add rule bridge cni_py isolation {apart}\n"
     )
 
 

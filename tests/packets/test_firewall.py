@@ -99,12 +99,16 @@ class Site:
         return "".join(line for line in listed.splitlines(keepends=True) if not line.startswith("#"))  # the time of day
 
 
-@pytest.fixture(scope="module", params=list(itertools.product(BACKENDS, POLICIES)), ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[*itertools.product(BACKENDS, POLICIES, "0"), *itertools.product(BACKENDS, POLICIES[1:], "1")],
+    ids=lambda param: "-".join([*param[:2], f"br_nf={param[2]}"]),
+)
 def site(request: pytest.FixtureRequest, our_bin_dir: Path) -> Iterator[Site]:
-    backend, policy = request.param
+    backend, policy, bridge_nf = request.param
     with Lab.from_yaml("bridges.yaml") as lab:
         found = Site(lab, Plugins(OURS, our_bin_dir, ALL), policy, backend)
-        settings = [f"net.bridge.bridge-nf-call-{name}=0" for name in ("iptables", "ip6tables")]
+        settings = [f"net.bridge.bridge-nf-call-{name}={bridge_nf}" for name in ("iptables", "ip6tables")]
         lab["host"].run(["sysctl", "-q", "-w", *settings], check=True)
         for container_id in ("a1", "a2", "b1"):
             found.attach(container_id)

@@ -87,3 +87,8 @@ def test_a_chain_goes_with_what_leads_to_it(rules: Rules) -> None:
         "-X CNI-1",
         "COMMIT",
     ]
+
+
+def test_a_table_that_iptables_cannot_read_is_not_taken_for_an_empty_one() -> None:
+    with pytest.raises(CniError, match="cannot read its own table"):
+        Rules(4, "# Table `nat' is incompatible, use 'nft' tool.\n")
