@@ -1,5 +1,6 @@
 """Operations of the firewall plugin: what a host's FORWARD rules must let pass, and which bridges are kept apart."""
 
+import errno
 import os
 
 from cni_py import firewallrules, nftops, records
@@ -195,7 +196,9 @@ def is_empty(folder: str) -> bool:
         os.rmdir(folder)
     except FileNotFoundError:
         return True
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
         return False
     return True
 

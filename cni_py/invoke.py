@@ -169,7 +169,7 @@ def _error_of(stdout: bytes) -> CniError:
 
 
 def as_printed(found: "Result", cni_version: str) -> "Result":
-    """What would be left of the result in a delegate's stdout: 0.1.0 and 0.2.0 have fewer fields and one address a family."""
+    """What would be left of the result in a delegate's stdout: 0.1.0 and 0.2.0 have fewer fields of a route."""
     if version.at_least(cni_version, "0.3.0"):
         return found  # nothing is lost
     found = result.from_json(result.to_json(found, cni_version), cni_version)

@@ -15,7 +15,7 @@ from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.call import Call, Plugin
 from cni_py.errors import CniError
 from cni_py.jsontext import Object
-from cni_py.result import IPConfig, Result, Route, dns_from_json, prev_result, route_from_json
+from cni_py.result import IPConfig, Result, dns_from_json, prev_result, route_from_json
 from cni_py.version import at_least
 
 
@@ -64,7 +64,6 @@ def parse(call: Call) -> Result:
         families = [ip.address.family for ip in ips]
         if len(families) != len(set(families)):
             raise CniError(f"CNI version {call.conf.cni_version} does not support more than 1 address per family")
-        routes = [Route(route.dst, route.gw) for route in routes]  # those versions know no more of a route
     return Result(ips=ips, routes=routes, dns=dns_from_json(netconf.child(ipam, "dns") or Object()))
 
 

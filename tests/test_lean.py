@@ -15,13 +15,20 @@ from tests.faults.crowd import Job, run_all
 
 OBSERVE = Path(__file__).with_name("observe.py")
 START = "from cni_py.run import main"
-PLUGINS = ("bandwidth", "bridge", "host-local", "loopback", "portmap", "tuning")
+PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "macvlan", "portmap", "ptp", "static", "tuning")
 FEW, MANY = 10, 200  # attachments
 AT_ONCE = 4
 FILL_S = 300
 
 LOOPBACK: dict[str, object] = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 PORTS = [mapping(8080, 80), mapping(8053, 53, "udp")]
+STATIC = {"type": "static", "addresses": [{"address": "198.51.100.99/24"}], "routes": [{"dst": "203.0.113.0/24"}]}
+ON_LAN: dict[str, object] = {"cniVersion": "1.0.0", "name": "lan", "type": "macvlan", "master": "lan0", "ipam": STATIC}
+FIREWALL: dict[str, object] = {"cniVersion": "1.0.0", "name": "lab", "type": "firewall", "ingressPolicy": "same-bridge"}
+RATES = {"ingressRate": 1_000_000, "ingressBurst": 800_000, "egressRate": 1_000_000, "egressBurst": 800_000}
+LIMITED: dict[str, object] = {"cniVersion": "1.0.0", "name": "pair", "type": "bandwidth", **RATES}
+SETTINGS = {"mac": "c2:11:22:33:44:55", "sysctl": {"net.core.somaxconn": "500"}}
+TUNED: dict[str, object] = {"cniVersion": "1.0.0", "name": "pair", "type": "tuning", **SETTINGS}
 
 # Modules that a call may load, beyond what the interpreter starts with.
 OS = {"os", "os.path", "posixpath", "genericpath", "stat", "_stat", "_collections_abc"}
@@ -52,15 +59,23 @@ CALL = (
 )
 LINKS = ours("ops", "kernel.rtnl", "kernel.sysctl")
 NFTABLES = ours("nftops", "heirs", "portclaims", "portmappings", "kernel.nftables", "kernel.nftrules")
+FILTERS = NFTABLES | {"_sha512"} | ours("backends", "settings", "kernel.xtables")  # and what tells whether to use them
 HOST_LOCAL = ours("plugins.host_local", "ranges", "reservations")
-BRIDGE = ours("plugins.bridge", "plugins.bridge_conf", "plugins.bridge_plan", "invoke") | HOST_LOCAL
+FORWARDING = ours("plugins.firewall", "firewallops", "firewallrules", "kernel.iptables", "kernel.rtnl", "kernel.sysctl")
+ATTACHING = LINKS | ours("container", "addressing", "invoke")
 MAY_LOAD = {
-    "bridge": CALL | LINKS | NFTABLES | BRIDGE,
+    "bridge": CALL
+    | ATTACHING
+    | FILTERS
+    | HOST_LOCAL
+    | ours("plugins.bridge", "plugins.bridge_conf", "plugins.bridge_plan"),
+    "ptp": CALL | ATTACHING | FILTERS | HOST_LOCAL | ours("plugins.ptp", "linkops"),
+    "macvlan": CALL | ATTACHING | ours("plugins.macvlan", "linkops", "kernel.macvlan", "plugins.static"),
+    "static": CALL | ours("plugins.static"),
     "host-local": CALL | HOST_LOCAL,
+    "firewall": CALL | FILTERS | FORWARDING,
     "loopback": CALL | LINKS | ours("plugins.loopback"),
-    "portmap": CALL
-    | NFTABLES
-    | ours("plugins.portmap", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
+    "portmap": CALL | FILTERS | ours("plugins.portmap", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
     "tuning": CALL
     | LINKS
     | ours("tuningops", "kernel.linksettings", "plugins.tuning", "plugins.tuning_conf", "plugins.tuning_plan"),
@@ -73,11 +88,23 @@ MESSAGES_MAX = {  # of netlink, for a dual-stack network with ipMasq and two pub
     ("ADD", "bridge"): 40,
     ("DEL", "bridge"): 15,
     ("ADD", "portmap"): 20,
-    ("DEL", "portmap"): 20,
+    ("DEL", "portmap"): 22,
+    ("ADD", "firewall"): 12,
+    ("DEL", "firewall"): 12,
     ("ADD", "loopback"): 4,
     ("DEL", "loopback"): 2,
     ("ADD", "host-local"): 0,
     ("DEL", "host-local"): 0,
+    ("ADD", "static"): 0,
+    ("DEL", "static"): 0,
+    ("ADD", "ptp"): 44,
+    ("DEL", "ptp"): 15,
+    ("ADD", "macvlan"): 16,  # IPv4 alone
+    ("DEL", "macvlan"): 6,
+    ("ADD", "bandwidth"): 18,  # both directions
+    ("DEL", "bandwidth"): 12,
+    ("ADD", "tuning"): 4,  # a MAC and a sysctl
+    ("DEL", "tuning"): 3,
 }
 
 
@@ -135,17 +162,23 @@ def network(lab: Lab, our_bin_dir: Path) -> Network:
     return network
 
 
+def add_and_delete(observers: Observers, *chain: dict[str, object]) -> dict[tuple[str, str], Cost]:
+    """What the calls of each plugin for c1 cost."""
+    costs = {}
+    prev_result: dict[str, object] = {}
+    for verb, confs in (("ADD", chain), ("DEL", chain[::-1])):
+        for conf in confs:
+            plugin = str(conf["type"])
+            outcome, costs[verb, plugin] = observers.succeed(verb, plugin, conf | prev_result)
+            if verb == "ADD":
+                prev_result = {"prevResult": outcome.json}
+    return costs
+
+
 def attach_and_detach(observers: Observers, network: Network) -> dict[tuple[str, str], Cost]:
     """What a chain's calls for c1 cost."""
     network.ports["c1"] = PORTS
-    bridge, portmap = network.bridge(), network.portmap("c1")
-    costs = {}
-    bridged, costs["ADD", "bridge"] = observers.succeed("ADD", "bridge", bridge)
-    portmap["prevResult"] = bridge["prevResult"] = bridged.json
-    _, costs["ADD", "portmap"] = observers.succeed("ADD", "portmap", portmap)
-    _, costs["DEL", "portmap"] = observers.succeed("DEL", "portmap", portmap)
-    _, costs["DEL", "bridge"] = observers.succeed("DEL", "bridge", bridge)
-    return costs
+    return add_and_delete(observers, network.bridge(), network.portmap("c1"))
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
@@ -166,6 +199,11 @@ def test_a_call_loads_and_sends_little_and_starts_nothing(observers: Observers, 
     for verb in ("ADD", "DEL"):
         _, costs[verb, "loopback"] = observers.succeed(verb, "loopback", LOOPBACK)
         _, costs[verb, "host-local"] = observers.succeed(verb, "host-local", network.bridge())
+        _, costs[verb, "static"] = observers.succeed(verb, "static", ON_LAN)
+    for _ in range(2):  # the first makes the chains
+        costs |= add_and_delete(observers, network.bridge(), FIREWALL)
+    costs |= add_and_delete(observers, {**network.bridge(), "name": "pair", "type": "ptp"}, LIMITED, TUNED)
+    costs |= add_and_delete(observers, ON_LAN)
     assert costs.keys() == MESSAGES_MAX.keys()
     for (verb, plugin), cost in costs.items():
         assert not cost.modules - MAY_LOAD[plugin], f"{verb} {plugin}"

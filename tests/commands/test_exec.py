@@ -19,6 +19,7 @@ from lab import Lab
 from runtime import Plugins
 
 import cni_py
+from cni_py.run import MODULES
 
 HERE = Path(__file__).parent
 HOME = Path(cni_py.__file__).resolve().parent.parent
@@ -396,7 +397,7 @@ def test_an_interrupted_add_is_taken_back(hand: Hand, tmp_path: Path, signal: st
 @pytest.fixture
 def recorders(our_bin_dir: Path, tmp_path: Path) -> Path:
     """Copies of our installed executables that write down the operations they apply."""
-    for name in ("bridge", "host-local", "portmap", "loopback"):
+    for name in MODULES:
         before, start, after = (our_bin_dir / name).read_text().partition(START)
         assert start, f"{name} does not start as this test expects"
         copy = tmp_path / name
@@ -418,6 +419,18 @@ def planned(hand: Hand, *words: str) -> list[dict[str, object]]:
     ]
 
 
+def planned_and_applied(hand: Hand, *words: str) -> list[dict[str, object]]:
+    """What an ADD applies, which is what was planned before it without touching anything."""
+    before = hand.lab.snapshot("host")
+    plan = planned(hand, *words)
+    assert hand.lab.snapshot("host") == before
+    hand.write(OPS, "")
+    hand.well(*words)
+    assert plan == applied(hand)
+    hand.lab["host"].run(["rm", OPS], check=True)
+    return plan
+
+
 @pytest.mark.ours_alone
 def test_a_plan_is_what_the_add_after_it_applies(hand: Hand, recorders: Path) -> None:
     hand.bin_dir = recorders
@@ -427,19 +440,38 @@ def test_a_plan_is_what_the_add_after_it_applies(hand: Hand, recorders: Path) ->
         ["ADD", "lab", "c2", "-p", "8081:80"],  # now that bridge, table and gateway are there
         ["ADD", "lab", "new", "--create-netns", "--ip", "192.0.2.50"],
     ):
-        before = hand.lab.snapshot("host")
-        plan = planned(hand, *words)
-        assert hand.lab.snapshot("host") == before
-        hand.write(OPS, "")
-        hand.well(*words)
-        assert plan == applied(hand)
+        plan = planned_and_applied(hand, *words)
         assert {str(op["op"]) for op in plan} >= {"EnsureBridge", "ReserveAddress", "AddVeth"}
-        hand.lab["host"].run(["rm", OPS], check=True)
         records = hand.lab["host"].python(recorded)
         new = [op for op in records if op not in owned]
         assert new
         assert [op for op in new if op not in plan] == []
         owned = records
+
+
+PAIR = [
+    {"type": "ptp", "ipMasq": True, "ipam": NETWORK["plugins"][0]["ipam"]},
+    {"type": "bandwidth", "egressRate": 1_000_000, "egressBurst": 800_000},
+]
+ON_LAN = [
+    {"type": "macvlan", "master": "lan0", "ipam": {"type": "static", "addresses": [{"address": "198.51.100.9/24"}]}}
+]
+WITHOUT_A_BRIDGE = {
+    "ptp": (PAIR, {"AddPeer", "ReserveAddress", "Masquerade", "RedirectToIfb"}),
+    "macvlan": (ON_LAN, {"AddMacvlan", "AddAddress"}),
+}
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize("name", WITHOUT_A_BRIDGE)
+def test_a_plan_without_a_bridge_is_what_the_add_after_it_applies(hand: Hand, recorders: Path, name: str) -> None:
+    hand.bin_dir = recorders
+    plugins, names_of_some = WITHOUT_A_BRIDGE[name]
+    hand.define(name, plugins=plugins)
+    plan = planned_and_applied(hand, "ADD", name, "c1")
+    assert {str(op["op"]) for op in plan} >= names_of_some
+    hand.well("DEL", name, "c1")
+    assert "eth0" not in links(hand.lab, "c1")
 
 
 def recorded() -> list[dict[str, object]]:

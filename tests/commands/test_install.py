@@ -122,7 +122,7 @@ def test_uninstall_leaves_no_trace(cni_py_command: Command, tmp_path: Path) -> N
 def test_uninstall_puts_back_the_very_files(cni_py_command: Command, tmp_path: Path, bin_dir: Path) -> None:
     os.chown(put_plugin(bin_dir, "bridge", 0o750), os.getuid(), NOBODY if os.geteuid() == 0 else -1)
     (bin_dir / "portmap").symlink_to("/usr/lib/cni/portmap")
-    put_plugin(bin_dir, "macvlan")
+    put_plugin(bin_dir, "vlan")  # one that we have not
     before, inode = tree(tmp_path), (bin_dir / "bridge").stat().st_ino
     assert cni_py_command("install") == 0
     assert (bin_dir / ".cni-py" / "replaced" / "bridge").read_bytes() == GO

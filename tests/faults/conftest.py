@@ -9,6 +9,8 @@ import pytest
 from lab import Lab
 from runtime import ALL, Plugins
 
+from cni_py.run import MODULES
+
 INJECT = Path(__file__).with_name("inject.py")
 START = "from cni_py.run import main"
 # What host-local remembers: the address it gave out last, and of which state of its directory its index is.
@@ -19,7 +21,7 @@ KEPT_FILES = ("/var/lib/cni/networks/*/last_reserved_ip.*", "/run/cni-py/host-lo
 def saboteurs(our_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Plugins:
     """Copies of our installed executables that load inject.py before they start. Only the copies have it."""
     directory = tmp_path_factory.mktemp("saboteurs")
-    for name in ("bridge", "host-local", "loopback", "portmap"):
+    for name in MODULES:
         before, start, after = (our_bin_dir / name).read_text().partition(START)
         assert start, f"{name} does not start as this test expects"
         copy = directory / name

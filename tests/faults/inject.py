@@ -5,6 +5,7 @@
     STEP  apply         an operation of an ADD
           undo          one of a DEL, or of the ADD's own undo
           call          a call of a C function that may change something (EFFECTS); not with "-after"
+          change        the same without what only asks the kernel: how often that is asked depends on how long it takes
     HOW   fail          it is not done, and raises
           fail-after    it is done, and raises: an answer of the kernel that got lost
           kill          SIGKILL before it
@@ -24,6 +25,7 @@ from cni_py import engine
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from cni_py.kernel.context import Kernel
 
@@ -32,6 +34,10 @@ EFFECTS = {
     *("fsync", "ftruncate", "link", "mkdir", "rename", "rmdir", "setxattr", "symlink", "truncate", "unlink", "write"),
     *("send", "sendmsg", "sendto", "setns"),
 }
+
+NFNL_SUBSYS_NFTABLES = 10  # linux/netfilter/nfnetlink.h
+NFT_MSG_GET = (1, 4, 7, 10, 13, 16)  # table, chain, rule, set, element, generation: linux/netfilter/nf_tables.h
+RTM_GET = 2  # the lowest two bits of the types that ask: linux/rtnetlink.h
 
 
 def sabotage(cls: "type[engine.Op]", step: str, number: int, how: str) -> None:
@@ -66,8 +72,12 @@ def sabotage_all() -> None:
     if not fault:
         return
     step, number, how = fault.split(":")
-    if step == "call":
-        sys.setprofile(lambda frame, event, function: count_call(event, function, int(number), how))
+    if step in ("call", "change"):
+        sys.setprofile(
+            lambda frame, event, function: (
+                None if step == "change" and is_read(frame) else count_call(event, function, step, int(number), how)
+            )
+        )
         return
     made = engine.Op.__init_subclass__.__func__  # type: ignore[attr-defined]  # a class method, which mypy takes for a function
 
@@ -79,15 +89,25 @@ def sabotage_all() -> None:
     engine.Op.__init_subclass__ = classmethod(make)  # type: ignore[assignment]  # see above
 
 
-def count_call(event: str, function: object, number: int, how: str) -> None:
+def is_read(frame: "FrameType") -> bool:
+    """Whether a function that sends one netlink message asks for something, by the type of the message."""
+    kind = frame.f_locals.get("kind") if frame.f_code.co_name == "_send" else None
+    if not isinstance(kind, int):
+        return False
+    if kind >> 8 == NFNL_SUBSYS_NFTABLES:
+        return kind & 0xFF in NFT_MSG_GET
+    return kind & 3 == RTM_GET
+
+
+def count_call(event: str, function: object, step: str, number: int, how: str) -> None:
     """The interpreter tells of every call; only that of a C function comes with the function itself."""
     name = getattr(function, "__name__", "")
     if event != "c_call" or name not in EFFECTS:
         return
-    counted["call"] = counted.get("call", 0) + 1
+    counted[step] = counted.get(step, 0) + 1
     if how == "count":
-        os.write(2, f"call {counted['call']}: {name}\n".encode())
-    if counted["call"] == number:
+        os.write(2, f"{step} {counted[step]}: {name}\n".encode())
+    if counted[step] == number:
         strike(how, "fail", "kill")
 
 

@@ -168,14 +168,14 @@ def test_after_an_add_killed_at_any_operation_nothing_stays(
 def test_after_a_call_killed_at_any_instruction_nothing_stays(
     subject: Subject, state: State, plugin: str, verb: str
 ) -> None:
-    """Between two calls of the kernel it makes no difference where it is killed, so before each one is everywhere."""
-    calls = subject.operations(verb, plugin, "call")
+    """Between two calls that change something it makes no difference where it is killed, so before each one is everywhere."""
+    calls = subject.operations(verb, plugin, "change")
     before, left = state(), Report()
     for number, call in enumerate(calls, 1):
         subject.add_up_to(plugin)
         if verb == "DEL":
             subject.well("ADD", plugin)
-        outcome = subject.run(verb, plugin, f"call:{number}:kill")
+        outcome = subject.run(verb, plugin, f"change:{number}:kill")
         assert outcome.status in KILLED, f"{number}: {outcome}"
         subject.delete()
         if changed := difference(before, state()):

@@ -53,6 +53,13 @@ PORT_MAPPINGS = [
     {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
     {"hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"},
 ]
+LAN = "up0"  # a link of the host that others are made on
+STATIC: dict[str, Any] = {  # IPv4 alone, for which nobody waits
+    "type": "static",
+    "addresses": [{"address": "192.0.2.10/24", "gateway": "192.0.2.1"}],
+    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "203.0.113.0/24", "gw": "192.0.2.9", "mtu": 1400, "priority": 7}],
+    "dns": {"nameservers": ["192.0.2.53"], "domain": "example.org", "search": ["example.org"], "options": ["ndots:1"]},
+}
 CONFS: dict[str, dict[str, Any]] = {
     "bridge": {
         "bridge": "cni0",
@@ -85,8 +92,58 @@ CONFS: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"portMappings": PORT_MAPPINGS},
         "prevResult": PREV_RESULT,
     },
+    "ptp": {"ipMasq": True, "mtu": 1400, "dns": {"nameservers": ["192.0.2.53"]}, "ipam": IPAM},
+    "macvlan": {
+        "master": LAN,
+        "mode": "bridge",
+        "mtu": 1400,
+        "bcqueuelen": 100,
+        "mac": "02:00:00:00:00:0a",
+        "linkInContainer": False,
+        "dns": {"nameservers": ["192.0.2.53"]},
+        "runtimeConfig": {"mac": "02:00:00:00:00:0b", "ips": ["192.0.2.30/24"]},
+        "ipam": STATIC,
+    },
+    "static": {
+        "ipam": STATIC,
+        "runtimeConfig": {"ips": ["192.0.2.30/24", "2001:db8:42::30/64"]},
+        "args": {"cni": {"ips": ["192.0.2.30/24"]}},
+    },
+    "tuning": {
+        "sysctl": {"net.core.somaxconn": "500", "net.ipv4.conf.IFNAME.arp_filter": "1"},
+        "mac": "02:00:00:00:00:0a",
+        "mtu": 1400,
+        "promisc": True,
+        "allmulti": True,
+        "txQLen": 777,
+        "dataDir": "/run/cni/tuning",
+        "runtimeConfig": {"mac": "02:00:00:00:00:0b"},
+        "args": {
+            "cni": {"mac": "02:00:00:00:00:0c", "mtu": 1300, "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"}}
+        },
+        "prevResult": PREV_RESULT,
+    },
+    "bandwidth": {
+        "ingressRate": 1_000_000,
+        "ingressBurst": 800_000,
+        "egressRate": 2_000_000,
+        "egressBurst": 1_600_000,
+        "capabilities": {"bandwidth": True},
+        "runtimeConfig": {"bandwidth": {"ingressRate": 3_000_000, "ingressBurst": 800_000, "egressRate": 0}},
+        "prevResult": PREV_RESULT,
+    },
+    "firewall": {
+        "backend": "nftables",
+        "ingressPolicy": "same-bridge",
+        "iptablesAdminChainName": "CNI-ADMIN",
+        "firewalldZone": "trusted",
+        "prevResult": PREV_RESULT,
+    },
     "loopback": {"prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "lo", "sandbox": NETNS}], "ips": []}},
 }
+
+ON_A_PAIR = ("portmap", "tuning", "bandwidth")  # whose container has a pair of links that leads to the host
+HOST_VETH = PREV_RESULT["interfaces"][1]["name"]
 
 NASTY_TEXT = [
     *(
@@ -274,6 +331,40 @@ POOL_NAMES = [
     ),
     *("junk", "192.0.2.11/192.0.2.12", ".hidden", "2001:DB8:42::3", "é"),
 ]
+OWNED: dict[str, dict[str, Any]] = {  # what a record of the plugin may hold
+    "bridge": {
+        "op": "AddVeth",
+        "name": "lan0",
+        "ifname": IFNAME,
+        "mtu": 0,
+        "host_mac": "020000000001",
+        "container_mac": "",
+    },
+    "portmap": {"op": "GuardAddress", "address": "192.0.2.10"},
+    "firewall": {
+        "op": "PassForwarded",
+        "addresses": "192.0.2.10/24 2001:db8:42::2/64",
+        "admin_chain": "CNI-ADMIN",
+        "bridge": "",
+        "policy": "",
+        "always": True,
+    },
+    "ptp": {"op": "Masquerade", "address": "192.0.2.10/24"},
+    "macvlan": {
+        "op": "AddMacvlan",
+        "ifname": IFNAME,
+        "master": LAN,
+        "inside": False,
+        "mode": "bridge",
+        "mtu": 0,
+        "queue": 0,
+        "mac": "020000000001",
+        "netns": NETNS,
+        "cookie": 1,
+    },
+    "tuning": {"op": "TuneLink", "ifname": IFNAME, "setting": "mtu", "value": "1400", "before": "1500", "netns": 1},
+    "bandwidth": {"op": "AddIfb", "name": "bwp0", "mac": "020000000001", "mtu": 1500},
+}
 RECORD = {
     "schema": 1,
     "network": NETWORK,
@@ -282,9 +373,6 @@ RECORD = {
     "netns": NETNS,
     "netnsCookie": 1,
     "hostCookie": 1,
-    "ops": [
-        {"op": "AddVeth", "name": "lan0", "ifname": IFNAME, "mtu": 0, "host_mac": "020000000001", "container_mac": ""}
-    ],
 }
 
 
@@ -293,8 +381,8 @@ def spoiled_files(draw: st.DrawFn) -> dict[str, bytes]:
     files = {}
     for name in draw(st.lists(st.sampled_from(POOL_NAMES), max_size=3, unique=True)):
         files[f"{POOL}/{name}"] = draw(RESERVATION)
-    for name in draw(st.lists(st.sampled_from(["bridge", "portmap"]), max_size=1)):
-        record = copy.deepcopy(RECORD)
+    for name in draw(st.lists(st.sampled_from(sorted(OWNED)), max_size=1)):
+        record = {**RECORD, "ops": [copy.deepcopy(OWNED[name])]}
         for number, how, junk in draw(MUTATIONS):
             mutate(record, number, how, junk)
         suffix = draw(st.sampled_from([".json", ".adding", ".adding.tmp"]))

@@ -20,7 +20,7 @@ from keeper import CLONE_NEWNET, CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, check
 from node import die_with_parent
 from pyroute2 import IPRoute
 
-from tests.fuzz.cases import IFNAME, NETNS, OTHER, POOL, Case, environment
+from tests.fuzz.cases import HOST_VETH, IFNAME, LAN, NETNS, ON_A_PAIR, OTHER, POOL, Case, environment
 
 CALL_S = 20.0
 CODES = {1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 999, *range(100, 128)}
@@ -155,6 +155,7 @@ def lay_out(case: Case) -> None:
     """What the host has before: another container's reservation, perhaps an attachment, and the spoiled files."""
     os.makedirs(POOL)
     os.mkfifo("/run/fifo")
+    lay_links(os.path.basename(case.program))
     for path, content in (
         (f"{POOL}/192.0.2.200", f"{OTHER}\r\n{IFNAME}"),
         ("/run/resolv.conf", "nameserver 192.0.2.53\n"),
@@ -168,6 +169,15 @@ def lay_out(case: Case) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as raw:
             raw.write(spoiled)
+
+
+def lay_links(plugin: str) -> None:
+    """What the plugin of the case takes for granted."""
+    with IPRoute() as ipr:
+        if plugin == "macvlan":
+            ipr.link("add", ifname=LAN, kind="bridge", state="up")
+        if plugin in ON_A_PAIR:
+            ipr.link("add", ifname=HOST_VETH, kind="veth", state="up", peer={"ifname": IFNAME, "net_ns_fd": NETNS})
 
 
 def state(container: int, host: int) -> dict[str, set[str]]:

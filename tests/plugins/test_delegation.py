@@ -89,6 +89,28 @@ def test_ipam_is_told_of_every_verb_with_the_whole_configuration(
 
 
 @pytest.mark.ours_alone
+@pytest.mark.parametrize("version", ["0.2.0", "0.3.1", "1.1.0"])
+@pytest.mark.parametrize("ipam", ["host-local", "static"])
+def test_our_own_ipam_in_the_same_process_says_no_more_than_in_another(
+    net: BridgeNetwork, foreign: ForeignIpam, ipam: str, version: str
+) -> None:
+    """0.2.0 knows neither MTU nor metric of a route."""
+    addresses = [{"address": f"{net.address(4, 2)}/24", "gateway": net.address(4, 1)}]
+    routes = [{"dst": "198.18.0.0/15", "mtu": 1300, "priority": 7}, {"dst": "2001:db8::/32"}]
+    conf = net.conf(version, ipam={"type": ipam, "routes": routes, "addresses": addresses})
+    foreign.does(f"exec {net.plugins.directory / ipam}")
+    found = []
+    for type_ in (foreign.name, ipam):
+        asked = {**conf, "ipam": {**conf["ipam"], "type": type_}}
+        outcome = net.run("ADD", asked, CNI_PATH=path(net, foreign))
+        shown = net.lab[net.a].run(["ip", "-4", "-json", "route", "show", "198.18.0.0/15"], check=True).stdout
+        found.append((outcome.status, outcome.stdout, shown, net.held(net.a, "eth0")))
+        assert net.run("DEL", asked, CNI_PATH=path(net, foreign)).status == 0
+        net.do("host", f"rm -rf /var/lib/cni/networks/{net.name}")  # which address was given last
+    assert found[0] == found[1]
+
+
+@pytest.mark.ours_alone
 def test_ipam_is_asked_for_its_status_and_to_collect_garbage(net: BridgeNetwork, foreign: ForeignIpam) -> None:
     conf = {**net.conf("1.1.0"), "cni.dev/valid-attachments": []}
     foreign.does("""[ $CNI_COMMAND = STATUS ] && echo '{"code": 51, "msg": "half of it is gone"}' && exit 1; exit 0""")

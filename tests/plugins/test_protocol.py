@@ -12,9 +12,21 @@ from lab import Lab
 from runtime import ALL, Outcome, Plugins
 from snapshot import difference
 
+from cni_py.version import spoken_by
 from tests.plugins.bridge_network import Conf, ours_alone
 
-EXECUTABLES = ("bridge", "host-local", "loopback", "portmap")
+EXECUTABLES = (
+    "bandwidth",
+    "bridge",
+    "firewall",
+    "host-local",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "static",
+    "tuning",
+)
 CONF: Conf = {"cniVersion": "1.0.0", "name": "net", "type": "any"}
 every = pytest.mark.parametrize("name", EXECUTABLES)
 
@@ -46,6 +58,11 @@ def run(
     return plugins.run(lab, verb, name, conf, "c1", None, "eth0", **(env or {}))
 
 
+def spoken(plugins: Plugins, name: str) -> tuple[str, ...]:
+    """The versions of the specification that the plugin knows."""
+    return tuple(each for each in plugins.versions if each in spoken_by(name))
+
+
 def refused(outcome: Outcome, code: int, text: str = "") -> dict[str, Any]:
     """The error object: alone on stdout, its text in msg or details, no traceback."""
     assert (outcome.status, outcome.json["code"]) == (1, code), outcome
@@ -66,7 +83,7 @@ def test_version_lists_what_it_speaks_on_one_line_without_reading_stdin(
     for conf in ("", "no JSON", CONF):
         outcome = run(shared_lab, plugins, "VERSION", name, conf, env=nothing_else)
         assert (outcome.status, outcome.stdout.count("\n")) == (0, 1)
-        assert outcome.json == {"cniVersion": plugins.versions[-1], "supportedVersions": list(plugins.versions)}
+        assert outcome.json == {"cniVersion": plugins.versions[-1], "supportedVersions": [*spoken(plugins, name)]}
 
 
 @every
@@ -76,7 +93,7 @@ def test_without_a_verb_it_says_what_it_is_on_stderr(shared_lab: Lab, plugins: P
         assert (outcome.status, outcome.stdout) == (0, "")
         first, second = outcome.stderr.splitlines()
         assert re.match(rf"CNI {name} plugin", first)
-        assert second == f"CNI protocol versions supported: {', '.join(plugins.versions)}"
+        assert second == f"CNI protocol versions supported: {', '.join(spoken(plugins, name))}"
 
 
 # The environment
@@ -189,7 +206,7 @@ def test_a_configuration_that_is_none_is_refused(shared_lab: Lab, plugins: Plugi
 @every
 def test_an_unknown_version_is_told_the_known_ones(shared_lab: Lab, plugins: Plugins, name: str) -> None:
     answer = refused(run(shared_lab, plugins, "DEL", name, {**CONF, "cniVersion": "0.9.0"}), 1)
-    listed = " ".join(f'"{version}"' for version in plugins.versions)
+    listed = " ".join(f'"{each}"' for each in spoken(plugins, name))
     assert answer["msg"] == "incompatible CNI versions"
     assert answer["details"] == f'config is "0.9.0", plugin supports [{listed}]'
 

@@ -1,5 +1,6 @@
 """The engine: order, roll-back, records; with operations that act on a list instead of the kernel."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,17 @@ def test_operations_survive_their_json() -> None:
     op = Mixed(text="x", number=3, flag=True, data=b"\x00\xff")
     assert op_from_json(op.to_json()) == op
     assert op.describe() == "x 3 True 00:ff"
+
+
+def test_every_operation_that_a_record_may_hold_is_found_again() -> None:
+    homes = [path.stem for path in Path(engine.__file__).parent.glob("*.py") if "(Op):" in path.read_text()]
+    for name in homes:
+        importlib.import_module(f"cni_py.{name}")
+    owned: dict[str, set[str]] = {}
+    for cls in engine.REGISTRY.values():
+        if cls.owned and cls.__module__.startswith("cni_py.") and not cls.__module__.startswith("cni_py.plugins."):
+            owned.setdefault(cls.__module__, set()).add(cls.__name__)
+    assert owned == {module: set(names) for module, names in engine.HOMES.items()}
 
 
 @pytest.mark.parametrize(

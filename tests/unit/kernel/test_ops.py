@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cni_py import ops
+from cni_py.errors import CniError
 from cni_py.kernel.context import Kernel
 from cni_py.kernel.rtnl import Rtnl
 from cni_py.records import Attachment
@@ -69,3 +70,14 @@ def test_hairpin_that_a_chained_plugin_turned_on_is_no_damage() -> None:
     run("bridge link set dev v0 hairpin on")
     assert wanted[False].check(kernel) is None
     assert wanted[True].check(kernel) is None
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("master", [True, False])
+def test_a_link_that_does_not_come_up_is_called_what_it_is(master: bool) -> None:
+    run("ip link add br7 type bridge; ip link add v0 type veth peer name v1; ip link set v0 up")  # v1 is not
+    if master:
+        run("ip link set v0 master br7")
+    ops.UP_LIMIT_S = 0.05
+    with pytest.raises(CniError, match=f"^{'bridge port' if master else 'host veth'} in error state: down"):
+        ops.WaitForPort(name="v0").apply(Kernel(KEY, ""))

@@ -157,7 +157,7 @@ def test_a_configuration_that_cannot_be_is_refused_before_anything_is_done(
 ) -> None:
     call = call_for(config)
     with pytest.raises(CniError, match=message):
-        BridgeConf(call).check_add(call.conf.raw)
+        BridgeConf(call).check_add()
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,6 @@ def test_ip_masq_by_iptables_is_one_operation_for_all_addresses() -> None:
     from cni_py.iptablesops import MasqueradeByIptables
 
     call = call_for({"ipMasq": True, "ipMasqBackend": "iptables"})
-    conf = BridgeConf(call)
-    conf.check_add(call.conf.raw)
     addresses = [parse_address("192.0.2.7/24"), parse_address("2001:db8::7/64")]
     wanted = MasqueradeByIptables(addresses="192.0.2.7/24 2001:db8::7/64")
-    assert backends.masquerade(addresses, conf.backend) == [wanted]
+    assert backends.masquerade(addresses, BridgeConf(call).backend) == [wanted]
