@@ -191,15 +191,17 @@ class KeepApart(Op):
 
 
 def is_empty(folder: str) -> bool:
-    """Whether there is nothing in the folder, which is gone afterwards."""
-    try:
-        os.rmdir(folder)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
+    """Whether there is nothing in the folder, which is gone afterwards; those that it is in, too, with the last."""
+    parent = os.path.dirname(folder)
+    for path in (folder, parent, os.path.dirname(parent)):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return path != folder
     return True
 
 
