@@ -4,15 +4,12 @@ iptables' part is loaded only where it is asked for, or where one netlink messag
 """
 
 from cni_py import records, settings
+from cni_py.addr import ip_text
 from cni_py.errors import CniError, PluginNotAvailable
-from cni_py.kernel import iptables
-from cni_py.kernel.iptables import NAT
+from cni_py.kernel import xtables
 from cni_py.kernel.nftables import NftUnavailable
-
-try:
-    from _sha512 import sha512  # hashlib would cost 4 ms
-except ImportError:  # Python 3.12 and newer
-    from _sha2 import sha512
+from cni_py.kernel.xtables import NAT, NFPROTO
+from cni_py.result import prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,26 +22,45 @@ if TYPE_CHECKING:
 
 MASQUERADE, PUBLISH, OBSOLETE = "CNI-", "CNI-DN-", "CNI-SN-"  # how the names of an attachment's chains begin
 POSTROUTING, ENTRIES = "POSTROUTING", "CNI-HOSTPORT-DNAT"  # what leads to them
+NFPROTO_INET = 1  # linux/netfilter.h
+GO_MASQUERADE, GO_CHECKS = "cni_plugins_masquerade", "masq_checks"  # newer Go plugins' table and chain for ipMasq
+GO_HOSTPORT, GO_HOSTPORTS = "cni_hostport", "hostports"  # and for published ports
 CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
 
 
 def chain_name(prefix: str, network: str, container_id: str) -> str:
     """The chain of an attachment: `prefix` and as many digits as a name may have. It does not tell interfaces apart."""
+    try:
+        from _sha512 import sha512  # hashlib would cost 4 ms
+    except ImportError:  # Python 3.12 and newer
+        from _sha2 import sha512
     digits: str = sha512((network + container_id).encode("utf-8", "surrogateescape")).hexdigest()
     return prefix + digits[: CHAIN_MAX - len(prefix)]
 
 
-def concerned(kernel: "Kernel", *chains: str) -> list[int]:
-    """The families whose iptables may have one of the chains: the others cost no process."""
+def concerned(kernel: "Kernel", *chains: str, table: str = NAT) -> list[int]:
+    """The families whose iptables may have one of the chains, and can be asked: the others cost no process."""
     found = []
     for family in (4, 6):
         try:
-            there = any(iptables.may_hold(kernel, family, NAT, chain) for chain in chains)
+            there = any(xtables.may_hold(kernel, family, table, chain) for chain in chains)
         except NftUnavailable:  # then only iptables-legacy can have it
-            there = NAT in iptables.legacy_tables(family)
-        if there and iptables.is_there(family):
+            there = table in xtables.legacy_tables(family)
+        if there:
             found.append(family)
-    return found
+    if not found:
+        return []
+    from cni_py import iptables
+
+    return list(filter(iptables.is_there, found))
+
+
+def has_chain(kernel: "Kernel", family: int, table: str, chain: str) -> bool:
+    """Whether a table of a newer Go plugin is there, told in one netlink message."""
+    try:
+        return kernel.nft.chain_policy(family, table, chain) is not None
+    except NftUnavailable:
+        return False
 
 
 def in_use(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
@@ -62,6 +78,8 @@ def answers(kernel: "Kernel", backend: str) -> None:
     """STATUS: PluginNotAvailable where the backend is not there."""
     try:
         if backend == "iptables":
+            from cni_py import iptables
+
             for tool in iptables.TOOLS.values():
                 iptables.find(f"{tool}-restore")
         elif not kernel.nft.has_table():
@@ -106,14 +124,34 @@ def forget_masquerading(call: "Call") -> None:
         from cni_py import iptablesops
 
         iptablesops.forget_masquerading(call.kernel, call.plugin)
+    if has_chain(call.kernel, NFPROTO_INET, GO_MASQUERADE, GO_CHECKS):
+        from cni_py import gotables
+
+        gotables.forget_masquerading(call.key)
 
 
 def sweep_masquerading(call: "Call") -> None:
     """GC: the same for containers that are not valid."""
     _sweep(call, POSTROUTING)
+    valid = call.conf.valid_attachments
+    if valid is not None and has_chain(call.kernel, NFPROTO_INET, GO_MASQUERADE, GO_CHECKS):
+        from cni_py import gotables
+
+        gotables.sweep_masquerading(
+            call.conf.name, {gotables.mark_of(records.Attachment(call.conf.name, *listed)) for listed in valid}
+        )
 
 
 # Published ports
+
+
+def make_room(call: "Call", ports: str) -> None:
+    """ADD by nftables: PortInUse when iptables publishes one of the ports for another container that is known to live."""
+    if concerned(call.kernel, ENTRIES):
+        from cni_py import iptablesops
+        from cni_py.portmappings import parse_mappings
+
+        iptablesops.make_room(call.kernel, parse_mappings(ports))
 
 
 def forget_ports(call: "Call") -> None:
@@ -123,6 +161,13 @@ def forget_ports(call: "Call") -> None:
         from cni_py import iptablesops
 
         iptablesops.forget_ports(call.kernel)
+    for family, number in NFPROTO.items():
+        if has_chain(call.kernel, number, GO_HOSTPORT, GO_HOSTPORTS):
+            from cni_py import gotables
+
+            earlier = prev_result(call.conf)
+            addresses = {ip_text(ip.address.packed) for ip in earlier.ips} if earlier is not None else set()
+            gotables.forget_ports(family, call.container_id, addresses)
 
 
 def sweep_ports(call: "Call") -> None:

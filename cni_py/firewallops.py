@@ -3,14 +3,15 @@
 import errno
 import os
 
-from cni_py import firewallrules, nftops, records
+from cni_py import backends, firewallrules, iptables, nftops, records
 from cni_py.addr import Address, parse_address
 from cni_py.engine import Op
 from cni_py.errors import os_error
-from cni_py.kernel import iptables, nftrules, sysctl
+from cni_py.iptables import Rules
+from cni_py.kernel import nftrules, sysctl
 from cni_py.kernel.context import Kernel
-from cni_py.kernel.iptables import FILTER, NFPROTO, Rules
 from cni_py.kernel.nftables import BRIDGE, NF_DROP, Change, Element, NftUnavailable, concat, ifname_key
+from cni_py.kernel.xtables import FILTER, NFPROTO, legacy_tables
 from cni_py.locks import nftables_lock
 from cni_py.nftops import say
 
@@ -44,7 +45,7 @@ def drops(kernel: Kernel, family: int) -> bool:
     """Whether iptables' FORWARD drops what no rule accepts, as Docker and careful administrators have it."""
     if kernel.nft.chain_policy(NFPROTO[family], FILTER, firewallrules.FORWARD) == NF_DROP:
         return True
-    if FILTER not in iptables.legacy_tables(family):
+    if FILTER not in legacy_tables(family):
         return False
     return Rules.read(family, FILTER).policies.get((FILTER, firewallrules.FORWARD)) == "DROP"
 
@@ -113,7 +114,7 @@ class PassForwarded(Op):
 def concerned(kernel: Kernel, found: "dict[int, list[Address]]") -> list[int]:
     """The families of whose iptables a chain of the plugin is there: the others cost no process."""
     chains = (firewallrules.ACCEPTED, firewallrules.STAGE_1)
-    return [family for family in found if any(iptables.may_hold(kernel, family, FILTER, chain) for chain in chains)]
+    return [family for family in backends.concerned(kernel, *chains, table=FILTER) if family in found]
 
 
 class KeepApart(Op):
@@ -185,9 +186,9 @@ class KeepApart(Op):
 
     def _checked_by_iptables(self, kernel: Kernel, lost: str) -> str | None:
         """What is not here may be there: made by the Go plugin before we came."""
-        if not iptables.may_hold(kernel, 4, FILTER, firewallrules.STAGE_1):
-            return lost
-        return None if firewallrules.is_policed(Rules.read(4, FILTER), self.bridge, self.policy) else lost
+        families = backends.concerned(kernel, firewallrules.STAGE_1, table=FILTER)
+        held = [firewallrules.is_policed(Rules.read(family, FILTER), self.bridge, self.policy) for family in families]
+        return None if any(held) else lost
 
 
 def is_empty(folder: str) -> bool:

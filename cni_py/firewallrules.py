@@ -9,13 +9,13 @@ both where FORWARD drops by policy and from other bridges; and chains that serve
 """
 
 from cni_py.addr import Address, ip_text, parse_address
-from cni_py.kernel.iptables import FILTER
+from cni_py.kernel.xtables import FILTER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cni_py.kernel.iptables import Rule, Rules
+    from cni_py.iptables import Rule, Rules
 
 FORWARD = "FORWARD"
 ACCEPTED = "CNI-FORWARD"

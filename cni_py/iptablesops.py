@@ -1,20 +1,21 @@
 """Operations on iptables' nat table, for those who asked for that backend: masquerading and published ports."""
 
-from cni_py import heirs, iptrules, nftops, records
+from cni_py import heirs, iptables, iptrules, nftops, portclaims, records
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.backends import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PUBLISH, chain_name, concerned
 from cni_py.engine import Op
 from cni_py.errors import InvalidNetworkConfig, PortInUse
+from cni_py.iptables import Rules
 from cni_py.iptrules import Publication, parse_ports
-from cni_py.kernel import iptables, sysctl
-from cni_py.kernel.iptables import NAT, Rules
+from cni_py.kernel import sysctl
 from cni_py.kernel.nftables import NftUnavailable
+from cni_py.kernel.xtables import NAT
 from cni_py.nftops import forget_flows, say
 from cni_py.portmappings import mappings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from cni_py.kernel.context import Kernel
     from cni_py.portmappings import Entry, Mapping, PortmapConf
@@ -118,10 +119,13 @@ class PublishByIptables(Op):
     def apply(self, kernel: "Kernel") -> bool:
         found = self.publications(kernel.key)
         staying = siblings(kernel.key, PORTMAP)
+        wanted = [mapping for publication in found.values() for mapping in publication.mappings]
+        for hexed in portclaims.dead_holders(kernel, wanted):
+            nftops.sweep_ports(kernel, "", [], hexed)
 
         def decide(rules: Rules) -> None:
             publication = found[rules.family]
-            oust_dead_holders(rules, publication, kernel.key)
+            oust_dead_holders(rules, publication.mappings, kernel.key, strangers=True)
             publication.make(rules, staying.__contains__)
 
         changed = iptables.change(found, (NAT,), decide)
@@ -198,25 +202,39 @@ def records_of(network: str, container_id: str, plugin: str) -> "list[Record]":
     ]
 
 
-def oust_dead_holders(rules: Rules, publication: Publication, key: "Attachment") -> None:
-    """PortInUse when another container has one of the ports, unless it is provably dead: then its rules go.
+def oust_dead_holders(rules: Rules, mappings: "Iterable[Mapping]", key: "Attachment", *, strangers: bool) -> None:
+    """PortInUse when another container publishes a port of the mappings, unless it is provably dead: then its rules go.
 
-    A container never conflicts with itself: runtimes give all its networks the same mappings, and the first serves.
+    One without a record may be dead or alive: `strangers` says whether it counts. A container never conflicts with itself:
+    runtimes give all its networks the same mappings, and the first serves.
     """
-    for mapping, entry in iptrules.conflicts(rules, publication.mappings, publication.chain):
+    for mapping, other, entry in iptrules.conflicts(rules, mappings, own_chain(key, PUBLISH)):
         network, container_id = iptrules.label_in(entry)
         if container_id == key.container_id or not rules.has_chain(NAT, entry[-1]):
             continue
         known = records_of(network, container_id, PORTMAP)
-        if not known or not all(map(heirs.is_dead, known)):
-            raise in_use(mapping, f"{network}/{container_id}" if network else f"chain {entry[-1]}")
-        iptrules.withdraw(rules, entry[-1], lambda _: False)
+        if known and all(map(heirs.is_dead, known)):
+            iptrules.withdraw(rules, entry[-1], lambda _: False)
+        elif known or strangers:
+            holder = f"{network}/{container_id}" if network else f"chain {entry[-1]}"
+            port = f"{other.first}/{other.protocol}"
+            raise PortInUse(
+                f"host port {port} is in use by {holder}", f"wanted on {str(mapping).split(' ')[1]}, by iptables"
+            )
 
 
-def in_use(mapping: "Mapping", holder: str) -> PortInUse:
-    """The error that names the holder."""
-    port = f"{mapping.first}/{mapping.protocol}"
-    return PortInUse(f"host port {port} is in use by {holder}", f"wanted on {str(mapping).split(' ')[1]}")
+def make_room(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
+    """What portmap's other backend asks before it publishes: PortInUse when iptables does for a container that is alive.
+
+    What a container of which nothing is known has left is no reason to refuse.
+    """
+    families = [family for family in concerned(kernel, ENTRIES) if any(one.family == family for one in wanted)]
+
+    def decide(rules: Rules) -> None:
+        ours = [one for one in wanted if one.family == rules.family]
+        oust_dead_holders(rules, ours, kernel.key, strangers=False)
+
+    iptables.change(families, (NAT,), decide)
 
 
 def unmasquerade(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:
@@ -304,8 +322,8 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
         clients=("all" if conf.masq_all else "subnet") if conf.snat else "none",
         mark_bit=conf.mark_bit,
         mark_chain=conf.mark_chain,
-        conditions4=conf.conditions.get(4, ""),
-        conditions6=conf.conditions.get(6, ""),
+        conditions4=iptrules.vetted(conf.words[4], "conditionsV4"),
+        conditions6=iptrules.vetted(conf.words[6], "conditionsV6"),
     )
     return [publication]
 

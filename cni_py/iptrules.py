@@ -13,14 +13,15 @@ rules are told apart by the address they speak of.
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.backends import CHAIN_MAX, ENTRIES, POSTROUTING
 from cni_py.errors import InvalidNetworkConfig
-from cni_py.kernel.iptables import COMMENT_MAX, NAT, quote, split
+from cni_py.iptables import COMMENT_MAX, quote, split
+from cni_py.kernel.xtables import NAT
 from cni_py.portmappings import PORT_MAX, PROTOCOLS, Mapping, bracketed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from cni_py.kernel.iptables import Rule, Rules
+    from cni_py.iptables import Rule, Rules
 
 SETMARK, MASQ = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
 PORTS_MAX = 15  # XT_MULTI_PORTS, linux/netfilter/xt_multiport.h
@@ -357,20 +358,24 @@ def withdraw(rules: "Rules", chain: str, stays: "Callable[[bytes], bool]") -> li
     return [mapping for mapping in gone if mapping is not None]
 
 
-def conflicts(rules: "Rules", mappings: "Iterable[Mapping]", chain: str) -> "Iterator[tuple[Mapping, Rule]]":
-    """Which of the mappings has a port, as bind(2) sees it, that another attachment publishes; with what leads to that one."""
-    wanted: dict[tuple[str, str], list[Mapping]] = {}
+def conflicts(rules: "Rules", mappings: "Iterable[Mapping]", chain: str) -> "Iterator[tuple[Mapping, Mapping, Rule]]":
+    """Which of the mappings has a port, as bind(2) sees it, that another attachment than the chain's publishes.
+
+    Each with the other's mapping, and with what leads to its chain.
+    """
+    wanted: dict[tuple[str, int], list[Mapping]] = {}
     for mapping in mappings:
-        wanted.setdefault((mapping.protocol, str(mapping.first)), []).append(mapping)
+        for port in mapping.ports:
+            wanted.setdefault((mapping.protocol, port), []).append(mapping)
     for entry in list(rules.chains.get((NAT, ENTRIES), ())):
         protocol, numbers = value_of(entry, "-p"), value_of(entry, "--dports").split(",")
-        if entry[-1] == chain or not any((protocol, number) in wanted for number in numbers):
+        if entry[-1] == chain or not any(number.isdigit() and (protocol, int(number)) in wanted for number in numbers):
             continue
-        for rule in rules.chains.get((NAT, entry[-1]), ()):
-            led = mapping_of(rule)
-            for mapping in wanted.get((led.protocol, str(led.first)), ()) if led is not None else ():
-                if led is not None and (led.host_ip == mapping.host_ip or None in (led.host_ip, mapping.host_ip)):
-                    yield mapping, entry
+        found = map(mapping_of, rules.chains.get((NAT, entry[-1]), ()))
+        for other in [led for led in found if led is not None]:
+            for mapping in wanted.get((other.protocol, other.first), ()):
+                if other.host_ip == mapping.host_ip or None in (other.host_ip, mapping.host_ip):
+                    yield mapping, other, entry
 
 
 # Conditions

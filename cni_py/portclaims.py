@@ -17,13 +17,14 @@ import sys
 from cni_py import heirs
 from cni_py.errors import PortInUse
 from cni_py.heirs import HEX
-from cni_py.kernel.nftables import Change, Element, Nft, concat, mark
+from cni_py.kernel.nftables import Change, Element, Nft, NftUnavailable, concat, mark
 from cni_py.portmappings import PROTOCOLS, Mapping, condition_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from cni_py.kernel.context import Kernel
     from cni_py.records import Attachment
 
 
@@ -321,6 +322,25 @@ def obtain(draft: Draft, who: Claimant, mapping: Mapping) -> str:
                 raise _port_in_use(mapping, port, holder.key.label)
     claim(draft, who, mapping)
     return ""
+
+
+def dead_holders(kernel: "Kernel", mappings: "Sequence[Mapping]") -> set[str]:
+    """What portmap's other backend asks before it publishes: the hex of the dead that have a port of the mappings here.
+
+    PortInUse when another container that may be alive has one.
+    """
+    draft, dead = Draft(kernel.nft), set()
+    try:
+        for mapping in mappings:
+            for comment in _holders(draft, mapping, mapping.first):
+                holder = heirs.record_of(comment[:HEX])
+                if holder is None or heirs.is_dead(holder):
+                    dead.add(comment[:HEX])
+                elif holder.key.container_id != kernel.key.container_id:
+                    raise _port_in_use(mapping, mapping.first, holder.key.label)
+    except NftUnavailable:
+        return set()  # then nothing of ours can be there
+    return dead
 
 
 def lacking(draft: Draft, who: Claimant, mapping: Mapping) -> str:

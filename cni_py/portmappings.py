@@ -7,7 +7,7 @@ What NAT cannot do portfwd may, if it runs: see relays() and userland.py. What a
 (`share`, `allow`) is in portoptions.py.
 """
 
-from cni_py import netconf, result, settings
+from cni_py import netconf, result
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.sha import sha256
@@ -28,6 +28,7 @@ LOOPBACK6 = b"\0" * 15 + b"\1"
 UDP_RUN_MAX = 1024  # consecutive UDP ports that portfwd is asked for beside NAT: each costs it a socket
 POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
 MARK_BIT = 13  # of the packet mark that iptables' rules masquerade by: 0x2000
+BACKENDS = ("iptables", "nftables")
 PROXY_USES = ("auto", "always", "never")
 IPTABLES_FIRST = ("-", "!")  # how the first word of an iptables condition begins, as the Go plugin tells them apart
 
@@ -165,6 +166,7 @@ class PortmapConf:
         "prev_result",
         "snat",
         "userland_proxy",
+        "words",
     )
 
     def __init__(self, conf: "NetConf") -> None:
@@ -184,12 +186,8 @@ class PortmapConf:
         except CniError as error:
             raise CniError(f"failed to parse config: {error}") from error
         self.options = _options(raw, runtime)
+        self.words = conditions
         self.conditions = {family: _condition(words, f"conditionsV{family}") for family, words in conditions.items()}
-
-    @property
-    def backend(self) -> str:
-        """What is asked for, or else the host's."""
-        return settings.backend(self.asked_backend)
 
 
 class Entry:
@@ -244,7 +242,7 @@ def _mark(raw: "Object") -> tuple[int, str]:
 def _backend(raw: "Object", conditions: dict[int, list[str]]) -> str:
     """The backend asked for by name, or else by the kind of options that only one has; "" when nothing is said."""
     backend = netconf.string(raw, "backend")
-    if backend not in ("", *settings.BACKENDS):
+    if backend not in ("", *BACKENDS):
         raise CniError(f'unrecognized backend "{backend}"')
     specific: dict[str, list[str]] = {"iptables": [], "nftables": []}
     if netconf.optional_string(raw, "externalSetMarkChain") is not None:
@@ -269,12 +267,8 @@ def _is_of_iptables(condition: list[str]) -> bool:
 
 
 def _condition(words: list[str], name: str) -> str:
-    """Its words, each checked, as one text."""
-    if not _is_of_iptables(words):
-        return vetted(words, name)
-    from cni_py import iptrules
-
-    return iptrules.vetted(words, name)
+    """As one text. The words of nft's are checked here, those of iptables where its rules are made."""
+    return " ".join(words) if _is_of_iptables(words) else vetted(words, name)
 
 
 def vetted(conditions: list[str], name: str) -> str:

@@ -19,6 +19,7 @@ from cni_py.locks import attachment_lock, nftables_lock
 from cni_py.records import Attachment, Record
 
 FILTERING = ("cni_py.nftops", "cni_py.firewallops", "cni_py.iptablesops")  # whose operations a firewall's reload undoes
+PUBLISHING = ("PublishPorts", "PublishByIptables")
 PORT_KEY = 8  # bytes at the end of a key: inet_proto . inet_service, each padded to 4
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
 
@@ -140,10 +141,9 @@ def _nftables_parts(op: Op) -> Iterator[Op]:
     """
     if type(op).__module__ not in FILTERING:
         return
-    if isinstance(op, nftops.PublishPorts):
-        for address in op.addresses.split():
-            if ":" not in address:  # its check() is content where route_localnet is off
-                yield nftops.AllowLoopbackClients(address=address.partition("/")[0])
+    for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
+        if ":" not in address:  # its check() is content where route_localnet is off
+            yield nftops.AllowLoopbackClients(address=address.partition("/")[0])
     yield op
 
 

@@ -32,7 +32,9 @@ from cni_py.result import Interface, Result
 def add(call: Call) -> Result:
     """Connect the container."""
     conf = BridgeConf(call)
-    conf.check_add(call.conf.raw)
+    conf.check_add()
+    if conf.masquerade:
+        conf.backend = settings.backend(conf.backend)
     container_mac = conf.container_mac(call)
     refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
     refuse_existing(call, refusal)

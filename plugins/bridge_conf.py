@@ -1,7 +1,6 @@
 """The configuration of the bridge plugin, parsed and checked before anything is done."""
 
 from cni_py.addr import parse_mac
-from cni_py.backends import for_masquerading
 from cni_py.errors import CniError
 from cni_py.netconf import boolean, child, integer, objects, optional_boolean, optional_integer, parse_cni_args, string
 
@@ -60,14 +59,14 @@ class BridgeConf:
         if not 0 <= self.vlan <= VLAN_MAX:
             raise CniError(f"invalid VLAN ID {self.vlan} (must be between 0 and 4094)")
 
-    def check_add(self, raw: "Object") -> None:
+    def check_add(self) -> None:
         """What only ADD refuses: a DEL must not fail over it."""
         if self.disable_container_interface and self.has_ipam:
             raise CniError("cannot use IPAM when DisableContainerInterface flag is set")
         if self.hairpin and self.promisc:
             raise CniError("cannot set hairpin mode and promiscuous mode at the same time")
-        if self.masquerade:
-            self.backend = for_masquerading(self.backend)
+        if self.masquerade and self.backend not in ("", "nftables", "iptables"):
+            raise CniError(f'unknown ipmasq backend "{self.backend}"')
 
     def container_mac(self, call: "Call") -> bytes:
         """The MAC asked for, or ours."""

@@ -21,7 +21,7 @@ backend. Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import backends, netconf, nftops, userland
+from cni_py import backends, netconf, nftops, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig
@@ -43,6 +43,9 @@ def add(call: Call) -> "Result":
         raise CniError("must be called as chained plugin")
     steps = plan(conf, conf.prev_result, call.ifname)
     if steps:
+        for step in steps:
+            if isinstance(step, nftops.PublishPorts):
+                backends.make_room(call, step.ports)
         call.begin()
         call.apply(steps)
     return conf.prev_result
@@ -82,7 +85,7 @@ def status(call: Call) -> None:
     if netconf.string(call.conf.raw, "userlandProxy") == "always":
         userland.answers()
     else:
-        backends.answers(call.kernel, PortmapConf(call.conf).backend)
+        backends.answers(call.kernel, settings.backend(PortmapConf(call.conf).asked_backend))
 
 
 def plan(conf: PortmapConf, earlier: "Result", ifname: str) -> "list[Op]":
@@ -114,7 +117,7 @@ def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> 
     """The part of the kernel."""
     if not conf.entries:
         return []
-    if conf.backend == "iptables":
+    if settings.backend(conf.asked_backend) == "iptables":
         from cni_py import iptablesops
 
         steps = iptablesops.publish(conf, addresses)

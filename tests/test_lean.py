@@ -61,7 +61,7 @@ LINKS = ours("ops", "kernel.rtnl", "kernel.sysctl")
 NFTABLES = ours("nftops", "heirs", "portclaims", "portmappings", "kernel.nftables", "kernel.nftrules")
 FILTERS = NFTABLES | {"_sha512"} | ours("backends", "settings", "kernel.xtables")  # and what tells whether to use them
 HOST_LOCAL = ours("plugins.host_local", "ranges", "reservations")
-FORWARDING = ours("plugins.firewall", "firewallops", "firewallrules", "kernel.iptables", "kernel.rtnl", "kernel.sysctl")
+FORWARDING = ours("plugins.firewall", "firewallops", "firewallrules", "iptables", "kernel.rtnl", "kernel.sysctl")
 ATTACHING = LINKS | ours("container", "addressing", "invoke")
 MAY_LOAD = {
     "bridge": CALL

@@ -211,16 +211,16 @@ def test_contradictory_options_are_refused(fields: dict[str, object], text: str)
 @pytest.mark.parametrize(
     ("fields", "backend"),
     [
-        ({}, "nftables"),
+        ({}, ""),
         ({"backend": "iptables"}, "iptables"),
         ({"externalSetMarkChain": "X"}, "iptables"),
         ({"conditionsV6": ["!", "-d", "::1"]}, "iptables"),
         ({"conditionsV4": ["ip", "saddr", "192.0.2.1"]}, "nftables"),
-        ({"conditionsV4": []}, "nftables"),
+        ({"conditionsV4": []}, ""),
     ],
 )
 def test_backend_follows_from_the_options_that_only_one_has(fields: dict[str, object], backend: str) -> None:
-    assert parse(**fields).backend == backend
+    assert parse(**fields).asked_backend == backend
 
 
 @pytest.mark.parametrize(

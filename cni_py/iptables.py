@@ -20,17 +20,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from cni_py.kernel.context import Kernel
-
     Rule = tuple[str, ...]
 
-NAT, FILTER = "nat", "filter"
 FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")  # after PATH, which runtimes leave without sbin
 TOOLS = {4: "iptables", 6: "ip6tables"}
-NFPROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: linux/netfilter.h
 WAIT_S = "5"  # for xtables' own lock, which iptables-legacy takes; ours keeps our own calls from meeting there
 UNQUOTED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/,!=+[]@%")
 COMMENT_MAX = 255  # XT_MAX_COMMENT_LEN - 1, linux/netfilter/xt_comment.h
+
+
+class IptablesFailed(CniError):
+    """iptables-save or iptables-restore has refused."""
 
 
 class Rules:
@@ -47,7 +47,9 @@ class Rules:
         self.changes: dict[str, list[str]] = {}  # by table, lines for iptables-restore
         table = ""
         for line in saved.splitlines():
-            if line.startswith("# Table ") and "incompatible" in line:  # said by iptables-nft, which ends with 0 all the same
+            if (
+                line.startswith("# Table ") and "incompatible" in line
+            ):  # said by iptables-nft, which ends with 0 all the same
                 raise CniError("iptables cannot read its own table: somebody has changed it by other means", line[2:])
             if line.startswith("*"):
                 table = line[1:]
@@ -102,9 +104,9 @@ class Rules:
         if self.chains.get((table, chain)):
             self._note(table, "-F", chain)
         self.ensure_chain(table, chain)
-        self.chains[table, chain] = []
+        self.chains[table, chain] = list(rules)
         for rule in rules:
-            self.ensure(table, chain, rule)
+            self._note(table, "-A", chain, *rule)
 
     def remove(self, table: str, chain: str, wanted: "Callable[[Rule], bool]") -> None:
         """Take out the rules of a chain that `wanted` says."""
@@ -152,15 +154,24 @@ def change(families: "Iterable[int]", tables: "Sequence[str]", decide: "Callable
     if not wanted:
         return False
     with iptables_lock():
-        reading = [(family, start_reading(family, tables)) for family in wanted]
-        making = []
-        for family, runs in reading:
-            rules = Rules(family, "".join(run.output() for run in runs))
-            decide(rules)
-            making.append(rules.commit())
-        for run in making:
-            if run is not None:
-                run.output()
+        try:
+            return _change(wanted, tables, decide)
+        except (
+            IptablesFailed
+        ):  # somebody else may have changed between the reading and the restoring what this rests on
+            return _change(wanted, tables, decide)
+
+
+def _change(families: "Sequence[int]", tables: "Sequence[str]", decide: "Callable[[Rules], None]") -> bool:
+    reading = [(family, start_reading(family, tables)) for family in families]
+    making = []
+    for family, runs in reading:
+        rules = Rules(family, "".join(run.output() for run in runs))
+        decide(rules)
+        making.append(rules.commit())
+    for run in making:
+        if run is not None:
+            run.output()
     return any(making)
 
 
@@ -172,25 +183,6 @@ def start_reading(family: int, tables: "Sequence[str]") -> "list[Run]":
 def iptables_lock() -> Lock:
     """Held over a reading of iptables' rules and the change that rests on it. Taken after those of nftables."""
     return Lock(records.lock_path("iptables"), "iptables")
-
-
-def may_hold(kernel: "Kernel", family: int, table: str, chain: str) -> bool:
-    """Whether iptables may have that chain: false where asking iptables would be in vain, told without a process.
-
-    iptables-nft's chains are seen by netlink; where iptables-legacy has the table, only it knows.
-    """
-    if kernel.nft.chain_policy(NFPROTO[family], table, chain) is not None:
-        return True
-    return table in legacy_tables(family)
-
-
-def legacy_tables(family: int) -> list[str]:
-    """The tables that iptables-legacy has in this network namespace: xt_proc_init(), net/netfilter/x_tables.c."""
-    try:
-        with open(f"/proc/self/net/{'ip' if family == 4 else 'ip6'}_tables_names") as file:
-            return file.read().split()
-    except OSError:
-        return []  # its module is not loaded
 
 
 def split(line: str) -> list[str]:
@@ -277,7 +269,7 @@ class Run:
         printed, refusal = (_content(fd) for fd in self.files[1:])
         if status != 0:
             why = refusal.strip() or f"exit status {status}"
-            raise CniError(f"{self.name} failed", "\nin:\n".join(filter(None, (why, self.text.strip()))))
+            raise IptablesFailed(f"{self.name} failed", "\nin:\n".join(filter(None, (why, self.text.strip()))))
         return printed
 
 

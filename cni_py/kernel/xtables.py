@@ -1,0 +1,27 @@
+"""What can be told of iptables without running it: whether it has a chain, by netlink and /proc."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.context import Kernel
+
+NAT, FILTER = "nat", "filter"
+NFPROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: linux/netfilter.h
+
+
+def may_hold(kernel: "Kernel", family: int, table: str, chain: str) -> bool:
+    """Whether iptables may have that chain: false where asking iptables would be in vain, told without a process.
+
+    iptables-nft's chains are seen by netlink; where iptables-legacy has the table, only it knows.
+    """
+    if kernel.nft.chain_policy(NFPROTO[family], table, chain) is not None:
+        return True
+    return table in legacy_tables(family)
+
+
+def legacy_tables(family: int) -> list[str]:
+    """The tables that iptables-legacy has in this network namespace: xt_proc_init(), net/netfilter/x_tables.c."""
+    try:
+        with open(f"/proc/self/net/{'ip' if family == 4 else 'ip6'}_tables_names") as file:
+            return file.read().split()
+    except OSError:
+        return []  # its module is not loaded
