@@ -8,7 +8,7 @@ from cni_py import iptrules
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.backends import ENTRIES, MASQUERADE, PUBLISH, chain_name
 from cni_py.errors import InvalidNetworkConfig
-from cni_py.iptables import Rules, quote
+from cni_py.iptables import Rules, quote, split
 from cni_py.iptrules import Publication, parse_ports, vetted
 from cni_py.kernel.xtables import NAT
 from cni_py.portmappings import Mapping
