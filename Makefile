@@ -22,7 +22,7 @@ demo: lab
 	@$(VENV)/bin/python netns-fixtures/demo.py
 
 test: tested
-	CI=$${CI:-true} CNI_PY_DEBS=$(DEBS) CNI_GO_BIN_DIR=$(GO) $(VENV)/bin/pytest -n 2 --dist loadgroup -q $(TESTS)
+	CI=$${CI:-true} CNI_PY_DEBS=$(DEBS) CNI_GO_BIN_DIR=$(GO) $(VENV)/bin/pytest -n 3 --dist loadgroup -q $(TESTS)
 
 fuzz: tested
 	CI=$${CI:-true} CNI_PY_FUZZ=random $(VENV)/bin/pytest -n 2 -q tests/fuzz
