@@ -138,11 +138,11 @@ class Rules:
             lines += [*self.changes.get(table, ()), "COMMIT"]
         return "".join(f"{line}\n" for line in lines)
 
-    def commit(self) -> "Run | None":
+    def commit(self, lock: Lock) -> "Run | None":
         """Start making the changes, all or none of a table: done when the run has ended. None when there are none."""
         text = self.text()
         self.changes, self.new_chains = {}, {}
-        return Run(self.family, "-restore", ("--noflush", "-w", WAIT_S), text) if text else None
+        return Run(self.family, "-restore", ("--noflush", "-w", WAIT_S), text, lock.fd) if text else None
 
 
 def change(families: "Iterable[int]", tables: "Sequence[str]", decide: "Callable[[Rules], None]") -> bool:
@@ -153,22 +153,20 @@ def change(families: "Iterable[int]", tables: "Sequence[str]", decide: "Callable
     wanted = sorted(set(families))
     if not wanted:
         return False
-    with iptables_lock():
+    with iptables_lock() as lock:
         try:
-            return _change(wanted, tables, decide)
-        except (
-            IptablesFailed
-        ):  # somebody else may have changed between the reading and the restoring what this rests on
-            return _change(wanted, tables, decide)
+            return _change(wanted, tables, decide, lock)
+        except IptablesFailed:  # maybe somebody else has changed what this rests on since the reading
+            return _change(wanted, tables, decide, lock)
 
 
-def _change(families: "Sequence[int]", tables: "Sequence[str]", decide: "Callable[[Rules], None]") -> bool:
+def _change(families: "Sequence[int]", tables: "Sequence[str]", decide: "Callable[[Rules], None]", lock: Lock) -> bool:
     reading = [(family, start_reading(family, tables)) for family in families]
     making = []
     for family, runs in reading:
         rules = Rules(family, "".join(run.output() for run in runs))
         decide(rules)
-        making.append(rules.commit())
+        making.append(rules.commit(lock))
     for run in making:
         if run is not None:
             run.output()
@@ -237,8 +235,11 @@ class Run:
 
     __slots__ = ("files", "name", "pid", "text")
 
-    def __init__(self, family: int, suffix: str, arguments: "Sequence[str]", text: str = "") -> None:
-        """Start it, with `text` on its stdin. CniError when it is not installed."""
+    def __init__(self, family: int, suffix: str, arguments: "Sequence[str]", text: str = "", lock_fd: int = -1) -> None:
+        """Start it, with `text` on its stdin. CniError when it is not installed.
+
+        It inherits the lock: if we are killed, nobody goes on before it has ended.
+        """
         self.name = TOOLS[family] + suffix
         self.text = text
         self.pid = 0
@@ -247,7 +248,8 @@ class Run:
         with open(self.files[0], "wb", closefd=False) as stdin:
             stdin.write(text.encode())
         os.lseek(self.files[0], 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(self.files)]
+        inherited = [*self.files, lock_fd] if lock_fd >= 0 else self.files
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inherited)]
         # Python ignores SIGPIPE, and a child would inherit that
         self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # No open(): a file that was only made is seen by the call before its write().
 EFFECTS = {
     *("fsync", "ftruncate", "link", "mkdir", "rename", "rmdir", "setxattr", "symlink", "truncate", "unlink", "write"),
-    *("send", "sendmsg", "sendto", "setns"),
+    *("send", "sendmsg", "sendto", "setns", "posix_spawn", "waitpid"),
 }
 
 NFNL_SUBSYS_NFTABLES = 10  # linux/netfilter/nfnetlink.h

@@ -1,4 +1,4 @@
-"""The chained plugins tuning, firewall and bandwidth: killed or failed anywhere, nothing is left."""
+"""The chained plugins tuning, firewall and bandwidth, and the iptables backend: killed or failed anywhere, nothing is left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from tests.faults import trial
 from tests.faults.trial import Trial, host_of
 from tests.plugins.veth_attachment import Conf, VethAttachment
 
+PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 WANTED: dict[str, Conf] = {  # of what is alike, such as tuning's settings, one
+    "firewall by iptables": {"backend": "iptables", "ingressPolicy": "same-bridge"},
+    "portmap by iptables": {"backend": "iptables", "snat": False, "runtimeConfig": PORTS},
     "tuning": {"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mac": "c2:11:22:33:44:55", "mtu": 1300},
     "firewall": {"ingressPolicy": "same-bridge"},
     "bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 800_000, "egressRate": 2_000_000, "egressBurst": 1_600_000},
@@ -25,11 +28,12 @@ class Chained(Trial):
 
     leaves_something = True
 
-    def __init__(self, attachment: VethAttachment) -> None:
+    def __init__(self, attachment: VethAttachment, wanted: Conf) -> None:
         self.attachment = attachment
+        self.wanted = wanted
 
     def go(self, verb: str, fault: str = "", **keys: object) -> Outcome:
-        conf = self.attachment.conf("1.1.0", **WANTED[self.attachment.type], **keys)
+        conf = self.attachment.conf("1.1.0", **self.wanted, **keys)
         return self.attachment.run(verb, conf, None, "eth0", None, **({"CNI_TEST_FAULT": fault} if fault else {}))
 
     def records(self) -> list[str]:
@@ -58,8 +62,8 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module", params=[*WANTED])
 def subject(request: pytest.FixtureRequest, lab: Lab, saboteurs: Plugins) -> Iterator[Chained]:
-    attachment = VethAttachment(lab, saboteurs, str(request.param))
-    yield Chained(attachment)
+    attachment = VethAttachment(lab, saboteurs, str(request.param).partition(" ")[0])
+    yield Chained(attachment, WANTED[request.param])
     attachment.close()
 
 
