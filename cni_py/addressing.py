@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from cni_py.result import IPConfig, Route
 
 
-def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool, announce: bool) -> "list[Op]":
+def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool | None, announce: bool) -> "list[Op]":
     """The addresses on the interface, which is up then. `dad`: only when nobody else turns out to have them (IPv6).
+    None: when the container looks for that, as it does by default (accept_dad).
 
     To `announce` them is up to the kernel: arp_notify and ndisc_notify make it tell the neighbours as the link comes up (see
     ops.AnnounceAddresses), so that nobody keeps sending to the container that had them before.
@@ -21,7 +22,7 @@ def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool, announce: b
         steps += [
             container_sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
             container_sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1"),
-            container_sysctl(f"ipv6/conf/{ifname}/accept_dad", "1" if dad else "0"),
+            *([] if dad is None else [container_sysctl(f"ipv6/conf/{ifname}/accept_dad", "1" if dad else "0")]),
         ]
         if announce:
             steps.append(container_sysctl(f"ipv6/conf/{ifname}/ndisc_notify", "1"))
@@ -29,9 +30,9 @@ def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool, announce: b
             steps.append(container_sysctl(f"ipv6/conf/{ifname}/enhanced_dad", "1"))
     if announce:
         steps.append(container_sysctl(f"ipv4/conf/{ifname}/arp_notify", "1"))
-    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=dad) for ip in ips]
+    steps += [ops.AddAddress(ifname=ifname, address=str(ip.address), dad=dad is not False) for ip in ips]
     steps.append(ops.SetContainerUp(ifname=ifname))
-    if has_ipv6 and dad:
+    if has_ipv6 and dad is not False:
         steps.append(ops.WaitForAddresses(ifname=ifname))
     return steps
 

@@ -132,7 +132,7 @@ def plan(ifname: str, result: Result) -> "list[Op]":
     """Addresses and routes of the container. Others are on the network: duplicates are looked for, the addresses announced."""
     if not result.ips:
         return [ops.SetContainerUp(ifname=ifname)]
-    steps = plan_addresses(ifname, result.ips, dad=True, announce=True)
+    steps = plan_addresses(ifname, result.ips, dad=None, announce=True)
     return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
 
 

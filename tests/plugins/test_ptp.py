@@ -96,10 +96,9 @@ def test_every_version_gets_a_connected_container_and_its_own_form_of_the_result
     (veth,) = set(net.links("host")) - earlier
     for family in (4, 6):
         check_routes(net, veth, family)
-        answer = net.lab.fetch("host", net.address(family, 3), 80)
-        assert answer.name == net.a
-        if plugins.whose == OURS:  # Go's IPv6 gateway cannot be used for the first seconds
-            assert answer.peer == net.address(family, 1)
+        if plugins.whose == OURS or family == 4:  # Go's IPv6 gateway cannot be used for the first seconds
+            answer = net.lab.fetch("host", net.address(family, 3), 80)
+            assert (answer.name, answer.peer) == (net.a, net.address(family, 1))
     assert result["cniVersion"] == version
     if version < "0.3.0":
         assert [result[key]["ip"] for key in ("ip4", "ip6")] == net.held(net.a, "eth0")
