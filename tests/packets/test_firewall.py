@@ -94,7 +94,7 @@ class Site:
 
     def rules(self) -> str:
         """Everything that anybody filters by."""
-        commands = (["iptables-save"], ["ip6tables-save"], ["nft", "list", "ruleset"])
+        commands = (["iptables-save"], ["ip6tables-save"], ["nft", "-s", "list", "ruleset"])
         listed = "".join(self.lab["host"].run(command).stdout for command in commands)
         return "".join(line for line in listed.splitlines(keepends=True) if not line.startswith("#"))  # the time of day
 
