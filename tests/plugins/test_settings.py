@@ -49,7 +49,7 @@ def test_a_change_holds_from_the_next_call_on_and_del_knows_both(network: Networ
         checked = network.plugins.run(network.lab, "CHECK", "portmap", conf, container_id)
         assert checked.status == 0, checked.stdout
         network.detach(container_id)
-    listed = network.lab["host"].run(["nft", "list", "ruleset"]).stdout
+    listed = network.lab["host"].run(["nft", "-s", "list", "ruleset"]).stdout
     assert "8080" not in listed
     assert "8081" not in listed
 
