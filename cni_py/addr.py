@@ -111,6 +111,15 @@ def parse_address(text: str) -> Address:
     return Address(packed, prefixlen)
 
 
+def by_family(addresses: str) -> dict[int, list[Address]]:
+    """The addresses in a text of them, by family. ValueError."""
+    found: dict[int, list[Address]] = {}
+    for text in addresses.split():
+        address = parse_address(text)
+        found.setdefault(address.family, []).append(address)
+    return found
+
+
 def parse_mac(text: str) -> bytes:
     """The 6 bytes of `02:00:00:00:00:01`, `02-00-00-00-00-01` or `0200.0000.0001`, or ValueError."""
     for separator, digits in ((":", 2), ("-", 2), (".", 4)):

@@ -8,8 +8,9 @@ from cni_py.addr import ip_text
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel import xtables
 from cni_py.kernel.nftables import NftUnavailable
-from cni_py.kernel.xtables import NAT, NFPROTO
+from cni_py.kernel.xtables import CHAIN_MAX, NAT, NFPROTO
 from cni_py.result import prev_result
+from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,17 +26,11 @@ POSTROUTING, ENTRIES = "POSTROUTING", "CNI-HOSTPORT-DNAT"  # what leads to them
 NFPROTO_INET = 1  # linux/netfilter.h
 GO_MASQUERADE, GO_CHECKS = "cni_plugins_masquerade", "masq_checks"  # newer Go plugins' table and chain for ipMasq
 GO_HOSTPORT, GO_HOSTPORTS = "cni_hostport", "hostports"  # and for published ports
-CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
 
 
 def chain_name(prefix: str, network: str, container_id: str) -> str:
     """The chain of an attachment: `prefix` and as many digits as a name may have. It does not tell interfaces apart."""
-    try:
-        from _sha512 import sha512  # hashlib would cost 4 ms
-    except ImportError:  # Python 3.12 and newer
-        from _sha2 import sha512
-    digits: str = sha512((network + container_id).encode("utf-8", "surrogateescape")).hexdigest()
-    return prefix + digits[: CHAIN_MAX - len(prefix)]
+    return prefix + sha512_hex(network + container_id)[: CHAIN_MAX - len(prefix)]
 
 
 def concerned(kernel: "Kernel", *chains: str, table: str = NAT) -> list[int]:

@@ -4,14 +4,15 @@ import errno
 import os
 
 from cni_py import backends, firewallrules, iptables, nftops, records
-from cni_py.addr import Address, parse_address
+from cni_py.addr import Address, by_family
 from cni_py.engine import Op
 from cni_py.errors import os_error
 from cni_py.iptables import Rules
-from cni_py.kernel import nftrules, sysctl
+from cni_py.kernel import nftrules
 from cni_py.kernel.context import Kernel
 from cni_py.kernel.nftables import BRIDGE, NF_DROP, Change, Element, NftUnavailable, concat, ifname_key
-from cni_py.kernel.xtables import FILTER, NFPROTO, legacy_tables
+from cni_py.kernel.sysctl import bridged_packets_pass_ip_rules
+from cni_py.kernel.xtables import FILTER, NFPROTO, is_chain_name, legacy_tables
 from cni_py.locks import nftables_lock
 from cni_py.nftops import say
 
@@ -23,29 +24,13 @@ if TYPE_CHECKING:
 
 ISOLATED = "isolated"  # a set of the bridge family
 POLICIES = ("same-bridge", "isolated")
-NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
-
-
-def is_chain_name(text: str) -> bool:
-    """Whether iptables takes it as the name of a chain."""
-    return 0 < len(text) <= CHAIN_MAX and NAME_CHARACTERS.issuperset(text) and text[0] != "-"
-
-
-def by_family(addresses: str) -> dict[int, list[Address]]:
-    """The addresses in a text of them, by family. ValueError."""
-    found: dict[int, list[Address]] = {}
-    for text in addresses.split():
-        address = parse_address(text)
-        found.setdefault(address.family, []).append(address)
-    return found
 
 
 def drops(kernel: Kernel, family: int) -> bool:
     """Whether iptables' FORWARD drops what no rule accepts, as Docker and careful administrators have it."""
     if kernel.nft.chain_policy(NFPROTO[family], FILTER, firewallrules.FORWARD) == NF_DROP:
         return True
-    if FILTER not in legacy_tables(family):
+    if FILTER not in legacy_tables(family) or not iptables.is_there(family):
         return False
     return Rules.read(family, FILTER).policies.get((FILTER, firewallrules.FORWARD)) == "DROP"
 
@@ -105,7 +90,7 @@ class PassForwarded(Op):
             rules = Rules.read(family, FILTER)
             for address in addresses:
                 if not firewallrules.is_accepted(rules, address):
-                    return f"iptables' FORWARD does not accept what {firewallrules.host(address)} sends and is sent"
+                    return f"iptables' FORWARD does not accept what {address.host()} sends and is sent"
             if self.policy and not firewallrules.is_policed(rules, self.bridge, self.policy):
                 return f"iptables' FORWARD does not keep {self.bridge} apart (ingressPolicy {self.policy})"
         return None
@@ -247,17 +232,9 @@ class IsolatePort(Op):
         nftops.take(kernel, ISOLATED, ifname_key(self.name), BRIDGE)
 
     def check(self, kernel: Kernel) -> str | None:
-        if kernel.nft.get(ISOLATED, (ifname_key(self.name),), BRIDGE) or bridged_packets_pass_ip_rules():
+        if kernel.nft.get(ISOLATED, (ifname_key(self.name),), BRIDGE) or bridged_packets_pass_ip_rules(4):
             return None
         return f"nftables set {ISOLATED} of table bridge cni_py has lost {self.name}"
-
-
-def bridged_packets_pass_ip_rules() -> bool:
-    """Whether br_netfilter is loaded and on (net.bridge.bridge-nf-call-iptables): then a rule of iptables isolates too."""
-    try:
-        return sysctl.read("bridge/bridge-nf-call-iptables") != "0"
-    except FileNotFoundError:
-        return False
 
 
 def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge: str) -> None:

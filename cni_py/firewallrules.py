@@ -8,7 +8,7 @@ Names, comments and order are the Go plugin's, whose rules an administrator's sc
 both where FORWARD drops by policy and from other bridges; and chains that serve nobody are removed.
 """
 
-from cni_py.addr import Address, ip_text, parse_address
+from cni_py.addr import Address, parse_address
 from cni_py.kernel.xtables import FILTER
 
 TYPE_CHECKING = False
@@ -45,20 +45,15 @@ def to_admin(chain: str) -> "Rule":
     return (*said("CNI firewall plugin admin overrides"), "-j", chain)
 
 
-def host(address: Address) -> str:
-    """The address as a rule has it."""
-    return f"{ip_text(address.packed)}/{8 * len(address.packed)}"
-
-
 def accepted(address: Address) -> "list[Rule]":
     """What a container may send, and the answers to it."""
-    answers = ("-d", host(address), "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT")
-    return [answers, ("-s", host(address), "-j", "ACCEPT")]
+    answers = ("-d", str(address.host()), "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT")
+    return [answers, ("-s", str(address.host()), "-j", "ACCEPT")]
 
 
 def published(address: Address) -> "Rule":
     """New connections to a container's published ports: of no use where FORWARD accepts by policy."""
-    return ("-d", host(address), "-m", "conntrack", "--ctstate", "DNAT", "-j", "ACCEPT")
+    return ("-d", str(address.host()), "-m", "conntrack", "--ctstate", "DNAT", "-j", "ACCEPT")
 
 
 def accept(rules: "Rules", addresses: "Iterable[Address]", admin_chain: str) -> None:

@@ -10,6 +10,7 @@ from cni_py import jsontext
 from cni_py.backends import GO_CHECKS, GO_HOSTPORT, GO_HOSTPORTS, GO_MASQUERADE
 from cni_py.errors import CniError
 from cni_py.kernel import libnftables
+from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,12 +24,7 @@ DIGITS = 16  # of each digest in a comment of ipMasq
 
 def digest(text: str) -> str:
     """A name as a comment of ipMasq has it."""
-    try:
-        from _sha512 import sha512
-    except ImportError:  # Python 3.12 and newer
-        from _sha2 import sha512
-    digits: str = sha512(text.encode("utf-8", "surrogateescape")).hexdigest()
-    return digits[:DIGITS]
+    return sha512_hex(text)[:DIGITS]
 
 
 def mark_of(key: "Attachment") -> str:

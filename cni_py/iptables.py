@@ -47,9 +47,7 @@ class Rules:
         self.changes: dict[str, list[str]] = {}  # by table, lines for iptables-restore
         table = ""
         for line in saved.splitlines():
-            if (
-                line.startswith("# Table ") and "incompatible" in line
-            ):  # said by iptables-nft, which ends with 0 all the same
+            if line.startswith("# Table ") and "incompatible" in line:  # and iptables-nft-save ends with 0
                 raise CniError("iptables cannot read its own table: somebody has changed it by other means", line[2:])
             if line.startswith("*"):
                 table = line[1:]

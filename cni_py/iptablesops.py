@@ -1,7 +1,7 @@
 """Operations on iptables' nat table, for those who asked for that backend: masquerading and published ports."""
 
 from cni_py import heirs, iptables, iptrules, nftops, portclaims, records
-from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.addr import Address, by_family, parse_ip
 from cni_py.backends import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PUBLISH, chain_name, concerned
 from cni_py.engine import Op
 from cni_py.errors import InvalidNetworkConfig, PortInUse
@@ -9,7 +9,7 @@ from cni_py.iptables import Rules
 from cni_py.iptrules import Publication, parse_ports
 from cni_py.kernel import sysctl
 from cni_py.kernel.nftables import NftUnavailable
-from cni_py.kernel.xtables import NAT
+from cni_py.kernel.xtables import NAT, is_chain_name
 from cni_py.nftops import forget_flows, say
 from cni_py.portmappings import mappings
 
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 CLIENTS = ("subnet", "all", "none")
 MARK_BITS = 32
 PORTMAP = "portmap"
-
-
-def by_family(addresses: str) -> dict[int, list[Address]]:
-    """The addresses in a text of them, by family. ValueError."""
-    found: dict[int, list[Address]] = {}
-    for text in addresses.split():
-        address = parse_address(text)
-        found.setdefault(address.family, []).append(address)
-    return found
 
 
 class MasqueradeByIptables(Op):
@@ -91,7 +82,7 @@ class PublishByIptables(Op):
             iptrules.words_of(text)
         if self.clients not in CLIENTS or not 0 <= self.mark_bit < MARK_BITS:
             raise ValueError(f"not options of a publication: {self.clients} {self.mark_bit}")
-        if self.mark_chain and not iptrules.is_chain_name(self.mark_chain):
+        if self.mark_chain and not is_chain_name(self.mark_chain):
             raise ValueError(f"not the name of a chain: {self.mark_chain}")
 
     def describe(self) -> str:
@@ -154,7 +145,7 @@ class OpenLoopback(nftops.AllowLoopbackClients):
         try:
             return super().apply(kernel)
         except NftUnavailable as error:
-            link = nftops.interface_towards(kernel.host, parse_address(f"{self.address}/32").packed)
+            link = nftops.interface_towards(kernel.host, parse_ip(self.address))
             if link is None:
                 return False
             say(f"127.0.0.0/8 is open to {link.name}: {error}")
@@ -310,7 +301,7 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
         if options is not None and (options.share or options.allow is not None):
             what = f"host port {entry.host_port}/{entry.protocol.lower()}"
             raise InvalidNetworkConfig(f"the iptables backend can neither share {what} nor choose its clients")
-    if conf.mark_chain and not iptrules.is_chain_name(conf.mark_chain):
+    if conf.mark_chain and not is_chain_name(conf.mark_chain):
         raise InvalidNetworkConfig(f'not the name of a chain: externalSetMarkChain "{conf.mark_chain}"')
     mappings(conf, addresses)  # what contradicts itself is refused with either backend
     ports = [port for entry in conf.entries if (port := port_of(entry)) is not None]

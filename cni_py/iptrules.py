@@ -11,10 +11,10 @@ rules are told apart by the address they speak of.
 """
 
 from cni_py.addr import Address, parse_address, parse_ip
-from cni_py.backends import CHAIN_MAX, ENTRIES, POSTROUTING
+from cni_py.backends import ENTRIES, POSTROUTING
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.iptables import COMMENT_MAX, quote, split
-from cni_py.kernel.xtables import NAT
+from cni_py.kernel.xtables import NAME_CHARACTERS, NAT
 from cni_py.portmappings import PORT_MAX, PROTOCOLS, Mapping, bracketed
 
 TYPE_CHECKING = False
@@ -28,7 +28,6 @@ PORTS_MAX = 15  # XT_MULTI_PORTS, linux/netfilter/xt_multiport.h
 MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 TO_HOST: "Rule" = ("-m", "addrtype", "--dst-type", "LOCAL", "-j", ENTRIES)
 
-NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 # A condition is words of an iptables match. What acts, or speaks of another rule, is refused; so is what getopt(3) reads
 # as a short form of it.
 SHORT_OPTIONS = ("-s", "-d", "-i", "-o", "-m", "-f")
@@ -65,11 +64,6 @@ REFUSED_OPTIONS = (
 )
 
 
-def is_chain_name(text: str) -> bool:
-    """Whether iptables takes it as the name of a chain."""
-    return 0 < len(text) <= CHAIN_MAX and NAME_CHARACTERS.issuperset(text) and text[0] != "-"
-
-
 def label(network: str, container_id: str) -> str:
     """Whose a rule is, as its comment says it."""
     return f'name: "{network}" id: "{container_id}"'
@@ -96,11 +90,6 @@ def value_of(rule: "Rule", option: str) -> str:
     return rule[rule.index(option) + 1] if option in rule[:-1] else ""
 
 
-def host(address: Address) -> str:
-    """The address alone, as a rule has it."""
-    return str(Address(address.packed, 0).host())
-
-
 # Masquerading
 
 
@@ -108,7 +97,7 @@ def masqueraded(address: Address, chain: str, comment: str) -> "tuple[Rule, Rule
     """What leads into an attachment's chain, and the chain's two rules for an address."""
     words = said(comment)
     return (
-        ("-s", host(address), *words, "-j", chain),
+        ("-s", str(address.host()), *words, "-j", chain),
         (*in_subnet("-d", address), *words, "-j", "ACCEPT"),
         ("!", "-d", MULTICAST[address.family], *words, "-j", "MASQUERADE"),
     )
@@ -265,7 +254,7 @@ class Publication:
     def of_mapping(self, mapping: Mapping) -> "Iterator[Rule]":
         """Its rules: who must be masqueraded, then where it leads."""
         protocol = mapping.protocol
-        at = ("-d", host(Address(mapping.host_ip, 0))) if mapping.host_ip is not None else ()
+        at = ("-d", str(Address(mapping.host_ip, 0).host())) if mapping.host_ip is not None else ()
         words = (*at, "-p", protocol, "-m", protocol, "--dport", str(mapping.first))
         to_mark = (*words, "-j", self.mark_chain or SETMARK)
         if self.clients == "all":

@@ -17,6 +17,7 @@ from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.plugins.bandwidth_conf import BandwidthConf
 from cni_py.records import Attachment
 from cni_py.result import Interface, prev_result
+from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,16 +112,6 @@ def shared_ifb_name(call: Call) -> str:
 def own_ifb_name(call: Call) -> str:
     """That of this attachment alone."""
     return IFB_PREFIX + call.key.hex[:12]
-
-
-def sha512_hex(text: str) -> str:
-    """As hashlib has it."""
-    try:
-        from _sha512 import sha512  # hashlib would cost 4 ms
-    except ImportError:  # Python 3.12 and newer
-        from _sha2 import sha512
-    digest: str = sha512(text.encode()).hexdigest()
-    return digest
 
 
 def free_ifb_name(call: Call) -> str:

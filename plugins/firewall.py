@@ -80,8 +80,8 @@ class FirewallConf:
     def check_add(self) -> None:
         """CniError for what only ADD and CHECK refuse."""
         self.refuse_firewalld()
-        from cni_py.firewallops import is_chain_name
         from cni_py.kernel import rtnl
+        from cni_py.kernel.xtables import is_chain_name
 
         if not is_chain_name(self.admin_chain):
             raise CniError(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
@@ -102,7 +102,7 @@ def add(call: Call) -> "Result":
     conf = FirewallConf(call)
     earlier = needed_result(conf)
     conf.check_add()
-    steps = plan(conf)
+    steps = plan(conf, conf.backend)
     if steps:
         call.begin()
         call.apply(steps)
@@ -117,11 +117,11 @@ def needed_result(conf: FirewallConf) -> "Result":
     return conf.prev_result
 
 
-def plan(conf: FirewallConf) -> "list[Op]":
+def plan(conf: FirewallConf, backend: str) -> "list[Op]":
     """Everything that lets it pass, and keeps others out; nothing without addresses or policy."""
     from cni_py.firewallops import IsolatePort, KeepApart, PassForwarded
 
-    by_iptables = conf.backend == "iptables"
+    by_iptables = backend == "iptables"
     policy = conf.policy if conf.has_policy else ""
     addresses = " ".join(str(ip.address) for ip in needed_result(conf).ips)
     steps: list[Op] = []
@@ -165,7 +165,16 @@ def check(call: Call) -> None:
     conf = FirewallConf(call)
     needed_result(conf)
     conf.check_add()
-    call.check_plan(plan(conf))
+    call.check_plan(plan(conf, backend_in_use(call, conf)))
+
+
+def backend_in_use(call: Call, conf: FirewallConf) -> str:
+    """The backend that has served the attachment, also if the configuration has changed since, or the plugin."""
+    record = records.load(call.key, call.plugin)
+    for fields in record.ops if record is not None else ():
+        if isinstance(fields, dict) and fields.get("op") == "PassForwarded":
+            return "iptables" if fields.get("always") else "nftables"
+    return conf.backend
 
 
 def gc(call: Call) -> None:

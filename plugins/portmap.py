@@ -146,18 +146,10 @@ def plan_host_clients(
 ) -> "list[Op]":
     """What lets processes of this host, and the container itself, reach the container through its published ports."""
     steps: list[Op] = [loopback(address=ip_text(address.packed)) for address in addresses if address.family == 4]
-    if any(bridged_packets_pass_ip_rules(address.family) for address in addresses):
+    if any(sysctl.bridged_packets_pass_ip_rules(address.family) for address in addresses):
         ours = [interface.name for interface in earlier.interfaces if not interface.sandbox]
         steps += [nftops.ReflectToPort(name=name) for name in ours[1:2]]  # [bridge, host veth, ...]
     return steps
-
-
-def bridged_packets_pass_ip_rules(family: int) -> bool:
-    """Whether br_netfilter is loaded and on: net.bridge.bridge-nf-call-iptables, -ip6tables."""
-    try:
-        return sysctl.read(f"bridge/bridge-nf-call-{'iptables' if family == 4 else 'ip6tables'}") != "0"
-    except FileNotFoundError:
-        return False
 
 
 PLUGIN = Plugin("portmap", add=add, delete=delete, check=check, gc=gc, status=status)

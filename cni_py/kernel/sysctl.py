@@ -51,3 +51,11 @@ def _path(key: str) -> str:
     if any(part in ("", ".", "..") or "\0" in part for part in key.split("/")):
         raise OSError(errno.EINVAL, f"not a network sysctl: {key!r}")
     return "/proc/sys/net/" + key
+
+
+def bridged_packets_pass_ip_rules(family: int) -> bool:
+    """Whether br_netfilter is loaded and on: net.bridge.bridge-nf-call-iptables, -ip6tables."""
+    try:
+        return read(f"bridge/bridge-nf-call-{'iptables' if family == 4 else 'ip6tables'}") != "0"
+    except FileNotFoundError:
+        return False

@@ -5,6 +5,8 @@ if TYPE_CHECKING:
     from cni_py.kernel.context import Kernel
 
 NAT, FILTER = "nat", "filter"
+CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 NFPROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: linux/netfilter.h
 
 
@@ -25,3 +27,8 @@ def legacy_tables(family: int) -> list[str]:
             return file.read().split()
     except OSError:
         return []  # its module is not loaded
+
+
+def is_chain_name(text: str) -> bool:
+    """Whether iptables takes it as the name of a chain."""
+    return 0 < len(text) <= CHAIN_MAX and NAME_CHARACTERS.issuperset(text) and text[0] != "-"

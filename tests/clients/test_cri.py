@@ -196,11 +196,11 @@ def test_pod_with_published_ports_and_limits(node: KubernetesNode) -> None:
     four, six = node.runtime.addresses(sandbox)
     assert four.startswith("10.88.0.")
     assert six.startswith("2001:db8:88::")
-    beside = node.inside(str(json.loads(node.runtime.info(other))["pid"]))
+    inside, beside = (node.inside(str(json.loads(node.runtime.info(each))["pid"])) for each in (sandbox, other))
     (link,) = beside.json("ip", "-json", "address", "show", "dev", "eth0")
     assert {entry["local"] for entry in link["addr_info"]} >= set(node.runtime.addresses(other))
     for address in (HOST4, HOST6):
-        for asker in (node.client, node, beside):
+        for asker in (node.client, node, beside, inside):
             assert node.ask(asker, address, 8080)[0] == "web"
             assert node.ask(asker, address, 8053, "udp")[0] == "web"
     assert node.ask(node.client, HOST4, 8080) == ["web", CLIENT4]

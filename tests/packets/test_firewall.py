@@ -204,6 +204,19 @@ def test_a_policy_of_drop_that_came_later_is_seen_and_answered(our_bin_dir: Path
         assert site.is_reached("a1", CLIENT[4])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_backend_in_the_configuration_is_no_difference_to_check(backend: str, our_bin_dir: Path) -> None:
+    """It holds from the next ADD on."""
+    with Lab.from_yaml("bridges.yaml") as lab:
+        site = Site(lab, Plugins(OURS, our_bin_dir, ALL), "same-bridge", backend)
+        site.attach("a1")
+        (site.backend,) = set(BACKENDS) - {backend}
+        site.run("CHECK", "firewall", "a1")
+        site.detach("a1")
+        assert site.policies() == ""
+        assert "CNI" not in site.rules()
+
+
 def test_administrators_rules_come_first_and_stay(our_bin_dir: Path) -> None:
     with Lab.from_yaml("bridges.yaml") as lab:
         site = Site(lab, Plugins(OURS, our_bin_dir, ALL), "open", "iptables")

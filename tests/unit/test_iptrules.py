@@ -10,7 +10,7 @@ from cni_py.backends import ENTRIES, MASQUERADE, PUBLISH, chain_name
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.iptables import Rules, quote, split
 from cni_py.iptrules import Publication, parse_ports, vetted
-from cni_py.kernel.xtables import NAT
+from cni_py.kernel.xtables import NAT, is_chain_name
 from cni_py.portmappings import Mapping
 
 MINE, OTHER = parse_address("192.0.2.2/24"), parse_address("192.0.2.3/24")
@@ -267,4 +267,4 @@ def test_the_name_of_a_match_is_no_path() -> None:
     [("MYCHAIN", True), ("", False), ("a b", False), ("-j", False), ("x" * 29, False), ("KUBE-MARK", True)],
 )
 def test_names_of_chains(text: str, *, known: bool) -> None:
-    assert iptrules.is_chain_name(text) is known
+    assert is_chain_name(text) is known
