@@ -41,14 +41,20 @@ class AddPeerRoute(Op):
         index = need(kernel.container, self.ifname).index
         scope = None if self.gw else rtnl.RT_SCOPE_LINK
         route = Route(parse_address(self.dst), parse_ip(self.gw) if self.gw else None, scope=scope)
-        kernel.container.add_route(route, index, append=True, src=parse_ip(self.src))  # eth1 may be such a link, too
+        try:
+            # Another interface of the container may lead to the same gateway.
+            kernel.container.add_route(route, index, beside="after", src=parse_ip(self.src))
+        except FileExistsError:
+            pass  # IPAM's routes have it already: rt6_duplicate_nexthop() does not look at the source
 
     def check(self, kernel: "Kernel") -> str | None:
         index = need(kernel.container, self.ifname).index
         gw = parse_ip(self.gw) if self.gw else None
-        wanted = (parse_address(self.dst), gw, parse_ip(self.src))
-        held = [(route.dst, route.gw, route.src) for route in kernel.container.routes(index, wanted[0].family)]
-        return None if wanted in held else f"Expected Route {self.dst} not found in routing table of {self.ifname}"
+        dst, sources = parse_address(self.dst), (parse_ip(self.src), None)
+        for route in kernel.container.routes(index, dst.family):
+            if (route.dst, route.gw) == (dst, gw) and route.src in sources:
+                return None
+        return f"Expected Route {self.dst} not found in routing table of {self.ifname}"
 
 
 class AddPeer(Op):
@@ -67,7 +73,7 @@ class AddPeer(Op):
         except FileExistsError:
             pass  # two addresses of the container have one gateway
         # Of a namespace that is gone the link and its routes may be there for a moment yet: ours comes after those.
-        kernel.host.add_route(Route(address, scope=rtnl.RT_SCOPE_HOST), index, append=True)
+        kernel.host.add_route(Route(address, scope=rtnl.RT_SCOPE_HOST), index, beside="after")
 
     def check(self, kernel: "Kernel") -> str | None:
         index = need(kernel.host, self.name).index

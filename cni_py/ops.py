@@ -266,7 +266,11 @@ class WaitForAddresses(Op):
 
 
 class AddRoute(Op):
-    """A route of the container; `gw` "" is a connected one, -1 in `table` and `scope` leaves the kernel's choice."""
+    """A route of the container; `gw` "" is a connected one, -1 in `table` and `scope` leaves the kernel's choice.
+
+    It comes before another route to the same destination, as with the Go plugins: the network that was added last has the
+    IPv4 default route. (IPv6 makes one multipath route of them.)
+    """
 
     ifname: str
     dst: str
@@ -284,7 +288,9 @@ class AddRoute(Op):
     def apply(self, kernel: "Kernel") -> None:
         link = need(kernel.container, self.ifname)
         try:
-            kernel.container.add_route(self.route(), link.index, append=True)
+            kernel.container.add_route(self.route(), link.index, beside="before")
+        except FileExistsError:
+            pass  # this very route: said twice, by IPAM and by isDefaultGateway, or made by the kernel with the address
         except OSError as error:
             raise CniError(
                 f"failed to add route '{self.dst} via {self.gw} dev {self.ifname}'", f"{error.strerror or error}"

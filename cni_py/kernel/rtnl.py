@@ -28,7 +28,7 @@ from cni_py.kernel.netns import Enter
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Protocol
+    from typing import Literal, Protocol
 
     class RouteLike(Protocol):
         """What add_route needs of a route; cni_py.result.Route is one."""
@@ -403,13 +403,18 @@ class Rtnl:
                 found += Route.each(answer) if answer[0] == _AF[wanted] else ()
         return [route for route in found if index in (0, route.index)]
 
-    def add_route(self, route: "RouteLike", index: int, *, append: bool = False, src: bytes = b"") -> None:
-        """FileExistsError when there is one to the same destination, unless `append` allows it beside another.
+    def add_route(
+        self, route: "RouteLike", index: int, *, beside: "Literal['', 'before', 'after']" = "", src: bytes = b""
+    ) -> None:
+        """FileExistsError when there is a route to the same destination with the same metric.
 
-        Table main, scope universe and priority 0 unless told otherwise, as the Go plugins have it. `src` is the address that
-        packets to there come from, where nothing else says so.
+        `beside` allows another one, which then comes `before` or `after` those that are there (ip route prepend, append),
+        and FileExistsError means that this very route is there. IPv4 uses the first; IPv6 makes one multipath route of
+        them. Table main, scope universe and priority 0 unless told otherwise, as the Go plugins have it. `src` is the
+        address that packets to there come from, where nothing else says so.
         """
-        flags = NLM_F_CREATE | (NLM_F_APPEND if append else NLM_F_EXCL)
+        # Without NLM_F_EXCL and NLM_F_APPEND, fib_table_insert() puts an IPv4 route in front of its equals.
+        flags = NLM_F_CREATE | {"": NLM_F_EXCL, "before": 0, "after": NLM_F_APPEND}[beside]
         scope = RT_SCOPE_UNIVERSE if route.scope is None else route.scope
         body = _route_body(route, index, _RTPROT_BOOT, scope, _RTN_UNICAST) + (attr(RTA_PREFSRC, src) if src else b"")
         metrics = ((RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss))

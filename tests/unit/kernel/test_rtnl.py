@@ -224,7 +224,7 @@ def test_routes_are_encoded_as_pyroute2_does(ours: Route, theirs: dict[str, obje
     assert without_table(sent) == without_table(oracle("route", "add", **base))
     table = 254 if ours.table is None else ours.table
     assert attribute(sent, rtnl.RTA_TABLE) == table.to_bytes(4, "little")
-    appended = recorded(lambda rtnl: rtnl.add_route(ours, 5, append=True))
+    appended = recorded(lambda rtnl: rtnl.add_route(ours, 5, beside="after"))
     assert without_table(appended) == without_table(oracle("route", "append", **base))
 
 
@@ -518,7 +518,7 @@ def test_routes_are_added_appended_listed_and_deleted() -> None:
     host.add_address(index, parse_address("10.1.2.2/24"))
     host.add_address(index, parse_address("2001:db8::2/64"), nodad=True)
     default = route("0.0.0.0/0", "10.1.2.1", mtu=1300, advmss=1200)
-    host.add_route(default, index, append=True)
+    host.add_route(default, index, beside="after")
     host.add_route(route("::/0", "2001:db8::1", mtu=1280), index)
     host.add_route(route("192.0.2.0/24", "10.1.2.1", table=1000, priority=7), index)
     host.add_route(route("198.51.100.0/24", scope=253), index)
@@ -541,8 +541,8 @@ def test_routes_are_added_appended_listed_and_deleted() -> None:
         host.add_route(default, index)
     with pytest.raises(OSError, match="Nexthop has invalid gateway"):
         host.add_route(route("203.0.113.0/24", "172.16.0.1"), index)
-    host.add_route(route("0.0.0.0/0", "10.1.2.9"), index, append=True)
-    host.add_route(route("::/0", "2001:db8::9"), index, append=True)
+    host.add_route(route("0.0.0.0/0", "10.1.2.9"), index, beside="after")
+    host.add_route(route("::/0", "2001:db8::9"), index, beside="after")
     ways = [entry.gw for entry in host.routes(index) if entry.dst.prefixlen == 0]
     assert set(ways) == {parse_ip(text) for text in ("10.1.2.1", "10.1.2.9", "2001:db8::1", "2001:db8::9")}
     assert host.delete_route(default, index) is True
