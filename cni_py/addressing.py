@@ -19,7 +19,10 @@ def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool | None, anno
     has_ipv6 = any(ip.address.family == 6 for ip in ips)
     steps: list[Op] = []
     if has_ipv6:
+        # Docker, for one, switches IPv6 off for all interfaces of a container that it gives no IPv6 address. Without it on
+        # lo there is no ::1, and no way from the container to its own address.
         steps += [
+            container_sysctl("ipv6/conf/lo/disable_ipv6", "0", optional=False),
             container_sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
             container_sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1"),
             *([] if dad is None else [container_sysctl(f"ipv6/conf/{ifname}/accept_dad", "1" if dad else "0")]),
