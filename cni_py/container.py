@@ -4,6 +4,7 @@ from cni_py import invoke
 from cni_py.addr import mac_text
 from cni_py.errors import CniError
 from cni_py.kernel.context import NetnsGone
+from cni_py.netconf import values
 from cni_py.records import Attachment
 from cni_py.result import Interface, dns_from_json
 
@@ -24,11 +25,12 @@ def refuse_existing(call: "Call", refusal: str) -> None:
 
 
 def prefer_own_dns(call: "Call", result: "Result") -> None:
-    """The network's `dns` comes before IPAM's, but an empty object says nothing."""
-    if call.conf.dns is None:
+    """The network's `dns` takes the place of IPAM's if it says anything: a domain, or a list, which may be empty."""
+    given = call.conf.dns
+    if given is None:
         return
-    dns = dns_from_json(call.conf.dns)
-    if dns.nameservers or dns.domain or dns.search or dns.options:
+    dns = dns_from_json(given)
+    if dns.domain or any(values(given, name) is not None for name in ("nameservers", "search", "options")):
         result.dns = dns
 
 
