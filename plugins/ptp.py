@@ -11,7 +11,7 @@
         192.0.2.0/24 via 192.0.2.1               192.0.2.2 dev the veth
 
 The host is the next hop to everybody else, also in the same subnet: all veths have the gateway's address, each a route to its
-container. Example configuration: conf/ptp.conflist.
+container. Without `ipam` it is a pair of links without addresses. Example configuration: conf/ptp.conflist.
 """
 
 from cni_py import backends, invoke, linkops, ops
@@ -26,6 +26,7 @@ from cni_py.container import (
     in_result,
     prefer_own_dns,
     refuse_existing,
+    release_addresses,
     sweep_elements,
 )
 from cni_py.errors import CniError
@@ -62,16 +63,14 @@ def add(call: Call) -> Result:
     refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
     refuse_existing(call, refusal)
     if call.begin():
-        invoke.ipam(call, "DEL")
-    result = invoke.ipam_add(call)
-    if not result.ips:
-        raise CniError("IPAM plugin returned missing IP config")
+        release_addresses(call)
+    result = addresses(call)
     for ip in result.ips:
         ip.interface = CONTAINER
     veth, host_mac, container_mac = call.key.host_veth, call.key.mac("host"), call.key.mac("container")
     pair = ops.AddVeth(name=veth, ifname=call.ifname, mtu=conf.mtu, host_mac=host_mac, container_mac=container_mac)
     steps = [pair, *plan(call.ifname, veth, result)]
-    if conf.masquerade:
+    if conf.masquerade and result.ips:
         steps += backends.masquerade([ip.address for ip in result.ips], conf.backend)
     call.apply(steps)
     result.interfaces = [
@@ -82,8 +81,20 @@ def add(call: Call) -> Result:
     return result
 
 
+def addresses(call: Call) -> Result:
+    """What IPAM gives the container; nothing without IPAM."""
+    if not invoke.ipam_type(call):
+        return Result()
+    result = invoke.ipam_add(call)
+    if not result.ips:
+        raise CniError("IPAM plugin returned missing IP config")
+    return result
+
+
 def plan(ifname: str, veth: str, result: Result) -> "list[Op]":
-    """Addresses and routes of both ends."""
+    """Addresses and routes of both ends; without addresses the container's end is up, and that is all."""
+    if not result.ips:
+        return [ops.SetContainerUp(ifname=ifname), ops.WaitForPort(name=veth)]
     steps: list[Op] = [
         ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})
     ]
@@ -128,14 +139,15 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
     PtpConf(call)
-    steps = (Call.undo_recorded, backends.forget_masquerading, delete_interface, lambda call: invoke.ipam(call, "DEL"))
+    steps = (Call.undo_recorded, backends.forget_masquerading, delete_interface, release_addresses)
     call.finish_delete(call.run_all(*steps))
 
 
 def check(call: Call) -> None:
     """Compare; the first difference is the error, in the words clients know."""
     conf = PtpConf(call)
-    invoke.ipam(call, "CHECK")
+    if invoke.ipam_type(call):
+        invoke.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
         raise CniError("Required prevResult missing")
@@ -175,7 +187,8 @@ def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     conf = PtpConf(call)
     conf.check_add()
-    invoke.ipam(call, "STATUS")
+    if invoke.ipam_type(call):
+        invoke.ipam(call, "STATUS")
     if conf.masquerade:
         backends.answers(call.kernel, conf.backend)
 

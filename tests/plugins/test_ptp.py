@@ -221,7 +221,6 @@ def test_dns_settings(net: PtpNetwork, configured: bool) -> None:
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"ipam": {}}, "no plugin name provided"),
         ({"ipam": {"type": "static"}}, "missing IP config"),
         ({"ipam": {"type": "static", "addresses": [{"address": "10.9.9.9/24"}]}}, ""),
         ({"ipam": {"type": "nosuch"}}, "failed to find plugin"),
@@ -433,4 +432,4 @@ def test_status_asks_ipam_and_nftables(net: PtpNetwork, without_nftables: Plugin
     net.well("ADD", conf)
     assert net.run("STATUS", conf).code == 50
     net.well("DEL", conf)
-    assert net.run("STATUS", {**conf, "ipam": {}}).code == 999
+    assert net.run("STATUS", {**conf, "ipam": {"type": "nosuch"}}).code == 999
