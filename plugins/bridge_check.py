@@ -2,6 +2,7 @@
 
 from cni_py import backends, invoke
 from cni_py.addr import mac_text
+from cni_py.addressing import plan_route
 from cni_py.call import Call
 from cni_py.container import check_interface, expect, in_result
 from cni_py.errors import CniError
@@ -66,7 +67,7 @@ def check_veth(call: Call, result: Result, bridge: Interface, container: Interfa
 
 
 def check_addresses(call: Call, result: Result) -> None:
-    """The addresses and routes of the result are there, each address with the route to its subnet."""
+    """The addresses and routes of the result are there, each address with the route to its subnet if that has others."""
     side = call.kernel.container
     index = expect(side.link(call.ifname), call.ifname).index
     held = {str(entry.address) for entry in side.addresses(index)}
@@ -80,14 +81,12 @@ def check_addresses(call: Call, result: Result) -> None:
             continue
         if str(ip.address) not in held:
             raise CniError(f"Failed to match addr {ip.address} on interface {call.ifname}")
-        if not any(route.dst == ip.address.network() and route.gw is None for route in routes):
+        subnet = ip.address.network()
+        if subnet == ip.address.host():
+            continue  # the kernel makes no route for an IPv4 /32
+        if not any(route.dst == subnet and route.gw is None for route in routes):
             raise CniError(f"Failed to find Gateway for {ip.address} on interface {call.ifname}")
-    for wanted in result.routes:
-        default = wanted.dst.prefixlen == 0
-        if not any(
-            route.dst == wanted.dst and (default or wanted.gw is None or route.gw == wanted.gw) for route in routes
-        ):
-            raise CniError(f"Expected Route {wanted.dst} not found in routing table", f"on interface {call.ifname}")
+    call.check_plan([plan_route(call.ifname, route, result.ips) for route in result.routes])
 
 
 def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]":
