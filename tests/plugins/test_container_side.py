@@ -109,7 +109,7 @@ def test_a_route_said_twice_is_one_route(net: MainNetwork, plugin: str, families
 
 def switch_ipv6_off() -> None:
     for which in ("all", "default", "lo"):
-        with open(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6", "w", encoding="ascii") as file:  # noqa: PTH123
+        with open(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6", "w", encoding="ascii") as file:
             file.write("1")
 
 
