@@ -10,8 +10,12 @@ import sys
 
 import pytest
 
+from tests.lacking import need_root
+
 CHILD = """
 import importlib.util, sys
+
+from tests.lacking import need_root
 spec = importlib.util.spec_from_file_location("scenario", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -29,8 +33,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a marked test elsewhere; True says that it has been run."""
     if pyfuncitem.get_closest_marker("netns") is None:
         return None
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+    need_root()
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     spec = importlib.util.find_spec("cni_py")
     assert spec is not None
