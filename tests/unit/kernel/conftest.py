@@ -14,8 +14,6 @@ from tests.lacking import need_root
 
 CHILD = """
 import importlib.util, sys
-
-from tests.lacking import need_root
 spec = importlib.util.spec_from_file_location("scenario", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
