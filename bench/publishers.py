@@ -143,7 +143,8 @@ class Bench:
         self.portfwd: str = options.portfwd
         self.debs = Path(options.debs).resolve()
         self.rounds: int = options.rounds
-        self.libraries = {**os.environ, "LD_LIBRARY_PATH": str(self.debs / "usr/lib/x86_64-linux-gnu")}
+        libraries = [str(path) for top in ("usr/lib", "lib") for path in sorted((self.debs / top).glob("*-linux-gnu*"))]
+        self.libraries = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
 
     def start(
         self, words: Sequence[str], *, stdin: bytes = b"", descriptors: Sequence[int] = ()

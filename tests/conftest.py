@@ -23,13 +23,19 @@ sys.path.insert(0, str(ROOT / "netns-fixtures"))  # its name is no package name
 from lab import Lab  # noqa: E402
 from runtime import ALL, GO_KNOWS, Outcome, Plugins  # noqa: E402
 
+from tests import lacking, signals  # noqa: E402
+
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 OURS, GO = "ours", "go"
+need_root = lacking.need_root
 
 counts: Counter[str] = Counter()  # tests that ran, by whose plugins
 golden: Counter[str] = Counter()  # recorded answers of the Go plugins (tests/golden)
+
+
+signals.restore()  # before pytest-xdist starts its workers
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +70,8 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         terminalreporter.write_line(
             f"golden answers: {golden['hold']} of {golden['all']} hold, {golden['named']} deviations named"
         )
+    for line in lacking.summary(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line)
 
 
 class Cni(Protocol):
@@ -119,13 +127,6 @@ def _count_plugins(request: pytest.FixtureRequest) -> None:
     if "plugins" in request.fixturenames:
         plugins: Plugins = request.getfixturevalue("plugins")
         request.node.user_properties.append(("plugins", plugins.whose))
-
-
-def need_root() -> None:
-    if os.geteuid() != 0:
-        if os.environ.get("CI"):
-            pytest.fail("namespaces need root here", pytrace=False)
-        pytest.skip("namespaces need root")
 
 
 @pytest.fixture

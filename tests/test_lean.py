@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ TUNED: dict[str, object] = {"cniVersion": "1.0.0", "name": "pair", "type": "tuni
 
 # Modules that a call may load, beyond what the interpreter starts with.
 OS = {"os", "os.path", "posixpath", "genericpath", "stat", "_stat", "_collections_abc"}
+OS |= {"errno"} if sys.version_info >= (3, 13) else set()  # posixpath of 3.13 loads it
 C_MODULES = {
     "_json",
     "_sha256",

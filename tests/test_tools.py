@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cni_py.run import MODULES
+from tests.lacking import missing
 
 ROOT = Path(__file__).parent.parent
 CHECKED = (
@@ -73,7 +74,7 @@ def tool(name: str) -> Path:
     """A program of the environment that runs the tests; installed there by tools/bootstrap."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{path} is missing")
+        missing(f"{path} is missing")
     return path
 
 

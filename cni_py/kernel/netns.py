@@ -49,8 +49,10 @@ def open_netns(path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _invalid(path, getattr(error, "strerror", None) or str(error)) from error
+    except OSError as error:
+        raise _invalid(path, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise _invalid(path, "there is a null byte in it") from error
     try:
         _verify(path, fd)
     except BaseException:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from runtime import Plugins
 
 from tests.clients import fetch_debs, image
-from tests.clients.containerd_host import ContainerdHost, Failed
+from tests.clients.containerd_host import ContainerdHost, NoNamespaces
+from tests.lacking import missing
 
 
 @pytest.fixture(scope="session")
@@ -25,20 +24,13 @@ def debs() -> Path:
 @pytest.fixture(scope="module")
 def host(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerdHost]:
     archive = tmp_path_factory.mktemp("image") / "who.tar"
-    image.write_archive(debs / "bin/busybox", archive)
+    image.write_archive(fetch_debs.busybox(debs), archive)
     try:
         entered = ContainerdHost(debs, plugins.directory).__enter__()
-    except Failed as failure:
-        missing(str(failure))
+    except NoNamespaces as error:
+        missing(str(error))
     try:
         entered.run("ctr", "image", "import", str(archive))
         yield entered
     finally:
         entered.close()
-
-
-def missing(what: str) -> NoReturn:
-    """Skip on a laptop, fail in CI."""
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)

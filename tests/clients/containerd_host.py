@@ -64,6 +64,10 @@ class Failed(Exception):
     """A command on the throwaway host ended badly, or took too long; the text has its output."""
 
 
+class NoNamespaces(Exception):
+    """This machine does not let us make the throwaway host."""
+
+
 def wait_for(what: str, look: Callable[[], T | None], within_s: float = 20) -> T:
     """Return the first answer of look() that is not None."""
     end = time.monotonic() + within_s
@@ -111,11 +115,11 @@ class ContainerdHost(Namespaces):
     """The host of the picture above, as a context manager. Links and containerd are there once it is entered."""
 
     def __init__(self, debs: Path, plugins: Path) -> None:
-        path = [str(debs / folder) for folder in ("usr/bin", "usr/sbin", "bin", "sbin")]
-        libraries = [str(folder) for folder in sorted((debs / "usr/lib").glob("*-linux-gnu*"))]
+        from tests.clients import fetch_debs  # inside the namespaces this file is a program by itself, without `tests`
+
         environment = os.environ | {
-            "PATH": ":".join([*path, "/usr/sbin", "/usr/bin", "/sbin", "/bin"]),
-            "LD_LIBRARY_PATH": ":".join(libraries),
+            "PATH": ":".join([*fetch_debs.programs(debs), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]),
+            "LD_LIBRARY_PATH": ":".join(fetch_debs.libraries(debs)),
             "CONTAINERD_ADDRESS": "/run/containerd/containerd.sock",
             "CONTAINERD_SNAPSHOTTER": "native",
         }
@@ -248,7 +252,7 @@ def hold(environment: dict[str, str]) -> subprocess.Popen[str]:
     holder.stdout.close()
     if not ready:
         holder.wait()
-        raise Failed("no namespaces: they need root, or CAP_SYS_ADMIN")
+        raise NoNamespaces("namespaces need root, or CAP_SYS_ADMIN")
     return holder
 
 

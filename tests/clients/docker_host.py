@@ -89,8 +89,11 @@ class DockerHost:
         places = ["--data-root=/run/docker-root", "--exec-root=/run/docker", "--pidfile=/run/docker.pid"]
         outside = ["--containerd=/run/containerd/containerd.sock", f"--cgroup-parent=/{self.host.cgroup}"]
         network = [f"--bip={GATEWAY4}/24", "--ipv6", f"--fixed-cidr-v6={SUBNET6}", "--ip6tables", "--experimental"]
-        # overlayfs is not to be had everywhere; a lower score for the OOM killer needs CAP_SYS_RESOURCE
-        lean = ["--storage-driver=vfs", "--oom-score-adjust=0", f"--userland-proxy-path={self.proxy}"]
+        lean = ["--storage-driver=vfs", f"--userland-proxy-path={self.proxy}"]  # overlayfs is not to be had everywhere
+        if "--oom-score-adjust" in self.host.run("dockerd", "--help").stdout:
+            lean.append(
+                "--oom-score-adjust=0"
+            )  # a lower score, which Docker gave itself until 25.0, needs CAP_SYS_RESOURCE
         command = ["dockerd", "--host=unix:///run/docker.sock", *places, *outside, *network, *lean]
         dockerd = self.host.popen("sh", "-c", f'exec "$@" >{LOG} 2>&1 </dev/null', "sh", *command)
         self.host.started.append(dockerd)

@@ -3,7 +3,8 @@
     python3 tests/clients/fetch_debs.py [DIRECTORY]     downloads what is missing there, prints the directory
 
 The directory is $CNI_PY_DEBS, or debs/ in $XDG_CACHE_HOME/cni-py, or .cache/debs in the checkout. All packages share
-one tree (usr/bin, usr/sbin, usr/lib/cni, ...), together with those of their dependencies that the machine lacks.
+one tree (usr/bin, usr/sbin, usr/lib/cni, ...), together with those of their dependencies that the machine lacks. Where
+in it a file lies depends on the release: until Debian 12 some packages have bin/, sbin/ and lib/ beside usr/.
 Only the standard library is used, so that a Makefile can run it before there is a virtual environment.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 # The reference plugins, a runtime that uses them, and the only program its containers need; then Docker Engine with
 # its docker-proxy, and what the bench compares portfwd with.
 PACKAGES = ("containerd", "runc", "containernetworking-plugins", "busybox-static", "docker.io", "socat", "podman")
+SPLIT_OFF = ("docker-cli",)  # the client, in a package of its own from Debian 13 on
 DOWNLOAD_S = 600  # 85 MB; a slow mirror is no reason to fail
 
 
@@ -43,11 +46,37 @@ def fetch(directory: Path | None = None, packages: tuple[str, ...] = PACKAGES) -
         done = root / ".packages"
         have = set(done.read_text().split()) if done.exists() else set()
         missing = [package for package in packages if package not in have]
-        if missing:
-            needed = with_dependencies(missing)
+        optional = [package for package in SPLIT_OFF if package not in have]
+        if missing or optional:
+            needed = with_dependencies(missing)  # before the next: it sees to it that apt has its lists
+            needed += [name for name in with_dependencies(known(optional)) if name not in needed]
             unpack(needed, root)
-            done.write_text("\n".join(sorted(have.union(needed))) + "\n")
+            done.write_text("\n".join(sorted(have.union(needed, optional))) + "\n")
     return root
+
+
+def programs(root: Path) -> list[str]:
+    """The folders of the tree that belong on PATH."""
+    return [str(root / folder) for folder in ("usr/bin", "usr/sbin", "bin", "sbin")]
+
+
+def libraries(root: Path) -> list[str]:
+    """The folders of the tree that belong on LD_LIBRARY_PATH."""
+    return [str(folder) for top in ("usr/lib", "lib") for folder in sorted((root / top).glob("*-linux-gnu*"))]
+
+
+def busybox(root: Path) -> Path:
+    """The program, wherever this release has it."""
+    places = [Path(folder) / "busybox" for folder in programs(root)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise Unavailable(f"no busybox in {', '.join(map(str, places))}")
+    return found
+
+
+def known(packages: list[str]) -> list[str]:
+    """Those of the packages that this release has."""
+    return [name for name in packages if run_apt(["apt-cache", "search", "--names-only", f"^{re.escape(name)}$"])]
 
 
 def with_dependencies(packages: list[str]) -> list[str]:
@@ -79,6 +108,8 @@ def is_installed(package: str) -> bool:
 
 def unpack(packages: list[str], root: Path) -> None:
     # apt drops its privileges for a download when it may write there as its own user, and warns otherwise.
+    if not packages:
+        return
     with tempfile.TemporaryDirectory(prefix="cni-py-debs-") as folder:
         Path(folder).chmod(0o777)
         run_apt(["apt-get", "--quiet", "--quiet", "download", *packages], folder)

@@ -15,10 +15,19 @@ from typing import Any
 import pytest
 from runtime import Plugins
 
-from tests.clients import image
-from tests.clients.conftest import missing
-from tests.clients.containerd_host import CLIENT4, COMMAND_S, HOST4, HOST6, ContainerdHost, Failed, wait_for
+from tests.clients import fetch_debs, image
+from tests.clients.containerd_host import (
+    CLIENT4,
+    COMMAND_S,
+    HOST4,
+    HOST6,
+    ContainerdHost,
+    Failed,
+    NoNamespaces,
+    wait_for,
+)
 from tests.clients.cri_client import Pod, Port, Refused, Runtime
+from tests.lacking import missing
 
 pytestmark = [pytest.mark.ours_alone, pytest.mark.xdist_group("cri")]
 
@@ -35,6 +44,8 @@ path = "/run/containerd-opt"  # the default is a folder made in /opt
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{image.NAME}"
 restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/opt/cni/bin"  # Debian's builds look in /usr/lib/cni by default, or are told so in /etc/containerd
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 """
@@ -153,11 +164,11 @@ def conflist() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def node(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesNode]:
     archive = tmp_path_factory.mktemp("image") / "who.tar"
-    image.write_archive(debs / "bin/busybox", archive)
+    image.write_archive(fetch_debs.busybox(debs), archive)
     try:
         entered = KubernetesNode(debs, plugins.directory).__enter__()
-    except Failed as failure:
-        missing(str(failure))
+    except NoNamespaces as error:
+        missing(str(error))
     try:
         entered.run("ctr", "--namespace", "k8s.io", "image", "import", str(archive))
         entered.write_conflist(conflist())

@@ -13,9 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import image
-from tests.clients.conftest import missing
-from tests.clients.containerd_host import CLIENT4, CLIENT6, HOST4, HOST6, ContainerdHost, Failed, Namespaces, wait_for
+from tests.clients import fetch_debs, image
+from tests.clients.containerd_host import (
+    CLIENT4,
+    CLIENT6,
+    HOST4,
+    HOST6,
+    ContainerdHost,
+    Namespaces,
+    NoNamespaces,
+    wait_for,
+)
 from tests.clients.docker_host import (
     GATEWAY4,
     GATEWAY6,
@@ -27,6 +35,7 @@ from tests.clients.docker_host import (
     ask_udp,
     proxy_executable,
 )
+from tests.lacking import missing
 
 pytestmark = pytest.mark.xdist_group("docker")
 
@@ -48,12 +57,12 @@ sys.stdin.read()
 def docker(debs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerHost]:
     folder = tmp_path_factory.mktemp("docker")
     archive = folder / "who.tar"
-    image.write_archive(debs / "bin/busybox", archive)
+    image.write_archive(fetch_debs.busybox(debs), archive)
     (folder / "plugins").mkdir()
     try:
         host = ContainerdHost(debs, folder / "plugins").__enter__()
-    except Failed as failure:
-        missing(str(failure))
+    except NoNamespaces as error:
+        missing(str(error))
     try:
         docker = DockerHost(host, proxy_executable(folder))
         docker.start(archive)

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from runtime import Plugins
 
-from tests.clients import image
-from tests.clients.conftest import missing
-from tests.clients.containerd_host import CLIENT4, CLIENT6, HOST4, HOST6, Failed, Namespaces
+from tests.clients import fetch_debs, image
+from tests.clients.containerd_host import CLIENT4, CLIENT6, HOST4, HOST6, Namespaces, NoNamespaces
 from tests.clients.docker_host import ask, ask_udp
-from tests.clients.podman_host import NET_D, Container, PodmanHost, reached
+from tests.clients.podman_host import NET_D, Container, NoCni, PodmanHost, reached
+from tests.lacking import missing, unavailable
 
 pytestmark = [pytest.mark.xdist_group("podman"), pytest.mark.ours_alone]
 
@@ -63,12 +63,14 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def podman(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodmanHost]:
     archive = tmp_path_factory.mktemp("podman") / "who.tar"
-    image.write_archive(debs / "bin/busybox", archive)
+    image.write_archive(fetch_debs.busybox(debs), archive)
     host = PodmanHost(debs, plugins.directory)
     try:
         host.__enter__()
-    except Failed as failure:
-        missing(str(failure))
+    except NoNamespaces as error:
+        missing(str(error))
+    except NoCni as error:
+        unavailable(str(error))
     try:
         host.load(archive)
         for name, options in NETWORKS.items():
@@ -208,7 +210,7 @@ def bridge_nf(host: Namespaces, value: str) -> Iterator[None]:
     """Whether what crosses a bridge passes the rules of IP, too; without the module it does not."""
     found = host.run("sysctl", "--values", BRIDGE_NF, check=False)
     if found.returncode and value == "1":
-        pytest.skip("no br_netfilter")
+        unavailable("this kernel has no br_netfilter")
     if not found.returncode:
         host.run("sysctl", "--write", f"{BRIDGE_NF}={value}")
     try:

@@ -8,7 +8,6 @@ wording of messages. deviations.yaml names the cases where ours differ on purpos
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.lacking import need_root
 
 HERE = Path(__file__).parent
 PLUGINS = ("bridge", "host-local", "portmap", "loopback", "tuning", "bandwidth", "firewall", "static", "ptp", "macvlan")
@@ -70,8 +71,7 @@ def replay(executables: Path, plugin: str, cases: list[dict[str, object]]) -> di
 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_answers_as_recorded_from_go(plugin: str, executables: Path, request: pytest.FixtureRequest) -> None:
-    if os.geteuid() != 0:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("namespaces need root")
+    need_root()
     cases = cases_of(plugin)
     found = replay(executables, plugin, cases)
     assert set(found) == {case["name"] for case in cases}

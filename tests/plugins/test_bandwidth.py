@@ -16,6 +16,7 @@ from runtime import ALL, GO_KNOWS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO, OURS
+from tests.lacking import missing
 from tests.plugins.bridge_network import ours_alone
 from tests.plugins.conftest import START
 from tests.plugins.veth_attachment import Conf, VethAttachment
@@ -53,7 +54,7 @@ def net(shared_lab: Lab, plugins: Plugins) -> Iterator[VethAttachment]:
 def theirs() -> Plugins:
     directory = os.environ.get("CNI_GO_BIN_DIR")
     if not directory:
-        pytest.skip("CNI_GO_BIN_DIR is not set")
+        missing("CNI_GO_BIN_DIR is not set")
     return Plugins(GO, Path(directory).resolve(), GO_KNOWS)
 
 

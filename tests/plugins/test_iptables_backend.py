@@ -21,6 +21,7 @@ from lab import Lab
 from runtime import ALL, GATEWAY, GO_KNOWS, SUBNETS, Outcome, Plugins, mapping
 
 from tests.conftest import GO, OURS, need_root
+from tests.lacking import missing, unavailable
 
 pytestmark = pytest.mark.xdist_group("iptables-backend")
 
@@ -140,7 +141,7 @@ def site(our_bin_dir: Path) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def go(our_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Plugins:
     if not os.environ.get("CNI_GO_BIN_DIR"):
-        pytest.skip("CNI_GO_BIN_DIR names no Go plugins")
+        missing("CNI_GO_BIN_DIR names no Go plugins")
     return Plugins(GO, Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
 
 
@@ -577,7 +578,7 @@ def test_the_legacy_variant_serves_as_well(site: Site, without_nftables: Plugins
         for suffix in ("-save", "-restore"):
             (tmp_path / f"{tool}{suffix}").symlink_to(f"/usr/sbin/{tool}-legacy{suffix}")
     if site.lab["host"].run([str(tmp_path / "iptables-save"), "-t", "nat"]).returncode != 0:
-        pytest.skip("this kernel has no iptables-legacy")
+        unavailable("this kernel has no iptables-legacy")
     path = f"{tmp_path}:/usr/bin:/bin"
     for conf in (site.bridge(), site.portmap([mapping(port, 80)])):
         site.well("ADD", conf, name, by=by, PATH=path)

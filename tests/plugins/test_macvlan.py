@@ -11,7 +11,8 @@ import pytest
 from runtime import ALL, Outcome, Plugins
 from snapshot import difference
 
-from tests.conftest import OURS
+from tests.conftest import GO, OURS
+from tests.lacking import unavailable
 from tests.plugins.bridge_network import NOTHING, BridgeNetwork, Conf, ours_alone
 
 if TYPE_CHECKING:
@@ -192,7 +193,13 @@ def test_the_master_is_that_of_the_default_route(net: MacvlanNetwork) -> None:
     assert net.run("ADD", conf).code == 999
     net.do("host", "ip route add default via 198.51.100.7")
     try:
-        result = net.well("ADD", conf).json
+        outcome = net.run("ADD", conf)
+        if net.plugins.whose == GO and outcome.status and "no default route interface found" in outcome.stdout:
+            unavailable(
+                "this build of the Go macvlan overlooks every default route (Debian 13: a newer netlink library)"
+            )
+        assert outcome.status == 0, outcome.stdout
+        result = outcome.json
         assert net.links(net.a)["eth0"]["link_index"] == net.links("host")["lan0"]["ifindex"]
         assert net.check(conf, result).status == 0
         net.well("DEL", conf)

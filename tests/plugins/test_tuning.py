@@ -13,6 +13,7 @@ from runtime import ALL, GO_KNOWS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO
+from tests.lacking import missing
 from tests.plugins.bridge_network import ours_alone
 from tests.plugins.veth_attachment import MAC, Conf, VethAttachment
 
@@ -392,7 +393,7 @@ def test_a_damaged_file_of_settings_is_removed(net: VethAttachment, text: str) -
 def test_one_plugin_undoes_the_add_of_the_other(net: VethAttachment, adds: str) -> None:
     directory = os.environ.get("CNI_GO_BIN_DIR")
     if not directory:
-        pytest.skip("CNI_GO_BIN_DIR is not set")
+        missing("CNI_GO_BIN_DIR is not set")
     theirs = Plugins(GO, Path(directory).resolve(), GO_KNOWS)
     first, second = (theirs, net.plugins) if adds == "go" else (net.plugins, theirs)
     conf = net.conf("1.0.0", **GO_CAN, sysctl={"net.core.somaxconn": "500"})
@@ -413,7 +414,7 @@ def test_one_plugin_undoes_the_add_of_the_other(net: VethAttachment, adds: str) 
 def test_the_file_of_the_other_is_removed_when_the_namespace_is_gone(net: VethAttachment, adds: str) -> None:
     directory = os.environ.get("CNI_GO_BIN_DIR")
     if adds == "go" and not directory:
-        pytest.skip("CNI_GO_BIN_DIR is not set")
+        missing("CNI_GO_BIN_DIR is not set")
     plugins = Plugins(GO, Path(directory or "").resolve(), GO_KNOWS) if adds == "go" else net.plugins
     conf = net.conf("1.0.0", mtu=1300)
     assert net.run("ADD", conf, plugins=plugins).status == 0

@@ -28,6 +28,7 @@ from node import Node
 from portfwd import waiter
 from tests.clients import docker_host, fetch_debs
 from tests.conftest import need_root
+from tests.lacking import missing
 
 PORT, CONTAINER_PORT = 8080, 80
 CONTAINER = "127.0.0.2"  # an address of the host stands for the container's: dockerd's proxy dials it from the host
@@ -70,9 +71,7 @@ def proxy(request: pytest.FixtureRequest) -> str:
     try:
         return str(fetch_debs.fetch() / "usr/sbin/docker-proxy")
     except (fetch_debs.Unavailable, OSError) as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"Debian's docker-proxy cannot be had: {error}")
-        pytest.skip(f"Debian's docker-proxy cannot be had: {error}")
+        missing(f"Debian's docker-proxy cannot be had: {error}")
 
 
 @dataclass

@@ -30,6 +30,7 @@ from portfwd.errors import Lacking, NotFound, PortfwdError
 from portfwd.mapping import Place
 from portfwd.places import BACK_OFF_S, LOOK_S, SO_NETNS_COOKIE, UNKNOWN_S, UNUSED_S, Places
 from tests.conftest import need_root
+from tests.lacking import missing, unavailable
 
 CLONE_NEWUSER = 0x10000000  # linux/sched.h
 PR_SET_DUMPABLE = 4  # linux/prctl.h
@@ -296,7 +297,7 @@ def reuse_a_pid() -> tuple[str, str, str]:
 
 def test_a_process_that_has_got_the_pid_of_another_is_not_connected_to(lab: Lab) -> None:
     if not LAST_PID.exists():
-        pytest.skip("the kernel lacks CONFIG_CHECKPOINT_RESTORE")
+        unavailable("the kernel lacks CONFIG_CHECKPOINT_RESTORE")
     before, after, anew = lab["host"].python(reuse_a_pid)
     assert "that process has ended, and another one has its number" in before
     assert after == before
@@ -496,7 +497,7 @@ def user_namespaces() -> bool:
 def rootless(lab: Lab) -> Callable[..., object]:
     """Call a function as nobody on the lab's host."""
     if not user_namespaces():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("the kernel refuses user namespaces to ordinary users")
+        missing("the kernel refuses user namespaces to ordinary users")
     return lambda function, *arguments: lab["host"].python(as_nobody, function, *arguments)
 
 

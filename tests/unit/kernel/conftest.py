@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.lacking import need_root
+
 CHILD = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("scenario", sys.argv[1])
@@ -29,8 +31,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a marked test elsewhere; True says that it has been run."""
     if pyfuncitem.get_closest_marker("netns") is None:
         return None
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+    need_root()
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     spec = importlib.util.find_spec("cni_py")
     assert spec is not None

@@ -61,7 +61,7 @@ def test_the_namespace_of_a_process_that_is_dead_but_not_reaped_is_missing() -> 
         ("/proc/self/ns/user", "it is a user namespace"),
         (__file__, "it is an ordinary file"),
         (__file__ + "/net", "Not a directory"),
-        ("/proc/self/ns/net\0", "embedded null byte"),
+        ("/proc/self/ns/net\0", "there is a null byte in it"),
     ],
 )
 def test_what_is_no_network_namespace_is_called_by_its_name(path: str, what: str) -> None:
