@@ -98,7 +98,7 @@ class LimitedConnectivity(CniError):
 
 
 class PortInUse(CniError):
-    """A host port is published by another container; `msg` names the holder."""
+    """A host port is published by another container, or held by a program; `msg` names the holder."""
 
     code = 110
 

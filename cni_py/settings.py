@@ -1,6 +1,7 @@
 """Host-wide settings: /etc/cni-py/config.yaml, which need not exist.
 
-    backend: iptables     for portmap, firewall and ipMasq where their own configuration says nothing; else nftables
+    backend: iptables       for portmap, firewall and ipMasq where their own configuration says nothing; else nftables
+    hostListener: refuse    for portmap where its own says nothing: a port that a program of the host listens on; else warn
 
 A plugin cannot afford a YAML parser at each start, so it reads a compiled copy (config.json in the run directory) and
 makes it anew when the file has changed. A file that says something else than the above is an error, never ignored.
@@ -14,10 +15,13 @@ from cni_py.errors import CniError, InvalidNetworkConfig, os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
 
 PATH = "/etc/cni-py/config.yaml"
 BACKENDS = ("nftables", "iptables")
+HOST_LISTENERS = ("warn", "refuse")
+VALUES = {"backend": BACKENDS, "hostListener": HOST_LISTENERS}  # of each key; the first holds where nothing is said
 # Where distributions put PyYAML, for an interpreter that was not told (-S) and an installation without one beside it
 FOLDERS = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_info[1]}/site-packages")
 
@@ -25,10 +29,12 @@ FOLDERS = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_inf
 class Settings:
     """What the file says, with what holds where it says nothing."""
 
-    __slots__ = ("backend",)
+    __slots__ = ("backend", "host_listener")
 
-    def __init__(self, backend: str = BACKENDS[0]) -> None:
-        self.backend = backend
+    def __init__(self, said: "Mapping[str, str] | None" = None) -> None:
+        values = said or {}
+        self.backend = values.get("backend", BACKENDS[0])
+        self.host_listener = values.get("hostListener", HOST_LISTENERS[0])
 
 
 def backend(asked: str = "") -> str:
@@ -73,8 +79,8 @@ def _compiled(source: str) -> Settings | None:
         with open(f"{records.run_dir()}/config.json", "rb") as file:
             fields = jsontext.decode(file.read())
         if isinstance(fields, jsontext.Object) and fields.get("source") == source:
-            asked = netconf.string(fields, "backend")
-            return Settings(asked) if asked in BACKENDS else None
+            said = {key: netconf.string(fields, key) for key in VALUES}
+            return Settings(said) if all(said[key] in values for key, values in VALUES.items()) else None
     except (OSError, CniError):
         pass
     return None
@@ -83,7 +89,11 @@ def _compiled(source: str) -> Settings | None:
 def _compile(source: str, settings: Settings) -> None:
     """Write the copy. One that cannot be written is made again by the next call."""
     path = f"{records.run_dir()}/config.json"
-    fields: dict[str, jsontext.Encodable] = {"source": source, "backend": settings.backend}
+    fields: dict[str, jsontext.Encodable] = {
+        "source": source,
+        "backend": settings.backend,
+        "hostListener": settings.host_listener,
+    }
     temporary = f"{path}.{os.getpid()}"
     try:
         records.make_folder(records.run_dir())
@@ -103,23 +113,22 @@ def parse(text: str) -> Settings:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise _invalid(mark.line if mark is not None else 0, str(getattr(error, "problem", error))) from error
-    settings = Settings()
+    said: dict[str, str] = {}
     if document is None:
-        return settings
+        return Settings()
     if not isinstance(document, yaml.MappingNode):
         raise _invalid(document.start_mark.line, "settings are `key: value`")
-    seen = set()
     for key, value in document.value:
         line = key.start_mark.line
-        if key.value != "backend":
-            raise _invalid(line, f"unknown key {key.value!r}; there is: backend")
-        if key.value in seen:
+        known = VALUES.get(key.value) if isinstance(key.value, str) else None
+        if known is None:
+            raise _invalid(line, f"unknown key {key.value!r}; there is: {', '.join(VALUES)}")
+        if key.value in said:
             raise _invalid(line, f"{key.value} is there twice")
-        seen.add(key.value)
-        if value.value not in BACKENDS:
-            raise _invalid(line, f"backend is one of {', '.join(BACKENDS)}, not {value.value!r}")
-        settings.backend = value.value
-    return settings
+        if value.value not in known:
+            raise _invalid(line, f"{key.value} is one of {', '.join(known)}, not {value.value!r}")
+        said[key.value] = value.value
+    return Settings(said)
 
 
 def _invalid(line: int, why: str) -> InvalidNetworkConfig:

@@ -12,6 +12,7 @@ import errno
 import os
 
 from cni_py import heirs, records
+from cni_py.addr import ip_text
 from cni_py.engine import Op, op_from_json
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse
 from cni_py.jsontext import Object, decode, encode
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from cni_py.jsontext import Encodable
     from cni_py.kernel.context import Kernel
+    from cni_py.kernel.sock_diag import Listener
     from cni_py.records import Attachment
 
 AUTO_S, ALWAYS_S = 2.0, 10.0  # what an answer may take
@@ -49,10 +51,11 @@ class Untrusted(IOFailure):
 class Service:
     """A connection to the service, to be closed."""
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_sock", "pid")
 
-    def __init__(self, sock: _socket.socket) -> None:
+    def __init__(self, sock: _socket.socket, pid: int) -> None:
         self._sock = sock
+        self.pid = pid  # 0 where it is in another pid namespace
 
     @classmethod
     def connect(cls, timeout_s: float) -> "Service | None":
@@ -61,7 +64,7 @@ class Service:
         try:
             sock.settimeout(timeout_s)
             sock.connect(records.run_dir() + "/portfwd.sock")
-            _, uid, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
+            pid, uid, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
         except OSError as error:
             sock.close()
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
@@ -70,7 +73,7 @@ class Service:
         if uid not in (0, os.geteuid()):
             sock.close()
             raise Untrusted("portfwd's socket is not to be trusted", f"user {uid} listens there")
-        return cls(sock)
+        return cls(sock, pid)
 
     def close(self) -> None:
         self._sock.close()
@@ -133,6 +136,13 @@ def owner_of(mapping: Object) -> str:
     """The hex of the attachment that a mapping belongs to; "" when it is not portmap's."""
     owner = str(mapping.get("owner", ""))
     return owner.removeprefix(OWNER) if owner.startswith(OWNER) else ""
+
+
+def listens(mapping: Object, listener: "Listener") -> bool:
+    """Whether a socket is one that the service listens on for a mapping."""
+    hosts = mapping.get("host_ips")
+    there = mapping.get("protocol") == listener.protocol and listener.port in _ports(mapping)
+    return there and isinstance(hosts, list) and ip_text(listener.ip) in hosts
 
 
 class RelayPorts(Op):

@@ -17,6 +17,9 @@ backend. Keys beyond the reference's:
                     always   portfwd serves all, and nf_tables is not touched: for a host without NAT
                     never    NAT alone
     ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see portoptions
+    hostListener    warn     a port that a program of the host listens on is published, which is said on stderr: its clients
+                             come to the container
+                    refuse   it is an error (code 110) that names the program; also for the host, in config.yaml: see settings
     directAccess    block    other networks reach the container through its published ports alone, not by its address
                     allow    as the reference
 """
@@ -25,7 +28,7 @@ from cni_py import backends, netconf, nftops, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig
-from cni_py.kernel import sysctl
+from cni_py.kernel import sock_diag, sysctl
 from cni_py.kernel.nftables import INET
 from cni_py.portmappings import PortmapConf, container_addresses, mappings, relays
 from cni_py.records import Attachment
@@ -42,6 +45,7 @@ def add(call: Call) -> "Result":
     if conf.prev_result is None:
         raise CniError("must be called as chained plugin")
     steps = plan(conf, conf.prev_result, call.ifname)
+    look_for_listeners(call, conf, conf.prev_result)
     if steps:
         for step in steps:
             if isinstance(step, nftops.PublishPorts):
@@ -49,6 +53,22 @@ def add(call: Call) -> "Result":
         call.begin()
         call.apply(steps)
     return conf.prev_result
+
+
+def look_for_listeners(call: Call, conf: PortmapConf, earlier: "Result") -> None:
+    """What `hostListener` asks for, about programs of the host that listen on one of the ports. PortInUse."""
+    asked = netconf.string(call.conf.raw, "hostListener")
+    if asked not in ("", *settings.HOST_LISTENERS):
+        raise InvalidNetworkConfig(f'unknown hostListener "{asked}"', f"one of {', '.join(settings.HOST_LISTENERS)}")
+    if not conf.entries or conf.userland_proxy == "always":
+        return  # portfwd, which serves all then, cannot listen beside another program, and says so
+    wanted = mappings(conf, container_addresses(earlier, call.ifname))
+    listeners = sock_diag.waiting((one.protocol, one.first, one.last) for one in wanted)
+    if listeners:
+        from cni_py import hostlisteners
+
+        own = hostlisteners.Container(call.container_id, call.netns, [ip.address.packed for ip in earlier.ips])
+        hostlisteners.settle(wanted, listeners, own, asked)
 
 
 def delete(call: Call) -> None:

@@ -77,7 +77,10 @@ MAY_LOAD = {
     "host-local": CALL | HOST_LOCAL,
     "firewall": CALL | FILTERS | FORWARDING,
     "loopback": CALL | LINKS | ours("plugins.loopback"),
-    "portmap": CALL | FILTERS | ours("plugins.portmap", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
+    "portmap": CALL
+    | FILTERS
+    | ours("plugins.portmap", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl")
+    | ours("kernel.sock_diag"),  # whether the host listens on the ports: a dump for each protocol and family
     "tuning": CALL
     | LINKS
     | ours("tuningops", "kernel.linksettings", "plugins.tuning", "plugins.tuning_conf", "plugins.tuning_plan"),

@@ -23,6 +23,7 @@ from cni_py.commands import namespaces
 from cni_py.commands.asked import check_usage, network_for, requests_of
 from cni_py.commands.chain import ATTACHED, Chain, PluginFailed, answer_in, planned
 from cni_py.commands.describe import described
+from cni_py.commands.listeners import notes, refuse_listeners
 from cni_py.commands.namespaces import NETNS_DIR, Target
 from cni_py.commands.report import FAILED, LACKING, USAGE, Answers, Failure
 from cni_py.errors import CniError
@@ -141,6 +142,7 @@ def perform(options: argparse.Namespace, answers: Answers) -> int:
         )
     if options.verb == "ADD":
         refuse_taken(chain, target, entry)
+        refuse_listeners(chain)
         return (plan if options.plan else add)(options, chain, target)
     if options.verb == "DEL":
         return delete(chain, target, entry)
@@ -229,6 +231,8 @@ def check(chain: Chain, target: Target, entry: Entry | None) -> int:
     for plugin in network.plugins:
         chain.run("CHECK", plugin, chain.prev_result_of(entry))
     chain.say("everything is as ADD made it")
+    for note in notes(chain, entry.result):
+        chain.say(f"note: {note}")
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cni_py import processes
 from portfwd import holders
 from portfwd.holders import conflicts
 from tests.lacking import need_root
@@ -141,8 +142,8 @@ def test_a_process_in_the_cgroup_of_a_container_is_named_with_it(monkeypatch: py
         f"0::/kubepods.slice/kubepods-burstable.slice/cri-containerd-{full}.scope",
         f"12:pids:/docker/{full}",
     ):
-        monkeypatch.setattr(holders, "_read", {"/proc/7/cgroup": path + "\n"}.__getitem__)
-        assert holders._container(7) == " in container 4f2a4f2a4f2a"
+        monkeypatch.setattr(processes, "read", {"/proc/7/cgroup": path + "\n"}.__getitem__)
+        assert processes.container(7) == " in container 4f2a4f2a4f2a"
 
 
 @pytest.mark.parametrize(
@@ -165,8 +166,8 @@ def test_a_process_is_named_as_people_know_it(
     comm: str, words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {"/proc/7/comm": comm + "\n", "/proc/7/cmdline": "\0".join([*words, ""])}
-    monkeypatch.setattr(holders, "_read", files.__getitem__)
-    assert holders._name(7) == expected
+    monkeypatch.setattr(processes, "read", files.__getitem__)
+    assert processes.name(7) == expected
 
 
 def test_to_who_may_not_look_the_user_is_named(inside: Inside) -> None:
