@@ -13,7 +13,7 @@ import _signal
 import os
 
 from cni_py import records
-from cni_py.errors import CniError
+from cni_py.errors import CniError, os_error
 from cni_py.locks import Lock
 
 TYPE_CHECKING = False
@@ -225,7 +225,8 @@ def find(name: str) -> str:
         path = f"{folder}/{name}"
         if folder.startswith("/") and os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
-    raise CniError(f"{name} is needed for the iptables backend (Debian: apt install iptables)", "not found in PATH")
+    why = "for the iptables backend, and where iptables' FORWARD drops by policy"
+    raise CniError(f"{name} is needed {why} (Debian: apt install iptables)", "not found in PATH, or not executable")
 
 
 class Run:
@@ -241,15 +242,20 @@ class Run:
         self.name = TOOLS[family] + suffix
         self.text = text
         self.pid = 0
+        self.files: list[int] = []  # first: __del__ runs also after an error below
         argv = [find(self.name), *arguments]
-        self.files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+        for name in ("stdin", "stdout", "stderr"):
+            self.files.append(os.memfd_create(name))
         with open(self.files[0], "wb", closefd=False) as stdin:
             stdin.write(text.encode())
         os.lseek(self.files[0], 0, os.SEEK_SET)
         inherited = [*self.files, lock_fd] if lock_fd >= 0 else self.files
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inherited)]
         # Python ignores SIGPIPE, and a child would inherit that
-        self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+        try:
+            self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+        except OSError as error:
+            raise os_error(f"cannot start {argv[0]}", error) from error
 
     def __del__(self) -> None:
         """The call is given up: what it runs must not outlive it."""
@@ -268,7 +274,8 @@ class Run:
         status = os.waitstatus_to_exitcode(wait_status)
         printed, refusal = (_content(fd) for fd in self.files[1:])
         if status != 0:
-            why = refusal.strip() or f"exit status {status}"
+            ended = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            why = refusal.strip() or ended
             raise IptablesFailed(f"{self.name} failed", "\nin:\n".join(filter(None, (why, self.text.strip()))))
         return printed
 

@@ -7,8 +7,7 @@ from cni_py.engine import Op
 from cni_py.errors import InvalidNetworkConfig, PortInUse
 from cni_py.iptables import Rules
 from cni_py.iptrules import Publication, parse_ports
-from cni_py.kernel import sysctl
-from cni_py.kernel.nftables import NftUnavailable
+from cni_py.kernel.nftables import NftUnavailable, ifname_key
 from cni_py.kernel.xtables import NAT, is_chain_name
 from cni_py.nftops import forget_flows, say
 from cni_py.portmappings import mappings
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Sequence
 
     from cni_py.kernel.context import Kernel
+    from cni_py.kernel.rtnl import Link
     from cni_py.portmappings import Entry, Mapping, PortmapConf
     from cni_py.records import Attachment, Record
 
@@ -137,22 +137,29 @@ class PublishByIptables(Op):
 
 
 class OpenLoopback(nftops.AllowLoopbackClients):
-    """The same, also where only iptables-legacy is: then nothing guards the host's loopback, as with the Go plugin."""
+    """The same, also where there is neither nf_tables nor the filter: then nothing guards the host's loopback, as in Go."""
 
     address: str
 
-    def apply(self, kernel: "Kernel") -> bool:
+    def guard(self, kernel: "Kernel", link: "Link") -> None:
         try:
-            return super().apply(kernel)
+            super().guard(kernel, link)
         except NftUnavailable as error:
-            link = nftops.interface_towards(kernel.host, parse_ip(self.address))
-            if link is None:
-                return False
             say(f"127.0.0.0/8 is open to {link.name}: {error}")
-            return sysctl.write(f"ipv4/conf/{link.name}/route_localnet", "1")
 
     def check(self, kernel: "Kernel") -> str | None:
-        """Nothing: what the Go plugin built has no guard, and is to be accepted."""
+        """Only where one of the two guards is there: what the Go plugin built has none, and is to be accepted."""
+        from cni_py.kernel import tc
+
+        try:
+            differs = super().check(kernel)
+        except NftUnavailable:
+            return None
+        link = nftops.interface_towards(kernel.host, parse_ip(self.address)) if differs else None
+        if link is None:
+            return None
+        ours = kernel.nft.get("local_links", (ifname_key(link.name),)) or tc.guards_loopback(kernel.host, link.index)
+        return differs if ours else None
 
 
 def own_chain(key: "Attachment", prefix: str) -> str:

@@ -182,29 +182,97 @@ class CheckSource(Op):
 class AllowLoopbackClients(Op):
     """Processes of the host reach the container through 127.0.0.0/8; nobody beyond that interface reaches 127.0.0.0/8.
 
-    route_localnet makes the kernel accept such addresses there in both directions, so the drop is put in first.
+    route_localnet makes the kernel accept such addresses there in both directions, so the drop is put in first: by nftables
+    and, since `nft flush ruleset` takes that away and leaves route_localnet, by a filter on the interface's qdisc too.
     """
 
     address: str
+    thorough = False  # look at the filter also where the comment of the element says that it was put in
     line = "host: 127.0.0.0/8 may talk to {address} (route_localnet) and is closed to what comes from there"
 
     def apply(self, kernel: "Kernel") -> bool:
         link = interface_towards(kernel.host, parse_ip(self.address))
         if link is None:
             return False
-        guard = Element(ifname_key(link.name))
         with nftables_lock():
+            self.guard(kernel, link)
+        return not is_open(link) and sysctl.write(route_localnet(link), "1")
+
+    def guard(self, kernel: "Kernel", link: "Link") -> None:
+        """Close the host's loopback to what comes in by the interface, under the lock. NftUnavailable: the filter alone does."""
+        key = ifname_key(link.name)
+        before: Element | None = None
+        unavailable: NftUnavailable | None = None
+        try:
             kernel.nft.ensure_table()
-            if not kernel.nft.get("local_links", (guard.key,)):
-                kernel.nft.transaction([Change(True, "local_links", [guard])])
-        return sysctl.write(f"ipv4/conf/{link.name}/route_localnet", "1")
+            before = kernel.nft.get("local_links", (key,)).get(key)
+        except NftUnavailable as error:
+            unavailable = error
+        if before is not None and before.comment.startswith(f"{link.index} ") and not self.thorough:
+            return
+        why_not = filter_loopback(kernel.host, link)
+        if unavailable is not None:
+            if why_not:
+                raise unavailable
+            return
+        noted = f"{WITHOUT_FILTER}: {why_not}" if why_not else "filtered by tc, too"
+        if why_not:
+            say(
+                f"the host's 127.0.0.0/8 is closed to {link.name} by nftables alone, until somebody flushes it: {why_not}"
+            )
+        element = Element(key, None, f"{link.index} {noted}")
+        if element != before:
+            changes = [Change(False, "local_links", [before])] if before is not None else []
+            kernel.nft.transaction([*changes, Change(True, "local_links", [element])])
 
     def check(self, kernel: "Kernel") -> str | None:
         link = interface_towards(kernel.host, parse_ip(self.address))
-        if link is None or sysctl.read(f"ipv4/conf/{link.name}/route_localnet") != "1":
+        if link is None or not is_open(link):
             return None
-        guard = kernel.nft.get("local_links", (ifname_key(link.name),))
-        return None if guard else f"the host's loopback is open to {link.name}: nftables set local_links has lost it"
+        key = ifname_key(link.name)
+        guard = kernel.nft.get("local_links", (key,)).get(key)
+        if guard is None:
+            return f"the host's loopback is open to {link.name}: nftables set local_links has lost it"
+        if guard.comment.startswith(f"{link.index} {WITHOUT_FILTER}"):
+            return None
+        from cni_py.kernel import tc
+
+        if tc.guards_loopback(kernel.host, link.index):
+            return None
+        return f"only nftables closes the host's loopback to {link.name}: its tc filter is missing (cni-py restore)"
+
+
+class RestoreGuard(AllowLoopbackClients):
+    """The same, trusting nothing that was noted: what `cni-py restore` applies."""
+
+    address: str
+    thorough = True
+
+
+WITHOUT_FILTER = "not filtered by tc"
+
+
+def filter_loopback(host: "Rtnl", link: "Link") -> str:
+    """Put the filter on an interface that drops what is to or from 127.0.0.0/8. "" or why that cannot be."""
+    from cni_py.kernel import tc
+
+    try:  # clsact, as others that want a qdisc there (Cilium) take for granted; bandwidth knows ingress alone
+        tc.guard_loopback(host, link.index, kind="ingress" if link.kind == "veth" else "clsact")
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return "the kernel lacks CONFIG_NET_SCH_INGRESS or CONFIG_NET_CLS_BPF"
+        return f"{error.strerror or error}"
+    return ""
+
+
+def route_localnet(link: "Link") -> str:
+    """The sysctl that lets 127.0.0.0/8 pass by the interface."""
+    return f"ipv4/conf/{link.name}/route_localnet"
+
+
+def is_open(link: "Link") -> bool:
+    """Whether 127.0.0.0/8 passes by the interface: by its own sysctl, or that of all."""
+    return "1" in (sysctl.read("ipv4/conf/all/route_localnet"), sysctl.read(route_localnet(link)))
 
 
 def interface_towards(host: "Rtnl", ip: bytes) -> "Link | None":

@@ -143,7 +143,7 @@ def _nftables_parts(op: Op) -> Iterator[Op]:
         return
     for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
         if ":" not in address:  # its check() is content where route_localnet is off
-            yield nftops.AllowLoopbackClients(address=address.partition("/")[0])
+            yield nftops.RestoreGuard(address=address.partition("/")[0])
     yield op
 
 
@@ -156,6 +156,8 @@ def mend_rules(kernel: Kernel) -> None:
     for family, name in FAMILIES.items():
         try:
             if not kernel.nft.has_table(family):
+                if kernel.nft.dump("layout", family):  # another version's, which elements alone do not bring up to date
+                    kernel.nft.ensure_table(family)
                 continue
         except NftUnavailable:  # no bridge family: then nothing of ours can be there
             continue

@@ -111,6 +111,9 @@ class RedirectToIfb(Op):
         what = f"lead the traffic of {self.name} to {self.ifb}"
         try:
             tc.add_ingress(kernel.host, link.index)
+        except FileExistsError as error:
+            if tc.has_ingress(kernel.host, link.index):
+                raise refused(what, error, 0, "") from error
         except OSError as error:
             raise refused(what, error, errno.ENOENT, "ingress (CONFIG_NET_SCH_INGRESS)") from error
         try:

@@ -2,8 +2,10 @@
 
     root 1:  tbf                             of what leaves by the interface: on a host's veth what the container receives
     ffff:    ingress, u32 prio 1 -> mirred   of what comes in by the interface: to the ifb, which sends it through its own tbf
+             bpf prio 1, u32 prio 2          with guard_loopback(): nothing to or from 127.0.0.0/8 comes in, the ifb's is second
 
-Sources: tc-tbf(8), tc-mirred(8), Linux include/uapi/linux/{pkt_sched,pkt_cls}.h, tc_act/tc_mirred.h, net/sched/sch_tbf.c.
+Sources: tc-tbf(8), tc-mirred(8), tc-bpf(8), Linux include/uapi/linux/{pkt_sched,pkt_cls,filter}.h, tc_act/tc_mirred.h,
+net/sched/{sch_tbf,cls_bpf}.c.
 """
 
 import _struct
@@ -36,6 +38,32 @@ TCA_MIRRED_PARMS = 2
 _TC_ACT_STOLEN, _TCA_EGRESS_REDIR = 4, 1
 _PRIORITY = 1
 _ETH_P_ALL = 0x0300  # in network byte order
+
+TCA_BPF_OPS_LEN, TCA_BPF_OPS, TCA_BPF_FLAGS = 4, 5, 8  # pkt_cls.h
+_TCA_BPF_FLAG_ACT_DIRECT = 1
+_CLSACT_INGRESS = 0xFFFFFFF2  # TC_H_CLSACT | TC_H_MIN_INGRESS: qdisc ingress takes it, too
+# Classic BPF (filter.h): operation, jumps if true and if false, operand. A frame comes by here with its outer tag taken off its
+# data; the kernel strips as many tags of VLAN 0 as there are and then takes what is inside for IP, so a second tag is dropped.
+_LOAD_BYTE, _LOAD_HALF, _AND, _IF_EQUAL, _RETURN = 0x30, 0x28, 0x54, 0x15, 0x06
+_PROTOCOL, _VLAN_TCI = 0xFFFFF000, 0xFFFFF02C  # SKF_AD_OFF + SKF_AD_PROTOCOL, SKF_AD_VLAN_TAG
+_SOURCE, _DESTINATION = 0xFFF0000C, 0xFFF00010  # SKF_NET_OFF + the offsets in struct iphdr
+_TC_ACT_SHOT, _TC_ACT_UNSPEC = 2, 0xFFFFFFFF  # dropped; left to the filters after this one
+_GUARD = (
+    (_LOAD_HALF, 0, 0, _PROTOCOL),
+    (_IF_EQUAL, 0, 4, 0x0800),  # IPv4
+    (_LOAD_BYTE, 0, 0, _DESTINATION),
+    (_IF_EQUAL, 7, 0, 127),
+    (_LOAD_BYTE, 0, 0, _SOURCE),
+    (_IF_EQUAL, 5, 6, 127),
+    (_IF_EQUAL, 1, 0, 0x8100),  # 802.1Q
+    (_IF_EQUAL, 0, 4, 0x88A8),  # 802.1ad
+    (_LOAD_HALF, 0, 0, _VLAN_TCI),
+    (_AND, 0, 0, 0x0FFF),
+    (_IF_EQUAL, 0, 1, 0),
+    (_RETURN, 0, 0, _TC_ACT_SHOT),
+    (_RETURN, 0, 0, _TC_ACT_UNSPEC),
+)
+_GUARD_OPS = b"".join(_struct.pack("=HBBI", *line) for line in _GUARD)
 
 _TCMSG = _struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
 _TBF = _struct.Struct("=BBHhHI 12x III")  # tc_ratespec with the rate last, no peak rate; limit, buffer, mtu
@@ -120,8 +148,9 @@ def add_ingress(side: "Rtnl", index: int) -> None:
 
 
 def has_ingress(side: "Rtnl", index: int) -> bool:
-    """Whether the interface has one."""
-    return _options(side, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")) is not None
+    """Whether the interface has one that is in use: with more than the guard of the host's loopback in it."""
+    there = _options(side, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")) is not None
+    return there and not (guards_loopback(side, index) and not redirects(side, index))
 
 
 def delete_ingress(side: "Rtnl", index: int) -> bool:
@@ -167,7 +196,8 @@ def add_redirect(side: "Rtnl", index: int, target: int) -> None:
         attr(TCA_U32_SEL, selector),
         nested(TCA_U32_ACT, nested(1, action)),
     )
-    side.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, _filter(index) + attr(TCA_KIND, b"u32\0") + options)
+    head = _filter(index, _PRIORITY + guards_loopback(side, index))
+    side.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, head + attr(TCA_KIND, b"u32\0") + options)
 
 
 def redirects(side: "Rtnl", index: int) -> list[int]:
@@ -189,8 +219,49 @@ def redirects(side: "Rtnl", index: int) -> list[int]:
     return targets
 
 
-def _filter(index: int) -> bytes:
-    return _TCMSG.pack(0, index, 0, INGRESS_HANDLE, _PRIORITY << 16 | _ETH_P_ALL)
+def _filter(index: int, priority: int) -> bytes:
+    return _TCMSG.pack(0, index, 0, INGRESS_HANDLE, priority << 16 | _ETH_P_ALL)
+
+
+# The guard of the host's loopback
+
+
+def guard_loopback(side: "Rtnl", index: int, *, kind: str) -> None:
+    """Drop what comes in by an interface to or from 127.0.0.0/8. `kind` of the qdisc, if there is none: ingress or clsact.
+
+    OSError: ENOENT when the kernel has no such qdisc or no bpf filters, another when somebody's filter has our place.
+    """
+    try:
+        side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, kind))
+    except FileExistsError:
+        pass
+    options = nested(
+        TCA_OPTIONS,
+        attr(TCA_BPF_OPS_LEN, _struct.pack("=H", len(_GUARD))),
+        attr(TCA_BPF_OPS, _GUARD_OPS),
+        attr(TCA_BPF_FLAGS, _struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT)),
+    )
+    try:
+        side.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, _guard(index) + options)
+    except FileExistsError:
+        if not guards_loopback(side, index):
+            raise
+
+
+def guards_loopback(side: "Rtnl", index: int) -> bool:
+    """Whether that filter is there."""
+    try:
+        answers = side.request(RTM_GETTFILTER, 0, _guard(index))
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise
+    options = [attrs(attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b"")) for _, answer in answers]
+    return any(found.get(TCA_BPF_OPS) == _GUARD_OPS for found in options)
+
+
+def _guard(index: int) -> bytes:
+    return _TCMSG.pack(0, index, 1, _CLSACT_INGRESS, _PRIORITY << 16 | _ETH_P_ALL) + attr(TCA_KIND, b"bpf\0")
 
 
 # ifb devices

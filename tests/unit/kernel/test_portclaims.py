@@ -439,28 +439,6 @@ def test_add_and_delete_of_ten_ports_cost_the_same_messages_at_any_number_of_con
 
 
 @pytest.mark.netns
-def test_loopback_is_opened_to_an_interface_only_behind_its_guard_and_never_to_lo() -> None:
-    prepare()
-    run("ip link set lo up; ip link add br7 type bridge; ip addr add 198.51.100.1/24 dev br7; ip link set br7 up")
-    run("ip route add 203.0.113.0/24 via 198.51.100.9")
-    kernel = Kernel(Attachment("n", "c", "eth0"), "")
-    for address, changed in (
-        ("198.51.100.1", False),
-        ("203.0.113.5", False),
-        ("192.0.2.5", False),
-        ("198.51.100.2", True),
-    ):
-        op = nftops.AllowLoopbackClients(address=address)
-        assert op.apply(kernel) is changed, address
-        assert op.check(kernel) is None
-    assert elements() == {"local_links": ["br7"]}
-    assert run("sysctl -n net.ipv4.conf.br7.route_localnet net.ipv4.conf.lo.route_localnet").split() == ["1", "0"]
-    assert op.apply(kernel) is False
-    run("nft flush set inet cni_py local_links")
-    assert op.check(kernel) is not None
-
-
-@pytest.mark.netns
 def test_damaged_record_still_leads_to_an_empty_table() -> None:
     prepare()
     one = Container(1)
