@@ -23,9 +23,11 @@ from cni_py.container import (
     collect_addresses,
     delete_interface,
     expect,
+    forget_marked,
     in_result,
     prefer_own_dns,
     refuse_existing,
+    release_addresses,
     sweep_elements,
 )
 from cni_py.errors import CniError
@@ -127,8 +129,7 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
-    PtpConf(call)
-    steps = (Call.undo_recorded, backends.forget_masquerading, delete_interface, lambda call: invoke.ipam(call, "DEL"))
+    steps = (Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface, release_addresses)
     call.finish_delete(call.run_all(*steps))
 
 
