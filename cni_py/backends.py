@@ -9,7 +9,7 @@ from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel import xtables
 from cni_py.kernel.nftables import NftUnavailable
 from cni_py.kernel.xtables import CHAIN_MAX, NAT, NFPROTO
-from cni_py.result import prev_result
+from cni_py.result import known_result
 from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
@@ -160,7 +160,7 @@ def forget_ports(call: "Call") -> None:
         if has_chain(call.kernel, number, GO_HOSTPORT, GO_HOSTPORTS):
             from cni_py import gotables
 
-            earlier = prev_result(call.conf)
+            earlier = known_result(call.conf)
             addresses = {ip_text(ip.address.packed) for ip in earlier.ips} if earlier is not None else set()
             gotables.forget_ports(family, call.container_id, addresses)
 

@@ -4,9 +4,9 @@ A plugin reads `call.conf`, looks at `call.kernel`, computes operations and hand
 """
 
 from cni_py import engine, records
-from cni_py.errors import CniError, os_error
+from cni_py.errors import CniError, os_error, warn
+from cni_py.kernel import netns as namespaces
 from cni_py.kernel.context import Kernel
-from cni_py.locks import attachment_lock
 from cni_py.records import Attachment
 
 TYPE_CHECKING = False
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from cni_py.engine import Executor, Op
     from cni_py.netconf import NetConf
+    from cni_py.records import Record
     from cni_py.result import Result
 
 
@@ -58,9 +59,11 @@ class Call:
         "ifname",
         "kernel",
         "key",
+        "may_be_hosts",
         "netns",
         "path",
         "plugin",
+        "record",
         "verb",
     )
 
@@ -87,7 +90,9 @@ class Call:
         self.path = list(path)
         self.dry_run = dry_run
         self.key = Attachment(conf.name, container_id, ifname)
-        self.kernel = Kernel(self.key, netns)
+        self.record: Record | None = None  # DEL: the one whose operations were undone
+        self.may_be_hosts = False  # DEL: whether the container's namespace can be the one we run in
+        self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None)
         self.executor: Executor = engine.Planner(self.kernel) if dry_run else engine.Executor(self.kernel)
 
     def begin(self) -> bool:
@@ -119,9 +124,32 @@ class Call:
         if record is None:
             records.Record(self.key, self.plugin).remove()  # half of one, from a call killed while it wrote its first
             return
+        self.record = record
+        if record.damage:
+            warn(f"the attachment record cannot be read, so DEL looks for what is marked: {record.damage}")
         failures = engine.undo_record(record, self.kernel)
         if failures:
             raise CniError(f"DEL of {self.key.label} is incomplete", "; ".join(failures))
+
+    @property
+    def is_recorded(self) -> bool:
+        """DEL: whether a record told all that there was to undo."""
+        return self.record is not None and not self.record.damage
+
+    def owns(self, kernel: Kernel) -> bool:
+        """DEL: whether the namespace at CNI_NETNS is still the attachment's; see Kernel.is_own.
+
+        The records know it by its cookie. Without one the interface in it tells, see ownership.py.
+        """
+        if namespaces.same_namespace(kernel.container_fd, kernel.host_fd) and not self.may_be_hosts:
+            return False
+        for record in [self.record] if self.record is not None else records.of_attachment(self.key):
+            known = record.is_of(kernel)
+            if known is not None:
+                return known
+        from cni_py import ownership
+
+        return ownership.is_own(self, kernel)
 
     def check_plan(self, plan: "Sequence[Op]") -> None:
         """CHECK: CniError with everything that differs from what `plan` would make."""
@@ -167,26 +195,7 @@ class Call:
 
 
 def collect_garbage(call: Call) -> list[CniError]:
-    """GC: undo every recorded attachment of this network, made in this host namespace, that is not among the valid ones.
+    """GC: see garbage.collect()."""
+    from cni_py import garbage
 
-    Each under its own lock: an ADD that is under way is not garbage.
-    """
-    listed = call.conf.valid_attachments
-    if listed is None:
-        return []  # a runtime that lists nothing has not said that nothing is valid
-    valid = set(listed)
-    failures: list[CniError] = []
-    for record in records.all_records(call.plugin):
-        key = record.key
-        if key.network != call.conf.name or (key.container_id, key.ifname) in valid:
-            continue
-        if record.host_cookie not in (0, call.kernel.host_cookie):
-            continue
-        try:
-            with attachment_lock(key, call.plugin):
-                current = records.load(key, call.plugin)
-                left = engine.undo_record(current, Kernel(key, current.netns)) if current is not None else []
-                failures += [CniError(f"GC of {key.label} is incomplete", text) for text in left]
-        except CniError as error:
-            failures.append(error)
-    return failures
+    return garbage.collect(call)

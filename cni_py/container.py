@@ -1,12 +1,12 @@
 """What the plugins that make the container's interface have in common, a step each: bridge, ptp, macvlan."""
 
 from cni_py import invoke
-from cni_py.addr import mac_text
-from cni_py.errors import CniError
+from cni_py.addr import ip_text, mac_text
+from cni_py.errors import CniError, warn
 from cni_py.kernel.context import NetnsGone
 from cni_py.netconf import values
 from cni_py.records import Attachment
-from cni_py.result import Interface, dns_from_json
+from cni_py.result import Interface, dns_from_json, known_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,21 +38,62 @@ def prefer_own_dns(call: "Call", result: "Result") -> None:
 
 
 def delete_interface(call: "Call") -> None:
-    """Delete the container's interface by name: one that somebody else's ADD made has no record of ours."""
+    """Delete the container's interface by name: one that somebody else's ADD made has no record of ours.
+
+    Not in a namespace that is another's (see Call.owns), and nothing that no plugin can have made.
+    """
     if not call.netns:
         return
     try:
         link = call.kernel.container.link(call.ifname)
     except NetnsGone:
         return
-    if link is not None:
+    if link is not None and link.kind:
         call.kernel.container.delete_link(link.index)
 
 
+def forget_marked(call: "Call") -> None:
+    """Take away what carries the attachment's mark, where no record lists it: it was lost or damaged."""
+    if call.is_recorded:
+        return
+    from cni_py import nftops
+    from cni_py.ops import AddVeth
+
+    mac = call.key.mac("container")
+    AddVeth(name=call.key.host_veth, ifname=call.ifname, mtu=0, host_mac=mac, container_mac=mac).undo(call.kernel)
+    nftops.sweep(call.kernel, call.conf.name, (), *marked_sets(), only=call.key.hex)
+
+
 def release_addresses(call: "Call") -> None:
-    """Give the addresses back to IPAM, where there is one."""
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "DEL")
+    """DEL: give the addresses back to IPAM.
+
+    An IPAM plugin that cannot be found (a wrong or unreadable `ipam.type`) will have kept the ADD from succeeding, so that
+    is no error unless prevResult shows that it did succeed: then addresses would leak. What host-local holds for the
+    attachment is released in any case.
+    """
+    kind = invoke.ipam_type(call)
+    try:
+        path = invoke.find(kind, call.path)
+        plugin = invoke.own_plugin(path)
+    except CniError as error:
+        released = release_reservations(call)
+        earlier = known_result(call.conf) if kind else None
+        left = [ip.address for ip in earlier.ips if ip_text(ip.address.packed) not in released] if earlier else []
+        if left:
+            raise CniError(f"the IPAM plugin cannot give back {', '.join(map(str, left))}", str(error)) from error
+        if kind:
+            warn(f"nothing is given back to the IPAM plugin: {error}")
+        return
+    invoke.run(call, "DEL", path, plugin)
+
+
+def release_reservations(call: "Call") -> set[str]:
+    """Release what host-local has reserved for the attachment; returns what the attachment had reserved."""
+    from cni_py.plugins import host_local
+
+    ops = call.record.ops if call.record is not None else ()
+    held = {str(op.get("address")) for op in ops if isinstance(op, dict) and op.get("op") == "ReserveAddress"}
+    return held | set(host_local.release(call))
 
 
 def collect_addresses(call: "Call") -> None:
@@ -66,11 +107,16 @@ def sweep_elements(call: "Call") -> None:
     if call.conf.valid_attachments is None:
         return
     from cni_py import nftops
-    from cni_py.kernel.nftables import BRIDGE, INET
 
     valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
-    sets = (("masquerade4", INET), ("masquerade6", INET), ("spoof_checked", BRIDGE), ("spoof_allowed", BRIDGE))
-    nftops.sweep(call.kernel, call.conf.name, valid, *sets)
+    nftops.sweep(call.kernel, call.conf.name, valid, *marked_sets())
+
+
+def marked_sets() -> tuple[tuple[str, int], ...]:
+    """The sets of nftables in which these plugins have elements."""
+    from cni_py.kernel.nftables import BRIDGE, INET
+
+    return ("masquerade4", INET), ("masquerade6", INET), ("spoof_checked", BRIDGE), ("spoof_allowed", BRIDGE)
 
 
 # CHECK

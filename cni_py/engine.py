@@ -31,6 +31,7 @@ HOMES = {  # where the operations are defined that a record may hold: a DEL load
     "cni_py.userland": ("RelayPorts",),
     "cni_py.shapingops": ("AddIfb", "LimitRate", "RedirectToIfb"),
     "cni_py.tuningops": ("SaveSettings", "TuneLink", "TuneSysctl"),
+    "cni_py.plugins.loopback": ("SetLoopbackUp",),
 }
 
 
@@ -129,6 +130,7 @@ class Executor:
         record.done = False
         record.netns = self.kernel.netns_path
         record.container_cookie = self.kernel.container_cookie
+        record.container_file = "" if record.container_cookie else self.kernel.container_file
         record.host_cookie = self.kernel.host_cookie
         record.save()
         self.record = record
@@ -140,9 +142,8 @@ class Executor:
             self.record.ops = self.record.ops + owned
             self.record.save()
         for op in plan:
-            ours = op.owned and op.to_json() not in (
-                self.before or ()
-            )  # what an ADD that stands has made is not ours to undo
+            # what an ADD that stands has made is not ours to undo
+            ours = op.owned and not (self.before and op.to_json() in self.before)
             if ours:  # also when apply() fails half-way
                 self.applied.append(op)
             if apply_one(op, self.kernel) is False and ours:

@@ -4,6 +4,16 @@ Numbers and their meaning: SPEC.md, section 5 "Error". 8 and 999 are not in its 
 (pkg/types/types.go: ErrInvalidNetNS, ErrInternal). Codes from 100 up belong to plugins.
 """
 
+import sys
+
+
+def warn(text: str) -> None:
+    """A line on stderr, if anybody listens there: no reason to fail."""
+    try:
+        sys.stderr.write(f"cni-py: {text}\n")
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        pass
+
 
 class CniError(Exception):
     """A failure to be printed as a CNI error object.

@@ -33,8 +33,7 @@ def record_of(hexed: str) -> "Record | None":
 def _fields_in(path: str) -> jsontext.Object:
     """What a file of ours says; nothing when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            fields = jsontext.decode(file.read())
+        fields = jsontext.decode(records.read(path))
     except (OSError, CniError):
         return jsontext.Object()
     return fields if isinstance(fields, jsontext.Object) else jsontext.Object()
@@ -71,10 +70,7 @@ def wait_for(holder: str, who: "Attachment", conditions: dict[int, str], text: s
         "conditions4": conditions.get(4, ""),
         "conditions6": conditions.get(6, ""),
     }
-    path = f"{folder}/{who.hex}"
-    with open(os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(jsontext.encode(fields, None).encode())
-    os.rename(path + ".tmp", path)
+    records.write(f"{folder}/{who.hex}", jsontext.encode(fields, None).encode())
 
 
 def wait_too(holder: str, who: "Attachment") -> None:
@@ -99,13 +95,20 @@ def waiting_for(holder: "Attachment") -> "list[tuple[Attachment, dict[int, str],
     except OSError:
         return []
     found = []
-    for name in sorted(names, key=lambda name: os.stat(f"{folder}/{name}").st_mtime_ns):
+    for name in sorted(names, key=lambda name: _mtime(f"{folder}/{name}")):
         fields = _fields_in(f"{folder}/{name}")
         key = _key_in(fields)
         if key is not None and key.hex == name and record_of(name) is not None:
             conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
             found.append((key, conditions, str(fields.get("ports", ""))))
     return found
+
+
+def _mtime(path: str) -> int:
+    try:
+        return os.stat(path, follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return 0  # gone since
 
 
 def has_heirs(holder: "Attachment") -> bool:

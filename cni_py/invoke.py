@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cni_py.call import Call, Plugin
     from cni_py.result import Result
 
+IPAM_PLUGINS = ("host-local", "static")  # of ours
 STOP_S = 5.0  # time for a delegate to take back what it did, before it is killed
 BUSY_TRIES = 6  # libcni's pkg/invoke/raw_exec.go: a plugin that is being replaced is "text file busy"
 
@@ -46,7 +47,11 @@ def ipam_add(call: "Call") -> "Result":
 def ipam(call: "Call", verb: str) -> None:
     """DEL, CHECK, GC or STATUS of the IPAM plugin."""
     path = find(ipam_type(call), call.path)
-    ours = own_plugin(path)
+    run(call, verb, path, own_plugin(path))
+
+
+def run(call: "Call", verb: str, path: str, ours: "Plugin | None") -> None:
+    """The same of the one at `path`, which is `ours` or somebody else's executable."""
     if ours is None:
         execute(path, verb, call.conf.text)
         return
@@ -76,11 +81,15 @@ def find(name: str, path: "Sequence[str]") -> str:
 
 
 def own_plugin(path: str) -> "Plugin | None":
-    """The plugin that the executable at `path` runs, if it is a launcher of this very installation."""
-    from cni_py import run
+    """The IPAM plugin that the executable at `path` runs, if it is a launcher of this very installation."""
+    from cni_py import run as launcher
 
     name = os.path.basename(path)
-    return run.load(name) if run.is_own_launcher(path) else None
+    if not launcher.is_own_launcher(path):
+        return None
+    if name not in IPAM_PLUGINS:  # bridge would delegate to bridge, and so on
+        raise CniError(f'ipam.type: "{name}" is not an IPAM plugin', f"one of {', '.join(IPAM_PLUGINS)}")
+    return launcher.load(name)
 
 
 def execute(path: str, verb: str, stdin: bytes) -> bytes:

@@ -178,7 +178,7 @@ def start_reading(family: int, tables: "Sequence[str]") -> "list[Run]":
 
 def iptables_lock() -> Lock:
     """Held over a reading of iptables' rules and the change that rests on it. Taken after those of nftables."""
-    return Lock(records.lock_path("iptables"), "iptables")
+    return Lock(records.lock_path("iptables"), "iptables", needed=False)  # as locks.nftables_lock()
 
 
 def split(line: str) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cni_py import netconf
+from cni_py import netconf, records
 from cni_py.errors import CniError, DecodingFailure, os_error
 from cni_py.jsontext import Object, decode, encode
 
@@ -94,7 +94,7 @@ def load(network: str, container_id: str, ifname: str, folder: Path = RESULTS_DI
     wanted = Entry(network, container_id, ifname)
     path = wanted.path(folder)
     try:
-        entry = _parse(path.read_bytes(), wanted)
+        entry = _parse(records.read(str(path)), wanted)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -121,7 +121,7 @@ def attachments(network: str, folder: Path = RESULTS_DIR) -> list[Entry]:
         if path.name.startswith(".") or not path.name.startswith(f"{network}-"):
             continue
         try:
-            found.append(_parse(path.read_bytes(), None))
+            found.append(_parse(records.read(str(path)), None))
         except FileNotFoundError:
             continue
         except (OSError, CniError, ValueError) as error:
@@ -134,7 +134,7 @@ def everything(folder: Path = RESULTS_DIR) -> list[Entry]:
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
-            found.append(_parse(path.read_bytes(), None))
+            found.append(_parse(records.read(str(path)), None))
         except (OSError, CniError, ValueError):
             continue  # one that is damaged must not hide the others
     return found

@@ -130,14 +130,12 @@ class AddMacvlan(Op):
             raise CniError(f'failed to rename macvlan to "{self.ifname}"', f"{error.strerror or error}") from error
 
     def undo(self, kernel: "Kernel") -> None:
-        if kernel.container_cookie != self.cookie:
+        if not kernel.lives(self.cookie):
             from cni_py.kernel.context import Kernel
 
             kernel = Kernel(kernel.key, self.netns)
-            if kernel.container_cookie != self.cookie:
+            if not kernel.lives(self.cookie):
                 return  # it went with its namespace
-        if not kernel.has_container:
-            return
         for name in (kernel.key.host_veth, self.ifname):
             link = kernel.container.link(name)
             if link is None or link.kind != "macvlan":

@@ -5,15 +5,18 @@
       the elements of a second list are read into those of the first
     - null changes nothing
 
-A value of another type is Undecodable, also where a later one of the right type follows.
+A value of another type is Undecodable, also where a later one of the right type follows. While a DEL reads (Tolerant), it
+counts as absent.
 """
 
-from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
+from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig, warn
 from cni_py.jsontext import Object, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
+    from typing import ClassVar
 
     from cni_py.jsontext import Value
 
@@ -24,6 +27,26 @@ NAME_REST = NAME_FIRST | frozenset("_.-")
 
 class Undecodable(CniError):
     """A value has not the type it must have; code 999 as from Go, since it is not the protocol's own object."""
+
+
+class Tolerant:
+    """`with Tolerant():` what is of another type than it must be is passed over, with a note on stderr.
+
+    A DEL must not fail over a configuration that ADD refused: libcni stops at the first plugin that fails, and what the plugins
+    before it made stays for ever. What to undo is in the record; of the configuration a DEL takes what can be read.
+    """
+
+    __slots__ = ()
+    depth = 0  # of such blocks around what is being read now
+    noted: "ClassVar[tuple[str, ...]]" = ()  # keys
+
+    def __enter__(self) -> None:
+        Tolerant.depth += 1
+
+    def __exit__(
+        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+    ) -> None:
+        Tolerant.depth -= 1
 
 
 class Missing:
@@ -47,21 +70,38 @@ def _matches(obj: Object, name: str) -> "Iterator[Value]":
             yield value
 
 
-def _merge(old: "Value | Missing", new: "Value") -> "Value":
-    """`new` read into the place that holds `old`."""
-    if isinstance(old, Object) and isinstance(new, Object):
-        return Object([*old.pairs, *new.pairs])
-    if isinstance(old, list) and isinstance(new, list):
-        return [_merge(old[i], value) if i < len(old) else value for i, value in enumerate(new)]
-    return old if new is None and not isinstance(old, Missing) else new
+def _merged(found: "list[Value]") -> "Value":
+    """What is left when all of `found` are read into one place, one after the other. Linear in their size."""
+    if len(found) == 1:
+        return found[0]
+    given = [value for value in found if value is not None]
+    alike: list[Value] = []  # the last ones that are read into each other
+    for value in reversed(given):
+        if alike and not (type(value) is type(given[-1]) and isinstance(value, list | Object)):
+            break
+        alike.append(value)
+    objects = [value for value in reversed(alike) if isinstance(value, Object)]
+    if objects:
+        return Object([pair for value in objects for pair in value.pairs])
+    lists = [value for value in alike if isinstance(value, list)]  # the last one first
+    return _merged_lists(lists) if lists else given[-1] if given else None
+
+
+def _merged_lists(lists: "list[list[Value]]") -> "list[Value]":
+    """The elements of the first list, each read into that of the list after it, as far as there is one."""
+    merged: list[Value] = []
+    columns = lists
+    for place in range(len(lists[0])):
+        longer = next((end for end, value in enumerate(columns) if len(value) <= place), len(columns))
+        columns = columns[:longer] if longer < len(columns) else columns
+        merged.append(_merged([value[place] for value in reversed(columns)]))
+    return merged
 
 
 def lookup(obj: Object, name: str) -> "Value | Missing":
     """The value of any type, MISSING when there is none or only null."""
-    found: Value | Missing = MISSING
-    for value in _matches(obj, name):
-        found = _merge(found, value)
-    return found
+    found = list(_matches(obj, name))
+    return _merged(found) if found else MISSING
 
 
 def _undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
@@ -76,11 +116,22 @@ def _undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
     return Undecodable(f"json: cannot unmarshal {kind} into field {name} of type {wanted}")
 
 
+def _refuse(value: "Value", name: str, wanted: str) -> None:
+    """Undecodable; a note, once for each key, while a DEL reads."""
+    error = _undecodable(value, name, wanted)
+    if not Tolerant.depth:
+        raise error
+    if name not in Tolerant.noted:
+        Tolerant.noted += (name,)
+        warn(f"passed over, since this is a DEL: {error}")
+
+
 def optional_string(obj: Object, name: str) -> str | None:
     found = None
     for value in _matches(obj, name):
         if not isinstance(value, str):
-            raise _undecodable(value, name, "string")
+            _refuse(value, name, "string")
+            continue
         found = value
     return found
 
@@ -94,7 +145,8 @@ def optional_boolean(obj: Object, name: str) -> bool | None:
     found = None
     for value in _matches(obj, name):
         if not isinstance(value, bool):
-            raise _undecodable(value, name, "bool")
+            _refuse(value, name, "bool")
+            continue
         found = value
     return found
 
@@ -108,7 +160,8 @@ def optional_integer(obj: Object, name: str) -> int | None:
     found = None
     for value in _matches(obj, name):
         if isinstance(value, bool) or not isinstance(value, int) or not INT64_MIN <= value <= -INT64_MIN - 1:
-            raise _undecodable(value, name, "int")
+            _refuse(value, name, "int")
+            continue
         found = value
     return found
 
@@ -119,22 +172,26 @@ def integer(obj: Object, name: str, default: int = 0) -> int:
 
 
 def child(obj: Object, name: str) -> Object | None:
-    found: Value | Missing = MISSING
+    found: list[Value] = []
     for value in _matches(obj, name):
         if not isinstance(value, Object):
-            raise _undecodable(value, name, "object")
-        found = _merge(found, value)
-    return found if isinstance(found, Object) else None
+            _refuse(value, name, "object")
+            continue
+        found.append(value)
+    merged = _merged(found) if found else None
+    return merged if isinstance(merged, Object) else None
 
 
 def values(obj: Object, name: str) -> "list[Value] | None":
     """A list of anything; None when absent, which differs from empty."""
-    found: Value | Missing = MISSING
+    found: list[Value] = []
     for value in _matches(obj, name):
         if not isinstance(value, list):
-            raise _undecodable(value, name, "array")
-        found = _merge(found, value)
-    return found if isinstance(found, list) else None
+            _refuse(value, name, "array")
+            continue
+        found.append(value)
+    merged = _merged(found) if found else None
+    return merged if isinstance(merged, list) else None
 
 
 def strings(obj: Object, name: str) -> list[str]:
@@ -142,7 +199,8 @@ def strings(obj: Object, name: str) -> list[str]:
     texts = []
     for value in values(obj, name) or ():
         if not isinstance(value, str | None):
-            raise _undecodable(value, name, "[]string")
+            _refuse(value, name, "[]string")
+            continue
         texts.append(value or "")
     return texts
 
@@ -155,11 +213,13 @@ def objects(obj: Object, name: str) -> list[Object]:
 def as_objects(elements: "Value", name: str) -> list[Object]:
     """`elements` as a list of objects, where lists lie in lists; `name` is for the error."""
     if not isinstance(elements, list):
-        raise _undecodable(elements, name, "array")
+        _refuse(elements, name, "array")
+        return []
     found = []
     for value in elements:
         if not isinstance(value, Object | None):
-            raise _undecodable(value, name, "object")
+            _refuse(value, name, "object")
+            continue
         found.append(Object() if value is None else value)
     return found
 
@@ -214,7 +274,13 @@ class NetConf:
     @property
     def capabilities(self) -> dict[str, bool]:
         declared = child(self.raw, "capabilities") or Object()
-        return {name: boolean(declared, name) for name in declared}
+        found = {}
+        for name, value in declared.pairs:  # read by its own name: the keys of a Go map are not folded
+            if isinstance(value, bool | None):
+                found[name] = bool(value)
+            else:
+                _refuse(value, name, "bool")
+        return found
 
     @property
     def ipam(self) -> Object | None:

@@ -78,8 +78,13 @@ def take(kernel: "Kernel", set_name: str, key: bytes, family: int = INET) -> Non
             kernel.nft.transaction([Change(False, set_name, [found], family)])
 
 
-def sweep(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", *sets: tuple[str, int]) -> None:
-    """GC: take out the elements of attachments of `network` that are not valid, record or not, from `sets` of a table."""
+def sweep(
+    kernel: "Kernel", network: str, valid: "Iterable[Attachment]", *sets: tuple[str, int], only: str = ""
+) -> None:
+    """GC: take out the elements of attachments of `network` that are not valid, record or not, from `sets` of a table.
+
+    With `only` (DEL, whose record is lost) those of one attachment, by its hex.
+    """
     living = {key.hex for key in valid}
     with nftables_lock():
         changes = []
@@ -88,7 +93,11 @@ def sweep(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", *sets: 
                 stale = [
                     element
                     for element in kernel.nft.dump(set_name, family)
-                    if portclaims.network_of(element) == network and element.comment[: heirs.HEX] not in living
+                    if (
+                        element.comment[: heirs.HEX] == only
+                        if only
+                        else portclaims.network_of(element) == network and element.comment[: heirs.HEX] not in living
+                    )
                 ]
                 if stale:
                     changes.append(Change(False, set_name, stale, family))

@@ -9,13 +9,21 @@ do the kernel objects they describe. With them DEL and GC need neither a namespa
 The record, not a comment in the kernel, says who owns what: the kernel keeps the first comment when a key is added again.
 """
 
+import errno
 import os
 
 from cni_py import jsontext, netconf
-from cni_py.errors import CniError, os_error
+from cni_py.errors import CniError, os_error, warn
 from cni_py.sha import sha256
 
 SCHEMA = 1
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.context import Kernel
+
+S_IFMT, S_IFREG = 0o170000, 0o100000  # inode(7)
+FILE_MAX = 16 << 20  # bytes; the record of 60,000 published ports has 6 MB
+SUFFIXES = (".adding.tmp", ".adding", ".json")  # what a record can be on disk
 COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl; also far below IFALIASZ (256, linux/if.h)
 
 
@@ -27,10 +35,41 @@ def run_dir() -> str:
 
 
 def lock_path(name: str) -> str:
-    """The path of a lock file; its folder exists afterwards."""
-    folder = run_dir() + "/lock"
-    make_folder(folder)
-    return f"{folder}/{name}"
+    """The path of a lock file; whoever locks it makes its folder."""
+    return f"{run_dir()}/lock/{name}"
+
+
+def read(path: str, *, follow: bool = False) -> bytes:
+    """What an ordinary file of at most FILE_MAX bytes contains. OSError for everything else.
+
+    Opening a FIFO waits for its writer and /dev/zero has no end, so what is not an ordinary file is not read. A symlink is
+    only followed (`follow`) where an administrator may have made one.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    with open(fd, "rb", buffering=0) as file:
+        status = os.fstat(fd)
+        if status.st_mode & S_IFMT != S_IFREG:
+            raise OSError(errno.EINVAL, "not an ordinary file")
+        if status.st_size > FILE_MAX:
+            raise OSError(errno.EFBIG, f"larger than {FILE_MAX >> 20} MiB")
+        return file.read(FILE_MAX) or b""
+
+
+def write(path: str, text: bytes) -> None:
+    """Write a file of mode 0600 in place of the one at `path`, whole or not at all. OSError.
+
+    What is at the temporary name was left by a call that was killed, whatever it is: it goes, and is never opened.
+    """
+    temporary = path + ".tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(temporary, flags, 0o600)
+    except FileExistsError:
+        os.unlink(temporary)
+        fd = os.open(temporary, flags, 0o600)
+    with open(fd, "wb") as file:
+        file.write(text)
+    os.rename(temporary, path)
 
 
 def make_folder(path: str) -> None:
@@ -111,16 +150,36 @@ def boot_id() -> str:
 class Record:
     """What one plugin made for one attachment."""
 
-    __slots__ = ("container_cookie", "done", "host_cookie", "key", "netns", "ops", "plugin")
+    __slots__ = (
+        "container_cookie",
+        "container_file",
+        "damage",
+        "done",
+        "host_cookie",
+        "key",
+        "netns",
+        "ops",
+        "plugin",
+    )
 
     def __init__(self, key: Attachment, plugin: str) -> None:
         self.key = key
         self.plugin = plugin
         self.netns = ""
         self.container_cookie = 0
+        self.container_file = ""  # device:inode of the namespace, where the kernel has no cookies
+        self.damage = ""  # why it could not be read
         self.host_cookie = 0
         self.ops: list[jsontext.Encodable] = []
         self.done = False
+
+    def is_of(self, kernel: "Kernel") -> bool | None:
+        """Whether the container's namespace of `kernel` is the one of the ADD; None when the record does not tell."""
+        if self.container_cookie:
+            return kernel.container_cookie == self.container_cookie
+        if self.container_file:
+            return kernel.container_file == self.container_file
+        return None
 
     @property
     def path(self) -> str:
@@ -129,13 +188,15 @@ class Record:
 
     def save(self) -> None:
         """Write the record as `.adding`, atomically."""
-        make_folder(self.key.folder)
         path = self.path + ".adding"
+        text = jsontext.encode(self._fields(), None).encode()
         try:
-            fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(jsontext.encode(self._fields(), None).encode())
-            os.rename(path + ".tmp", path)
+            make_folder(self.key.folder)
+            try:
+                write(path, text)
+            except FileNotFoundError:  # a GC has removed the folder, which was empty
+                make_folder(self.key.folder)
+                write(path, text)
         except OSError as error:
             raise os_error(f"cannot write the attachment record {path}", error) from error
 
@@ -145,12 +206,16 @@ class Record:
         self.done = True
 
     def remove(self) -> None:
-        """Forget this plugin's part, and the attachment's folder with the last one."""
-        for suffix in (".adding.tmp", ".adding", ".json"):
+        """Forget this plugin's part, and the attachment's folder with the last one.
+
+        A file that cannot be removed (a read-only file system) is no reason to fail: what it lists is undone, and to undo
+        it once more does nothing.
+        """
+        for suffix in SUFFIXES:
             try:
-                os.unlink(self.path + suffix)
-            except FileNotFoundError:
-                pass
+                remove_file(self.path + suffix)
+            except OSError as error:
+                warn(f"cannot remove the attachment record {self.path}{suffix}: {error.strerror}")
         try:
             os.rmdir(self.key.folder)
         except OSError:
@@ -165,45 +230,72 @@ class Record:
             "netns": self.netns,
             "netnsCookie": self.container_cookie,
             "hostCookie": self.host_cookie,
+            **({"netnsFile": self.container_file} if self.container_file else {}),
             "ops": self.ops,
         }
 
 
+def remove_file(path: str) -> None:
+    """rm -f, also of an empty folder that somebody put there. OSError."""
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except IsADirectoryError:
+        os.rmdir(path)
+
+
 def load(key: Attachment, plugin: str) -> Record | None:
-    """The record of one plugin: the unfinished one if there is one, else the finished one, else None."""
+    """The record of one plugin: the unfinished one if there is one, else the finished one, else None.
+
+    One that cannot be read still says that something was made: it has `damage`, and no operations.
+    """
     record = Record(key, plugin)
     for suffix in (".adding", ".json"):
         try:
-            with open(record.path + suffix, "rb") as file:
-                text = file.read()
-        except FileNotFoundError:
+            text = read(record.path + suffix)
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise os_error(f"cannot read the attachment record {record.path}{suffix}", error) from error
+            record.damage = f"{record.path}{suffix}: {error.strerror}"
+        else:
+            if not _fill(record, text):
+                record.damage = f"{record.path}{suffix}: not a record of schema {SCHEMA}"
         record.done = suffix == ".json"
-        _fill(record, text)
         return record
     return None
 
 
-def _fill(record: Record, text: bytes) -> None:
-    """Take what can be read from `text`; a damaged record still says that something was made."""
+def _fill(record: Record, text: bytes) -> bool:
+    """Take what `text` says; False when it is no record."""
     try:
         fields = jsontext.decode(text)
         if not isinstance(fields, jsontext.Object) or netconf.integer(fields, "schema") != SCHEMA:
-            return
+            return False
         record.netns = netconf.string(fields, "netns")
         record.container_cookie = netconf.integer(fields, "netnsCookie")
+        record.container_file = netconf.string(fields, "netnsFile")
         record.host_cookie = netconf.integer(fields, "hostCookie")
-        ops = netconf.lookup(fields, "ops")
-        record.ops = list(ops) if isinstance(ops, list) else []
+        ops = netconf.values(fields, "ops")
+        record.ops = list(ops) if ops is not None else []
     except CniError:
-        return
+        return False
+    return True
 
 
 def keys_of(network: str, plugin: str) -> list[Attachment]:
     """The attachments of `network` of which `plugin` has a record: what GC looks at."""
     return [record.key for record in all_records(plugin) if record.key.network == network]
+
+
+def of_attachment(key: Attachment) -> list[Record]:
+    """The records of all plugins of one attachment."""
+    try:
+        names = os.listdir(key.folder)
+    except OSError:
+        return []
+    plugins = {name.rpartition(".")[0] for name in names if name.endswith(SUFFIXES[1:])}
+    return [record for plugin in plugins if (record := load(key, plugin)) is not None]
 
 
 def all_records(plugin: str) -> list[Record]:
@@ -212,22 +304,21 @@ def all_records(plugin: str) -> list[Record]:
     found = []
     try:
         folders = os.listdir(top)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     for folder in folders:
-        key = _key_in(f"{top}/{folder}", plugin)
+        key = key_in(f"{top}/{folder}", plugin)
         record = load(key, plugin) if key is not None else None
         if record is not None:
             found.append(record)
     return found
 
 
-def _key_in(folder: str, plugin: str) -> Attachment | None:
+def key_in(folder: str, plugin: str) -> Attachment | None:
     """The attachment whose records are in `folder`, checked against the folder's name."""
     for suffix in (".json", ".adding"):
         try:
-            with open(f"{folder}/{plugin}{suffix}", "rb") as file:
-                fields = jsontext.decode(file.read())
+            fields = jsontext.decode(read(f"{folder}/{plugin}{suffix}"))
             if isinstance(fields, jsontext.Object):
                 key = Attachment(*(netconf.string(fields, name) for name in ("network", "containerID", "ifname")))
                 return key if key.folder == folder else None

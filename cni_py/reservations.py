@@ -219,6 +219,10 @@ class Pool:
                 return who, names
         return who, []
 
+    def holder_of(self, ip: bytes) -> bytes:
+        """The content of the reservation of an address, b"" when nobody holds it."""
+        return self._read(ip_text(ip))[0]
+
     def by_holder(self) -> "dict[bytes, list[str]]":
         """Every content that is there with the names of its reservations, read anew."""
         if self.fd >= 0:

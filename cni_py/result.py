@@ -238,6 +238,28 @@ def prev_result(conf: "NetConf") -> Result | None:
         raise CniError(f"could not parse prevResult: {error}") from None
 
 
+def known_result(conf: "NetConf") -> Result | None:
+    """The prevResult as far as it can be read, whatever its version: for a DEL, which takes what it can get.
+
+    None when there is none, or nothing in it.
+    """
+    with netconf.Tolerant():
+        obj = conf.prev_result
+        if obj is None:
+            return None
+        found = Result()
+        found.interfaces = [_interface_from_json(entry) for entry in netconf.objects(obj, "interfaces")]
+        old = [block for key in ("ip4", "ip6") if (block := netconf.child(obj, key)) is not None]
+        entries = [*((entry, "address") for entry in netconf.objects(obj, "ips")), *((block, "ip") for block in old)]
+        for entry, name in entries:
+            try:
+                address = parse_address(netconf.string(entry, name))
+            except ValueError:
+                continue
+            found.ips.append(IPConfig(address, interface=netconf.optional_integer(entry, "interface")))
+    return found if found.interfaces or found.ips else None
+
+
 def _read_ip_blocks(obj: Object, result: Result) -> None:
     for key in ("ip4", "ip6"):
         block = netconf.child(obj, key)

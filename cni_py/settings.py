@@ -65,8 +65,7 @@ def _stamp(path: str) -> str:
 
 def _text() -> str:
     try:
-        with open(PATH, encoding="utf-8") as file:
-            return file.read()
+        return records.read(PATH, follow=True).decode()
     except OSError as error:
         raise os_error(f"cannot read {PATH}", error) from error
     except UnicodeDecodeError as error:
@@ -76,8 +75,7 @@ def _text() -> str:
 def _compiled(source: str) -> Settings | None:
     """The compiled copy; None when there is none of this version of the file."""
     try:
-        with open(f"{records.run_dir()}/config.json", "rb") as file:
-            fields = jsontext.decode(file.read())
+        fields = jsontext.decode(records.read(f"{records.run_dir()}/config.json"))
         if isinstance(fields, jsontext.Object) and fields.get("source") == source:
             said = {key: netconf.string(fields, key) for key in VALUES}
             return Settings(said) if all(said[key] in values for key, values in VALUES.items()) else None

@@ -12,7 +12,7 @@ import os
 import sys
 
 from cni_py import version
-from cni_py.errors import CniError, IncompatibleCniVersion, InvalidEnvironment, InvalidNetns, os_error
+from cni_py.errors import CniError, DecodingFailure, IncompatibleCniVersion, InvalidEnvironment, InvalidNetns, os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ REQUIRED = (
     ("CNI_PATH", ("ADD", "CHECK", "DEL", "GC", "STATUS")),
 )
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+STDIN_MAX = 16 << 20  # bytes: thousands of times what a configuration has, prevResult and pod annotations included
 IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 
 
@@ -155,7 +156,17 @@ def _dispatch(verb: str, plugin: "Plugin", conf: "NetConf") -> int:
         args=environ.get("CNI_ARGS", ""),
         path=environ.get("CNI_PATH", "").split(":"),
     )
-    if "log" in conf.raw:
+    if verb != "DEL":
+        return _logged(call, plugin)
+    from cni_py.netconf import Tolerant
+
+    call.may_be_hosts = _may_be_hosts()
+    with Tolerant():
+        return _logged(call, plugin)
+
+
+def _logged(call: "Call", plugin: "Plugin") -> int:
+    if "log" in call.conf.raw:
         from cni_py.log import logged
 
         return logged(call, lambda: _perform(call, plugin))
@@ -172,21 +183,20 @@ def _perform(call: "Call", plugin: "Plugin") -> int:
 
 def _run_verb(call: "Call", plugin: "Plugin") -> None:
     if call.verb in ("ADD", "DEL"):
-        _check_netns(call)
         from cni_py.locks import attachment_lock
 
-        with attachment_lock(call.key, plugin.type):
-            if call.verb == "ADD":
-                _add(call, plugin)
-            else:
-                plugin.delete(call)
+        is_add = call.verb == "ADD"
+        if is_add:
+            _check_netns(call)
+        with attachment_lock(call.key, plugin.type, needed=is_add):
+            _add(call, plugin) if is_add else plugin.delete(call)
     else:
         {"CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}[call.verb](call)
 
 
 def _check_netns(call: "Call") -> None:
     """A container that shares the plugin's own namespace would have the host's interfaces taken: refuse before acting."""
-    if not call.netns or os.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true"):
+    if not call.netns or _may_be_hosts():
         return
     try:
         container, host = os.stat(call.netns), os.stat("/proc/self/ns/net")
@@ -194,6 +204,11 @@ def _check_netns(call: "Call") -> None:
         return  # gone, or unreadable: the plugin says so where it matters
     if (container.st_dev, container.st_ino) == (host.st_dev, host.st_ino):
         raise InvalidNetns("plugin's netns and netns from CNI_NETNS should not be the same", call.netns)
+
+
+def _may_be_hosts() -> bool:
+    """Whether the container may share the plugin's own namespace."""
+    return os.environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
 
 
 def _add(call: "Call", plugin: "Plugin") -> None:
@@ -245,9 +260,13 @@ def _fill_closed_streams() -> None:
 
 def _read_stdin() -> bytes:
     parts = []
+    size = 0
     try:
         while part := os.read(0, 1 << 16):
             parts.append(part)
+            size += len(part)
+            if size > STDIN_MAX:
+                raise DecodingFailure(f"the network configuration on stdin is larger than {STDIN_MAX >> 20} MiB")
     except OSError as error:
         raise os_error("cannot read the network configuration from stdin", error) from error
     return b"".join(parts)

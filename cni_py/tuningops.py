@@ -45,7 +45,7 @@ class TuneSysctl(Op):
         """For an ADD that fails. Once it has succeeded the value stays: another network of the container may want it too."""
         record = records.load(kernel.key, PLUGIN)
         stays = record is not None and record.done and self not in set_here
-        if self.before and not stays and is_there(kernel, self.netns):
+        if self.before and not stays and kernel.lives(self.netns):
             with kernel.in_container():
                 sysctl.write(self.key, self.before, optional=True)
 
@@ -91,7 +91,7 @@ class TuneLink(Op):
         linksettings.write(kernel.container, self.ifname, self.setting, self.value)
 
     def undo(self, kernel: "Kernel") -> None:
-        if is_there(kernel, self.netns):
+        if kernel.lives(self.netns):
             put_back(kernel, self.ifname, {self.setting: self.before})
 
     def check(self, kernel: "Kernel") -> str | None:
@@ -99,14 +99,6 @@ class TuneLink(Op):
         if current == self.value:
             return None
         return f"Error: Tuning configured {self.setting} of {self.ifname} is {self.value}, current value is {current}"
-
-
-def is_there(kernel: "Kernel", netns: int) -> bool:
-    """Whether the container's namespace is there, and the one with that cookie."""
-    try:
-        return kernel.has_container and kernel.container_cookie == netns
-    except CniError:
-        return False  # its path is something else's now
 
 
 def put_back(kernel: "Kernel", ifname: str, values: "Mapping[str, str]") -> None:
@@ -131,10 +123,7 @@ class SaveSettings(Op):
 
     def apply(self, kernel: "Kernel") -> None:
         records.make_folder(os.path.dirname(self.path))
-        fd = os.open(self.path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(self.text.encode())
-        os.rename(self.path + ".tmp", self.path)
+        records.write(self.path, self.text.encode())
 
     def undo(self, kernel: "Kernel") -> None:
         remove(self.path + ".tmp")
@@ -155,8 +144,7 @@ def _plain(value: str) -> bool | int:
 def read_saved(path: str) -> bytes | None:
     """The content of such a file; None when there is none that can be read."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return records.read(path)
     except OSError:
         return None
 

@@ -16,7 +16,7 @@ from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.plugins.bandwidth_conf import BandwidthConf
 from cni_py.records import Attachment
-from cni_py.result import Interface, prev_result
+from cni_py.result import Interface, known_result, prev_result
 from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
@@ -123,8 +123,7 @@ def free_ifb_name(call: Call) -> str:
 def delete(call: Call) -> None:
     """Withdraw the limits, whatever the configuration now says."""
     recorded = records.load(call.key, call.plugin) is not None
-    failures = call.run_all(Call.undo_recorded, lambda call: delete_ifbs(call, recorded))
-    call.finish_delete(failures + call.run_all(lambda call: BandwidthConf(call.conf)))
+    call.finish_delete(call.run_all(Call.undo_recorded, lambda call: delete_ifbs(call, recorded)))
 
 
 def delete_ifbs(call: Call, recorded: bool) -> None:
@@ -135,10 +134,7 @@ def delete_ifbs(call: Call, recorded: bool) -> None:
 
     delete_ifb(call.kernel, own_ifb_name(call), nameless=True)
     name = shared_ifb_name(call)
-    try:
-        earlier = prev_result(call.conf)
-    except CniError:
-        earlier = None
+    earlier = known_result(call.conf)
     theirs = earlier is None or any(interface.name == name for interface in earlier.interfaces)
     delete_ifb(call.kernel, name, nameless=theirs and not recorded)
 

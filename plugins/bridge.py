@@ -16,6 +16,7 @@ from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.container import (
     collect_addresses,
     delete_interface,
+    forget_marked,
     prefer_own_dns,
     refuse_existing,
     release_addresses,
@@ -62,10 +63,8 @@ def add(call: Call) -> Result:
 
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
-    BridgeConf(call)
-    call.finish_delete(
-        call.run_all(Call.undo_recorded, backends.forget_masquerading, delete_interface, release_addresses)
-    )
+    steps = (Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface, release_addresses)
+    call.finish_delete(call.run_all(*steps))
 
 
 def check(call: Call) -> None:

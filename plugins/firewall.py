@@ -18,12 +18,10 @@ Example configuration: conf/firewall.conflist.
 from cni_py import backends, netconf, records, settings, version
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig
-from cni_py.result import prev_result
+from cni_py.result import known_result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cni_py.engine import Op
     from cni_py.result import Result
 
@@ -145,19 +143,34 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Take the rules out, whatever the configuration now says."""
-    steps: list[Callable[[Call], object]] = [Call.undo_recorded]
-    if records.load(call.key, call.plugin) is None:
-        steps.append(remove_foreign)
-    call.finish_delete(call.run_all(*steps, lambda call: FirewallConf(call).has_policy))
+    call.finish_delete(call.run_all(Call.undo_recorded, *(() if is_recorded(call) else (remove_foreign,))))
+
+
+def is_recorded(call: Call) -> bool:
+    """Whether there is a record, and one that can be read."""
+    record = records.load(call.key, call.plugin)
+    return record is not None and not record.damage
 
 
 def remove_foreign(call: Call) -> None:
-    """Take out what the Go plugin made for the addresses of prevResult."""
-    from cni_py.firewallops import forget_addresses
+    """Take out what the Go plugin made for the addresses of prevResult, and what of ours has no record any more."""
+    from cni_py import nftops
+    from cni_py.firewallops import ISOLATED, forget_addresses
+    from cni_py.kernel.nftables import BRIDGE
 
-    conf = FirewallConf(call)
-    if conf.prev_result is not None:
-        forget_addresses(call.kernel, conf.prev_result, conf.admin_chain, conf.bridge)
+    nftops.sweep(call.kernel, call.conf.name, (), (ISOLATED, BRIDGE), only=call.key.hex)
+    earlier = known_result(call.conf)
+    if earlier is not None:
+        bridge = earlier.interfaces[0].name if earlier.interfaces else ""
+        forget_addresses(call.kernel, earlier, admin_chain_of(call), bridge)
+
+
+def admin_chain_of(call: Call) -> str:
+    """The chain that an ADD will have used: the default where the configuration's is no chain's name."""
+    from cni_py.kernel.xtables import is_chain_name
+
+    name = netconf.string(call.conf.raw, "iptablesAdminChainName", ADMIN_CHAIN)
+    return name if is_chain_name(name) else ADMIN_CHAIN
 
 
 def check(call: Call) -> None:

@@ -88,10 +88,18 @@ def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
 
 
 def delete(call: Call) -> None:
-    """What the attachment has, whatever the ranges are now."""
-    parse(call)
-    with Pool(directory_of(call.conf), make=True) as pool:
-        pool.release(*pool.of_attachment(call.container_id, call.ifname))
+    """What the attachment has, whatever the configuration says now, as far as it still tells the directory."""
+    release(call)
+
+
+def release(call: Call) -> list[str]:
+    """Release what the attachment has reserved; returns the names of the reservations."""
+    data_dir = netconf.string(call.conf.ipam or Object(), "dataDir")
+    directory = directory_of(call.conf) if "\0" not in data_dir else f"{DATA_DIR}/{call.conf.name}"
+    with Pool(directory) as pool:
+        who, names = pool.of_attachment(call.container_id, call.ifname)
+        pool.release(who, names)
+    return names
 
 
 def check(call: Call) -> None:

@@ -1,19 +1,23 @@
 """loopback: the container's `lo` is up, with 127.0.0.1 and ::1.
 
     ADD    lo up; the result names it, or is the one of the plugin before
-    DEL    lo down, where the namespace still exists
+    DEL    lo down, where the namespace of the ADD still exists
     CHECK  lo is up
+    GC     attachments of this network that the runtime no longer knows
 
-Needs no IPAM and keeps nothing on disk; GC has nothing to collect and STATUS nothing to miss. Example: conf/loopback.conflist.
+Needs no IPAM, and STATUS has nothing to miss. Example: conf/loopback.conflist.
+
+Every namespace has a lo, so nothing but the record of ADD tells whether the one at CNI_NETNS is the attachment's: a path that
+was used again leads to somebody else's. Without a record (the Go plugin keeps none) lo stays as it is and ends with its
+namespace.
 """
 
 from cni_py import ops
 from cni_py.addr import mac_text
-from cni_py.call import Call, Plugin
+from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.engine import Op
 from cni_py.errors import CniError
 from cni_py.kernel import rtnl
-from cni_py.kernel.context import NetnsGone
 from cni_py.result import Interface, IPConfig, Result, prev_result
 
 TYPE_CHECKING = False
@@ -24,8 +28,9 @@ LO = "lo"
 
 
 class SetLoopbackUp(Op):
-    """lo is up, and with it 127.0.0.1 and ::1."""
+    """lo is up, and with it 127.0.0.1 and ::1; in the namespace with the cookie `netns`."""
 
+    netns: int
     owned = True
     line = "container: set lo up"
 
@@ -36,14 +41,16 @@ class SetLoopbackUp(Op):
         return True
 
     def undo(self, kernel: "Kernel") -> None:
-        kernel.container.set_link(LO, up=False)
+        if kernel.lives(self.netns):
+            kernel.container.set_link(LO, up=False)
 
 
 def add(call: Call) -> Result:
     """CNI_IFNAME is not looked at: the interface is always lo."""
     earlier = prev_result(call.conf)
     link = ops.need(call.kernel.container, LO)
-    call.apply([SetLoopbackUp()])
+    call.begin()
+    call.apply([SetLoopbackUp(netns=call.kernel.container_cookie)])
     if earlier is not None:
         return earlier
     result = Result()
@@ -64,11 +71,7 @@ def is_loopback(ip: bytes) -> bool:
 
 def delete(call: Call) -> None:
     """Down again; no namespace is as good as down."""
-    try:
-        if call.netns and call.kernel.container.link(LO) is not None:
-            SetLoopbackUp().undo(call.kernel)
-    except NetnsGone:
-        return
+    call.finish_delete(call.run_all(Call.undo_recorded))
 
 
 def check(call: Call) -> None:
@@ -77,8 +80,13 @@ def check(call: Call) -> None:
         raise CniError("loopback interface is down")
 
 
-def nothing(_call: Call) -> None:
-    """No state of ours: nothing can be stale, nothing can be lacking."""
+def gc(call: Call) -> None:
+    """Take away what stale attachments left."""
+    call.finish_delete(collect_garbage(call))
 
 
-PLUGIN = Plugin("loopback", add=add, delete=delete, check=check, gc=nothing, status=nothing)
+def status(_call: Call) -> None:
+    """Nothing can be lacking."""
+
+
+PLUGIN = Plugin("loopback", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -138,7 +138,6 @@ def plan(ifname: str, result: Result) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
-    MacvlanConf(call)
     call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, release_addresses))
 
 

@@ -73,7 +73,7 @@ def look_for_listeners(call: Call, conf: PortmapConf, earlier: "Result") -> None
 
 def delete(call: Call) -> None:
     """Withdraw the ports, whatever the configuration now says."""
-    call.finish_delete(call.run_all(Call.undo_recorded, backends.forget_ports, lambda call: PortmapConf(call.conf)))
+    call.finish_delete(call.run_all(Call.undo_recorded, backends.forget_ports))
 
 
 def check(call: Call) -> None:

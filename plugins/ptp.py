@@ -23,6 +23,7 @@ from cni_py.container import (
     collect_addresses,
     delete_interface,
     expect,
+    forget_marked,
     in_result,
     prefer_own_dns,
     refuse_existing,
@@ -138,8 +139,7 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Disconnect the container, with whatever is still there to go by."""
-    PtpConf(call)
-    steps = (Call.undo_recorded, backends.forget_masquerading, delete_interface, release_addresses)
+    steps = (Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface, release_addresses)
     call.finish_delete(call.run_all(*steps))
 
 

@@ -11,11 +11,11 @@ the whole container may be wanted by another network of its; a failed ADD puts t
 """
 
 import os
-import sys
 
+from cni_py import records
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, PluginNotAvailable
-from cni_py.plugins.tuning_conf import TuningConf
+from cni_py.errors import CniError, PluginNotAvailable, warn
+from cni_py.plugins.tuning_conf import TuningConf, saved_path
 from cni_py.result import prev_result
 
 TYPE_CHECKING = False
@@ -54,16 +54,14 @@ def earlier_result(call: Call) -> "Result":
 def delete(call: Call) -> None:
     """Put back what was, as far as there is anything to put it to."""
     for failure in call.run_all(Call.undo_recorded, restore_saved):
-        sys.stderr.write(f"cni-py: tuning: {failure}\n")
-    TuningConf(call)
+        warn(f"tuning: {failure}")
 
 
 def restore_saved(call: Call) -> None:
     """Undo an ADD that has no record of ours: the Go plugin's. Its file goes, also when the namespace is gone."""
-    path = TuningConf(call).saved_path
+    path = saved_path(call)
     try:
-        with open(path, "rb") as file:
-            text = file.read()
+        text = records.read(path)
     except FileNotFoundError:
         return
     os.unlink(path)

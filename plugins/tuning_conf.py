@@ -4,7 +4,7 @@ A value is looked for in args.cni, then (the MAC address) in runtimeConfig and C
 are checked at once; what only ADD refuses by check_add() and what CHECK refuses too when it is asked for.
 """
 
-from cni_py import netconf
+from cni_py import netconf, records
 from cni_py.addr import mac_text, parse_mac
 from cni_py.errors import CniError
 from cni_py.netconf import child, optional_boolean, optional_integer, optional_string, parse_cni_args, string
@@ -33,7 +33,7 @@ class TuningConf:
         sources = [raw, cni] if cni is not None else [raw]  # the last one wins
         _ = call.conf.prev_result  # of a wrong type: refused like any other key
         self.ifname = call.ifname
-        self.saved_path = f"{string(raw, 'dataDir') or DATA_DIR}/{call.container_id}_{call.ifname}.json"
+        self.saved_path = saved_path(call)
         self.mac = string(raw, "mac")
         self.mac = parse_cni_args(call.args, ("MAC",)).get("MAC") or self.mac
         if runtime is not None:
@@ -105,6 +105,14 @@ class TuningConf:
         return wanted
 
 
+def saved_path(call: "Call") -> str:
+    """The file of the settings before the ADD."""
+    folder = string(call.conf.raw, "dataDir")
+    if "\0" in folder:
+        folder = ""  # no path at all, so no ADD can have written there
+    return f"{folder or DATA_DIR}/{call.container_id}_{call.ifname}.json"
+
+
 def sysctl_path(key: str, ifname: str) -> str:
     """The path below net/ of `net.ipv4.conf.IFNAME.arp_filter`, where IFNAME stands for the interface.
 
@@ -123,8 +131,7 @@ def check_allowed(keys: list[str]) -> None:
     if not keys:
         return
     try:
-        with open(ALLOW_LIST, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
+        lines = [line.strip() for line in records.read(ALLOW_LIST, follow=True).decode().splitlines()]
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

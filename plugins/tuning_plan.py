@@ -7,7 +7,7 @@ from cni_py.call import Call
 from cni_py.errors import CniError
 from cni_py.kernel import linksettings, sysctl
 from cni_py.plugins.tuning_conf import TuningConf
-from cni_py.tuningops import SaveSettings, TuneLink, TuneSysctl, is_there, put_back, saved_text, saved_values
+from cni_py.tuningops import SaveSettings, TuneLink, TuneSysctl, put_back, saved_text, saved_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,5 +59,5 @@ def values_before(call: Call, netns: int) -> dict[str, str]:
 
 def restore(call: Call, text: bytes) -> None:
     """Set the interface to what the Go plugin's file says, where the namespace is still there."""
-    if call.kernel.has_container and is_there(call.kernel, call.kernel.container_cookie):
+    if call.kernel.has_container:
         put_back(call.kernel, call.ifname, saved_values(text))

@@ -1,27 +1,37 @@
 """The kernel as one call sees it: the two namespaces and our nftables tables, each opened when first used."""
 
-from cni_py.errors import CniError, InvalidNetns
+import os
+
+from cni_py.errors import CniError, InvalidNetns, warn
 from cni_py.kernel import netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_py.kernel.nftables import Nft
     from cni_py.kernel.rtnl import Rtnl
     from cni_py.records import Attachment
 
 
 class NetnsGone(CniError):
-    """CNI_NETNS names a path that does not exist; code 999 as libcni's own plugins give it."""
+    """There is no namespace of the container at CNI_NETNS; code 999 as libcni's own plugins give it."""
 
 
 class Kernel:
-    """What an operation's apply(), undo() and check() are given."""
+    """What an operation's apply(), undo() and check() are given.
 
-    __slots__ = ("_container", "_container_fd", "_host", "_host_fd", "_nft", "key", "netns_path")
+    With `is_own` the path may lead to something else by now (DEL, GC): what it leads to is shown to `is_own` before anything
+    in it is touched, and is as good as gone when the answer is no, or when it is no network namespace.
+    """
 
-    def __init__(self, key: "Attachment", netns_path: str) -> None:
+    __slots__ = ("_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "is_own", "key", "netns_path")
+
+    def __init__(self, key: "Attachment", netns_path: str, is_own: "Callable[[Kernel], bool] | None" = None) -> None:
         self.key = key
         self.netns_path = netns_path
+        self.is_own = is_own
+        self._gone = ""  # why nothing at the path is the container's
         self._host: Rtnl | None = None
         self._container: Rtnl | None = None
         self._nft: Nft | None = None
@@ -65,18 +75,38 @@ class Kernel:
     @property
     def container_fd(self) -> int:
         """A descriptor of CNI_NETNS. NetnsGone when the path does not exist, CniError when it is something else."""
+        if self._gone:
+            raise NetnsGone(self._gone)
         if self._container_fd < 0:
             try:
                 self._container_fd = netns.open_netns(self.netns_path)
             except FileNotFoundError as error:
                 raise NetnsGone(f'failed to open netns "{self.netns_path}": no such file or directory') from error
-            except InvalidNetns as error:  # 999, as clients of the Go plugins know it
-                raise CniError(f'failed to open netns "{self.netns_path}"', str(error)) from error
+            except InvalidNetns as error:
+                if self.is_own is not None:
+                    self._disown(str(error))
+                raise CniError(  # 999, as clients of the Go plugins know it
+                    f'failed to open netns "{self.netns_path}"', str(error)
+                ) from error
+            if self.is_own is not None and not self.is_own(self):
+                self._disown(f'the network namespace at "{self.netns_path}" is not that of {self.key.label} any more')
         return self._container_fd
+
+    def _disown(self, why: str) -> None:
+        """From now on there is no container. NetnsGone."""
+        warn(f"{why}; it is left alone")
+        self._gone = why
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        if self._container_fd >= 0:
+            os.close(self._container_fd)
+            self._container_fd = -1
+        raise NetnsGone(why)
 
     @property
     def has_container(self) -> bool:
-        """Whether the container's namespace is (still) there. A path that is something else is an error."""
+        """Whether the container's namespace is (still) there. A path that is something else is an error (or: see is_own)."""
         if not self.netns_path:
             return False
         try:
@@ -88,6 +118,18 @@ class Kernel:
     def container_cookie(self) -> int:
         """The kernel's number of the container's namespace (socket(7), SO_NETNS_COOKIE): never used twice in one boot."""
         return self.container.cookie if self.has_container else 0
+
+    @property
+    def container_file(self) -> str:
+        """Device and inode of the container's namespace, "" where there is none."""
+        return netns.file_of(self.container_fd) if self.has_container else ""
+
+    def lives(self, cookie: int) -> bool:
+        """Whether the container's namespace is there, and the one with that cookie. No error, whatever is at the path."""
+        try:
+            return self.has_container and self.container_cookie == cookie
+        except CniError:
+            return False
 
     @property
     def host_cookie(self) -> int:

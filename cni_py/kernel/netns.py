@@ -46,7 +46,7 @@ def open_netns(path: str) -> int:
         kind = os.stat(path).st_mode & _S_IFMT
         if kind != _S_IFREG:  # opening a FIFO or a device may block or act
             raise _invalid(path, f"it is {_FILES.get(kind, 'a special file')}")
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may have become one since
     except (FileNotFoundError, ProcessLookupError) as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
     except OSError as error:
@@ -77,6 +77,12 @@ def _invalid(path: str, why: str) -> InvalidNetns:
 def same_namespace(one: int, other: int) -> bool:
     """Whether two descriptors are of one namespace."""
     return os.path.samestat(os.fstat(one), os.fstat(other))
+
+
+def file_of(fd: int) -> str:
+    """Device and inode, by which namespaces that exist at the same time are told apart."""
+    status = os.fstat(fd)
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def cookie(fd: int) -> int:

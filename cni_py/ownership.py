@@ -1,0 +1,99 @@
+"""Whose an interface is that has the attachment's name in the namespace at CNI_NETNS, when no record of ours tells.
+
+Needed for what the Go plugins ADDed, or a record that was lost: the path of a dead container (/proc/<pid>/ns/net) may lead
+to a living one by now. What is known of each side, the strongest first:
+
+    the alias of the link or of its peer on the host     names an attachment of ours
+    the peer's name, and the MAC address                 prevResult has those of the attachment
+    the link's addresses                                 prevResult and host-local have those of the attachment, host-local
+                                                         also those of others
+
+With nothing known the path is believed, as the Go plugins do.
+"""
+
+import os
+
+from cni_py import heirs
+from cni_py.addr import ip_text, mac_text
+from cni_py.errors import CniError
+from cni_py.reservations import Pool, holder
+from cni_py.result import Result, known_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.call import Call
+    from cni_py.kernel.context import Kernel
+    from cni_py.kernel.rtnl import Link
+
+HEX_DIGITS = frozenset("0123456789abcdef")
+
+
+def is_own(call: "Call", kernel: "Kernel") -> bool:
+    """Whether the namespace may be treated as the attachment's."""
+    link = kernel.container.link(call.ifname)
+    if link is None:
+        return True  # nothing there could be taken for the attachment's
+    peer = peer_of(kernel, link)
+    for marked in (link, peer):
+        if marked is not None and is_marked(marked.alias):
+            return marked.alias.startswith(kernel.key.hex)
+    earlier = known_result(call.conf) or Result()
+    if peer is not None and any(one.name == peer.name and not one.sandbox for one in earlier.interfaces):
+        return True
+    macs = {one.mac.lower() for one in earlier.interfaces if one.name == call.ifname and one.sandbox and one.mac}
+    if mac_text(link.mac) in macs:
+        return True
+    held = [entry.address.packed for entry in kernel.container.addresses(link.index) if not is_link_local(entry)]
+    known = {ip.address.packed for ip in earlier.ips}
+    verdict = by_reservations(call, held, known)
+    return not macs if verdict is None else verdict
+
+
+def is_link_local(entry: object) -> bool:
+    """Whether it is an IPv6 address that every link has."""
+    packed: bytes = entry.address.packed  # type: ignore[attr-defined]  # rtnl's InterfaceAddress
+    return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+
+
+def is_marked(alias: str) -> bool:
+    """Whether it is an alias of ours: records.Attachment.comment."""
+    return len(alias) > heirs.HEX and alias[heirs.HEX] == " " and HEX_DIGITS.issuperset(alias[: heirs.HEX])
+
+
+def peer_of(kernel: "Kernel", link: "Link") -> "Link | None":
+    """The host's end of a pair."""
+    if link.kind != "veth" or not link.link:
+        return None
+    peer = kernel.host.link(link.link)
+    return peer if peer is not None and peer.kind == "veth" and peer.link == link.index else None
+
+
+def by_reservations(call: "Call", held: list[bytes], known: set[bytes]) -> bool | None:
+    """What the link's addresses tell, of which prevResult has `known`; None when they tell nothing."""
+    from cni_py.plugins.host_local import directory_of
+
+    try:
+        directory = directory_of(call.conf)
+        with Pool(directory, look=True) as pool:
+            names = pool.of_attachment(call.container_id, call.ifname)[1]
+        if known.intersection(held) or set(names).intersection(map(ip_text, held)):
+            return True
+        if held and (known or names):
+            return False
+        ours = {holder(call.container_id, call.ifname), holder(call.container_id)}
+        return False if any(who not in ours for who in holders_of(os.path.dirname(directory), held)) else None
+    except CniError:
+        return False if held and known else None  # the directory cannot be read
+
+
+def holders_of(data_dir: str, addresses: list[bytes]) -> list[bytes]:
+    """Who has reserved one of the addresses, in any network of the directory."""
+    found = []
+    try:
+        networks = os.listdir(data_dir) if addresses else []
+    except OSError:
+        return []
+    for network in networks:
+        with Pool(f"{data_dir}/{network}", look=True) as pool:
+            found += [who for ip in addresses if (who := pool.holder_of(ip))]
+    return found
