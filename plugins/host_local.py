@@ -54,6 +54,7 @@ def add(call: Call) -> Result:
                 for number, (ip, _) in enumerate(chosen)
             ]
         )
+    call.hand_out([ip for ip, _ in chosen])
     ips = [IPConfig(Address(ip, one.subnet.prefixlen), one.gateway) for ip, one in chosen]
     return Result(ips=ips, routes=routes, dns=dns)
 
@@ -90,8 +91,11 @@ def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
 def delete(call: Call) -> None:
     """What the attachment has, whatever the ranges are now."""
     parse(call)
-    with Pool(directory_of(call.conf), make=True) as pool:
-        pool.release(*pool.of_attachment(call.container_id, call.ifname))
+    try:
+        call.withdraw_ports()  # while nobody else can have the addresses
+    finally:
+        with Pool(directory_of(call.conf), make=True) as pool:
+            pool.release(*pool.of_attachment(call.container_id, call.ifname))
 
 
 def check(call: Call) -> None:

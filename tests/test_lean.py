@@ -75,7 +75,9 @@ MAY_LOAD = {
     "host-local": CALL | HOST_LOCAL,
     "firewall": CALL | FILTERS | FORWARDING,
     "loopback": CALL | LINKS | ours("plugins.loopback"),
-    "portmap": CALL | FILTERS | ours("plugins.portmap", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
+    "portmap": CALL
+    | FILTERS
+    | ours("plugins.portmap", "portindex", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"),
     "tuning": CALL
     | LINKS
     | ours("tuningops", "kernel.linksettings", "plugins.tuning", "plugins.tuning_conf", "plugins.tuning_plan"),
