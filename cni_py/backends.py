@@ -14,7 +14,7 @@ from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from cni_py.addr import Address
     from cni_py.call import Call
@@ -150,19 +150,59 @@ def make_room(call: "Call", ports: str) -> None:
 
 
 def forget_ports(call: "Call") -> None:
-    """DEL: take out what publishes for the attachment by iptables, record or not, the Go plugin's too."""
+    """DEL: take out what publishes for the attachment by iptables, record or not, the Go plugin's too.
+
+    With it what Go made for the container's interface while the network had another name.
+    """
     chains = [chain_name(prefix, call.key.network, call.key.container_id) for prefix in (PUBLISH, OBSOLETE)]
     if concerned(call.kernel, *chains):
         from cni_py import iptablesops
 
         iptablesops.forget_ports(call.kernel)
+    addresses = known_addresses(call)
+    if concerned(call.kernel, ENTRIES):
+        from cni_py import iptablesops
+
+        if addresses or is_gone(call):
+            goes: Callable[[bytes], bool] = addresses.__contains__ if addresses else lambda _: True
+            iptablesops.withdraw_of_container(call.kernel, call.key, goes)
     for family, number in NFPROTO.items():
         if has_chain(call.kernel, number, GO_HOSTPORT, GO_HOSTPORTS):
             from cni_py import gotables
 
-            earlier = known_result(call.conf)
-            addresses = {ip_text(ip.address.packed) for ip in earlier.ips} if earlier is not None else set()
-            gotables.forget_ports(family, call.container_id, addresses)
+            gotables.forget_ports(family, call.container_id, set(map(ip_text, addresses)))
+
+
+def forget_chains(kernel: "Kernel", key: "records.Attachment", goes: "Callable[[bytes], bool]") -> None:
+    """Take out what publishes by iptables for an attachment, but for addresses that do not go."""
+    if concerned(kernel, *(chain_name(prefix, key.network, key.container_id) for prefix in (PUBLISH, OBSOLETE))):
+        from cni_py import iptablesops
+
+        iptablesops.withdraw(kernel, key, lambda ip: not goes(ip))
+
+
+def known_addresses(call: "Call") -> set[bytes]:
+    """DEL: the addresses of the container's interface, by the result that the runtime remembers, else as they are now."""
+    earlier = known_result(call.conf)
+    if earlier is not None and earlier.ips:
+        from cni_py.portmappings import addresses_of
+
+        return {address.packed for address in addresses_of(earlier, call.ifname)}
+    try:
+        link = call.kernel.container.link(call.ifname) if call.kernel.has_container else None
+        return (
+            {held.address.packed for held in call.kernel.container.addresses(link.index)} if link is not None else set()
+        )
+    except (CniError, OSError):
+        return set()
+
+
+def is_gone(call: "Call") -> bool:
+    """Whether the container's namespace is: then nothing of it is in use."""
+    try:
+        return not call.kernel.has_container
+    except CniError:
+        return False
 
 
 def sweep_ports(call: "Call") -> None:

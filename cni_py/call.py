@@ -4,6 +4,7 @@ A plugin reads `call.conf`, looks at `call.kernel`, computes operations and hand
 """
 
 from cni_py import engine, records
+from cni_py.addr import ip_text
 from cni_py.errors import CniError, os_error, warn
 from cni_py.kernel import netns as namespaces
 from cni_py.kernel.context import Kernel
@@ -150,6 +151,23 @@ class Call:
         from cni_py import ownership
 
         return ownership.is_own(self, kernel)
+
+    def hand_out(self, addresses: "Sequence[bytes]") -> None:
+        """ADD: take away published ports that lead to these addresses, which are this attachment's from now on.
+
+        Those of an attachment that still has its address stay. CniError when something cannot be taken away.
+        """
+        if not self.dry_run and any(records.may_be_published(ip_text(ip)) for ip in addresses):
+            from cni_py import leftovers
+
+            leftovers.of_addresses(self, addresses)
+
+    def withdraw_ports(self) -> None:
+        """DEL: take away what the container's interface still publishes, under whatever name of the network. CniError."""
+        if records.may_be_published(records.interface_name(self.key)):
+            from cni_py import leftovers
+
+            leftovers.of_interface(self)
 
     def check_plan(self, plan: "Sequence[Op]") -> None:
         """CHECK: CniError with everything that differs from what `plan` would make."""

@@ -29,6 +29,7 @@ HOMES = {  # where the operations are defined that a record may hold: a DEL load
     "cni_py.firewallops": ("PassForwarded", "KeepApart", "IsolatePort"),
     "cni_py.iptablesops": ("MasqueradeByIptables", "PublishByIptables"),
     "cni_py.userland": ("RelayPorts",),
+    "cni_py.portindex": ("ListPublication",),
     "cni_py.shapingops": ("AddIfb", "LimitRate", "RedirectToIfb"),
     "cni_py.tuningops": ("SaveSettings", "TuneLink", "TuneSysctl"),
     "cni_py.plugins.loopback": ("SetLoopbackUp",),
@@ -218,6 +219,14 @@ def undo_all(ops: "Sequence[Op]", kernel: "Kernel") -> list[str]:
         except OSError as error:
             failures.append(f"undo of '{op.describe()}': {os_error('failed', error)}")
     return failures
+
+
+def is_whole(record: "Record") -> bool:
+    """Whether the record lists operations, and each of them can be read."""
+    try:
+        return bool([op_from_json(fields) for fields in record.ops])
+    except ValueError:
+        return False
 
 
 def undo_record(record: "Record", kernel: "Kernel") -> list[str]:

@@ -89,7 +89,12 @@ def waiting_for(holder: "Attachment") -> "list[tuple[Attachment, dict[int, str],
 
     One that has no record any more was DELeted, and is left out.
     """
-    folder = f"{holder.folder}/heirs"
+    return waiting_at(holder.hex)
+
+
+def waiting_at(holder: str) -> "list[tuple[Attachment, dict[int, str], str]]":
+    """The same by the holder's hex."""
+    folder = f"{records.run_dir()}/attachments/{holder}/heirs"
     try:
         names = [name for name in os.listdir(folder) if len(name) == HEX]
     except OSError:
@@ -116,9 +121,9 @@ def has_heirs(holder: "Attachment") -> bool:
     return os.path.isdir(f"{holder.folder}/heirs")
 
 
-def forget_heirs(holder: "Attachment") -> None:
-    """Remove the folder of heirs."""
-    folder = f"{holder.folder}/heirs"
+def forget_heirs(holder: str) -> None:
+    """Remove the folder of heirs of a holder, by its hex."""
+    folder = f"{records.run_dir()}/attachments/{holder}/heirs"
     try:
         names = os.listdir(folder)
     except OSError:

@@ -41,7 +41,9 @@ def ipam_add(call: "Call") -> "Result":
         raise CniError(f"the IPAM plugin {path} is not ours: what it would answer cannot be told without asking it")
     call.executor.undone_by(lambda: _delete_again(call))
     text = execute(path, "ADD", call.conf.text)
-    return decode_result(text, call.conf.cni_version)
+    result = decode_result(text, call.conf.cni_version)
+    call.hand_out([ip.address.packed for ip in result.ips])
+    return result
 
 
 def ipam(call: "Call", verb: str) -> None:
@@ -53,6 +55,8 @@ def ipam(call: "Call", verb: str) -> None:
 def run(call: "Call", verb: str, path: str, ours: "Plugin | None") -> None:
     """The same of the one at `path`, which is `ours` or somebody else's executable."""
     if ours is None:
+        if verb == "DEL":
+            call.withdraw_ports()
         execute(path, verb, call.conf.text)
         return
     {"DEL": ours.delete, "CHECK": ours.check, "GC": ours.gc, "STATUS": ours.status}[verb](call.delegated(ours.type))

@@ -117,6 +117,7 @@ class PublishByIptables(Op):
         def decide(rules: Rules) -> None:
             publication = found[rules.family]
             oust_dead_holders(rules, publication.mappings, kernel.key, strangers=True)
+            oust_strangers(rules, {publication.address.packed}, kernel.key)
             publication.make(rules, staying.__contains__)
 
         changed = iptables.change(found, (NAT,), decide)
@@ -126,7 +127,9 @@ class PublishByIptables(Op):
 
     def undo(self, kernel: "Kernel") -> None:
         gone = {address.packed for each in by_family(self.addresses).values() for address in each}
-        withdraw(kernel, lambda ip: ip not in gone)
+        withdraw(kernel, kernel.key, lambda ip: ip not in gone)
+        for publication in self.publications(kernel.key).values():  # also when a killed DEL has taken out the rules
+            forget_flows(kernel, publication.mappings, added=False)
 
     def check(self, kernel: "Kernel") -> str | None:
         for family, publication in self.publications(kernel.key).items():
@@ -221,6 +224,20 @@ def oust_dead_holders(rules: Rules, mappings: "Iterable[Mapping]", key: "Attachm
             )
 
 
+def oust_strangers(rules: Rules, addresses: set[bytes], key: "Attachment") -> None:
+    """Take out what leads to the addresses of this attachment under the name of another of which nothing is recorded."""
+    for entry in list(rules.chains.get((NAT, ENTRIES), ())):
+        chain, (network, container_id) = entry[-1], iptrules.label_in(entry)
+        led = {
+            mapping.container_ip
+            for rule in rules.chains.get((NAT, chain), ())
+            if (mapping := iptrules.mapping_of(rule))
+        }
+        if chain.startswith(PUBLISH) and chain != own_chain(key, PUBLISH) and led & addresses:
+            if not (network and records_of(network, container_id, PORTMAP)):
+                iptrules.withdraw(rules, chain, lambda ip: ip not in addresses)
+
+
 def make_room(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
     """What portmap's other backend asks before it publishes: PortInUse when iptables does for a container that is alive.
 
@@ -231,6 +248,7 @@ def make_room(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
     def decide(rules: Rules) -> None:
         ours = [one for one in wanted if one.family == rules.family]
         oust_dead_holders(rules, ours, kernel.key, strangers=False)
+        oust_strangers(rules, {one.container_ip for one in ours}, kernel.key)
 
     iptables.change(families, (NAT,), decide)
 
@@ -241,9 +259,9 @@ def unmasquerade(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:
     iptables.change(concerned(kernel, chain), (NAT,), lambda rules: iptrules.unmasquerade(rules, chain, stays))
 
 
-def withdraw(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:
-    """Take out the attachment's published ports, but for those of addresses that stay."""
-    chain, obsolete = (own_chain(kernel.key, prefix) for prefix in (PUBLISH, OBSOLETE))
+def withdraw(kernel: "Kernel", key: "Attachment", stays: "Callable[[bytes], bool]") -> None:
+    """Take out an attachment's published ports, but for those of addresses that stay."""
+    chain, obsolete = (own_chain(key, prefix) for prefix in (PUBLISH, OBSOLETE))
     gone: list[Mapping] = []
 
     def decide(rules: Rules) -> None:
@@ -254,6 +272,31 @@ def withdraw(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:
         forget_flows(kernel, gone, added=False)
 
 
+def withdraw_of_container(kernel: "Kernel", key: "Attachment", goes: "Callable[[bytes], bool]") -> None:
+    """Take out what a container publishes under other names of the network for addresses that go.
+
+    The rules name no interface: what another interface of it has by our records stays.
+    """
+    gone: list[Mapping] = []
+
+    def decide(rules: Rules) -> None:
+        for network, chain in chains_of_container(rules, key.container_id):
+            other = records.Attachment(network, key.container_id, key.ifname)
+            siblings_of = Siblings(other, PORTMAP)
+            if network != key.network and chain == own_chain(other, PUBLISH):
+                gone.extend(iptrules.withdraw(rules, chain, lambda ip: not goes(ip) or ip in siblings_of))  # noqa: B023
+
+    if iptables.change(concerned(kernel, ENTRIES), (NAT,), decide):
+        forget_flows(kernel, gone, added=False)
+
+
+def chains_of_container(rules: Rules, container_id: str) -> list[tuple[str, str]]:
+    """The networks and chains of a container's published ports."""
+    entries = list(rules.chains.get((NAT, ENTRIES), ()))
+    labels = [(*iptrules.label_in(entry), entry[-1]) for entry in entries]
+    return list(dict.fromkeys((network, chain) for network, found, chain in labels if found == container_id))
+
+
 def forget_masquerading(kernel: "Kernel", plugin: str) -> None:
     """DEL: whatever masquerades for the attachment, record or not, the Go plugin's too."""
     unmasquerade(kernel, Siblings(kernel.key, plugin).__contains__)
@@ -261,7 +304,7 @@ def forget_masquerading(kernel: "Kernel", plugin: str) -> None:
 
 def forget_ports(kernel: "Kernel") -> None:
     """DEL: whatever publishes for the attachment, record or not, the Go plugin's too."""
-    withdraw(kernel, Siblings(kernel.key, PORTMAP).__contains__)
+    withdraw(kernel, kernel.key, Siblings(kernel.key, PORTMAP).__contains__)
 
 
 class Siblings:
@@ -311,7 +354,7 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
     if conf.mark_chain and not is_chain_name(conf.mark_chain):
         raise InvalidNetworkConfig(f'not the name of a chain: externalSetMarkChain "{conf.mark_chain}"')
     mappings(conf, addresses)  # what contradicts itself is refused with either backend
-    ports = [port for entry in conf.entries if (port := port_of(entry)) is not None]
+    ports = list(map(port_of, conf.entries))
     if not ports or not addresses:
         return []
     publication = PublishByIptables(
@@ -326,10 +369,7 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
     return [publication]
 
 
-def port_of(entry: "Entry") -> iptrules.Port | None:
-    """What a port mapping means; None for one whose hostIP is no address, which publishes nothing."""
-    try:
-        host_ip = parse_ip(entry.host_ip) if entry.host_ip else None
-    except ValueError:
-        return None
+def port_of(entry: "Entry") -> iptrules.Port:
+    """What a port mapping means."""
+    host_ip = parse_ip(entry.host_ip) if entry.host_ip else None
     return iptrules.Port(entry.protocol.lower(), host_ip, entry.host_port, entry.container_port)

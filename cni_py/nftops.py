@@ -112,11 +112,48 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
     with nftables_lock():
         draft = Draft(kernel.nft)
         try:
-            for hexed in {only} if only else portclaims.holders_in(draft, network) - living:
+            evicted = {only} if only else portclaims.holders_in(draft, network) - living
+            for hexed in evicted:
                 portclaims.evict(draft, hexed)
         except NftUnavailable:
             return  # then nothing of ours can be there
-        _remove(kernel, draft.changes())
+        waiting = [heir for hexed in evicted for heir in heirs.waiting_at(hexed) if heir[0].hex not in evicted]
+        for key, conditions, text in waiting:
+            _promote(draft, Claimant(key, conditions), text)
+        try:
+            commit(kernel, draft.changes(), lambda: "".join(mapping_chains(*heir[1:]) for heir in waiting))
+        except OSError as error:
+            raise os_error("cannot remove elements of the nftables table cni_py", error) from error
+        for hexed in evicted:
+            heirs.forget_heirs(hexed)
+    forget_flows(kernel, draft.taken_out(), added=False)
+
+
+def sweep_one(kernel: "Kernel", hexed: str, *sets: str) -> None:
+    """Take out the elements of one attachment, by its hex, from sets of the table inet."""
+    with nftables_lock():
+        try:
+            found = [
+                (name, [one for one in kernel.nft.dump(name) if one.comment[: heirs.HEX] == hexed]) for name in sets
+            ]
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        _remove(kernel, [Change(False, name, elements) for name, elements in found if elements])
+
+
+def sweep_chains(kernel: "Kernel") -> None:
+    """GC: remove the chains, and maps, of subnets and conditions that no element leads to any more.
+
+    Not at the DEL of the last container: the next would have to make them anew, which costs more than all else of an ADD.
+    """
+    with nftables_lock():
+        try:
+            chains = kernel.nft.chains()
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        for name in chains:
+            if name.startswith(nftrules.MADE_WHEN_NEEDED):
+                kernel.nft.remove_unused(name, nftrules.maps_of(name))
 
 
 def _remove(kernel: "Kernel", changes: "Sequence[Change]") -> None:
@@ -454,7 +491,7 @@ class PublishPorts(Op):
             say(f"nobody takes over the ports of {kernel.key.label}: {error}")
             self._withdraw(kernel, mappings, bequeath=False)  # what is to go must go
             return
-        heirs.forget_heirs(kernel.key)
+        heirs.forget_heirs(kernel.key.hex)
         for holder in others:
             heirs.stop_waiting(holder, kernel.key)
 

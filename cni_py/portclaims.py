@@ -105,6 +105,20 @@ class Draft:
         """All elements that are there now."""
         return self._nft.dump(set_name)
 
+    def taken_out(self) -> list[Mapping]:
+        """Where the elements and intervals that are removed led, as mappings."""
+        gone = [
+            _mapping_at(set_name, before.key, before.value)
+            for (set_name, key), before in self._before.items()
+            if before is not None and self._after[set_name, key] != before
+        ]
+        for change in self._intervals:
+            if not change.add:
+                first, *end = change.elements
+                last = int.from_bytes(end[0].key, "big") - 1 if end else 65535
+                gone.append(_mapping_of_range(change.set_name, first, last))
+        return [mapping for mapping in gone if mapping is not None]
+
     def changes(self) -> list[Change]:
         """What has to be sent: removals, then additions, claims before anything else."""
         gone: dict[str, list[Element]] = {}
@@ -119,6 +133,27 @@ class Draft:
         changes = [Change(False, name, elements) for name, elements in gone.items()]
         changes += [Change(True, name, elements) for name, elements in sorted(new.items(), key=_claims_first)]
         return changes + sorted(self._intervals, key=lambda change: change.add)
+
+
+def _mapping_at(set_name: str, key: bytes, value: bytes | str | None) -> Mapping | None:
+    """What an element of a map of single ports means; None for one of another map."""
+    kind = set_name.removeprefix("shared_")
+    if not kind.startswith(("any", "specific")) or not isinstance(value, bytes):
+        return None
+    key = key[4:] if kind != set_name else key  # without the slot
+    protocols = {number: name for name, number in PROTOCOLS.items()}
+    protocol, port = protocols.get(key[-8]), int.from_bytes(key[-4:-2], "big")
+    if protocol is None or not port:
+        return None
+    return Mapping(protocol, key[:-8] or None, port, value[:-4], int.from_bytes(value[-4:-2], "big"))
+
+
+def _mapping_of_range(set_name: str, first: Element, last: int) -> Mapping | None:
+    """What an interval of a map of ranges means."""
+    port = int.from_bytes(first.key[:2], "big")
+    if not isinstance(first.value, bytes):
+        return None
+    return Mapping(set_name.partition("_")[2], None, port, first.value, port, last)
 
 
 def _claims_first(named: "tuple[str, list[Element]]") -> bool:

@@ -25,6 +25,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers
 PORT_MAX = 65535
 RANGE_MIN = 64  # consecutive ports; fewer are single elements, which the packet path finds in one lookup
 LOOPBACK6 = b"\0" * 15 + b"\1"
+SHOWN_MAX = 64  # characters of a wrong value that an error repeats
 UDP_RUN_MAX = 1024  # consecutive UDP ports that portfwd is asked for beside NAT: each costs it a socket
 POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
 MARK_BIT = 13  # of the packet mark that iptables' rules masquerade by: 0x2000
@@ -185,6 +186,8 @@ class PortmapConf:
             self.block_direct = _one_of(raw, "directAccess", ("allow", "block")) == "block"
         except CniError as error:
             raise CniError(f"failed to parse config: {error}") from error
+        for entry in self.entries:
+            entry.check_host_ip()
         self.options = _options(raw, runtime)
         self.words = conditions
         self.conditions = {family: _condition(words, f"conditionsV{family}") for family, words in conditions.items()}
@@ -204,6 +207,17 @@ class Entry:
             raise CniError(f"Invalid container port number: {self.container_port}")
         if self.host_port <= 0:
             raise CniError(f"Invalid host port number: {self.host_port}")
+
+    def check_host_ip(self) -> None:
+        """InvalidNetworkConfig for a hostIP that is no address: nothing would be published, and nobody told."""
+        try:
+            if self.host_ip:
+                parse_ip(self.host_ip)
+        except ValueError:
+            raise InvalidNetworkConfig(
+                f"hostIP {self.host_ip[:SHOWN_MAX]!r} of host port {self.host_port}/{self.protocol} is not an IP address",
+                "write an IPv4 or IPv6 address without brackets, prefix length, zone or blanks, or leave hostIP out",
+            ) from None
 
 
 def _options(raw: "Object", runtime: "Object | None") -> "dict[tuple[str, int], PortOptions]":
@@ -300,13 +314,21 @@ def condition_id(family: int, condition: str) -> str:
 def container_addresses(earlier: "Result", ifname: str) -> list[Address]:
     """The container's first address of each family, IPv4 first: one of `ifname`, or of no interface named."""
     found: dict[int, Address] = {}
+    for address in addresses_of(earlier, ifname):
+        found.setdefault(address.family, address)
+    return [found[family] for family in sorted(found)]
+
+
+def addresses_of(earlier: "Result", ifname: str) -> list[Address]:
+    """All addresses of the container's interface `ifname`, or of no interface named."""
+    found = []
     for ip in earlier.ips:
         if ip.interface is not None and 0 <= ip.interface < len(earlier.interfaces):
             interface = earlier.interfaces[ip.interface]
             if interface.name != ifname or not interface.sandbox:
                 continue
-        found.setdefault(ip.address.family, ip.address)
-    return [found[family] for family in sorted(found)]
+        found.append(ip.address)
+    return found
 
 
 def mappings(conf: PortmapConf, addresses: "Iterable[Address]") -> list[Mapping]:
@@ -342,14 +364,11 @@ def _checked_protocol(entry: Entry) -> str:
 def _host_ip(text: str, family: int) -> tuple[bytes | None, bool]:
     """The host address in `text` (None: any), and whether anything is published on it in this family.
 
-    A text that is no address publishes nothing, as with the Go plugin.
+    The kernel forwards nothing that is sent to ::1.
     """
     if not text:
         return None, True
-    try:
-        host_ip = parse_ip(text)
-    except ValueError:
-        return None, False
+    host_ip = parse_ip(text)
     wanted = len(host_ip) == (4 if family == 4 else 16) and host_ip != LOOPBACK6
     return host_ip if any(host_ip) else None, wanted
 
@@ -439,12 +458,7 @@ def _by_target(ports: dict[bytes, int], targets: dict[int, bytes]) -> dict[tuple
 
 def _listening_on(text: str) -> list[bytes]:
     """The addresses of sockets for a hostIP."""
-    if not text:
-        return [bytes(4), bytes(16)]
-    try:
-        return [parse_ip(text)]
-    except ValueError:
-        return []
+    return [parse_ip(text)] if text else [bytes(4), bytes(16)]
 
 
 def _relays(

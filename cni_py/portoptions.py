@@ -8,7 +8,8 @@ The key names host port and protocol; a port that is not published is passed ove
     allow   the networks of the only clients; a family of which none is listed has no clients
 
 A pod says the same by the annotation `cni-py/ports`, which holds that JSON text (capability io.kubernetes.cri.pod-annotations).
-What the configuration says of a port stands: a pod may only add what is left open there.
+What the configuration says of a port stands: a pod may only add what is left open there. A stranger may have written that text, so
+what is read of it is bounded, and a DEL does not read it.
 """
 
 from cni_py.addr import Address, parse_address, parse_ip
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ANNOTATION = "cni-py/ports"
+ANNOTATION_MAX = 256 << 10  # bytes: Kubernetes' own limit for all annotations of an object
+PORTS_MAX = 1000  # that an annotation names
+NETWORKS_MAX = 1000  # of one port's `allow`
+SHOWN_MAX = 64  # characters of a wrong value that an error repeats
 KNOWN = ("share", "allow")
 PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -60,12 +65,20 @@ def port_options(ports: object, annotation: object) -> dict[tuple[str, int], Por
         raise InvalidNetworkConfig("ports: an object is expected", 'such as {"8080/tcp": {"share": true}}')
     found = _read(ports or Object(), "ports")
     if annotation is not None:
-        for port, options in _read(_annotated(annotation), f"annotation {ANNOTATION}").items():
+        place = f"annotation {ANNOTATION}"
+        said = _annotated(annotation)
+        if len(said.pairs) > PORTS_MAX:
+            raise InvalidNetworkConfig(f"{place} names {len(said.pairs)} ports", f"at most {PORTS_MAX} are read")
+        for port, options in _read(said, place).items():
             found[port] = found[port].over(options) if port in found else options
     return found
 
 
 def _annotated(text: object) -> Object:
+    if isinstance(text, str) and len(text) > ANNOTATION_MAX:
+        raise InvalidNetworkConfig(
+            f"annotation {ANNOTATION} is {len(text)} characters long", f"at most {ANNOTATION_MAX} are read"
+        )
     try:
         ports = decode(text.encode("utf-8", "replace")) if isinstance(text, str) else None
     except DecodingFailure as error:
@@ -78,7 +91,7 @@ def _annotated(text: object) -> Object:
 def _read(ports: Object, place: str) -> dict[tuple[str, int], PortOptions]:
     found: dict[tuple[str, int], PortOptions] = {}
     for name, value in ports.pairs:
-        where = f'{place}: "{name}"'
+        where = f'{place}: "{_shown(name)}"'
         number, _, protocol = name.lower().partition("/")
         if protocol not in PROTOCOLS or not is_port(number):
             raise InvalidNetworkConfig(f"{where} names no port", "a host port and its protocol, such as 8080/tcp")
@@ -98,7 +111,7 @@ def _options(value: object, where: str) -> PortOptions:
         raise InvalidNetworkConfig(f"{where}: an object is expected", f"with the keys {' and '.join(KNOWN)}")
     for key in value:
         if key not in KNOWN:
-            raise InvalidNetworkConfig(f'{where}: unknown key "{key}"', f"known are {' and '.join(KNOWN)}")
+            raise InvalidNetworkConfig(f'{where}: unknown key "{_shown(key)}"', f"known are {' and '.join(KNOWN)}")
     share, allow = value.get("share"), value.get("allow")
     if not isinstance(share, bool | None):
         raise InvalidNetworkConfig(f"{where}: share is true or false")
@@ -109,6 +122,9 @@ def _options(value: object, where: str) -> PortOptions:
 
 def _networks(texts: "Sequence[object]", where: str) -> list[Address]:
     """The networks in one order, none inside another: so equal lists are equal texts, and nft takes them."""
+    if len(texts) > NETWORKS_MAX:
+        what = f"{where}: allow lists {len(texts)} networks"
+        raise InvalidNetworkConfig(what, f"at most {NETWORKS_MAX} are possible")
     found: list[Address] = []
     for text in texts:
         try:
@@ -116,14 +132,20 @@ def _networks(texts: "Sequence[object]", where: str) -> list[Address]:
                 raise ValueError(text)
             found.append(parse_address(text).network() if "/" in text else _host(text))
         except ValueError:
-            raise InvalidNetworkConfig(f"{where}: allow: {text!r} is no network", "such as 192.0.2.0/24") from None
+            what = repr(_shown(text)) if isinstance(text, str) else "what is no text"
+            raise InvalidNetworkConfig(f"{where}: allow: {what} is no network", "such as 192.0.2.0/24") from None
     if not found:
         raise InvalidNetworkConfig(f"{where}: allow lists nobody", "do not publish the port, or leave allow out")
     kept: list[Address] = []
-    for network in sorted(found, key=lambda one: (one.family, one.prefixlen, one.packed)):
-        if not any(other.contains(network.packed) for other in kept):
+    for network in sorted(found, key=lambda one: (one.family, one.packed, one.prefixlen)):
+        if not (kept and kept[-1].contains(network.packed)):  # in this order a network's parts come right after it
             kept.append(network)
-    return kept
+    return sorted(kept, key=lambda one: (one.family, one.prefixlen, one.packed))
+
+
+def _shown(text: str) -> str:
+    """As much of a stranger's text as an error repeats."""
+    return text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
 
 
 def _host(text: str) -> Address:

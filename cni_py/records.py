@@ -2,6 +2,7 @@
 
     /run/cni-py/attachments/<hex>/<plugin>.adding   an ADD is under way, or was killed
     /run/cni-py/attachments/<hex>/<plugin>.json     the ADD succeeded
+    /run/cni-py/published/                          which attachments publish ports for an address: see portindex
     /run/cni-py/lock/                               locks
 
 <hex> is the first half of the SHA-256 of network \\0 containerID \\0 ifname. /run is a tmpfs: records end with the boot, as
@@ -94,6 +95,20 @@ def make_folders(path: str, mode: int) -> None:
             raise
 
 
+def published_dir() -> str:
+    """The index of published ports."""
+    return run_dir() + "/published"
+
+
+def may_be_published(name: str) -> bool:
+    """Whether the index of published ports lists an address, or an interface_name(). True also where there is no index yet.
+
+    Two stat calls where nothing is listed: every ADD and DEL asks.
+    """
+    top = published_dir()
+    return os.path.isdir(f"{top}/{name}") or not os.path.isdir(top)
+
+
 class Attachment:
     """One interface of one container in one network, and every name derived from it."""
 
@@ -145,6 +160,12 @@ def boot_id() -> str:
     """The kernel's id of this boot (proc_sys_kernel(5), random/boot_id)."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read().decode().strip()
+
+
+def interface_name(key: Attachment) -> str:
+    """What the index of published ports calls a container's interface, whatever the network is called."""
+    digest: str = sha256(os.fsencode(f"{key.container_id}\0{key.ifname}")).hexdigest()
+    return digest[:16]
 
 
 class Record:

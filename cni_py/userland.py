@@ -157,7 +157,7 @@ class RelayPorts(Op):
     owned = True
 
     def describe(self) -> str:
-        what = ", ".join(map(_in_words, self.wanted()))
+        what = ", ".join(map(in_words, self.wanted()))
         return f"portfwd{'' if self.required else ', if it runs'}: relay {what}"
 
     def wanted(self) -> list[Object]:
@@ -185,6 +185,8 @@ class RelayPorts(Op):
             if service is None:
                 if self.required:
                     raise PluginNotAvailable("portfwd does not run", "userlandProxy: always needs `portfwd serve`")
+                for one in filter(needs_relay, self.wanted()):
+                    say(f"not published, since NAT cannot serve it and portfwd does not run: {in_words(one)}")
                 return False
             with service:
                 self._publish(service, kernel.key)
@@ -231,7 +233,7 @@ class RelayPorts(Op):
                     _succeed(service, heir[0])
         record = heirs.record_of(kernel.key.hex) if heirs.has_heirs(kernel.key) else None
         if record is not None and not any(_op_name(fields) == "PublishPorts" for fields in record.ops):
-            heirs.forget_heirs(kernel.key)  # otherwise PublishPorts has yet to see them
+            heirs.forget_heirs(kernel.key.hex)  # otherwise PublishPorts has yet to see them
 
     def is_missing(self, kernel: "Kernel") -> bool:
         """Whether the service runs and lacks a mapping: it was started after the ADD, or could not have the port then."""
@@ -251,12 +253,21 @@ class RelayPorts(Op):
         for asked in self.named(kernel.key):
             found = there.get(str(asked["id"]))
             if found is None and self.required:
-                return f"portfwd has lost {_in_words(asked)}"
+                return f"portfwd has lost {in_words(asked)}"
             if found is not None and any(
                 found.get(name) != _plain(asked[name]) for name in ("first", "last", "targets")
             ):
-                return f"portfwd does not serve {_in_words(asked)}"
+                return f"portfwd does not serve {in_words(asked)}"
         return None
+
+
+def needs_relay(mapping: "Object | dict[str, Encodable]") -> bool:
+    """Whether NAT serves no client of the mapping: it listens on ::1 alone, or in a family that the container has not."""
+    hosts, targets = mapping.get("host_ips"), mapping.get("targets")
+    target = targets[0] if isinstance(targets, list | tuple) and targets else Object()
+    inside = ":" in str(target.get("address")) if isinstance(target, dict) else False
+    texts = list(map(str, hosts)) if isinstance(hosts, list | tuple) else []
+    return not any(text != "::1" and (":" in text) == inside for text in texts)
 
 
 def make_room(
@@ -328,6 +339,18 @@ def sweep(network: str, valid: "Iterable[Attachment]") -> None:
                 service.remove(hexed)
 
 
+def forget(hexed: str) -> None:
+    """Remove what one attachment has, by its hex."""
+    try:
+        service = Service.connect(AUTO_S)
+    except Untrusted as error:  # which has nothing of ours
+        say(str(error))
+        return
+    if service is not None:
+        with service:
+            service.remove(hexed)
+
+
 def answers() -> None:
     """STATUS. PluginNotAvailable when no service is there."""
     service = Service.connect(AUTO_S)
@@ -355,7 +378,7 @@ def _plain(value: "Encodable") -> "Encodable":
     return list(value) if isinstance(value, tuple) else value
 
 
-def _in_words(mapping: "Object | dict[str, Encodable]") -> str:
+def in_words(mapping: "Object | dict[str, Encodable]") -> str:
     """8080/tcp on 0.0.0.0 :: to 192.0.2.2 port 80."""
     ports = _ports(mapping)
     span = f"{ports.start}-{ports.stop - 1}" if len(ports) > 1 else str(ports.start)

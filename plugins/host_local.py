@@ -54,6 +54,7 @@ def add(call: Call) -> Result:
                 for number, (ip, _) in enumerate(chosen)
             ]
         )
+    call.hand_out([ip for ip, _ in chosen])
     ips = [IPConfig(Address(ip, one.subnet.prefixlen), one.gateway) for ip, one in chosen]
     return Result(ips=ips, routes=routes, dns=dns)
 
@@ -89,7 +90,10 @@ def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
 
 def delete(call: Call) -> None:
     """What the attachment has, whatever the configuration says now, as far as it still tells the directory."""
-    release(call)
+    try:
+        call.withdraw_ports()  # while nobody else can have the addresses
+    finally:
+        release(call)
 
 
 def release(call: Call) -> list[str]:

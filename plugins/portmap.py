@@ -24,7 +24,7 @@ backend. Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import backends, netconf, nftops, settings, userland
+from cni_py import backends, engine, netconf, nftops, portindex, records, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig
@@ -46,6 +46,11 @@ def add(call: Call) -> "Result":
         raise CniError("must be called as chained plugin")
     steps = plan(conf, conf.prev_result, call.ifname)
     look_for_listeners(call, conf, conf.prev_result)
+    addresses = container_addresses(conf.prev_result, call.ifname)
+    call.hand_out([address.packed for address in addresses])
+    if not call.dry_run:
+        call.withdraw_ports()  # of the same interface, under another name of the network
+    say_what_lacks(conf, addresses)
     if steps:
         for step in steps:
             if isinstance(step, nftops.PublishPorts):
@@ -71,9 +76,25 @@ def look_for_listeners(call: Call, conf: PortmapConf, earlier: "Result") -> None
         hostlisteners.settle(wanted, listeners, own, asked)
 
 
+def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
+    """Say on stderr what is not published because only portfwd could, which is not to be asked."""
+    for relay in relays(conf, addresses) if conf.userland_proxy == "never" else ():
+        if userland.needs_relay(relay):
+            nftops.say(f"not published, since NAT cannot serve it (userlandProxy: never): {userland.in_words(relay)}")
+
+
 def delete(call: Call) -> None:
-    """Withdraw the ports, whatever the configuration now says."""
-    call.finish_delete(call.run_all(Call.undo_recorded, backends.forget_ports))
+    """Withdraw the ports, whatever the configuration now says, and what the interface had under other names of the network."""
+    call.finish_delete(call.run_all(withdraw, backends.forget_ports, Call.withdraw_ports, withdraw_of_go))
+
+
+def withdraw(call: Call) -> None:
+    """Undo what the record lists; of one that is lost or damaged, what the kernel and portfwd say."""
+    call.undo_recorded()
+    if call.record is None or not engine.is_whole(call.record):
+        from cni_py import leftovers
+
+        leftovers.withdraw_lost(call, backends.known_addresses(call))
 
 
 def check(call: Call) -> None:
@@ -86,9 +107,25 @@ def check(call: Call) -> None:
     call.check_plan(plan(conf, conf.prev_result, call.ifname))
 
 
+def withdraw_of_go(call: Call) -> None:
+    """Withdraw what the Go plugin made for the container's addresses, whatever the network was called then."""
+    addresses = backends.known_addresses(call)
+    if any(records.may_be_published(ip_text(ip)) for ip in addresses):
+        from cni_py import leftovers
+
+        leftovers.of_go(call, addresses)
+
+
 def gc(call: Call) -> None:
     """Take away what stale attachments left."""
-    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_ports))
+    call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_ports, sweep_chains))
+
+
+def sweep_chains(call: Call) -> None:
+    """Take out the chains of subnets and conditions that no container uses any more."""
+    from cni_py import nftops
+
+    nftops.sweep_chains(call.kernel)
 
 
 def sweep_elements(call: Call) -> None:
@@ -98,6 +135,7 @@ def sweep_elements(call: Call) -> None:
         nftops.sweep_ports(call.kernel, call.conf.name, valid)
         nftops.sweep(call.kernel, call.conf.name, valid, ("guarded4", INET), ("guarded6", INET))
         userland.sweep(call.conf.name, valid)
+        portindex.sweep(call.conf.name, valid)
 
 
 def status(call: Call) -> None:
@@ -115,11 +153,18 @@ def plan(conf: PortmapConf, earlier: "Result", ifname: str) -> "list[Op]":
     steps = guards if conf.block_direct else []
     if conf.userland_proxy == "always":
         refuse_what_needs_nat(conf)
-        return steps + userland.relay(relays(conf, addresses), required=True)
+        return listed(steps + userland.relay(relays(conf, addresses), required=True), addresses)
     steps += plan_nat(conf, addresses, earlier)
     if conf.userland_proxy == "auto":
         steps += userland.relay(relays(conf, addresses), required=False)
-    return steps
+    return listed(steps, addresses)
+
+
+def listed(steps: "list[Op]", addresses: list[Address]) -> "list[Op]":
+    """The steps, and before them the entry of the index by which they are found when the address goes to somebody else."""
+    if not steps:
+        return []
+    return [portindex.ListPublication(addresses=" ".join(ip_text(address.packed) for address in addresses)), *steps]
 
 
 def refuse_what_needs_nat(conf: PortmapConf) -> None:

@@ -21,11 +21,14 @@ from cni_py.version import at_least
 
 def add(call: Call) -> Result:
     """Say what is configured."""
-    return parse(call)
+    result = parse(call)
+    call.hand_out([ip.address.packed for ip in result.ips])
+    return result
 
 
-def delete(_call: Call) -> None:
+def delete(call: Call) -> None:
     """Nothing was kept; the configuration is not even read."""
+    call.withdraw_ports()
 
 
 def check(call: Call) -> None:

@@ -35,10 +35,13 @@ LAYOUT = 2  # raise with every change of nftrules.table(): an older table is the
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NFT_MSG_NEWCHAIN = _SUBSYSTEM | 3
 NFT_MSG_GETCHAIN = _SUBSYSTEM | 4
+NFT_MSG_DELCHAIN = _SUBSYSTEM | 5
+NFT_MSG_DELSET = _SUBSYSTEM | 11
 NFT_MSG_NEWSETELEM = _SUBSYSTEM | 12
 NFT_MSG_GETSETELEM = _SUBSYSTEM | 13
 NFT_MSG_DELSETELEM = _SUBSYSTEM | 14
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY = 1, 3, 5
+NFTA_SET_TABLE, NFTA_SET_NAME = 1, 2
 NF_DROP, NF_ACCEPT = 0, 1  # linux/netfilter.h
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_LIST_ELEM = 1
@@ -247,6 +250,34 @@ class Nft:
         if not policies:
             return None
         return NF_ACCEPT if policies[0] is None else int.from_bytes(policies[0], "big")
+
+    def chains(self, family: int = INET) -> list[str]:
+        """The names of the chains in our table."""
+        try:
+            answers = self.socket().request(NFT_MSG_GETCHAIN, NLM_F_DUMP, bytes((family, 0, 0, 0)))
+        except OSError as error:
+            raise _unavailable(error) from error
+        found = [attrs(body[4:]) for kind, body in answers if kind == NFT_MSG_NEWCHAIN]
+        ours = [fields for fields in found if fields.get(NFTA_CHAIN_TABLE) == TABLE.encode() + b"\0"]
+        return [fields.get(NFTA_CHAIN_NAME, b"").rstrip(b"\0").decode("utf-8", "replace") for fields in ours]
+
+    def remove_unused(self, chain: str, sets: "Sequence[str]") -> bool:
+        """Remove a chain with its rules, and sets that only those look into. False when something leads to it. OSError."""
+        head, table = bytes((INET, 0, 0, 0)), TABLE.encode() + b"\0"
+        messages = [
+            (NFT_MSG_DELCHAIN, 0, head + attr(NFTA_CHAIN_TABLE, table) + attr(NFTA_CHAIN_NAME, chain.encode() + b"\0"))
+        ]
+        for name in sets:
+            names = attr(NFTA_SET_TABLE, table) + attr(NFTA_SET_NAME, name.encode() + b"\0")
+            messages.append((NFT_MSG_DELSET, 0, head + names))
+        try:
+            self.socket().batch(messages)
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.ENOENT):
+                return False
+            raise
+        self._deleted = True
+        return True
 
     def transaction(self, changes: "Sequence[Change]") -> None:
         """All of the changes, or OSError and none: EEXIST when an element is there already, ENOENT when a chain is not."""

@@ -23,6 +23,7 @@ from cni_py.kernel.nftables import LAYOUT
 
 FAMILIES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 RANGE_PROTOCOLS = ("tcp", "udp", "sctp")
+MADE_WHEN_NEEDED = ("inside_", "outside_", "conditions", "shared")  # how the names of such chains begin
 
 CHAINS = """
 add chain inet cni_py loopback_guard { type filter hook prerouting priority -300; policy accept; }
@@ -106,6 +107,15 @@ def table(bridge: bool) -> str:
 def chain_name(kind: str, address: Address) -> str:
     """inside_10.1.2.0_24, outside_fd00--_64: the chain of a subnet, in characters that nft takes."""
     return f"{kind}_{address.network()}".replace(":", "-").replace("/", "_")
+
+
+def maps_of(chain: str) -> list[str]:
+    """The maps that the rules of a chain of conditions, or of shared ports, look into; a subnet's has none."""
+    if chain.startswith("shared"):
+        return [f"shared_{kind}{chain.removeprefix('shared')}" for kind in ("specific", "any")]
+    if chain.startswith("conditions"):
+        return [f"{kind}{chain.removeprefix('conditions')}" for kind in ("specific", "any")]
+    return []
 
 
 def inside_chain(address: Address) -> str:

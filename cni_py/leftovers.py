@@ -1,0 +1,180 @@
+"""Published ports that nobody stands behind any more: they would lead to the next container that has the address.
+
+What an earlier attachment left, because its network was renamed or portmap was taken out of the list, is found by the index in
+portindex. It goes in two cases:
+
+    of_interface     DEL of the same container and interface, under any name of the network
+    of_addresses     ADD that gives the address to somebody else, unless the earlier attachment still has it
+
+A container with several networks has several interfaces: what another interface of it publishes stays.
+"""
+
+from cni_py import backends, engine, heirs, portindex, records
+from cni_py.addr import ip_text, parse_ip
+from cni_py.call import Call
+from cni_py.errors import CniError, TryAgainLater
+from cni_py.kernel import netns
+from cni_py.kernel.context import Kernel
+from cni_py.kernel.nftables import NftUnavailable
+from cni_py.locks import Lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from cni_py.portindex import Publication
+    from cni_py.records import Record
+
+PLUGIN = "portmap"
+BUSY_S = 0.05  # somebody who works on a publication at this moment ends its call, or is alive
+
+
+def of_interface(call: Call) -> None:
+    """DEL: everything that the container's interface publishes; portmap's own DEL takes care of its own attachment."""
+    name = records.interface_name(call.key)
+    listed = portindex.holders(name, call.kernel)
+    _withdraw_all(call, [one for one in listed if call.plugin != PLUGIN or one.hex != call.key.hex], "")
+
+
+def of_go(call: Call, addresses: "Collection[bytes]") -> None:
+    """DEL: what the Go plugins made for the container and its addresses, which their rules do not tell apart by interface."""
+    for text in map(ip_text, addresses):
+        listed = portindex.holders(text, call.kernel) if records.may_be_published(text) else []
+        _withdraw_all(call, [one for one in listed if _is_of_go(call, one)], text)
+
+
+def _is_of_go(call: Call, publication: "Publication") -> bool:
+    key = publication.key
+    return key is not None and not key.ifname and key.container_id == call.container_id
+
+
+def of_addresses(call: Call, addresses: "Sequence[bytes]") -> None:
+    """ADD: everything that leads to the addresses, but for what is published by an attachment that has them."""
+    for text in map(ip_text, addresses):
+        listed = portindex.holders(text, call.kernel)
+        _withdraw_all(call, [one for one in listed if not _has_address(call, one, text)], text)
+
+
+def _withdraw_all(call: Call, listed: "Sequence[Publication]", address: str) -> None:
+    failures = []
+    for publication in listed:
+        if _is_of_another_host(call, publication):
+            continue
+        try:
+            failures += withdraw(publication, address)
+        except CniError as error:
+            failures.append(str(error))
+    if failures:
+        raise CniError(f"cannot take away published ports that would lead to {call.key.label}", "; ".join(failures))
+
+
+def _is_of_another_host(call: Call, publication: "Publication") -> bool:
+    """Whether its record says that it was made in another network namespace: the folder may be shared."""
+    record = heirs.record_of(publication.hex)
+    return record is not None and record.host_cookie not in (0, call.kernel.host_cookie)
+
+
+def _has_address(call: Call, publication: "Publication", address: str) -> bool:
+    """Whether the attachment that publishes for the address lives, and still has it.
+
+    One without a record is a leftover: the address would not have been given to somebody else.
+    """
+    key = publication.key
+    if key is not None and call.plugin == PLUGIN and key.hex == call.key.hex:
+        return True  # what portmap is about to replace
+    record = heirs.record_of(publication.hex)
+    if record is None or heirs.is_dead(record):
+        return False
+    if record.key.hex != call.key.hex and records.interface_name(record.key) == records.interface_name(call.key):
+        return False  # the network has been renamed
+    return holds(record, address)
+
+
+def holds(record: "Record", address: str) -> bool:
+    """Whether the interface that a record speaks of has the address; also where that cannot be seen."""
+    from cni_py.kernel.rtnl import Rtnl
+
+    try:
+        side = Rtnl(netns.open_netns(record.netns))
+    except (OSError, CniError):
+        return True
+    try:
+        link = side.link(record.key.ifname)
+        return link is not None and parse_ip(address) in [held.address.packed for held in side.addresses(link.index)]
+    except OSError:
+        return True
+    finally:
+        side.close()
+
+
+def withdraw(publication: "Publication", address: str = "") -> list[str]:
+    """Take away all that the attachment publishes; returns failures in words. Of what Go made, what leads to `address`.
+
+    Nothing is done where another call works on it: a DEL removes it, and an ADD is alive.
+    """
+    path = records.lock_path(f"attachment-{publication.hex}-{PLUGIN}")
+    try:
+        with Lock(path, f"attachment {publication.hex}", BUSY_S, remove=True):
+            return _withdraw(publication, address)
+    except TryAgainLater:
+        return []
+
+
+def _withdraw(publication: "Publication", address: str) -> list[str]:
+    key = publication.key or records.Attachment("", "", "")
+    record = heirs.record_of(publication.hex)
+    if record is None and publication.key is not None:
+        record = records.load(publication.key, PLUGIN)  # damaged: it goes, too
+    kernel = Kernel(key, record.netns if record is not None else "")
+    failures: list[str] = []
+    try:
+        damaged = record is None or not engine.is_whole(record)
+        if record is not None:
+            failures += engine.undo_record(record, kernel)
+        if damaged:
+            withdraw_unrecorded(kernel, publication.hex)
+        if publication.key is not None:
+            gone = {parse_ip(text) for text in ([address] if address and not key.ifname else publication.addresses)}
+            backends.forget_chains(kernel, key, gone.__contains__)
+    finally:
+        kernel.leave()
+    if not failures:
+        portindex.forget(publication)
+    return failures
+
+
+def withdraw_unrecorded(kernel: Kernel, hexed: str) -> None:
+    """Take away what an attachment publishes by nftables and portfwd, found by its comments. It looks through all ports."""
+    from cni_py import nftops, userland
+
+    nftops.sweep_ports(kernel, "", [], hexed)
+    nftops.sweep_one(kernel, hexed, "guarded4", "guarded6")
+    userland.forget(hexed)
+
+
+def withdraw_lost(call: Call, addresses: "Collection[bytes]") -> None:
+    """DEL of an attachment whose record is lost or damaged: take away what it publishes all the same.
+
+    A DEL that comes twice, or of a container that never published, must not look through all ports of the host: the index, or
+    the attachment's element for one of its `addresses`, has to say that there is something.
+    """
+    name = records.interface_name(call.key)
+    listed = portindex.holders(name, call.kernel) if records.may_be_published(name) else []
+    own = [one for one in listed if one.hex == call.key.hex]
+    if own or _has_element(call, addresses):
+        withdraw_unrecorded(call.kernel, call.key.hex)
+        for one in own:
+            portindex.forget(one)
+
+
+def _has_element(call: Call, addresses: "Collection[bytes]") -> bool:
+    try:
+        for family, length in ((4, 4), (6, 16)):
+            keys = [ip for ip in addresses if len(ip) == length]
+            for set_name in (f"hairpin{family}", f"guarded{family}") if keys else ():
+                found = call.kernel.nft.get(set_name, keys).values()
+                if any(element.comment[: heirs.HEX] == call.key.hex for element in found):
+                    return True
+    except NftUnavailable:
+        pass
+    return False

@@ -1,0 +1,133 @@
+"""Everything that publishes ports on this host, read from the records and the kernel: what the index of portindex is made from.
+
+It costs time for each published port, once a boot: see portindex.
+"""
+
+from cni_py import backends, heirs, portindex, records
+from cni_py.addr import ip_text, parse_address
+from cni_py.errors import CniError
+from cni_py.kernel.nftables import NftUnavailable
+from cni_py.portindex import Publication
+from cni_py.records import Attachment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_py.jsontext import Object
+    from cni_py.kernel.context import Kernel
+
+PLUGIN = "portmap"
+MAPS = ("hairpin", "any", "specific")
+RANGES = ("tcp", "udp", "sctp")
+PORT = 4  # bytes of a port at the end of a value, padded
+
+Found = tuple[str, Attachment | None, str]  # hex, attachment, address
+
+
+def survey(kernel: "Kernel") -> dict[str, Publication]:
+    """By hex. What cannot be asked is left out: that is no reason to fail."""
+    found: dict[str, Publication] = {}
+    for source in (of_records, of_nftables, of_iptables, of_portfwd):
+        try:
+            for hexed, key, address in source(kernel):
+                one = found.setdefault(hexed, Publication(hexed, key, ()))
+                one.key = one.key or key
+                if address:
+                    one.addresses.add(address)
+        except (CniError, OSError):
+            continue
+    return found
+
+
+def of_records(_kernel: "Kernel") -> "Iterator[Found]":
+    """The attachments with a record."""
+    for record in records.all_records(PLUGIN):
+        yield record.key.hex, record.key, ""
+        for address in addresses_in(record):
+            yield record.key.hex, record.key, address
+
+
+def addresses_in(record: "records.Record") -> set[str]:
+    """The container's addresses, as the operations of a record name them."""
+    found = set()
+    for fields in record.ops:
+        for name in ("address", "addresses") if isinstance(fields, dict) else ():
+            for text in str(fields.get(name, "")).split():
+                try:
+                    found.add(ip_text(parse_address(text if "/" in text else f"{text}/0").packed))
+                except ValueError:
+                    continue
+    return found
+
+
+def of_nftables(kernel: "Kernel") -> "Iterator[Found]":
+    """The elements of our maps, by their comments."""
+    try:
+        if not kernel.nft.has_table():
+            return
+    except NftUnavailable:
+        return
+    for family, length in ((4, 4), (6, 16)):
+        names = [f"{name}{family}" for name in MAPS] + [f"range{family}_{protocol}" for protocol in RANGES]
+        for name in names:
+            for element in kernel.nft.dump(name):
+                value = element.key if name.startswith("hairpin") else element.value
+                if isinstance(value, bytes) and len(value) in (length, length + PORT) and element.comment:
+                    yield *attachment_in(element.comment), ip_text(value[:length])
+
+
+def attachment_in(comment: str) -> tuple[str, Attachment | None]:
+    """The hex and, where it is not cut, the attachment that a comment of ours names."""
+    hexed, _, label = comment.partition(" ")
+    names = label.split("/")
+    key = Attachment(*names) if len(names) == 3 else None
+    return hexed[: heirs.HEX], key if key is not None and key.hex == hexed else None
+
+
+def of_iptables(kernel: "Kernel") -> "Iterator[Found]":
+    """The chains of iptables' nat table that no record speaks of: the Go plugins'."""
+    families = backends.concerned(kernel, backends.ENTRIES)
+    if not families:
+        return
+    from cni_py import iptrules
+    from cni_py.iptables import Rules
+    from cni_py.kernel.xtables import NAT
+
+    known = {(record.key.network, record.key.container_id) for record in records.all_records(PLUGIN)}
+    for family in families:
+        rules = Rules.read(family, NAT)
+        for entry in rules.chains.get((NAT, backends.ENTRIES), ()):
+            key = Attachment(*iptrules.label_in(entry), "")
+            if not key.network or (key.network, key.container_id) in known:
+                continue
+            for mapping in map(iptrules.mapping_of, rules.chains.get((NAT, entry[-1]), ())):
+                if mapping is not None:
+                    yield key.hex, key, ip_text(mapping.container_ip)
+
+
+def of_portfwd(_kernel: "Kernel") -> "Iterator[Found]":
+    """The mappings of portfwd, if it runs."""
+    from cni_py import userland
+
+    service = userland.Service.connect(userland.AUTO_S)
+    if service is None:
+        return
+    with service:
+        for one in service.mappings():
+            hexed = userland.owner_of(one)
+            if hexed:
+                _, key = attachment_in(f"{hexed} {one.get('label', '')}")
+                for address in targets_of(one):
+                    yield hexed, key, address
+
+
+def targets_of(mapping: "Object") -> list[str]:
+    """Where a mapping of portfwd's leads."""
+    targets = mapping.get("targets")
+    found = (
+        [str(target.get("address", "")) for target in targets if isinstance(target, dict)]
+        if isinstance(targets, list)
+        else []
+    )
+    return [text for text in found if portindex.is_address(text)]
