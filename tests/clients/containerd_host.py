@@ -158,7 +158,7 @@ class ContainerdHost(Namespaces):
 
     @property
     def cgroup(self) -> str:
-        return f"{CGROUP_PREFIX}{self.holder.pid}"
+        return f"{CGROUP_PREFIX}{own_pids()}-{self.holder.pid}"
 
     def make_lan(self) -> Namespaces:
         holding = f"echo $$; exec sleep {LIFETIME_S}"
@@ -270,8 +270,24 @@ def remove_cgroups(name: str) -> None:
 
 def remove_cgroups_of_the_dead() -> None:
     for found in [*CGROUPS.glob(f"{CGROUP_PREFIX}*"), *CGROUPS.glob(f"*/{CGROUP_PREFIX}*")]:
-        if not Path("/proc", found.name.removeprefix(CGROUP_PREFIX)).exists():
+        if is_of_the_dead(found):
             remove_cgroups(found.name)
+
+
+def own_pids() -> int:
+    """The number of this pid namespace: runs in several containers of one machine may see the same cgroups, not pids."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def is_of_the_dead(cgroup: Path) -> bool:
+    """Whether the holder it is named after has ended; one of another pid namespace has when its time is over."""
+    pids, _, pid = cgroup.name.removeprefix(CGROUP_PREFIX).partition("-")
+    if pids == str(own_pids()):
+        return not Path("/proc", pid).exists()
+    try:
+        return time.time() - cgroup.stat().st_mtime > 2 * LIFETIME_S
+    except OSError:
+        return False  # another run has removed it
 
 
 # What follows runs inside the new mount namespace.
