@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import picture
+import screen
 import snapshot
 from lab import Lab
 from node import LabError, Node
+from screen import heading, say, show_lines
 
 NETWORK = "cni-py"  # the name in conf/cni-py.conflist, which `cni-py install` writes where there is no other
 PORT, CONTAINER_PORT = 8080, 80
@@ -31,6 +33,7 @@ LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 WELL, FAILED, LACKING, INTERRUPTED = 0, 1, 3, 128  # exit status; a signal adds its number
 PUBLISHER = "/run/cni-py/portfwd.sock"
 START_S = 10.0
+PLAN_LINES = 8  # of some thirty
 
 
 class DemoError(Exception):
@@ -41,21 +44,7 @@ class EnvironmentLacks(Exception):
     """This machine cannot run the demo; says what is missing."""
 
 
-# Words
-
-
-def heading(text: str) -> None:
-    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
-
-
-def say(text: str) -> None:
-    print(f"  {text}".rstrip(), flush=True)
-
-
-def show_lines(text: str) -> None:
-    """What a command printed."""
-    for line in text.strip("\n").splitlines():
-        say(f"  {line}")
+# Commands
 
 
 def command(name: str) -> str:
@@ -94,12 +83,16 @@ class Path4and6:
 
 
 PATHS = [
-    Path4and6("a machine on the LAN", "client", HOST, CLIENT),
-    Path4and6("the host, by its own address", "host", HOST, HOST),
-    Path4and6("the host, by loopback", "host", LOOPBACK, None),
-    Path4and6("the other container", "other", HOST, None),
-    Path4and6("the container itself (hairpin)", "web", HOST, None),
+    Path4and6("LAN", "client", HOST, CLIENT),
+    Path4and6("host", "host", HOST, HOST),
+    Path4and6("host lo", "host", LOOPBACK, None),
+    Path4and6("neighbour", "other", HOST, None),
+    Path4and6("itself", "web", HOST, None),
 ]
+LEGEND = (
+    "LAN: a machine on it; host: by its own address; host lo: by its loopback; neighbour: the other container; "
+    "itself: web, by way of the host (hairpin)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +111,17 @@ def try_path(lab: Lab, path: Path4and6, family: int, gateway: dict[int, str]) ->
         answer = lab.fetch(path.node, address, PORT)
     except OSError as error:
         return Row(path.words, asked, f"no page: {error}", False)
-    role = {CLIENT[family]: "the client itself", HOST[family]: "the host", gateway[family]: "the bridge's gateway"}
-    way = ", relayed by portfwd" if address == LOOPBACK[6] else ""
-    seen = f"page from {answer.name}, which saw {answer.peer} ({role.get(answer.peer, 'unexpected')}{way})"
+    role = {CLIENT[family]: "the client", HOST[family]: "the host", gateway[family]: "the gateway"}
+    way = ", by portfwd" if address == LOOPBACK[6] else ""
+    seen = f"{answer.name} saw {answer.peer}, {role.get(answer.peer, 'unexpected')}{way}"
     return Row(path.words, asked, seen, answer.name == "web" and answer.peer == path.expected(family, gateway))
 
 
 def table(rows: list[Row]) -> list[str]:
-    widths = [max(len(row.words) for row in rows), max(len(row.asked) for row in rows)]
-    lines = [f"  {'asked by'.ljust(widths[0])}  {'at'.ljust(widths[1])}  answer and source address the container saw"]
-    lines.append(f"  {'─' * widths[0]}  {'─' * widths[1]}  {'─' * 60}")
+    widths = [max(len("asked by"), *(len(row.words) for row in rows)), max(len(row.asked) for row in rows)]
+    last = "who answered, and the source it saw"
+    lines = [f"  {'asked by'.ljust(widths[0])}  {'at'.ljust(widths[1])}  {last}"]
+    lines.append(f"  {'─' * widths[0]}  {'─' * widths[1]}  {'─' * len(last)}")
     return lines + [
         f"{'✓' if row.well else '✗'} {row.words.ljust(widths[0])}  {row.asked.ljust(widths[1])}  {row.outcome}"
         for row in rows
@@ -147,9 +141,9 @@ def connect(lab: Lab) -> None:
     heading(
         "4. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), portmap, firewall, tuning"
     )
-    say("first only the plan: every operation, in the order in which ADD will apply it")
+    say("first only the plan: every operation, in the order in which ADD will apply it (here its beginning)")
     publish = ["-p", f"{PORT}:{CONTAINER_PORT}"]
-    show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish, "--plan"))
+    show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish, "--plan"), PLAN_LINES)
     say("")
     show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish))
     say("")
@@ -193,16 +187,19 @@ def show(observed: dict[str, list[picture.Link]]) -> None:
         name: [line for link in observed[name] for line in picture.described(link)] + processes[name]
         for name in processes
     }
-    for line in picture.draw(observed["client"], observed["host"], containers, published):
-        say(line)
+    columns = screen.width() - 2
+    for line in picture.draw(observed["client"], observed["host"], containers, published, columns):
+        screen.put(f"  {line}")
 
 
-def fetch_everywhere(lab: Lab, gateway: dict[int, str]) -> None:
+def fetch_everywhere(lab: Lab, gateway: dict[int, str], rows: list[Row]) -> None:
     heading(f"7. Fetch the page through the published port {PORT} on every path")
-    rows = [try_path(lab, path, family, gateway) for family in (4, 6) for path in PATHS]
-    print("\n".join(table(rows)))
+    for family in (4, 6):
+        rows += [try_path(lab, path, family, gateway) for path in PATHS]
     if not all(row.well for row in rows):
-        raise DemoError("a path to the published port is not as it must be")
+        raise DemoError("a path to the published port is not as it must be: see the table")
+    say(LEGEND)
+    say(f"{len(rows)} pages fetched: the table at the end says by whom, and whom the server saw")
 
 
 def publish_running(lab: Lab) -> None:
@@ -237,7 +234,8 @@ def disconnect(lab: Lab) -> None:
         raise DemoError("the published port still answers")
 
 
-def play(lab: Lab) -> None:
+def play(lab: Lab, rows: list[Row]) -> None:
+    """All steps; `rows` gets what came of the paths."""
     heading("1. A throwaway host")
     say("made of namespaces: a host, a machine on its LAN, and two containers that have no network yet")
     connect(lab)
@@ -245,7 +243,7 @@ def play(lab: Lab) -> None:
     observed = {name: lab[name].python(picture.observe) for name in ("client", "host", "web", "other")}
     show(observed)
     bridge = next(link.name for link in observed["host"] if link.kind == "bridge")
-    fetch_everywhere(lab, addresses(observed["host"], bridge))
+    fetch_everywhere(lab, addresses(observed["host"], bridge), rows)
     publish_running(lab)
     disconnect(lab)
 
@@ -300,6 +298,8 @@ def interrupt(number: int, _: object) -> None:
 def check_environment() -> None:
     if os.geteuid() != 0:
         raise EnvironmentLacks("namespaces need root: run it with sudo")
+    if not os.path.exists("/proc/self/ns/net"):
+        raise EnvironmentLacks("there is no /proc here: mount -t proc proc /proc")
     for name in ("cni-py", "cni-py-exec", "portfwd"):
         command(name)
 
@@ -308,6 +308,8 @@ def guarded(action: Callable[[], None]) -> int:
     """Run a step and turn its end into an exit status, with a word on what happened."""
     try:
         action()
+    except screen.ReaderGone:
+        pass  # there is nobody to say it to
     except EnvironmentLacks as error:
         print(f"demo: {error}", file=sys.stderr)
         return LACKING
@@ -320,21 +322,37 @@ def guarded(action: Callable[[], None]) -> int:
     return WELL
 
 
+def conclude(rows: list[Row], status: int, seconds: float) -> None:
+    """The table comes last, where it is still on the screen, and one line of what was shown."""
+    heading(f"The paths to port {PORT}, published for {CONTAINER_PORT} of web")
+    screen.put("\n".join(table(rows)))
+    answered = f"{sum(row.well for row in rows)} of {len(rows)} paths answered in {seconds:.0f} s"
+    rest = "something failed: see above" if status else "nothing is left. Next: README, Use it"
+    screen.put("\n" + "\n".join(screen.folded(f"{answered}; {rest}", screen.width())))
+
+
 def main() -> int:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None).parse_args()
+    screen.prepare()
     for number in SIGNALS:
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
+            signal.signal(number, interrupt)
+    begun = time.monotonic()
+    status = guarded(check_environment)
+    if status != WELL:
+        return status
     lab = Lab.from_yaml("demo.yaml")
+    rows: list[Row] = []
 
     def perform() -> None:
         with lab:
-            play(lab)
+            play(lab, rows)
 
-    status = guarded(check_environment)
-    if status == WELL:
-        before = machine_state()
-        status = guarded(perform)
-        status = guarded(lambda: prove_nothing_left(lab.namespaces, before)) or status
+    before = machine_state()
+    status = guarded(perform)
+    status = guarded(lambda: prove_nothing_left(lab.namespaces, before)) or status
+    if rows:
+        guarded(lambda: conclude(rows, status, time.monotonic() - begun))
     return status
 
 

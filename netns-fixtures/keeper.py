@@ -41,6 +41,46 @@ def setns(fd: int, kind: int) -> None:
     checked(libc.setns(fd, kind), "setns")
 
 
+def own_root() -> None:
+    """Make what this process has as / the root of its mount namespace, which in a chroot it is not.
+
+    setns(CLONE_NEWNS) leads to the root of a mount namespace, whatever the root of the process was: every program of the
+    lab, which enters that way, would be outside of the chroot, with the machine's own /run. So / is put on top of that
+    root, where setns(2) finds it. Before that nothing passes to other mount namespaces any more: the namespace must be new.
+    """
+    try:
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise OSError(error.errno, "there is no /proc here: mount -t proc proc /proc") from error
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    setns(namespace, CLONE_NEWNS)
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    os.fchdir(here)
+    if not is_root(here):
+        mount(".", "/", flags=MS_BIND | MS_REC)
+        setns(namespace, CLONE_NEWNS)
+    os.chdir("/")
+    os.close(here)
+    os.close(namespace)
+
+
+def is_root(directory: int) -> bool:
+    """Whether it is what / is: the same folder by way of the same mount, since a chroot may be a bind mount of /."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.path.sameopenfile(directory, root) and mount_id(directory) == mount_id(root)
+    except FileNotFoundError:  # out there is no /proc: surely another place
+        return False
+    finally:
+        os.close(root)
+
+
+def mount_id(fd: int) -> str:
+    """The number of the mount that a descriptor was opened by, see proc(5)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        return next(line for line in lines if line.startswith("mnt_id:"))
+
+
 def mount_sysfs() -> None:
     """/sys/class/net shows the namespace sysfs was mounted in; the control groups stay reachable below it."""
     cgroup = os.open("/sys/fs/cgroup", os.O_PATH)
@@ -191,9 +231,13 @@ def serve(channel: socket.socket) -> None:
 def main() -> None:
     signal.signal(signal.SIGCHLD, reap)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    mount("none", "/", flags=MS_REC | MS_PRIVATE)
-    mount("proc", "/proc", "proc")
     with socket.socket(fileno=0) as channel:
+        try:
+            own_root()
+            mount("proc", "/proc", "proc")
+        except OSError as error:
+            channel.send(f"error {error.strerror}".encode())
+            return
         channel.send(b"ok")
         serve(channel)
 

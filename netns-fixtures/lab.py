@@ -111,15 +111,18 @@ class Lab:
     def _start_keeper(self) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(START_S)
-        namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child=KILL"]
+        # What its mounts propagate the keeper settles: unshare itself fails over a / that is no mount point.
+        namespaces = ["--net", "--mount", "--propagation=unchanged", "--pid", "--fork", "--kill-child=KILL"]
         with theirs:
             self.keeper = subprocess.Popen(
                 [*DIE_WITH_PARENT, "unshare", *namespaces, "--", sys.executable, "-I", "-S", str(HERE / "keeper.py")],
                 stdin=theirs.fileno(),
                 start_new_session=True,
             )
-        if self.channel.recv(4096) != b"ok":
-            raise LabError("the keeper did not start: this needs root (CAP_SYS_ADMIN)")
+        answer = self.channel.recv(4096).decode()
+        if answer != "ok":
+            why = answer.removeprefix("error ") or "this needs root (CAP_SYS_ADMIN)"
+            raise LabError(f"no namespaces can be made here: {why}")
         self.pids = os.open(f"/proc/{self.keeper.pid}/ns/pid_for_children", os.O_RDONLY)
 
     def _ask(self, *words: str | int) -> tuple[list[str], list[int]]:

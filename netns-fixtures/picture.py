@@ -72,8 +72,10 @@ def described(link: Link) -> list[str]:
     return lines + [f"{'':<7} default via {gateway}" for gateway in link.gateways]
 
 
-def draw(client: list[Link], host: list[Link], containers: dict[str, list[str]], published: list[str]) -> list[str]:
-    """The client on top, the host below it, its containers at the bottom.
+def draw(
+    client: list[Link], host: list[Link], containers: dict[str, list[str]], published: list[str], columns: int = 1000
+) -> list[str]:
+    """The client on top, the host below it, its containers at the bottom: side by side where `columns` has room for it.
 
     `containers` holds what to write into each box; the veths that lead to them are the host's bridge ports, in the same order.
     """
@@ -84,21 +86,41 @@ def draw(client: list[Link], host: list[Link], containers: dict[str, list[str]],
         left = len(row[0]) + 2 if row else 0
         stems.append(left + len(title) + 5)
         row = beside(row, box(title, lines)) if row else box(title, lines)
+    narrow = len(row[0]) > columns
     bridge = next(link for link in host if link.kind == "bridge")
     ports = [link for link in host if link.master == bridge.name]
     uplinks = [link for link in host if not link.master and link is not bridge]
     lines = [line for link in uplinks for line in described(link)]
     lines += [f"{'':<7} {line}" for line in published]
     lines += ["", f"{bridge.name:<7} bridge, the containers' gateway: {', '.join(bridge.addresses)}"]
+    names = [link.name for link in ports]
     top = box("client (a machine on the LAN)", [line for link in client for line in described(link)])
-    middle = box("host (network namespace)", [*lines, *wires(stems, [link.name for link in ports])], len(row[0]))
+    title = "host (network namespace)"
+    middle = box(title, lines) if narrow else box(title, [*lines, *wires(stems, names)], len(row[0]))
     stem = 31  # right of both titles
     top[-1] = put(top[-1], stem, "┬")
     middle[0] = put(middle[0], stem, "┴")
+    upper = [*top, " " * stem + "│ LAN (veth pair)", *middle]
+    if narrow:
+        return upper[:-1] + below(upper[-1], containers, names)
     for column in stems:
         middle[-1] = put(middle[-1], column, "┼")
         row[0] = put(row[0], column, "┴")
-    return [*top, " " * stem + "│ LAN (veth pair)", *middle, *(line.rstrip() for line in row)]
+    return [*upper[:-1], middle[-1], *(line.rstrip() for line in row)]
+
+
+def below(bottom: str, containers: dict[str, list[str]], names: list[str]) -> list[str]:
+    """The containers one below the other, each a little further left, with the veths of the later ones beside it."""
+    lefts = [4 * n for n in range(len(containers))][::-1]
+    for left in lefts:
+        bottom = put(bottom, left + 1, "┬")
+    lines = [bottom]
+    for (name, inside), left, port in zip(containers.items(), lefts, names, strict=False):
+        frame = box(f"{name} (container)", inside)
+        frame[0] = put(frame[0], 1, "┴")
+        beside_it = "".join(" │  " for _ in range(left // 4))
+        lines += [f"{beside_it} │ {port}", *(f"{beside_it}{line}" for line in frame)]
+    return lines
 
 
 def wires(stems: list[int], names: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ after LIFETIME_S. The machine sees none of it but cgroups, in folders named afte
 next start removes those of a run that was killed.
 
 Inside, ctr's fixed directories (/opt/cni/bin, /etc/cni/net.d, /var/lib/cni) and /run are private. Run as a program,
-this module mounts them: python3 containerd_host.py PLUGINS, from within the new namespaces.
+this module mounts them: python3 containerd_host.py PLUGINS [LIBRARIES...], from within the new namespaces.
 """
 
 from __future__ import annotations
@@ -117,9 +117,10 @@ class ContainerdHost(Namespaces):
     def __init__(self, debs: Path, plugins: Path) -> None:
         from tests.clients import fetch_debs  # inside the namespaces this file is a program by itself, without `tests`
 
+        self.libraries = fetch_debs.libraries(debs)
         environment = os.environ | {
             "PATH": ":".join([*fetch_debs.programs(debs), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]),
-            "LD_LIBRARY_PATH": ":".join(fetch_debs.libraries(debs)),
+            "LD_LIBRARY_PATH": ":".join(self.libraries),
             "CONTAINERD_ADDRESS": "/run/containerd/containerd.sock",
             "CONTAINERD_SNAPSHOTTER": "native",
         }
@@ -134,7 +135,7 @@ class ContainerdHost(Namespaces):
         try:
             self.pid = only_child(self.holder.pid)
             self.enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--pid", "--wd=/"]
-            self.run(sys.executable, "-I", __file__, str(self.plugins))
+            self.run(sys.executable, "-I", __file__, str(self.plugins), *self.libraries)
             self.client = self.make_lan()
             self.start_containerd()
         except BaseException:
@@ -157,7 +158,7 @@ class ContainerdHost(Namespaces):
 
     @property
     def cgroup(self) -> str:
-        return f"{CGROUP_PREFIX}{self.holder.pid}"
+        return f"{CGROUP_PREFIX}{own_pids()}-{self.holder.pid}"
 
     def make_lan(self) -> Namespaces:
         holding = f"echo $$; exec sleep {LIFETIME_S}"
@@ -269,17 +270,34 @@ def remove_cgroups(name: str) -> None:
 
 def remove_cgroups_of_the_dead() -> None:
     for found in [*CGROUPS.glob(f"{CGROUP_PREFIX}*"), *CGROUPS.glob(f"*/{CGROUP_PREFIX}*")]:
-        if not Path("/proc", found.name.removeprefix(CGROUP_PREFIX)).exists():
+        if is_of_the_dead(found):
             remove_cgroups(found.name)
+
+
+def own_pids() -> int:
+    """The number of this pid namespace: runs in several containers of one machine may see the same cgroups, not pids."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def is_of_the_dead(cgroup: Path) -> bool:
+    """Whether the holder it is named after has ended; one of another pid namespace has when its time is over."""
+    pids, _, pid = cgroup.name.removeprefix(CGROUP_PREFIX).partition("-")
+    if pids == str(own_pids()):
+        return not Path("/proc", pid).exists()
+    try:
+        return time.time() - cgroup.stat().st_mtime > 2 * LIFETIME_S
+    except OSError:
+        return False  # another run has removed it
 
 
 # What follows runs inside the new mount namespace.
 
 MS_BIND, MS_REC = 0x1000, 0x4000  # linux/mount.h
+LINKER_CACHE = Path("/etc/ld.so.cache")
 
 
-def prepare(plugins: Path) -> None:
-    """Give the mount namespace the new network's /sys, the machine's cgroups, a /run and the directories of CNI."""
+def prepare(plugins: Path, libraries: list[str]) -> None:
+    """Give the mount namespace the new network's /sys, the machine's cgroups, a /run, the directories of CNI, and libraries."""
     mount("tmpfs", "/run", "tmpfs")
     kept = Path("/run/cgroup")
     kept.mkdir()
@@ -291,6 +309,16 @@ def prepare(plugins: Path) -> None:
     for folder in ("/var/lib/cni", "/etc/cni/net.d", "/opt/cni/bin", "/usr/lib/cni"):
         make_private(Path(folder))
     mount(plugins, "/opt/cni/bin", flags=MS_BIND)
+    if LINKER_CACHE.exists():
+        provide_libraries(libraries)
+
+
+def provide_libraries(folders: list[str]) -> None:
+    """Have the linker find what is in the folders: dockerd starts helpers of its own without LD_LIBRARY_PATH."""
+    settings, cache = Path("/run/ld.so.conf"), Path("/run/ld.so.cache")
+    settings.write_text("\n".join(["include /etc/ld.so.conf", *folders]) + "\n")  # the machine's own go first
+    subprocess.run(["ldconfig", "-X", "-f", settings, "-C", cache], check=True, timeout=COMMAND_S)
+    mount(cache, LINKER_CACHE, flags=MS_BIND)
 
 
 def make_private(folder: Path) -> None:
@@ -329,4 +357,4 @@ def mount(source: str | Path, target: str | Path, kind: str = "", flags: int = 0
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]))
+    prepare(Path(sys.argv[1]), sys.argv[2:])

@@ -48,6 +48,7 @@ def fetch(directory: Path | None = None, packages: tuple[str, ...] = PACKAGES) -
         missing = [package for package in packages if package not in have]
         optional = [package for package in SPLIT_OFF if package not in have]
         if missing or optional:
+            print("cni-py: fetching Debian's runtimes and Go plugins for the tests (85 MB, once)", file=sys.stderr)
             needed = with_dependencies(missing)  # before the next: it sees to it that apt has its lists
             needed += [name for name in with_dependencies(known(optional)) if name not in needed]
             unpack(needed, root)
