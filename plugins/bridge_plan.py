@@ -104,7 +104,7 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
         steps += [
             ops.EnsureSubnetRoute(name=name, subnet=str(ip.address.network()))
             for ip in result.ips
-            if ip.gateway is not None and ops.is_link_local(Address(ip.gateway, 0))
+            if ip.gateway is not None and ip.address.family == 6 and ops.is_link_local(Address(ip.gateway, 0))
         ]
         steps += [ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})]
     steps += [ops.ForgetNeighbour(name=name, ip=ip_text(ip.address.packed)) for ip in result.ips]

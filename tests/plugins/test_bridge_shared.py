@@ -236,6 +236,19 @@ def test_a_link_local_gateway_works_each_time(net: BridgeNetwork, force: bool) -
     assert net.run("CHECK", {**longer, "prevResult": result}, net.b).status == 1
 
 
+@pytest.mark.parametrize("where", ["lan0", "unreachable"])
+def test_a_subnet_that_the_host_has_elsewhere_is_left_there(net: BridgeNetwork, where: str) -> None:
+    """With a link-local gateway, which brings no route by itself."""
+    made = f"{net.subnets[6]} dev lan0" if where == "lan0" else f"unreachable {net.subnets[6]}"
+    net.do("host", f"ip -6 route add {made}")
+    conf = net.conf(families=(6,), ipam={"ranges": [[{"subnet": net.subnets[6], "gateway": "fe80::1"}]]})
+    result = net.well("ADD", conf).json
+    assert net.check(conf, result).status == 0
+    shown = shell(net, f"ip -6 route show {net.subnets[6]}")
+    assert (where in shown, net.bridge in shown) == (True, False)
+    shell(net, f"ip -6 route flush {net.subnets[6]}")
+
+
 # Subnets of two addresses
 
 PAIRS = {4: ("10.97.0.{}/31", 0), 6: ("fd00:97::{}/127", 0)}
