@@ -5,12 +5,14 @@ new one when it changes namespace. Addresses are text ("192.0.2.2/24") because o
 """
 
 import errno
+import os
 
-from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.addr import Address, mac_text, parse_address, parse_ip
 from cni_py.engine import Op
 from cni_py.errors import CniError
 from cni_py.kernel import rtnl, sysctl
 from cni_py.result import Route
+from cni_py.sha import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from cni_py.kernel.rtnl import Link, Rtnl
 
 UP_LIMIT_S = 3.0  # a veth has its carrier within milliseconds; the Go plugins give it 2.55 s in all
+NET_ADDR_SET = "3"  # linux/netdevice.h
 DAD_LIMIT_S = 5.0  # duplicate address detection takes 1 s by default (net.ipv6.conf.*.dad_transmits)
 
 
@@ -42,8 +45,24 @@ def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
         raise CniError(f"failed to set sysctl net/{key} to {value}", error.strerror or str(error)) from error
 
 
+def has_assigned_mac(link: "Link") -> bool:
+    """Whether somebody set the MAC of the link, as far as /sys shows this very link; False where it does not.
+
+    rtnetlink does not tell. /sys shows the links of the namespace it was mounted in, so it is asked for the index and MAC, too.
+    Setting a MAC again would do no harm but one: the kernel forgets all neighbours behind the link (arp_netdev_event()).
+    """
+    try:
+        shown = []
+        for name in ("ifindex", "address", "addr_assign_type"):
+            with open(f"/sys/class/net/{link.name}/{name}", "rb") as file:
+                shown.append(file.read(64).strip().decode("ascii", "replace"))
+    except OSError:
+        return False
+    return shown == [str(link.index), mac_text(link.mac), NET_ADDR_SET]
+
+
 class EnsureBridge(Op):
-    """A bridge, up; an existing one is taken as it is. `mtu` 0 leaves the kernel's default."""
+    """A bridge, up, with a MAC of its own; otherwise an existing one is taken as it is. `mtu` 0 leaves the kernel's default."""
 
     name: str
     mac: bytes
@@ -52,6 +71,7 @@ class EnsureBridge(Op):
     promisc: bool
     line = (
         "host: bridge {name} exists and is up (a new one gets mac {mac}, mtu {mtu} and ignores router advertisements)"
+        " and keeps its mac whatever its ports are"
     )
 
     def apply(self, kernel: "Kernel") -> bool:
@@ -60,6 +80,7 @@ class EnsureBridge(Op):
         link = link or need(kernel.host, self.name)
         if link.kind != "bridge":
             raise CniError(f'failed to create bridge "{self.name}": "{self.name}" already exists but is not a bridge')
+        self._keep_mac(kernel.host, link)
         if self.promisc and not link.flags & rtnl.IFF_PROMISC:
             kernel.host.set_link(link.index, promisc=True)
         if not link.up:  # new, or left like this by an ADD that was killed here
@@ -68,6 +89,15 @@ class EnsureBridge(Op):
             set_sysctl(f"ipv6/conf/{self.name}/accept_dad", "0", optional=True)
             kernel.host.set_link(link.index, up=True)
         return created
+
+    def _keep_mac(self, host: "Rtnl", link: "Link") -> None:
+        """Stop the bridge from following its ports: without an address of its own it takes the lowest of theirs.
+
+        The host's MAC would change with the first container, and again with the last one's DEL.
+        """
+        if link.mac != self.mac and not has_assigned_mac(link):
+            # A bridge that lost its last port has the MAC 00:00:00:00:00:00, which the kernel would keep, too.
+            host.set_link(link.index, mac=link.mac if any(link.mac) else self.mac)
 
     def _create(self, host: "Rtnl") -> bool:
         try:
@@ -160,7 +190,7 @@ class JoinBridge(Op):
 
 
 class SetPortVlans(Op):
-    """The VLANs of a bridge port: `vlan` untagged (0: none), `trunk` a text of ranges "10-20,30" tagged."""
+    """The VLANs of a bridge port: `vlan` untagged (0: 1 where there is a trunk), `trunk` a text of ranges "10-20,30" tagged."""
 
     name: str
     vlan: int
@@ -172,11 +202,12 @@ class SetPortVlans(Op):
         port = need(kernel.host, self.name)
         if not self.keep_default:
             kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
-        untagged = self.vlan or (1 if self.trunk and not self.keep_default else 0)
-        if untagged:
-            kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
         for first, last in vlan_ranges(self.trunk):
             kernel.host.add_vlan(port.index, first, last=last)
+        untagged = self.vlan or (1 if self.trunk else 0)
+        if untagged:
+            # Last: a trunk may contain this VLAN, and to add a VLAN again sets its flags anew (br_vlan.c, __vlan_add_flags()).
+            kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
 
 
 def vlan_ranges(text: str) -> list[tuple[int, int]]:
@@ -185,30 +216,78 @@ def vlan_ranges(text: str) -> list[tuple[int, int]]:
     return [(int(first), int(last or first)) for first, _, last in pairs]
 
 
+def vlan_gateway_name(bridge: str, vlan: int) -> str:
+    """The host's interface in a VLAN of a bridge: `<bridge>.<vlan>` as with the Go plugin, where that is not too long."""
+    return _fitting(f"{bridge}.{vlan}", "vg", bridge, vlan)
+
+
+def _fitting(name: str, prefix: str, bridge: str, vlan: int) -> str:
+    """`name`, or one with a hash of the bridge's name where it is too long: cut off, it could be another bridge's, too."""
+    if len(os.fsencode(name)) <= rtnl.IFNAME_MAX:
+        return name
+    return f"{prefix}{sha256(os.fsencode(bridge)).hexdigest()[:8]}.{vlan}"
+
+
 class EnsureVlanGateway(Op):
     """`<bridge>.<vlan>`: a host interface that is a port of the bridge in one VLAN, for the gateway's address."""
 
     bridge: str
     vlan: int
-    line = "host: veth {bridge}.{vlan} whose peer is a port of {bridge} in vlan {vlan}"
+
+    def describe(self) -> str:
+        return f"host: veth {self.gateway} whose peer is a port of {self.bridge} in vlan {self.vlan}"
+
+    @property
+    def gateway(self) -> str:
+        """The interface's name."""
+        return vlan_gateway_name(self.bridge, self.vlan)
 
     def apply(self, kernel: "Kernel") -> bool:
-        name = f"{self.bridge}.{self.vlan}"
-        link = kernel.host.link(name)
+        link = kernel.host.link(self.gateway)
         if link is not None and link.up:
+            self._refuse_strangers(kernel, link)
             return False
-        peer = f"{name}p"[-rtnl.IFNAME_MAX :]
+        bridge = need(kernel.host, self.bridge)
         if link is None:
+            peer = _fitting(f"{self.gateway}p", "vp", self.bridge, self.vlan)
             try:
-                kernel.host.add_veth(name, peer, peer_netns_fd=kernel.host_fd)
-            except FileExistsError:
-                pass  # another ADD was quicker; both do the rest, as after an ADD that was killed before this
-        port = need(kernel.host, peer)
-        kernel.host.set_link(port.index, master=need(kernel.host, self.bridge).index, up=True)
-        kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
-        kernel.host.add_vlan(port.index, self.vlan, pvid=True, untagged=True)
-        kernel.host.set_link(name, up=True)  # last: it marks the work as done
+                kernel.host.add_veth(self.gateway, peer, peer_netns_fd=kernel.host_fd, mtu=bridge.mtu)
+            except FileExistsError as error:
+                # Another ADD was quicker; both do the rest, as after an ADD that was killed before this.
+                if kernel.host.link(self.gateway) is None:
+                    raise CniError(f"cannot make {self.gateway}, the gateway's interface: {peer} exists") from error
+            link = need(kernel.host, self.gateway)
+        self._refuse_strangers(kernel, link)
+        port = self._port(kernel, link)
+        if port is not None:
+            kernel.host.set_link(port.index, master=bridge.index, up=True)
+            kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
+            kernel.host.add_vlan(port.index, self.vlan, pvid=True, untagged=True)
+        kernel.host.set_link(link.index, up=True)  # last: it marks the work as done
         return True
+
+    def check(self, kernel: "Kernel") -> str | None:
+        link = need(kernel.host, self.gateway)
+        if not link.up:
+            return f"{self.gateway}, the gateway's interface, is down"
+        port, bridge = self._port(kernel, link), kernel.host.link(self.bridge)
+        if port is not None and (bridge is None or port.master != bridge.index):
+            return f"{port.name}, the peer of {self.gateway}, is not a port of bridge {self.bridge}"
+        return None
+
+    def _port(self, kernel: "Kernel", link: "Link") -> "Link | None":
+        """The peer, whatever it is called: the Go plugin gave it a random name. None of another kind of interface."""
+        return kernel.host.link(link.link) if link.kind == "veth" and link.link and link.netns_id < 0 else None
+
+    def _refuse_strangers(self, kernel: "Kernel", link: "Link") -> None:
+        """CniError when the interface of that name leads to another bridge."""
+        port = self._port(kernel, link)
+        master = kernel.host.link(port.master) if port is not None and port.master else None
+        if master is not None and master.name != self.bridge:
+            raise CniError(
+                f"{self.gateway} is not the gateway's interface of bridge {self.bridge} but of {master.name}",
+                f"delete {self.gateway} or choose another bridge or vlan",
+            )
 
 
 class SetContainerSysctl(Op):
@@ -319,40 +398,94 @@ class AddRoute(Op):
 
 
 class EnsureGatewayAddress(Op):
-    """The bridge has the gateway's address. Another IPv4 address, or an overlapping IPv6 one, is an error without `force`."""
+    """The bridge has the gateway's address.
+
+    `beside` are the gateways of the network's other ranges ("192.0.2.1/24 198.51.100.1/24"). An address in the same subnet is
+    in the way, and (as with the Go plugin) so is another IPv4 address that the network knows nothing of: an error without
+    `force`. With it, what is in the same subnet goes; whatever else the host has on the bridge stays.
+    """
 
     name: str
     address: str
+    beside: str
     force: bool
     line = "host: address {address} on {name}, the containers' gateway"
 
     def apply(self, kernel: "Kernel") -> bool:
         wanted = parse_address(self.address)
         link = need(kernel.host, self.name)
-        for entry in kernel.host.addresses(link.index, wanted.family):
-            held = entry.address
-            if held == wanted:
-                return False
-            overlaps = held.network().contains(wanted.packed) or wanted.network().contains(held.packed)
-            if wanted.family == 6 and not overlaps:
-                continue
-            if not self.force:
-                raise CniError(
-                    f'failed to set bridge addr: "{self.name}" already has an IP address different from {self.address}'
-                )
-            kernel.host.delete_address(link.index, held)
+        held = [entry.address for entry in kernel.host.addresses(link.index, wanted.family)]
+        if any(is_gateway(address, wanted) for address in held):
+            return False
+        strange = [address for address in held if str(address) not in self.beside.split()]
+        conflicts = [address for address in strange if in_the_way(address, wanted)]
+        if not self.force and (conflicts or (strange and wanted.family == 4)):
+            raise CniError(
+                f'failed to set bridge addr: "{self.name}" already has an IP address different from {self.address}',
+                f"it is {(conflicts or strange)[0]}; {self._remedy(conflicts)}",
+            )
+        for address in conflicts:
+            kernel.host.delete_address(link.index, address)
         try:
             kernel.host.add_address(link.index, wanted, nodad=wanted.family == 6, broadcast=broadcast_of(wanted))
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise CniError("failed to set bridge addr", f"{error.strerror or error}") from error
-        kernel.host.set_link(link.index, mac=link.mac)  # a MAC set by hand no longer follows the ports
         return True
 
+    @staticmethod
+    def _remedy(conflicts: list[Address]) -> str:
+        if conflicts:
+            return 'remove it, or let "forceAddress": true replace it'
+        return 'remove it, or let "forceAddress": true add the gateway\'s beside it'
+
     def check(self, kernel: "Kernel") -> str | None:
+        wanted = parse_address(self.address)
         link = need(kernel.host, self.name)
-        held = [str(entry.address) for entry in kernel.host.addresses(link.index)]
-        return None if self.address in held else f"bridge {self.name} has lost the gateway's address {self.address}"
+        well = any(is_gateway(entry.address, wanted) for entry in kernel.host.addresses(link.index))
+        return None if well else f"bridge {self.name} has lost the gateway's address {self.address}"
+
+
+def is_gateway(held: Address, wanted: Address) -> bool:
+    """Whether `held` serves as the gateway's address. All link-local ones are on the link, whatever their prefix lengths."""
+    return held == wanted or (held.packed == wanted.packed and is_link_local(held))
+
+
+def in_the_way(held: Address, wanted: Address) -> bool:
+    """Whether an address of the bridge and the gateway's are of one subnet.
+
+    Not the link-local address that every interface has, not a service's address without a subnet (/32, /128).
+    """
+    if is_link_local(held) or (held == held.host() and held.packed != wanted.packed):
+        return False
+    return held.network().contains(wanted.packed) or wanted.network().contains(held.packed)
+
+
+def is_link_local(address: Address) -> bool:
+    """fe80::/10, RFC 4291 section 2.5.6."""
+    return address.family == 6 and address.packed[0] == 0xFE and address.packed[1] & 0xC0 == 0x80
+
+
+class EnsureSubnetRoute(Op):
+    """The host reaches the containers of a subnet: a link-local gateway, unlike another one, brings no route to it.
+
+    CHECK does not ask for it: attachments of earlier versions have none.
+    """
+
+    name: str
+    subnet: str
+    line = "host: route {subnet} dev {name}"
+
+    def apply(self, kernel: "Kernel") -> bool:
+        link = need(kernel.host, self.name)
+        subnet = parse_address(self.subnet)
+        if any(route.dst == subnet for route in kernel.host.routes(link.index, subnet.family)):
+            return False
+        try:
+            kernel.host.add_route(Route(subnet), link.index)
+        except FileExistsError:
+            return False  # somebody leads the subnet elsewhere
+        return True
 
 
 class EnsureForwarding(Op):

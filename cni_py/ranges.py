@@ -64,7 +64,8 @@ class Range:
         exclude: "Sequence[Block]" = (),
     ) -> None:
         width = len(subnet.packed)
-        if subnet.prefixlen > 8 * width - 2:
+        spare = 8 * width - subnet.prefixlen  # bits that tell the subnet's hosts apart
+        if spare < 1:
             raise CniError(f"Network {subnet} too small to allocate from")
         network = subnet.network()
         if network.packed != subnet.packed:
@@ -80,8 +81,9 @@ class Range:
             raise CniError(f"RangeStart {ip_text(start)} not in network {subnet}")
         if end is not None and not subnet.contains(end):
             raise CniError(f"RangeEnd {ip_text(end)} not in network {subnet}")
-        self.start = base + 1 if start is None else int_of(start)
-        if end is None and width == 4:
+        # The network's own address is left out, except where it is one of two: RFC 3021 (/31), RFC 6164 (/127).
+        self.start = (base if spare == 1 else base + 1) if start is None else int_of(start)
+        if end is None and width == 4 and spare > 1:
             self.end = top - 1  # the broadcast address; IPv6 has none
         if self.start > self.end:
             raise CniError(f"RangeEnd {ip_text(ip_of(self.end, width))} not in network {subnet}")
@@ -106,16 +108,33 @@ class Range:
 
 def parse_sets(ipam: "Object", runtime_config: "Object") -> "list[RangeSet]":
     """The range sets of a configuration, in the order of the addresses in the result: first those of the runtime."""
-    groups = list(netconf.values(runtime_config, "ipRanges") or ())
-    if netconf.optional_string(ipam, "subnet") is not None:
-        groups.append([ipam])  # the oldest form: the keys of one range in ipam itself
-    groups += netconf.values(ipam, "ranges") or ()
+    groups = _groups(ipam, runtime_config)
     if not groups:
         raise CniError("no IP ranges specified")
     exclude = netconf.strings(ipam, "exclude")
     range_sets = [parse_set(number, group, exclude) for number, group in enumerate(groups)]
     check_sets(range_sets)
     return range_sets
+
+
+def _groups(ipam: "Object", runtime_config: "Object") -> "list[Value]":
+    groups = list(netconf.values(runtime_config, "ipRanges") or ())
+    if netconf.optional_string(ipam, "subnet") is not None:
+        groups.append([ipam])  # the oldest form: the keys of one range in ipam itself
+    return groups + list(netconf.values(ipam, "ranges") or ())
+
+
+def gateways(ipam: "Object", runtime_config: "Object") -> list[Address]:
+    """The gateways of all ranges, each with the prefix length of its subnet. What is not valid is left out."""
+    found = []
+    try:
+        for group in _groups(ipam, runtime_config):
+            for entry in netconf.as_objects(group, "ranges"):
+                one = parse_range(entry, [])
+                found += [Address(one.gateway, one.subnet.prefixlen)] if len(one.gateway) == one.width else []
+    except (CniError, ValueError):
+        pass  # IPAM, whose configuration it is, complains
+    return found
 
 
 def parse_set(number: int, entries: "Value", exclude: list[str]) -> "RangeSet":

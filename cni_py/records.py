@@ -144,15 +144,18 @@ class Attachment:
     def mac(self, end: str) -> bytes:
         """A locally administered MAC for one end ("host", "container").
 
-        The same each time on one boot of one host, so that a plan and the ADD after it agree; different on every host,
+        The same each time on one host, until its boot, so that a plan and the ADD after it agree; different on every host,
         so that two hosts on one segment do not collide.
         """
         return derived_mac(f"{self.hex}/{end}")
 
 
 def derived_mac(seed: str) -> bytes:
-    """02:xx:xx:xx:xx:xx from `seed` and this boot of this host."""
-    digest: bytes = sha256(f"{boot_id()}/{seed}".encode()).digest()
+    """02:xx:xx:xx:xx:xx from `seed`, this boot of this kernel, and the network namespace we run in.
+
+    Several hosts may run on one kernel (kind, LXC, containerlab): no two network namespaces have one inode at the same time.
+    """
+    digest: bytes = sha256(f"{boot_id()}/{os.stat('/proc/self/ns/net').st_ino}/{seed}".encode()).digest()
     return b"\x02" + digest[:5]
 
 

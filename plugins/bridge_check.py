@@ -1,12 +1,14 @@
 """CHECK of the bridge plugin: what the result of ADD says, against what is there."""
 
-from cni_py import backends, invoke
+from cni_py import backends, invoke, records
 from cni_py.addr import mac_text
 from cni_py.addressing import plan_route
 from cni_py.call import Call
 from cni_py.container import check_interface, expect, in_result
+from cni_py.engine import op_from_json
 from cni_py.errors import CniError
 from cni_py.kernel import rtnl
+from cni_py.ops import AddVeth
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway, plan_port
 from cni_py.result import Interface, Result, prev_result
@@ -91,7 +93,20 @@ def check_addresses(call: Call, result: Result) -> None:
 
 def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]":
     """What ADD makes that no result names."""
-    steps = plan_bridge(conf) + plan_port(call.key, conf, conf.container_mac(call)) + plan_gateway(conf, result)
+    steps = plan_bridge(conf) + plan_port(call.key, conf, made_mac(call, conf)) + plan_gateway(conf, result)
     if conf.masquerade:
         steps += backends.masquerading(call, [ip.address for ip in result.ips], conf.backend)
     return steps
+
+
+def made_mac(call: Call, conf: BridgeConf) -> bytes:
+    """The MAC that ADD gave the container, as recorded: another version of ours may have derived another one."""
+    record = records.load(call.key, call.plugin)
+    for fields in record.ops if record is not None else ():
+        try:
+            op = op_from_json(fields)
+        except ValueError:  # a damaged record
+            continue
+        if isinstance(op, AddVeth):
+            return op.container_mac
+    return conf.container_mac(call)

@@ -2,12 +2,13 @@
 
 from cni_py.addr import parse_mac
 from cni_py.errors import CniError
+from cni_py.jsontext import Object
 from cni_py.netconf import boolean, child, integer, objects, optional_boolean, optional_integer, parse_cni_args, string
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cni_py.addr import Address
     from cni_py.call import Call
-    from cni_py.jsontext import Object
 
 VLAN_MAX = 4094  # IEEE 802.1Q; 4095 is reserved
 
@@ -31,6 +32,7 @@ class BridgeConf:
         "mac_spoof_check",
         "masquerade",
         "mtu",
+        "net_conf",
         "promisc",
         "trunk",
         "vlan",
@@ -55,6 +57,7 @@ class BridgeConf:
         self.disable_container_interface = boolean(raw, "disableContainerInterface")
         self.isolated = boolean(raw, "portIsolation")
         self.has_ipam = call.conf.ipam is not None and string(call.conf.ipam, "type") != ""
+        self.net_conf = call.conf
         self.mac = requested_mac(call)
         if not 0 <= self.vlan <= VLAN_MAX:
             raise CniError(f"invalid VLAN ID {self.vlan} (must be between 0 and 4094)")
@@ -67,6 +70,15 @@ class BridgeConf:
             raise CniError("cannot set hairpin mode and promiscuous mode at the same time")
         if self.masquerade and self.backend not in ("", "nftables", "iptables"):
             raise CniError(f'unknown ipmasq backend "{self.backend}"')
+
+    def range_gateways(self) -> "list[Address]":
+        """The gateways of all ranges that host-local may choose from: each may be on the bridge for another container."""
+        ipam = self.net_conf.ipam
+        if ipam is None or string(ipam, "type") != "host-local":
+            return []
+        from cni_py.ranges import gateways
+
+        return gateways(ipam, self.net_conf.runtime_config or Object())
 
     def container_mac(self, call: "Call") -> bytes:
         """The MAC asked for, or ours."""

@@ -19,14 +19,24 @@ def complete(result: Result, conf: BridgeConf) -> None:
     for ip in result.ips:
         ip.interface = CONTAINER
         if conf.gateway and ip.gateway is None:
-            network = ip.address.network().packed
-            ip.gateway = ip_of(int_of(network) + 1, len(network))
+            ip.gateway = first_address(ip.address)
     if not conf.default_gateway:
         return
     for ip in result.ips:
         default = parse_address("0.0.0.0/0" if ip.address.family == 4 else "::/0")
         if not any(route.dst == default and route.gw is not None for route in result.routes):
             result.routes.append(Route(default, ip.gateway))
+
+
+def first_address(address: Address) -> bytes | None:
+    """The gateway where IPAM names none: the first address after the network's. Of two alone (/31, /127) the other one.
+
+    None after the very last address there is.
+    """
+    network = address.network().packed
+    if address.prefixlen == 8 * len(network) - 1:
+        return ip_of(int_of(address.packed) ^ 1, len(network))
+    return ip_of(int_of(network) + 1, len(network)) if network.strip(b"\xff") else None
 
 
 def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes) -> "list[Op]":
@@ -83,12 +93,19 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
     steps: list[Op] = []
     if conf.gateway:
         if conf.vlan:
-            name = f"{conf.bridge}.{conf.vlan}"
+            name = ops.vlan_gateway_name(conf.bridge, conf.vlan)
             steps.append(ops.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
-        for ip in result.ips:
-            if ip.gateway is not None:
-                gateway = str(Address(ip.gateway, ip.address.prefixlen))
-                steps.append(ops.EnsureGatewayAddress(name=name, address=gateway, force=conf.force_address))
+        gateways = [Address(ip.gateway, ip.address.prefixlen) for ip in result.ips if ip.gateway is not None]
+        beside = " ".join(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
+        steps += [
+            ops.EnsureGatewayAddress(name=name, address=str(gateway), beside=beside, force=conf.force_address)
+            for gateway in gateways
+        ]
+        steps += [
+            ops.EnsureSubnetRoute(name=name, subnet=str(ip.address.network()))
+            for ip in result.ips
+            if ip.gateway is not None and ip.address.family == 6 and ops.is_link_local(Address(ip.gateway, 0))
+        ]
         steps += [ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})]
     steps += [ops.ForgetNeighbour(name=name, ip=ip_text(ip.address.packed)) for ip in result.ips]
     return steps

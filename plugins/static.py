@@ -6,6 +6,9 @@
 
     ipam.addresses, then IP of CNI_ARGS added to them; replaced by args.cni.ips, and those by runtimeConfig.ips
 
+An address that is asked for without a prefix length takes that of the configured address in whose subnet it is, and its
+gateway (the Go plugin refuses it).
+
 Nothing is looked up and nothing kept, so two containers may be given one address, DEL does nothing and GC has nothing to
 collect. Example configuration: conf/static.conflist.
 """
@@ -17,6 +20,10 @@ from cni_py.errors import CniError
 from cni_py.jsontext import Object
 from cni_py.result import IPConfig, Result, dns_from_json, prev_result, route_from_json
 from cni_py.version import at_least
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def add(call: Call) -> Result:
@@ -59,8 +66,8 @@ def parse(call: Call) -> Result:
         raise CniError("IPAM config missing 'ipam' key")
     try:
         routes = [route_from_json(entry) for entry in netconf.objects(ipam, "routes")]
-        extra = added(call)
-        ips = requested(call) or [configured(entry) for entry in netconf.objects(ipam, "addresses")] + extra
+        extra = added(call, ipam)
+        ips = requested(call, ipam) or [*configured(ipam), *extra]
     except ValueError as error:
         raise CniError(str(error)) from None
     if not at_least(call.conf.cni_version, "0.3.0"):
@@ -70,18 +77,22 @@ def parse(call: Call) -> Result:
     return Result(ips=ips, routes=routes, dns=dns_from_json(netconf.child(ipam, "dns") or Object()))
 
 
-def configured(entry: Object) -> IPConfig:
-    """One of ipam.addresses."""
-    gateway = netconf.string(entry, "gateway")
-    refusal = "the 'address' field is expected to be in CIDR notation, got: '{}'"
-    return IPConfig(address_of(netconf.string(entry, "address"), refusal), parse_ip(gateway) if gateway else None)
+def configured(ipam: Object) -> "Iterator[IPConfig]":
+    """ipam.addresses."""
+    for entry in netconf.objects(ipam, "addresses"):
+        text, gateway = netconf.string(entry, "address"), netconf.string(entry, "gateway")
+        try:
+            address = parse_address(text)
+        except ValueError:
+            raise CniError(f"the 'address' field is expected to be in CIDR notation, got: '{text}'") from None
+        yield IPConfig(address, parse_ip(gateway) if gateway else None)
 
 
-def added(call: Call) -> list[IPConfig]:
+def added(call: Call, ipam: Object) -> list[IPConfig]:
     """IP of CNI_ARGS, a list; each gateway of GATEWAY there is for those of them whose subnet it is in."""
     asked = netconf.parse_cni_args(call.args, ("IP", "GATEWAY"))
     refusal = "the 'ip' field is expected to be in CIDR notation, got: '{}'"
-    ips = [IPConfig(address_of(text, refusal)) for text in listed(asked.get("IP", ""))]
+    ips = [wished(text, ipam, refusal) for text in listed(asked.get("IP", ""))]
     for text in listed(asked.get("GATEWAY", "")):
         try:
             gateway = parse_ip(text)
@@ -98,23 +109,34 @@ def listed(text: str) -> list[str]:
     return [element.strip() for element in text.split(",")] if text else []
 
 
-def requested(call: Call) -> list[IPConfig]:
+def requested(call: Call, ipam: Object) -> list[IPConfig]:
     """What replaces the configured addresses: the capability `ips`, else args.cni.ips."""
     refusal = "an entry in the 'ips' field is NOT in CIDR notation, got: '{}'"
     cni = netconf.child(call.conf.args or Object(), "cni") or Object()
     for source in (call.conf.runtime_config or Object(), cni):
         texts = netconf.strings(source, "ips")
         if texts:
-            return [IPConfig(address_of(text, refusal)) for text in texts]
+            return [wished(text, ipam, refusal) for text in texts]
     return []
 
 
-def address_of(text: str, refusal: str) -> Address:
-    """The address with its prefix length; CniError, with the text put into `refusal`."""
+def wished(text: str, ipam: Object, refusal: str) -> IPConfig:
+    """An address asked for; CniError, with the text put into `refusal`.
+
+    Without a prefix length it is one of the subnet of a configured address, and has that one's gateway.
+    """
     try:
-        return parse_address(text)
+        if "/" in text:
+            return IPConfig(parse_address(text))
+        ip = parse_ip(text)
     except ValueError:
         raise CniError(refusal.format(text)) from None
+    for own in configured(ipam):
+        if own.address.contains(ip):
+            if ip == own.gateway:
+                raise CniError(f"requested ip {text} is subnet's gateway")
+            return IPConfig(Address(ip, own.address.prefixlen), own.gateway)
+    raise CniError(refusal.format(text), "nor is it in the subnet of one of ipam.addresses")
 
 
 PLUGIN = Plugin("static", add=add, delete=delete, check=check, gc=gc, status=status)

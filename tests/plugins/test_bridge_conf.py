@@ -94,11 +94,12 @@ def test_a_failure_after_ipam_gives_the_addresses_back(net: BridgeNetwork) -> No
 # What the keys of the configuration do
 
 
-def test_force_address_replaces_the_gateways_address(net: BridgeNetwork) -> None:
+def test_force_address_replaces_a_gateways_address_of_the_same_subnet(net: BridgeNetwork) -> None:
     net.warm(net.conf(families=(4, 6)))
-    ranges = [[{"subnet": "10.99.0.0/24"}], [{"subnet": f"{net.subnets[6].removesuffix('/64')}/80"}]]
+    subnets = {family: net.subnets[family].rpartition("/")[0] for family in (4, 6)}
+    ranges = [[{"subnet": f"{subnets[4]}/25"}], [{"subnet": f"{subnets[6]}/80"}]]
     net.well("ADD", net.conf(families=(4, 6), ipam={"ranges": ranges}, forceAddress=True))
-    assert net.held("host", net.bridge) == ["10.99.0.1/24", f"{net.address(6, 1)}/80"]
+    assert net.held("host", net.bridge) == [f"{net.address(4, 1)}/25", f"{net.address(6, 1)}/80"]
 
 
 def test_an_ipv6_gateway_beside_another_subnets_is_added(net: BridgeNetwork) -> None:

@@ -130,6 +130,15 @@ def test_requests_come_three_ways_and_a_taken_one_is_refused(
     assert set(files(tmp_path).values()) == {"c1\r\neth0"}
 
 
+@pytest.mark.parametrize("suffix", ["", "/32"])
+def test_an_address_asked_for_has_the_prefix_length_and_the_gateway_of_its_range(
+    cni: Cni, conf: Callable[..., Conf], suffix: str
+) -> None:
+    sets = [[{"subnet": "10.1.2.0/24"}, {"subnet": "10.1.3.0/25", "gateway": "10.1.3.99"}]]
+    outcome = cni("ADD", "host-local", {**conf(sets), "runtimeConfig": {"ips": [f"10.1.3.7{suffix}"]}})
+    assert outcome.json["ips"] == [{"address": "10.1.3.7/25", "gateway": "10.1.3.99"}]
+
+
 def test_a_set_that_is_full_gives_back_what_the_others_gave(
     cni: Cni, conf: Callable[..., Conf], tmp_path: Path
 ) -> None:

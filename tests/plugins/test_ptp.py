@@ -433,3 +433,29 @@ def test_status_asks_ipam_and_nftables(net: PtpNetwork, without_nftables: Plugin
     assert net.run("STATUS", conf).code == 50
     net.well("DEL", conf)
     assert net.run("STATUS", {**conf, "ipam": {"type": "nosuch"}}).code == 999
+
+
+# Subnets of two addresses (RFC 3021, RFC 6164)
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize(("family", "pair"), [(4, "10.95.0.{}/31"), (6, "fd00:95::{:x}/127")])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_the_two_addresses_of_a_subnet_are_the_two_ends(
+    net: PtpNetwork, family: int, pair: str, explicit: bool
+) -> None:
+    """The other end is the gateway: the second address, or the first where the configuration says so."""
+    both = [pair.format(2 * net.number + host) for host in (0, 1)]
+    inside, outside = both[::-1] if explicit else both
+    gateway = outside.partition("/")[0]
+    given = {"gateway": gateway} if explicit else {}
+    conf = net.conf(families=(family,), ipam={"ranges": [[{"subnet": both[0], **given}]]})
+    net.warm(conf)
+    before = net.state()
+    result = net.well("ADD", conf).json
+    assert [(ip["address"], ip["gateway"]) for ip in result["ips"]] == [(inside, gateway)]
+    assert net.check(conf, result).status == 0
+    net.lab.serve(net.a, 80)
+    assert net.lab.fetch("host", inside.partition("/")[0], 80).peer == gateway
+    net.well("DEL", conf)
+    assert not difference(before, net.state())

@@ -65,6 +65,20 @@ WISHES: dict[str, tuple[Conf, str, list[Conf]]] = {
         [{"address": "10.6.6.6/24"}, {"address": "fd00::6/64"}],
     ),
 }
+WITHOUT_PREFIX: dict[str, tuple[Conf, str, list[Conf]]] = {
+    "in CNI_ARGS": ({}, "IP=10.1.2.7", [FOUR, SIX, {**FOUR, "address": "10.1.2.7/24"}]),
+    "two in CNI_ARGS": (
+        {},
+        "IP=fd00:1:2::7, 10.1.2.7/25;GATEWAY=fd00:1:2::9",
+        [FOUR, SIX, {"address": "fd00:1:2::7/64", "gateway": "fd00:1:2::9"}, {"address": "10.1.2.7/25"}],
+    ),
+    "in args": ({"args": {"cni": {"ips": ["10.1.2.7"]}}}, "", [{**FOUR, "address": "10.1.2.7/24"}]),
+    "in runtimeConfig": (
+        {"runtimeConfig": {"ips": ["FD00:1:2::7", "10.1.2.8", "10.6.6.6/24"]}},
+        "",
+        [{**SIX, "address": "fd00:1:2::7/64"}, {**FOUR, "address": "10.1.2.8/24"}, {"address": "10.6.6.6/24"}],
+    ),
+}
 
 
 @pytest.mark.parametrize("wish", WISHES)
@@ -72,6 +86,25 @@ def test_the_runtime_may_ask_for_other_addresses(cni: Cni, wish: str) -> None:
     keys, cni_args, expected = WISHES[wish]
     outcome = cni("ADD", "static", conf({"addresses": [FOUR]}, **keys), CNI_ARGS=cni_args)
     assert outcome.json["ips"] == expected
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize("wish", WITHOUT_PREFIX)
+def test_an_address_without_prefix_length_is_one_of_its_configured_subnet(cni: Cni, wish: str) -> None:
+    keys, cni_args, expected = WITHOUT_PREFIX[wish]
+    asked = conf({"addresses": [FOUR, SIX]}, **keys)
+    outcome = cni("ADD", "static", asked, CNI_ARGS=cni_args)
+    assert outcome.json["ips"] == expected
+    checked = cni("CHECK", "static", {**asked, "prevResult": outcome.json}, CNI_ARGS=cni_args)
+    assert checked.status == 0
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize("text", ["10.1.2.1", "10.5.5.5", "fd00:9::1", "10.1.2", "10.1.2.7/", ""])
+def test_an_address_that_has_no_subnet_or_is_its_gateway_is_refused(cni: Cni, text: str) -> None:
+    outcome = cni("ADD", "static", conf({"addresses": [FOUR, SIX]}, runtimeConfig={"ips": [text]}))
+    assert outcome.code == 999
+    assert (f"'{text}'" if text != "10.1.2.1" else "requested ip 10.1.2.1 is subnet's gateway") in outcome.json["msg"]
 
 
 @pytest.mark.parametrize(

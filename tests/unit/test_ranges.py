@@ -5,7 +5,7 @@ import pytest
 from cni_py.addr import ip_text, parse_address, parse_ip
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.jsontext import Object, decode
-from cni_py.ranges import Range, candidates, check_set, check_sets, choose, parse_block, parse_sets
+from cni_py.ranges import Range, candidates, check_set, check_sets, choose, gateways, parse_block, parse_sets
 
 
 def a_range(subnet: str, start: str = "", end: str = "", gateway: str = "", *, exclude: tuple[str, ...] = ()) -> Range:
@@ -29,6 +29,8 @@ def order(ranges: list[Range], last: str = "") -> list[str]:
         ("10.1.2.0/30", "10.1.2.1-10.1.2.2", "10.1.2.1"),
         ("fd00:1::/64", "fd00:1::1-fd00:1::ffff:ffff:ffff:ffff", "fd00:1::1"),
         ("fd00::/126", "fd00::1-fd00::3", "fd00::1"),
+        ("10.1.2.0/31", "10.1.2.0-10.1.2.1", "10.1.2.1"),
+        ("fd00::2/127", "fd00::2-fd00::3", "fd00::3"),
     ],
 )
 def test_a_subnet_alone_leaves_out_the_network_and_the_ipv4_broadcast_address(
@@ -39,6 +41,20 @@ def test_a_subnet_alone_leaves_out_the_network_and_the_ipv4_broadcast_address(
     assert ip_text(found.gateway) == gateway
 
 
+@pytest.mark.parametrize(
+    ("subnet", "first", "second"), [("10.1.2.4/31", "10.1.2.4", "10.1.2.5"), ("fd00::/127", "fd00::", "fd00::1")]
+)
+def test_of_two_addresses_the_one_that_is_not_the_gateway_is_given_out(subnet: str, first: str, second: str) -> None:
+    assert order([a_range(subnet)]) == order([a_range(subnet)], first) == [first]
+    assert order([a_range(subnet, gateway=first)]) == [second]
+    assert order([a_range(subnet, gateway="10.9.9.9")]) == [first, second]
+    assert order([a_range(subnet, start=second)]) == []
+    assert order([a_range(subnet, end=first)]) == [first]
+    pairs = [a_range("10.1.2.0/31"), a_range("10.1.2.2/31")]
+    check_set(pairs)
+    assert order(pairs, "10.1.2.0") == ["10.1.2.2", "10.1.2.0"]
+
+
 def test_start_and_end_may_be_the_network_and_the_broadcast_address() -> None:
     assert str(a_range("10.1.2.0/24", "10.1.2.0", "10.1.2.255")) == "10.1.2.0-10.1.2.255"
 
@@ -46,9 +62,9 @@ def test_start_and_end_may_be_the_network_and_the_broadcast_address() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (("10.1.2.0/31",), "Network 10.1.2.0/31 too small to allocate from"),
+        (("10.1.2.1/31",), "Network has host bits set. For a subnet mask of length 31 the network address is 10.1.2.0"),
         (("10.1.2.1/32",), "Network 10.1.2.1/32 too small to allocate from"),
-        (("fd00::/127",), "Network fd00::/127 too small to allocate from"),
+        (("fd00::1/128",), "Network fd00::1/128 too small to allocate from"),
         (("10.1.2.7/24",), "Network has host bits set. For a subnet mask of length 24 the network address is 10.1.2.0"),
         (("10.1.2.0/24", "10.1.3.5"), "RangeStart 10.1.3.5 not in network 10.1.2.0/24"),
         (("10.1.2.0/24", "fd00::5"), "RangeStart fd00::5 not in network 10.1.2.0/24"),
@@ -178,6 +194,18 @@ def test_a_configuration_without_usable_ranges_says_what_is_wrong(ipam: str, mes
         parsed(ipam)
     assert message in caught.value.msg
     assert caught.value.code == 999
+
+
+def test_the_gateways_of_all_ranges_are_found_in_a_configuration_that_may_be_wrong() -> None:
+    ipam = decode(
+        b"""{"subnet": "10.1.2.0/24", "ranges": [[{"subnet": "10.1.3.0/30"}, {"subnet": "fd00::/64", "gateway": "fe80::1"}],
+        [{"subnet": "10.1.4.0/24", "gateway": "fd00::1"}], [{"subnet": "10.1.5.0/99"}]]}"""
+    )
+    runtime = decode(b'{"ipRanges": [[{"subnet": "10.1.6.0/31", "gateway": "10.1.6.0"}]]}')
+    assert isinstance(ipam, Object)
+    assert isinstance(runtime, Object)
+    expected = ["10.1.6.0/31", "10.1.2.1/24", "10.1.3.1/30", "fe80::1/64"]  # none of another family than its range
+    assert [str(gateway) for gateway in gateways(ipam, runtime)] == expected
 
 
 def test_a_wrong_exclusion_is_an_error_of_the_configuration() -> None:

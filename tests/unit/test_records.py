@@ -1,5 +1,6 @@
 """Attachment records on disk: names, damage, GC's listing."""
 
+import ctypes
 import json
 import os
 import stat
@@ -30,6 +31,20 @@ def test_names_derive_from_network_container_and_interface() -> None:
     assert KEY.mac("host") != KEY.mac("container")
     assert KEY.mac("host")[0] == 2
     assert KEY.mac("host") == Attachment("net", "c1", "eth0").mac("host")
+
+
+@pytest.mark.netns
+def test_macs_are_of_the_network_namespace_that_they_are_derived_in() -> None:
+    here = [KEY.mac("host"), records.derived_mac("bridge/br0")]
+    assert here == [KEY.mac("host"), records.derived_mac("bridge/br0")]
+    fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x40000000) == 0  # CLONE_NEWNET
+    there = [KEY.mac("host"), records.derived_mac("bridge/br0")]
+    assert libc.setns(fd, 0) == 0
+    os.close(fd)
+    assert not set(here) & set(there)
+    assert here == [KEY.mac("host"), records.derived_mac("bridge/br0")]
 
 
 def test_a_record_round_trips_and_is_private() -> None:

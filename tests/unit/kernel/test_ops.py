@@ -32,32 +32,110 @@ def test_bridge_that_was_left_down_still_learns_to_ignore_routers() -> None:
     assert setting("accept_ra", "br8") == "1"  # somebody's own, in use
 
 
-@pytest.mark.netns
-@pytest.mark.parametrize("left", ["nothing", "a pair", "a pair in the bridge", "all"])
-def test_gateway_of_a_vlan_is_completed(left: str) -> None:
+class WithVlans(Rtnl):
     """The kernel may have no VLAN filtering, so what is asked of it is recorded instead."""
-    vlans: list[object] = []
 
-    class Host(Rtnl):
-        def delete_vlan(self, *values: object) -> None:
-            vlans.append(values[1:])
+    def __init__(self) -> None:
+        super().__init__()
+        self.vlans: list[object] = []
 
-        def add_vlan(self, *values: object, **flags: object) -> None:
-            vlans.append((*values[1:], flags))
+    def delete_vlan(self, index: int, vid: int, last: int | None = None) -> None:
+        self.vlans.append((vid, last))
 
-    run("ip link add br7 type bridge; ip link set br7 up")
+    def add_vlan(
+        self, index: int, vid: int, last: int | None = None, *, pvid: bool = False, untagged: bool = False
+    ) -> None:
+        self.vlans.append((vid, last, pvid, untagged))
+
+
+def host_with_vlans() -> tuple[Kernel, WithVlans]:
+    kernel, host = Kernel(KEY, ""), WithVlans()
+    kernel._host = host
+    return kernel, host
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("peer", ["br7.5p", "veth1a2b3c4d"], ids=["our name", "a name of Go's"])
+@pytest.mark.parametrize("left", ["nothing", "a pair", "a pair in the bridge", "all"])
+def test_gateway_of_a_vlan_is_completed(left: str, peer: str) -> None:
+    run("ip link add br7 mtu 1700 type bridge; ip link set br7 up")
     if left != "nothing":
-        run("ip link add br7.5 type veth peer name br7.5p")
+        run(f"ip link add br7.5 type veth peer name {peer}")
     if left in ("a pair in the bridge", "all"):
-        run("ip link set br7.5p master br7 up")
+        run(f"ip link set {peer} master br7 up")
     if left == "all":
         run("ip link set br7.5 up")
-    kernel = Kernel(KEY, "")
-    kernel._host = Host()
-    assert ops.EnsureVlanGateway(bridge="br7", vlan=5).apply(kernel) is (left != "all")
-    gateway, port, bridge = (ops.need(kernel.host, name) for name in ("br7.5", "br7.5p", "br7"))
+    kernel, host = host_with_vlans()
+    op = ops.EnsureVlanGateway(bridge="br7", vlan=5)
+    assert op.apply(kernel) is (left != "all")
+    gateway, bridge = ops.need(kernel.host, "br7.5"), ops.need(kernel.host, "br7")
+    port = ops.need(kernel.host, "br7.5p" if left == "nothing" else peer)
+    assert gateway.link == port.index
     assert (gateway.up, port.up, port.master) == (True, True, bridge.index)
-    assert vlans == ([] if left == "all" else [(1, 4094), (5, {"pvid": True, "untagged": True})])
+    assert host.vlans == ([] if left == "all" else [(1, 4094), (5, None, True, True)])
+    assert op.check(kernel) is None
+    if left == "nothing":
+        assert (gateway.mtu, port.mtu, bridge.mtu) == (1700, 1700, 1700)
+    run(f"ip link set {port.name} nomaster")
+    assert op.check(kernel) == f"{port.name}, the peer of br7.5, is not a port of bridge br7"
+    run("ip link set br7.5 down")
+    assert op.check(kernel) == "br7.5, the gateway's interface, is down"
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("bridges", [("abcdefghijk", "bbcdefghijk"), ("bridge-number-1", "bridge-number-2")])
+def test_bridges_with_like_names_have_gateways_of_their_own(bridges: tuple[str, str]) -> None:
+    """abcdefghijk.100p and bbcdefghijk.100p differ only in what is too much; with the second no name fits."""
+    kernel, _ = host_with_vlans()
+    for bridge in bridges:
+        run(f"ip link add {bridge} type bridge; ip link set {bridge} up")
+        assert ops.EnsureVlanGateway(bridge=bridge, vlan=100).apply(kernel) is True
+    ports = []
+    for bridge in bridges:
+        op = ops.EnsureVlanGateway(bridge=bridge, vlan=100)
+        assert op.apply(kernel) is False
+        gateway = ops.need(kernel.host, op.gateway)
+        port = kernel.host.link(gateway.link)
+        assert port is not None
+        assert port.master == ops.need(kernel.host, bridge).index
+        ports.append(port.name)
+    assert len(set(ports)) == 2
+
+
+@pytest.mark.netns
+def test_a_gateways_port_that_the_version_before_named_is_used_and_none_of_another_bridge_is_taken() -> None:
+    first, second = "abcdefghijk", "bbcdefghijk"
+    run(f"ip link add {first} type bridge; ip link add {second} type bridge")
+    run(f"ip link add {first}.100 type veth peer name bcdefghijk.100p; ip link set bcdefghijk.100p master {first} up")
+    kernel, _ = host_with_vlans()
+    assert ops.EnsureVlanGateway(bridge=second, vlan=100).apply(kernel) is True
+    assert ops.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel) is True
+    assert ops.need(kernel.host, "bcdefghijk.100p").master == ops.need(kernel.host, first).index
+    run(f"ip link set bcdefghijk.100p master {second}")
+    with pytest.raises(
+        CniError, match=rf"{first}\.100 is not the gateway's interface of bridge {first} but of {second}"
+    ):
+        ops.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel)
+
+
+@pytest.mark.netns
+def test_an_interface_that_has_the_name_of_the_gateways_port_is_left_alone() -> None:
+    run("ip link add br7 type bridge; ip link add br7.5p type dummy 2>/dev/null || ip link add br7.5p type bridge")
+    kernel, _ = host_with_vlans()
+    with pytest.raises(CniError, match=r"br7\.5p exists"):
+        ops.EnsureVlanGateway(bridge="br7", vlan=5).apply(kernel)
+    assert ops.need(kernel.host, "br7.5p").master == 0
+    assert kernel.host.link("br7.5") is None
+
+
+@pytest.mark.netns
+def test_an_interface_of_that_name_that_is_no_veth_serves_as_it_is() -> None:
+    """A VLAN device on the bridge is how people do it by hand; the kernel here may have none."""
+    run("ip link add br7 type bridge; ip link add link br7 name br7.5 type vlan id 5 || ip link add br7.5 type bridge")
+    kernel, host = host_with_vlans()
+    op = ops.EnsureVlanGateway(bridge="br7", vlan=5)
+    assert op.apply(kernel) is True
+    assert (ops.need(kernel.host, "br7.5").up, host.vlans, op.check(kernel)) == (True, [], None)
 
 
 @pytest.mark.netns

@@ -11,6 +11,8 @@ from cni_py.addr import parse_address, parse_ip
 from cni_py.call import Call
 from cni_py.engine import Op
 from cni_py.errors import CniError
+from cni_py.kernel.context import Kernel
+from cni_py.kernel.rtnl import Link, Rtnl
 from cni_py.netconf import NetConf
 from cni_py.plugins import bridge_plan
 from cni_py.plugins.bridge_conf import BridgeConf
@@ -131,6 +133,96 @@ def test_with_a_vlan_the_gateway_lives_on_an_interface_of_that_vlan() -> None:
     plan = plan_of(result_of("192.0.2.5/24"), vlan=100, isGateway=True)
     assert [(op.bridge, op.vlan) for op in find(plan, ops.EnsureVlanGateway)] == [("br0", 100)]
     assert [op.name for op in find(plan, ops.EnsureGatewayAddress)] == ["br0.100"]
+
+
+class Port(Rtnl):
+    """A bridge port as the kernel keeps it: VLAN IDs with the flag "untagged", and the PVID (net/bridge/br_vlan.c)."""
+
+    def __init__(self, default_pvid: int) -> None:
+        self.vlans = {default_pvid: True} if default_pvid else {}
+        self.pvid = default_pvid
+
+    def link(self, _link: int | str) -> Link:
+        return Link(bytes(4) + b"\7" + bytes(11))
+
+    def delete_vlan(self, _index: int, vid: int, last: int | None = None) -> None:
+        for number in range(vid, (last or vid) + 1):
+            self.vlans.pop(number, None)
+            self.pvid = 0 if self.pvid == number else self.pvid
+
+    def add_vlan(
+        self, _index: int, vid: int, last: int | None = None, *, pvid: bool = False, untagged: bool = False
+    ) -> None:
+        for number in range(vid, (last or vid) + 1):
+            self.vlans[number] = untagged
+            if pvid:
+                self.pvid = number
+            elif self.pvid == number:
+                self.pvid = 0
+
+
+@pytest.mark.parametrize("default_pvid", [1, 0, 7])
+@pytest.mark.parametrize(
+    ("config", "native", "tagged"),
+    [
+        ({"vlanTrunk": [{"minID": 1, "maxID": 4094}]}, 1, {2, 7, 4094}),
+        ({"vlanTrunk": [{"id": 1}]}, 1, set()),
+        ({"vlanTrunk": [{"id": 9}, {"minID": 8, "maxID": 12}, {"minID": 10, "maxID": 14}]}, 1, {8, 9, 10, 12, 14}),
+        ({"vlan": 5, "vlanTrunk": [{"minID": 2, "maxID": 9}]}, 5, {2, 4, 6, 9}),
+        ({"vlan": 5, "vlanTrunk": [{"id": 5}, {"id": 1}]}, 5, {1}),
+        ({"vlan": 5}, 5, set()),
+    ],
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_untagged_frames_are_of_the_native_vlan_whatever_the_trunk_contains(
+    config: dict[str, object], native: int, tagged: set[int], default_pvid: int, keep: bool
+) -> None:
+    (op,) = find(plan_of(result_of("192.0.2.5/24"), preserveDefaultVlan=keep, **config), ops.SetPortVlans)
+    port = Port(default_pvid)
+    kernel = Kernel(call_for({}).key, "")
+    kernel._host = port
+    op.apply(kernel)
+    assert (port.pvid, port.vlans[native]) == (native, True)
+    assert not any(port.vlans[number] for number in tagged)
+    untagged = {number for number, plain in port.vlans.items() if plain}
+    in_trunk = any(first <= default_pvid <= last for first, last in ops.vlan_ranges(op.trunk))
+    kept = {default_pvid} - {0} if keep and not in_trunk else set()
+    assert untagged == {native} | kept
+
+
+def test_a_link_local_gateway_takes_a_route_of_the_host_to_the_containers() -> None:
+    plan = plan_of(result_of("2001:db8::5/64", gateway="fe80::1"), isGateway=True)
+    assert [op.address for op in find(plan, ops.EnsureGatewayAddress)] == ["fe80::1/64"]
+    assert [(op.name, op.subnet) for op in find(plan, ops.EnsureSubnetRoute)] == [("br0", "2001:db8::/64")]
+    assert not find(plan_of(result_of("2001:db8::5/64"), isGateway=True), ops.EnsureSubnetRoute)
+
+
+def test_the_plugins_do_without_a_gateway_where_no_address_follows() -> None:
+    plan = plan_of(result_of("255.255.255.255/32"), isGateway=True)
+    assert not find(plan, ops.EnsureGatewayAddress)
+    assert bridge_plan.first_address(parse_address("192.0.2.7/32")) == parse_ip("192.0.2.8")
+    assert bridge_plan.first_address(parse_address("2001:db8::/127")) == parse_ip("2001:db8::1")
+    assert bridge_plan.first_address(parse_address("192.0.2.1/31")) == parse_ip("192.0.2.0")
+
+
+def test_gateways_of_the_networks_other_ranges_are_not_in_the_way() -> None:
+    ranges = [[{"subnet": "192.0.2.0/24"}, {"subnet": "198.51.100.0/24", "gateway": "198.51.100.9"}]]
+    ipam = {"type": "host-local", "ranges": ranges}
+    (op,) = find(plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam=ipam), ops.EnsureGatewayAddress)
+    assert op.beside == "192.0.2.1/24 198.51.100.9/24"
+    (op,) = find(
+        plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam={**ipam, "type": "x"}), ops.EnsureGatewayAddress
+    )
+    assert op.beside == "192.0.2.1/24"
+
+
+def test_a_bridge_with_a_long_name_has_a_gateway_interface_of_its_own_in_each_vlan() -> None:
+    """Too long for <bridge>.<vlan>: nothing is cut off, where names may differ."""
+    bridges = ["br0", "bridge-of-some-a", "bridge-of-some-b"]
+    names = {ops.vlan_gateway_name(bridge, vlan) for bridge in bridges for vlan in (1, 100, 4094)}
+    assert len(names) == 9
+    assert max(map(len, names)) <= 15
+    assert "br0.100" in names
 
 
 def test_vlan_ranges_are_read_back() -> None:
