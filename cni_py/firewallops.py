@@ -1,6 +1,5 @@
 """Operations of the firewall plugin: what a host's FORWARD rules must let pass, and which bridges are kept apart."""
 
-import errno
 import os
 
 from cni_py import backends, firewallrules, iptables, nftops, records
@@ -18,11 +17,13 @@ from cni_py.nftops import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from cni_py.result import Result
 
+PLUGIN = "firewall"  # whose records they are
 ISOLATED = "isolated"  # a set of the bridge family
+SETS = ("policed", "same_bridge")
 POLICIES = ("same-bridge", "isolated")
 
 
@@ -78,9 +79,13 @@ class PassForwarded(Op):
         if not is_chain_name(self.admin_chain):
             return
 
+        from cni_py import bridgeusers
+
+        used = bool(self.policy) and bridgeusers.is_needed(kernel, self, lambda _: False)
+
         def decide(rules: Rules) -> None:
             firewallrules.refuse(rules, found[rules.family], self.admin_chain)
-            if self.policy:
+            if self.policy and not used:
                 firewallrules.release(rules, self.bridge, self.policy, found[rules.family])
 
         iptables.change(concerned(kernel, found), (FILTER,), decide)
@@ -103,9 +108,10 @@ def concerned(kernel: Kernel, found: "dict[int, list[Address]]") -> list[int]:
 
 
 class KeepApart(Op):
-    """No container on a bridge is reached from another such bridge, nor (isolated) from its own, but by published ports.
+    """Isolate bridges from each other (same-bridge), and containers of one bridge from each other (isolated).
 
-    Elements of a bridge are shared by its containers: they go with the last, told by a folder with a file for each.
+    Published ports stay reachable. The elements of a bridge are shared by its containers. A folder has a file for each: while
+    there are others the elements stay. When it is empty, which may be a loss, the bridge's ports in the kernel decide.
     """
 
     bridge: str
@@ -135,33 +141,43 @@ class KeepApart(Op):
         folder = self.folder(kernel, self.policy)
         records.make_folder(folder)
         try:
-            os.close(
-                os.open(f"{folder}/{kernel.key.hex}", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            )
+            os.close(os.open(f"{folder}/{kernel.key.hex}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass  # whatever it is: the name counts
         except OSError as error:
             raise os_error(f"cannot write to {folder}", error) from error
 
-    def _leave(self, kernel: Kernel) -> bool:
-        """Whether nobody is left."""
-        folder = self.folder(kernel, self.policy)
-        try:
-            os.unlink(f"{folder}/{kernel.key.hex}")
-        except FileNotFoundError:
-            pass
-        return is_empty(folder)
-
     def undo(self, kernel: Kernel) -> None:
+        self.withdraw(kernel, lambda _: False)
+
+    def withdraw(self, kernel: Kernel, is_gone: "Callable[[str], bool]") -> None:
+        """Let the container leave; the elements go with the last. `is_gone` as in leave_stale()."""
         if self.policy not in POLICIES or not 0 < len(self.bridge.encode()) < 16:
             return  # a damaged record
-        other = POLICIES[1 - POLICIES.index(self.policy)]
+        other = KeepApart(bridge=self.bridge, policy=POLICIES[1 - POLICIES.index(self.policy)])
         with nftables_lock():
-            if not self._leave(kernel):
+            strike(f"{self.folder(kernel, self.policy)}/{kernel.key.hex}")
+            if self.is_held(kernel, is_gone):
                 return
             every, *own = self.elements()
             try:
-                remove(kernel, [*own, every] if is_empty(self.folder(kernel, other)) else own)
+                remove(kernel, own if other.is_held(kernel, is_gone) else [*own, every])
             except NftUnavailable:
                 return  # then nothing of ours can be there
+
+    def is_held(self, kernel: Kernel, is_gone: "Callable[[str], bool]") -> bool:
+        """Whether another container on the bridge needs the policy, or may. The folder is gone where none does."""
+        from cni_py import bridgeusers
+
+        folder = self.folder(kernel, self.policy)
+        if set(listed(folder)) - {kernel.key.hex} or bridgeusers.is_needed(kernel, self, is_gone):
+            return True
+        for path in (folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
+            try:
+                os.rmdir(path)
+            except OSError:
+                break  # not there, or others are in it
+        return False
 
     def check(self, kernel: Kernel) -> str | None:
         for set_name, element in self.elements():
@@ -174,21 +190,6 @@ class KeepApart(Op):
         families = backends.concerned(kernel, firewallrules.STAGE_1, table=FILTER)
         held = [firewallrules.is_policed(Rules.read(family, FILTER), self.bridge, self.policy) for family in families]
         return None if any(held) else lost
-
-
-def is_empty(folder: str) -> bool:
-    """Whether there is nothing in the folder, which is gone afterwards; those that it is in, too, with the last."""
-    parent = os.path.dirname(folder)
-    for path in (folder, parent, os.path.dirname(parent)):
-        try:
-            os.rmdir(path)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            return path != folder
-    return True
 
 
 def put(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> bool:
@@ -208,14 +209,14 @@ def remove(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> None:
 
 
 class IsolatePort(Op):
-    """What another isolated port of the bridge sends does not reach this one.
+    """What another isolated port of the bridge sends does not reach this one, whatever it is.
 
     No IP rule sees that unless br_netfilter is on. The bridge family has no conntrack: it drops, whoever began.
     """
 
     name: str
     owned = True
-    line = "host: nft element of set isolated of bridge cni_py: no packet from other such ports to {name}"
+    line = "host: nft element of set isolated of bridge cni_py: no frame from other such ports to {name}"
 
     def element(self, kernel: Kernel) -> Element:
         """The one in the set."""
@@ -223,7 +224,7 @@ class IsolatePort(Op):
 
     def apply(self, kernel: Kernel) -> bool:
         try:
-            return nftops.put(kernel, ISOLATED, self.element(kernel), nftrules.isolation_chain(), BRIDGE)
+            return nftops.put(kernel, ISOLATED, self.element(kernel), family=BRIDGE)
         except NftUnavailable as error:
             say(f"containers on the bridge of {self.name} reach each other unless br_netfilter is on: {error}")
             return False
@@ -232,8 +233,13 @@ class IsolatePort(Op):
         nftops.take(kernel, ISOLATED, ifname_key(self.name), BRIDGE)
 
     def check(self, kernel: Kernel) -> str | None:
-        if kernel.nft.get(ISOLATED, (ifname_key(self.name),), BRIDGE) or bridged_packets_pass_ip_rules(4):
+        try:
+            if kernel.nft.get(ISOLATED, (ifname_key(self.name),), BRIDGE):
+                return None
+        except NftUnavailable:  # as apply() has said
             return None
+        if bridged_packets_pass_ip_rules(4) and records.load(kernel.key, PLUGIN) is None:
+            return None  # made by the Go plugin, which relies on br_netfilter
         return f"nftables set {ISOLATED} of table bridge cni_py has lost {self.name}"
 
 
@@ -260,7 +266,7 @@ def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge
 def addresses_in_use() -> set[bytes]:
     """Those that records of the plugin name."""
     taken = set()
-    for record in records.all_records("firewall"):
+    for record in records.all_records(PLUGIN):
         for fields in record.ops:
             if isinstance(fields, dict) and fields.get("op") == PassForwarded.__name__:
                 try:
@@ -271,24 +277,68 @@ def addresses_in_use() -> set[bytes]:
     return taken
 
 
-def leave_stale(kernel: Kernel) -> None:
-    """GC: let those leave the bridges' lists whose record is lost."""
+def policies(kernel: Kernel) -> "Iterator[tuple[KeepApart, str]]":
+    """The policies of bridges that have a folder, and the folder."""
     top = f"{records.run_dir()}/policies/{kernel.host_cookie}"
     for folder in listed(top):
         policy, _, name = folder.rpartition("-")
-        for hexed in listed(f"{top}/{folder}"):
-            if any(entry.startswith("firewall.") for entry in listed(f"{records.run_dir()}/attachments/{hexed}")):
-                continue
-            key = records.Attachment("", "", "")
-            key.hex = hexed
-            lost = Kernel(key, "")
-            KeepApart(bridge=bytes.fromhex(name).decode(), policy=policy).undo(lost)
-            lost.nft.close()
+        try:
+            yield KeepApart(bridge=bytes.fromhex(name).decode(), policy=policy), f"{top}/{folder}"
+        except ValueError:
+            continue  # nothing of ours
+
+
+def forget_policies(kernel: Kernel) -> None:
+    """DEL without a record: the container leaves the lists of bridges that it is in, and its port is no isolated one."""
+    for op, folder in list(policies(kernel)):
+        if os.path.lexists(f"{folder}/{kernel.key.hex}"):
+            op.undo(kernel)
+    try:
+        IsolatePort(name=kernel.key.host_veth).undo(kernel)
+    except OSError as error:
+        raise os_error("cannot remove an element of the nftables table cni_py", error) from error
+
+
+def leave_stale(kernel: Kernel, is_gone: "Callable[[str], bool]") -> None:
+    """GC: let those leave the bridges' lists whose record is lost and who have no port there; what nobody needs goes.
+
+    `is_gone` says whether the runtime has no such attachment any more, by the alias of a port.
+    """
+    from cni_py import bridgeusers
+
+    for op, folder in list(policies(kernel)):
+        if not os.path.isdir(folder):
+            strike(folder)
+        for hexed in listed(folder):
+            if not bridgeusers.has_record(hexed) and not bridgeusers.has_port(kernel, op.bridge, hexed, is_gone):
+                strike(f"{folder}/{hexed}")
+    for op in in_force(kernel):
+        op.withdraw(kernel, is_gone)
+
+
+def in_force(kernel: Kernel) -> list[KeepApart]:
+    """What the elements in the kernel say, both policies of each bridge."""
+    try:
+        comments = {element.comment.partition(" ") for name in SETS for element in kernel.nft.dump(name)}
+    except NftUnavailable:
+        return []
+    bridges = sorted(bridge for whose, _, bridge in comments if whose == PLUGIN and bridge)
+    return [KeepApart(bridge=bridge, policy=policy) for bridge in bridges for policy in POLICIES]
+
+
+def strike(path: str) -> None:
+    """Remove an entry of a folder, whatever it is; one that cannot be removed is left to GC."""
+    for remove_it in (os.unlink, os.rmdir):
+        try:
+            remove_it(path)
+        except OSError:
+            continue
+        return
 
 
 def listed(folder: str) -> list[str]:
-    """What is in a folder that need not exist."""
+    """What is in a folder; nothing where there is none that can be read."""
     try:
         return os.listdir(folder)
-    except FileNotFoundError:
+    except OSError:
         return []

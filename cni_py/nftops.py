@@ -195,7 +195,11 @@ class Masquerade(Op):
 
 
 class CheckSource(Op):
-    """Frames from the container with another MAC than its own are dropped."""
+    """Frames from the container with another MAC than its own are dropped.
+
+    Those to link-local groups (LLDP) come by no chain of the bridge family, and the bridge would still learn from them that
+    the MAC of another container is here (br_handle_frame(), net/bridge/br_input.c): it is told not to.
+    """
 
     name: str
     mac: bytes
@@ -212,6 +216,9 @@ class CheckSource(Op):
 
     def apply(self, kernel: "Kernel") -> bool:
         new = [put(kernel, set_name, element, family=BRIDGE) for set_name, element in self.elements(kernel)]
+        port = kernel.host.link(self.name)
+        if port is not None and port.slave_kind == "bridge":
+            kernel.host.stop_link_local_learning(port.master)
         return any(new)
 
     def undo(self, kernel: "Kernel") -> None:

@@ -1,6 +1,6 @@
 """firewall: what is forwarded to and from the container passes; bridges can be kept apart. Chained behind e.g. bridge.
 
-    ADD    rules for the addresses of prevResult, and for the bridge that its first interface names; result: prevResult
+    ADD    rules for the addresses of prevResult, and for the bridge among its interfaces; result: prevResult
     DEL    what the record lists, and rules that the Go plugin made for these addresses
     CHECK  the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows, with or without a record
@@ -12,7 +12,8 @@ Example configuration: conf/firewall.conflist.
                    iptables     the Go plugin's chains CNI-FORWARD, CNI-ADMIN, CNI-ISOLATION-STAGE-1 and -2
     ingressPolicy  open         the default
                    same-bridge  not reached from other bridges with a policy, but by published ports
-                   isolated     nor from its own bridge; also without br_netfilter
+                   isolated     nor from its own bridge, also without br_netfilter: no frame of any type passes between the ports
+                   Both need a bridge in prevResult: behind ptp or macvlan they are refused (code 7)
 """
 
 from cni_py import backends, netconf, records, settings, version
@@ -23,8 +24,10 @@ from cni_py.result import known_result, prev_result
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.engine import Op
+    from cni_py.kernel.context import Kernel
     from cni_py.result import Result
 
+BRIDGES = ("bridge", "openvswitch")  # kinds of link whose ports are containers
 BACKENDS = ("iptables", "nftables")
 ADMIN_CHAIN = "CNI-ADMIN"
 
@@ -51,17 +54,20 @@ class FirewallConf:
         return settings.backend(self.asked if self.asked in BACKENDS else "")
 
     @property
+    def host_side(self) -> list[str]:
+        """The host's interfaces that prevResult names: of the bridge plugin the bridge, then its port."""
+        interfaces = self.prev_result.interfaces if self.prev_result is not None else []
+        return [interface.name for interface in interfaces if not interface.sandbox]
+
+    @property
     def bridge(self) -> str:
         """The bridge the policy is about, "" when prevResult names none."""
-        interfaces = self.prev_result.interfaces if self.prev_result is not None else []
-        return interfaces[0].name if interfaces else ""
+        return "".join(self.host_side[:1])
 
     @property
     def port(self) -> str:
         """The bridge's port that leads to the container, "" when prevResult names none."""
-        interfaces = self.prev_result.interfaces if self.prev_result is not None else []
-        ours = [interface.name for interface in interfaces if not interface.sandbox]
-        return "".join(ours[1:2])  # [bridge, host veth, ...]
+        return "".join(self.host_side[1:2])
 
     @property
     def has_policy(self) -> bool:
@@ -75,7 +81,7 @@ class FirewallConf:
         if self.asked == "firewalld":
             raise InvalidNetworkConfig("backend: firewalld is not supported yet", "use nftables or iptables")
 
-    def check_add(self) -> None:
+    def check_add(self, kernel: "Kernel") -> None:
         """CniError for what only ADD and CHECK refuse."""
         self.refuse_firewalld()
         from cni_py.kernel import rtnl
@@ -85,21 +91,25 @@ class FirewallConf:
             raise CniError(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
         if not self.has_policy:
             return
-        try:
-            for name in filter(None, [self.bridge, self.port]) if self.bridge else [""]:
+        for name in self.host_side[:2]:
+            try:
                 rtnl.check_name(name)
-        except OSError as error:
-            raise CniError(
-                f'interface needs to be set for ingress policy "{self.policy}", '
-                'make sure to chain "firewall" plugin with "bridge"'
-            ) from error
+            except OSError as error:
+                raise InvalidNetworkConfig(f'prevResult names an interface that cannot be one: "{name}"') from error
+        link = kernel.host.link(self.bridge) if self.bridge else None
+        if not self.bridge or (link is not None and link.kind not in BRIDGES):
+            found = f'its "{self.bridge}" is none' if self.bridge else "it names no interface of the host"
+            raise InvalidNetworkConfig(
+                f'ingressPolicy "{self.policy}" is about the containers of a bridge, and prevResult has no bridge: {found}',
+                'make sure to chain "firewall" behind "bridge", or leave ingressPolicy out',
+            )
 
 
 def add(call: Call) -> "Result":
     """Let the container's traffic pass."""
     conf = FirewallConf(call)
     earlier = needed_result(conf)
-    conf.check_add()
+    conf.check_add(call.kernel)
     steps = plan(conf, conf.backend)
     if steps:
         call.begin()
@@ -143,7 +153,8 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Take the rules out, whatever the configuration now says."""
-    call.finish_delete(call.run_all(Call.undo_recorded, *(() if is_recorded(call) else (remove_foreign,))))
+    without_record = () if is_recorded(call) else (remove_foreign, forget_policies)
+    call.finish_delete(call.run_all(Call.undo_recorded, *without_record))
 
 
 def is_recorded(call: Call) -> bool:
@@ -153,12 +164,9 @@ def is_recorded(call: Call) -> bool:
 
 
 def remove_foreign(call: Call) -> None:
-    """Take out what the Go plugin made for the addresses of prevResult, and what of ours has no record any more."""
-    from cni_py import nftops
-    from cni_py.firewallops import ISOLATED, forget_addresses
-    from cni_py.kernel.nftables import BRIDGE
+    """Take out what the Go plugin made for the addresses of prevResult."""
+    from cni_py.firewallops import forget_addresses
 
-    nftops.sweep(call.kernel, call.conf.name, (), (ISOLATED, BRIDGE), only=call.key.hex)
     earlier = known_result(call.conf)
     if earlier is not None:
         bridge = earlier.interfaces[0].name if earlier.interfaces else ""
@@ -173,11 +181,18 @@ def admin_chain_of(call: Call) -> str:
     return name if is_chain_name(name) else ADMIN_CHAIN
 
 
+def forget_policies(call: Call) -> None:
+    """Take out what keeps the container apart, found without a record."""
+    from cni_py.firewallops import forget_policies
+
+    forget_policies(call.kernel)
+
+
 def check(call: Call) -> None:
     """Compare with the kernel."""
     conf = FirewallConf(call)
     needed_result(conf)
-    conf.check_add()
+    conf.check_add(call.kernel)
     call.check_plan(plan(conf, backend_in_use(call, conf)))
 
 
@@ -192,9 +207,26 @@ def backend_in_use(call: Call, conf: FirewallConf) -> str:
 
 def gc(call: Call) -> None:
     """Take away what stale attachments left."""
+    call.finish_delete(collect_garbage(call) + call.run_all(sweep_ports, sweep_policies))
+
+
+def sweep_policies(call: Call) -> None:
+    """Take out the policies of bridges that nobody needs."""
     from cni_py.firewallops import leave_stale
 
-    call.finish_delete(collect_garbage(call) + call.run_all(lambda call: leave_stale(call.kernel), sweep_ports))
+    network, valid = call.conf.name, valid_hexes(call)
+
+    def is_gone(alias: str) -> bool:
+        hexed, _, label = alias.partition(" ")
+        return valid is not None and label.startswith(f"{network}/") and hexed not in valid
+
+    leave_stale(call.kernel, is_gone)
+
+
+def valid_hexes(call: Call) -> set[str] | None:
+    """The attachments that the runtime knows; None when it has not said."""
+    listed = call.conf.valid_attachments
+    return None if listed is None else {records.Attachment(call.conf.name, *each).hex for each in listed}
 
 
 def sweep_ports(call: Call) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TABLE = "cni_py"
 INET, BRIDGE = 1, 7  # NFPROTO_*, linux/netfilter.h
-LAYOUT = 2  # raise with every change of nftrules.table(): an older table is then brought up to date
+LAYOUT = 3  # raise with every change of nftrules.table(): an older table is then brought up to date
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NFT_MSG_NEWCHAIN = _SUBSYSTEM | 3

@@ -14,6 +14,11 @@ Traps that these rules avoid, each shown by a packet test:
   looked at before it is set
 - hairpin: the answer of a container must come back through the host whenever client and container share a subnet
 
+- `ether type ip` does not match an IP packet with a VLAN tag, and its receiver strips a tag of VLAN 0: so nothing passes
+  between isolated ports, of whatever type, ARP included. The one exception is a frame to the bridge's own MAC (pkttype
+  host): it is forwarded only where br_netfilter has sent a packet for a published port to its new destination. The
+  chain is in front of br_netfilter's own forward hook (NF_BR_PRI_BRNF - 1), which marks all frames as pkttype host
+
 The priority on the output hook is a number because nft 1.0.6 knows no names there. `dnat ip` does not look at the family of
 a packet, hence a chain for each.
 """
@@ -75,9 +80,14 @@ add table bridge cni_py
 add set bridge cni_py layout {{ type mark; }}
 add set bridge cni_py spoof_checked {{ type ifname; }}
 add set bridge cni_py spoof_allowed {{ type ifname . ether_addr; }}
+add set bridge cni_py isolated {{ type ifname; }}
 add chain bridge cni_py prerouting {{ type filter hook prerouting priority -300; policy accept; }}
+add chain bridge cni_py isolation {{ type filter hook forward priority -10; policy accept; }}
 flush chain bridge cni_py prerouting
+flush chain bridge cni_py isolation
 add rule bridge cni_py prerouting iifname @spoof_checked iifname . ether saddr != @spoof_allowed drop
+add rule bridge cni_py isolation iifname @isolated oifname @isolated ether type {{ ip, ip6 }} meta pkttype host accept
+add rule bridge cni_py isolation iifname @isolated oifname @isolated drop
 flush set bridge cni_py layout
 add element bridge cni_py layout {{ {layout} }}
 """
@@ -194,22 +204,6 @@ def policy_chain() -> str:
     chain = "add chain inet cni_py policies { type filter hook forward priority 0; policy accept; }\n"
     apart = "ct status & dnat == 0 iifname @policed oifname @policed iifname . oifname != @same_bridge drop"
     return sets + chain + _chain("policies", [apart])
-
-
-def isolation_chain() -> str:
-    """Text for the chain of the bridge family that lets no IP packet pass between isolated ports. ARP may.
-
-    A frame to the bridge's own MAC is of type host. One of those comes by here too: where br_netfilter is on, a packet to a
-    published port gets its new destination before, and need not leave the bridge. So this is in front of br_netfilter's own
-    forward hook (NF_BR_PRI_BRNF - 1), which makes all frames of that type for a while.
-    """
-    apart = "iifname @isolated oifname @isolated ether type { ip, ip6 } meta pkttype != host drop"
-    return (
-        "add set bridge cni_py isolated { type ifname; }\n"
-        "add chain bridge cni_py isolation { type filter hook forward priority -10; policy accept; }\n"
-        "flush chain bridge cni_py isolation\n"
-        f"add rule bridge cni_py isolation {apart}\n"
-    )
 
 
 def _chain(name: str, rules: list[str]) -> str:
