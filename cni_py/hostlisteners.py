@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from cni_py.engine import Op
     from cni_py.kernel.sock_diag import Listener
     from cni_py.portmappings import Mapping
 
@@ -54,21 +55,32 @@ class Held:
         return f"port {self.listener.port}/{mapping.protocol} on {host_ip} is in use by {self.holder}"
 
 
-def settle(wanted: "Sequence[Mapping]", listeners: "Sequence[Listener]", container: Container, asked: str) -> None:
-    """Before ports are published on which there are listeners: PortInUse, or lines on stderr."""
-    found = in_the_way(wanted, listeners)
-    refuse = bool(found) and (asked or settings.load().host_listener) == "refuse"
-    if not refuse:
-        found = [(mapping, listener) for mapping, listener in found if is_taken(listener.ip)]
-    foreign = held(found, container)
-    if foreign and refuse:
+def settle(
+    wanted: "Sequence[Mapping]", listeners: "Sequence[Listener]", container: Container, asked: str, steps: "list[Op]"
+) -> "list[Op]":
+    """Before ports are published on which there are listeners: PortInUse, or lines on stderr; the steps to be taken.
+
+    Where portfwd is asked for the ports, too, it must not take them by a redirect, which needs no port of its own: that it
+    does where the container's own runtime holds them. So its word on a port of others is that it cannot listen there.
+    """
+    foreign = held(in_the_way(wanted, listeners), container)
+    if not foreign:
+        return steps
+    if (asked or settings.load().host_listener) == "refuse":
         raise PortInUse(str(foreign[0]), ADVICE)
+    if not any(isinstance(step, userland.RelayPorts) and step.required for step in steps):
+        warn([one for one in foreign if is_taken(one.listener.ip)], container)
+    taken = {(one.mapping.protocol, one.listener.port) for one in foreign}
+    return [step.beside(taken) if isinstance(step, userland.RelayPorts) else step for step in steps]
+
+
+def warn(foreign: "Sequence[Held]", container: Container) -> None:
+    """Say whose clients NAT takes."""
     for one in foreign[:SAID_MAX]:
         userland.say(f"{one}, whose clients now come to container {container.id}")
     if len(foreign) > SAID_MAX:
-        userland.say(
-            f"{len(foreign) - SAID_MAX} more ports of container {container.id} are taken from programs of the host"
-        )
+        more = len(foreign) - SAID_MAX
+        userland.say(f"{more} more ports of container {container.id} are taken from programs of the host")
 
 
 # Pure: which sockets are in the way

@@ -2,8 +2,8 @@
 
 There for the very container is what is held by
 
-    nerdctl's reserver    a `sleep infinity` that was given the sockets; the file /run/nerdctl/NAMESPACE/ID/port-reserver.pid names
-                          the process, and NAMESPACE-ID is the container's ID here
+    nerdctl's reserver    a `sleep infinity` that was given the sockets; the file /run/nerdctl/NAMESPACE/ID/port-reserver.pid
+                          names the process, and NAMESPACE-ID is the container's ID here
     conmon                with the container's ID in its command line: it keeps podman's sockets while the container lives
     portfwd's service     for an attachment of this container, to whatever network, or by a mapping that leads to one of its
                           addresses; what it holds for attachments whose ports NAT serves is told by portmap's claims

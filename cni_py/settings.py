@@ -42,6 +42,13 @@ def backend(asked: str = "") -> str:
     return asked or load().backend
 
 
+def for_host_listener(asked: str) -> str:
+    """A configuration's `hostListener`, "" when it says nothing. InvalidNetworkConfig for what is none."""
+    if asked not in ("", *HOST_LISTENERS):
+        raise InvalidNetworkConfig(f'unknown hostListener "{asked}"', f"one of {', '.join(HOST_LISTENERS)}")
+    return asked
+
+
 def load() -> Settings:
     """The settings of this host. InvalidNetworkConfig that names the line, CniError."""
     try:

@@ -22,7 +22,7 @@ from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from cni_py.jsontext import Encodable
     from cni_py.kernel.context import Kernel
@@ -176,8 +176,18 @@ class RelayPorts(Op):
         found: list[dict[str, Encodable]] = []
         for number, one in enumerate(self.wanted()):
             name: dict[str, Encodable] = {"id": f"portmap-{key.hex}-{number}", "owner": OWNER + key.hex, "label": label}
-            found.append({**one, **name, "redirect": _redirect(one)})
+            found.append({**one, **name, "redirect": one.get("redirect", _redirect(one))})
         return found
+
+    def beside(self, taken: "Container[tuple[str, int]]") -> "RelayPorts":
+        """The same, but for redirects on ports that programs of the host have."""
+        changed: list[dict[str, Encodable]] = [
+            {**one, "redirect": "never"}
+            if any((str(one.get("protocol")), port) in taken for port in _ports(one))
+            else one
+            for one in self.wanted()
+        ]
+        return RelayPorts(mappings=encode(changed, None), required=self.required)
 
     def apply(self, kernel: "Kernel") -> bool:
         try:

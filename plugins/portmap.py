@@ -44,8 +44,7 @@ def add(call: Call) -> "Result":
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
         raise CniError("must be called as chained plugin")
-    steps = plan(conf, conf.prev_result, call.ifname)
-    look_for_listeners(call, conf, conf.prev_result)
+    steps = beside_listeners(call, conf, plan(conf, conf.prev_result, call.ifname))
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
     if not call.dry_run:
@@ -60,20 +59,23 @@ def add(call: Call) -> "Result":
     return conf.prev_result
 
 
-def look_for_listeners(call: Call, conf: PortmapConf, earlier: "Result") -> None:
-    """What `hostListener` asks for, about programs of the host that listen on one of the ports. PortInUse."""
-    asked = netconf.string(call.conf.raw, "hostListener")
-    if asked not in ("", *settings.HOST_LISTENERS):
-        raise InvalidNetworkConfig(f'unknown hostListener "{asked}"', f"one of {', '.join(settings.HOST_LISTENERS)}")
-    if not conf.entries or conf.userland_proxy == "always":
-        return  # portfwd, which serves all then, cannot listen beside another program, and says so
-    wanted = mappings(conf, container_addresses(earlier, call.ifname))
+def beside_listeners(call: Call, conf: PortmapConf, steps: "list[Op]") -> "list[Op]":
+    """The steps, when programs of the host that listen on one of the ports are dealt with as `hostListener` says. PortInUse."""
+    asked = settings.for_host_listener(netconf.string(call.conf.raw, "hostListener"))
+    earlier = conf.prev_result
+    if earlier is None or not conf.entries:
+        return steps
+    addresses = container_addresses(earlier, call.ifname)
+    if conf.userland_proxy == "always":  # portfwd listens in both families, whichever the container has
+        addresses = addresses and [Address(bytes(4), 32), Address(bytes(16), 128)]
+    wanted = mappings(conf, addresses)
     listeners = sock_diag.waiting((one.protocol, one.first, one.last) for one in wanted)
-    if listeners:
-        from cni_py import hostlisteners
+    if not listeners:
+        return steps
+    from cni_py import hostlisteners
 
-        own = hostlisteners.Container(call.container_id, call.netns, [ip.address.packed for ip in earlier.ips])
-        hostlisteners.settle(wanted, listeners, own, asked)
+    own = hostlisteners.Container(call.container_id, call.netns, [ip.address.packed for ip in earlier.ips])
+    return hostlisteners.settle(wanted, listeners, own, asked, steps)
 
 
 def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:

@@ -208,6 +208,10 @@ class NerdctlHost:
         lines = json.dumps(self.state(), indent=1).splitlines()
         return [line for line in lines if "/run/cni-py/host-local/" not in line]
 
+    def lines_listening(self, port: int) -> int:
+        """How many sockets wait for clients on a port."""
+        return len(self.run("ss", "-H", "-l", "-t", "-n", f"sport = :{port}").splitlines())
+
     def traces(self, run: Running) -> list[str]:
         """What still tells of a container, once the kernel has cleaned up."""
         texts = [ip["address"].partition("/")[0] for result in run.results for ip in result["ips"]]

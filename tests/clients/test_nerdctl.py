@@ -430,3 +430,21 @@ def test_k3s_kills_traffic_rules_of_iptables_alone(other_host: NerdctlHost) -> N
     with other_host.running("web", f"{PORT}:80"):
         seen = other_host.ask("client", HOST4, PORT)
     assert seen == f"web saw {CLIENT4}"
+
+
+def test_the_reserver_is_not_in_the_way_of_its_container(other_host: NerdctlHost) -> None:
+    """Where portmap refuses ports that programs of the host listen on: the reserver listens on those of the container."""
+    refusing = {"portmap": {"hostListener": "refuse"}}
+    other_host.create_network(ISOLATED, *SUBNETS[ISOLATED], changes=refusing)
+    networks = (ISOLATED, DEFAULT)  # the second one's portmap would only say so
+    with other_host.running("web", f"{PORT}:80", f"{UDP_PORT}:53/udp", networks=networks) as web:
+        assert other_host.lines_listening(PORT) == 1
+        assert other_host.ask("client", HOST4, PORT) == f"web saw {CLIENT4}"
+        web.stop()
+        web.reborn()
+        web.start()  # with the port reserved anew
+        assert other_host.ask("client", HOST4, PORT) == f"web saw {CLIENT4}"
+    assert other_host.lines_listening(PORT) == 0
+    late = other_host.container("late", f"{PORT}:80", networks=(ISOLATED,))
+    with other_host.serving("host", PORT), pytest.raises(nerdctl.PluginFailed, match="8080/tcp on 0.0.0.0 is in use by"):
+        late.start()
