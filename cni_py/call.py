@@ -62,6 +62,7 @@ class Call:
         "netns",
         "path",
         "plugin",
+        "recorded",
         "verb",
     )
 
@@ -87,6 +88,7 @@ class Call:
         self.args = args
         self.path = list(path)
         self.dry_run = dry_run
+        self.recorded: bool | None = None  # DEL: whether there was a record that can be read; None for a damaged one
         self.key = Attachment(conf.name, container_id, ifname)
         self.kernel = Kernel(self.key, netns)
         self.executor: Executor = engine.Planner(self.kernel) if dry_run else engine.Executor(self.kernel)
@@ -118,8 +120,10 @@ class Call:
         """DEL: undo what the record lists; nothing recorded is success. CniError with all that failed."""
         record = records.load(self.key, self.plugin)
         if record is None:
+            self.recorded = False
             records.Record(self.key, self.plugin).remove()  # half of one, from a call killed while it wrote its first
             return
+        self.recorded = engine.is_whole(record) or None
         failures = engine.undo_record(record, self.kernel)
         if failures:
             raise CniError(f"DEL of {self.key.label} is incomplete", "; ".join(failures))

@@ -69,6 +69,7 @@ def sweep_elements(call: "Call") -> None:
     valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
     sets = (("masquerade4", INET), ("masquerade6", INET), ("spoof_checked", BRIDGE), ("spoof_allowed", BRIDGE))
     nftops.sweep(call.kernel, call.conf.name, valid, *sets)
+    nftops.sweep_chains(call.kernel)
 
 
 # CHECK

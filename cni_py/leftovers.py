@@ -9,6 +9,8 @@ portindex. It goes in two cases:
 A container with several networks has several interfaces: what another interface of it publishes stays.
 """
 
+import os
+
 from cni_py import backends, engine, heirs, portindex, records
 from cni_py.addr import ip_text, parse_ip
 from cni_py.call import Call
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from cni_py.portindex import Publication
-    from cni_py.records import Record
 
 PLUGIN = "portmap"
 BUSY_S = 0.05  # somebody who works on a publication at this moment ends its call, or is alive
@@ -77,7 +78,8 @@ def _is_of_another_host(call: Call, publication: "Publication") -> bool:
 def _has_address(call: Call, publication: "Publication", address: str) -> bool:
     """Whether the attachment that publishes for the address lives, and still has it.
 
-    One without a record is a leftover: the address would not have been given to somebody else.
+    One without a record is a leftover: the address would not have been given to somebody else. portmap does not give addresses
+    away: it believes the result it was given where the container really has the address.
     """
     key = publication.key
     if key is not None and call.plugin == PLUGIN and key.hex == call.key.hex:
@@ -87,24 +89,28 @@ def _has_address(call: Call, publication: "Publication", address: str) -> bool:
         return False
     if record.key.hex != call.key.hex and records.interface_name(record.key) == records.interface_name(call.key):
         return False  # the network has been renamed
-    return holds(record, address)
+    if call.plugin == PLUGIN and not holds(call.netns, call.ifname, address, unseen=False):
+        return True
+    return holds(record.netns, record.key.ifname, address, unseen=True)
 
 
-def holds(record: "Record", address: str) -> bool:
-    """Whether the interface that a record speaks of has the address; also where that cannot be seen."""
+def holds(path: str, ifname: str, address: str, *, unseen: bool) -> bool:
+    """Whether an interface of a namespace has the address; `unseen` where that cannot be seen."""
     from cni_py.kernel.rtnl import Rtnl
 
     try:
-        side = Rtnl(netns.open_netns(record.netns))
+        fd = netns.open_netns(path)
     except (OSError, CniError):
-        return True
+        return unseen
+    side = Rtnl(fd)
     try:
-        link = side.link(record.key.ifname)
+        link = side.link(ifname)
         return link is not None and parse_ip(address) in [held.address.packed for held in side.addresses(link.index)]
     except OSError:
-        return True
+        return unseen
     finally:
         side.close()
+        os.close(fd)
 
 
 def withdraw(publication: "Publication", address: str = "") -> list[str]:
@@ -152,16 +158,16 @@ def withdraw_unrecorded(kernel: Kernel, hexed: str) -> None:
     userland.forget(hexed)
 
 
-def withdraw_lost(call: Call, addresses: "Collection[bytes]") -> None:
-    """DEL of an attachment whose record is lost or damaged: take away what it publishes all the same.
+def withdraw_lost(call: Call, addresses: "Collection[bytes]", *, certain: bool) -> None:
+    """DEL of an attachment whose record is damaged (`certain`) or not there: take away what it publishes all the same.
 
-    A DEL that comes twice, or of a container that never published, must not look through all ports of the host: the index, or
-    the attachment's element for one of its `addresses`, has to say that there is something.
+    A DEL that comes twice, or of a container that never published, must not look through all ports of the host: without a
+    record the index, or the attachment's element for one of its `addresses`, has to say that there is something.
     """
     name = records.interface_name(call.key)
     listed = portindex.holders(name, call.kernel) if records.may_be_published(name) else []
     own = [one for one in listed if one.hex == call.key.hex]
-    if own or _has_element(call, addresses):
+    if certain or own or _has_element(call, addresses):
         withdraw_unrecorded(call.kernel, call.key.hex)
         for one in own:
             portindex.forget(one)

@@ -6,11 +6,12 @@
 The two are one file, which names the attachment. With it the ADD that gets an address, and the DEL of a container whose network
 has been renamed, find what an earlier attachment left published without looking through all published ports.
 
-An index that is not there (the first call of a boot, records of an earlier version, somebody emptied /run/cni-py) is made from the
-records, and from the comments in nftables, iptables and portfwd: so it also knows what is published by attachments whose record is
-lost, and by the Go plugins.
+An index that is not there (the first call of a boot, records of an earlier version, somebody emptied /run/cni-py) is made from
+the records, and from the comments in nftables, iptables and portfwd: so it also knows what is published by attachments whose
+record is lost, and by the Go plugins.
 """
 
+import errno
 import os
 
 from cni_py import jsontext, records
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ENTRY_MAX = 1 << 16  # bytes that are read of an entry
 HEX = 16
+HARMLESS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EROFS)  # gone; another attachment is listed there, too
 
 
 class Publication:
@@ -47,7 +49,10 @@ class Publication:
     def names(self) -> list[str]:
         """The folders that the entry is in."""
         known = self.key is not None and self.key.ifname
-        return [*([records.interface_name(self.key)] if known and self.key is not None else []), *sorted(self.addresses)]
+        return [
+            *([records.interface_name(self.key)] if known and self.key is not None else []),
+            *sorted(self.addresses),
+        ]
 
 
 class ListPublication(Op):
@@ -102,14 +107,15 @@ def sweep(network: str, valid: "Iterable[Attachment]") -> None:
 
 
 def forget(publication: Publication) -> None:
-    """Take the attachment out of the index. What cannot be removed is harmless, and no reason for a DEL to fail."""
+    """Take the attachment out of the index. On a disk that is read-only it stays, which is harmless. OSError."""
     for name in publication.names:
         folder = f"{records.published_dir()}/{name}"
         for remove, path in ((os.unlink, f"{folder}/{publication.hex}"), (os.rmdir, folder)):
             try:
                 remove(path)
-            except OSError:
-                pass  # gone, read-only, or another attachment is listed there too
+            except OSError as error:
+                if error.errno not in HARMLESS:
+                    raise
 
 
 def write(top: str, publication: Publication) -> None:
@@ -167,7 +173,9 @@ def _read(folder: str, hexed: str) -> Publication:
     names = [fields.get(name) for name in ("network", "containerID", "ifname")]
     key = Attachment(*map(str, names)) if all(isinstance(name, str) for name in names) else None
     listed = fields.get("addresses")
-    texts = {text for text in listed if isinstance(text, str) and is_address(text)} if isinstance(listed, list) else set()
+    texts = (
+        {text for text in listed if isinstance(text, str) and is_address(text)} if isinstance(listed, list) else set()
+    )
     return Publication(hexed, key if key is not None and key.hex == hexed else None, where | texts)
 
 

@@ -314,21 +314,9 @@ def condition_id(family: int, condition: str) -> str:
 def container_addresses(earlier: "Result", ifname: str) -> list[Address]:
     """The container's first address of each family, IPv4 first: one of `ifname`, or of no interface named."""
     found: dict[int, Address] = {}
-    for address in addresses_of(earlier, ifname):
+    for address in result.addresses_of(earlier, ifname):
         found.setdefault(address.family, address)
     return [found[family] for family in sorted(found)]
-
-
-def addresses_of(earlier: "Result", ifname: str) -> list[Address]:
-    """All addresses of the container's interface `ifname`, or of no interface named."""
-    found = []
-    for ip in earlier.ips:
-        if ip.interface is not None and 0 <= ip.interface < len(earlier.interfaces):
-            interface = earlier.interfaces[ip.interface]
-            if interface.name != ifname or not interface.sandbox:
-                continue
-        found.append(ip.address)
-    return found
 
 
 def mappings(conf: PortmapConf, addresses: "Iterable[Address]") -> list[Mapping]:

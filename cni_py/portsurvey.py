@@ -124,6 +124,7 @@ def of_portfwd(_kernel: "Kernel") -> "Iterator[Found]":
 
 def targets_of(mapping: "Object") -> list[str]:
     """Where a mapping of portfwd's leads."""
-    targets = mapping.get("targets")
-    found = [str(target.get("address", "")) for target in targets if isinstance(target, dict)] if isinstance(targets, list) else []
+    listed = mapping.get("targets")
+    targets = listed if isinstance(listed, list) else []
+    found = [str(target.get("address", "")) for target in targets if isinstance(target, dict)]
     return [text for text in found if portindex.is_address(text)]

@@ -21,7 +21,7 @@ backend. Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import backends, engine, netconf, nftops, portindex, records, settings, userland
+from cni_py import backends, netconf, nftops, portindex, records, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig
@@ -70,13 +70,11 @@ def delete(call: Call) -> None:
 
 def withdraw(call: Call) -> None:
     """Undo what the record lists; of one that is lost or damaged, what the kernel and portfwd say."""
-    record = records.load(call.key, call.plugin)
-    whole = record is not None and engine.is_whole(record)
     call.undo_recorded()
-    if not whole:
+    if not call.recorded:
         from cni_py import leftovers
 
-        leftovers.withdraw_lost(call, backends.known_addresses(call))
+        leftovers.withdraw_lost(call, backends.known_addresses(call), certain=call.recorded is None)
 
 
 def check(call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,9 +91,7 @@ def strangers(lab: Lab, name: str) -> list[str]:
 
 @BACKENDS
 @pytest.mark.parametrize("known", [True, False])
-def test_del_under_another_name_of_the_network_withdraws(
-    lab: Lab, plugins: Plugins, backend: str, known: bool
-) -> None:
+def test_del_under_another_name_of_the_network_withdraws(lab: Lab, plugins: Plugins, backend: str, known: bool) -> None:
     network = RenamedNetwork(lab, plugins, backend=backend)
     network.attach("c1", *PORTS)
     before = network.address_in("c1")
@@ -118,9 +117,7 @@ def test_del_without_portmap_in_the_list_withdraws(lab: Lab, plugins: Plugins, b
 @BACKENDS
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("ipam", ["host-local", "static"])
-def test_add_that_gets_the_address_withdraws(
-    lab: Lab, plugins: Plugins, backend: str, listed: bool, ipam: str
-) -> None:
+def test_add_that_gets_the_address_withdraws(lab: Lab, plugins: Plugins, backend: str, listed: bool, ipam: str) -> None:
     """No DEL has come: the first container lives, but its interface is gone. With and without portmap in the list."""
     network = RenamedNetwork(lab, plugins, backend=backend)
     network.attach("c1", *PORTS)
@@ -196,13 +193,18 @@ def test_index_that_is_lost_is_made_again_from_the_kernel(lab: Lab, plugins: Plu
     assert not published(lab)
 
 
+def forget_the_index_in_records() -> None:
+    for path in Path("/run/cni-py/attachments").glob("*/portmap.json"):
+        fields = json.loads(path.read_text())
+        fields["ops"] = [op for op in fields["ops"] if op["op"] != "ListPublication"]
+        path.write_text(json.dumps(fields))
+
+
 def test_records_of_the_version_before_are_found(lab: Lab, plugins: Plugins) -> None:
     """They have no index, and no operation for it."""
     network = RenamedNetwork(lab, plugins)
     network.attach("c1", *PORTS)
-    strip = 'import glob, json\nfor path in glob.glob("/run/cni-py/attachments/*/portmap.json"):\n fields = json.load(open(path))\n'
-    strip += ' fields["ops"] = [op for op in fields["ops"] if op["op"] != "ListPublication"]\n json.dump(fields, open(path, "w"))'
-    lab["host"].run(["python3", "-c", strip], check=True)
+    lab["host"].python(forget_the_index_in_records)
     lab["host"].run(["rm", "-r", "/run/cni-py/published"], check=True)
     network.rename("new")
     network.call("DEL", "bridge", "c1")
@@ -257,7 +259,7 @@ def test_chains_that_go_made_under_another_name_are_withdrawn(
         network.call("DEL", "bridge", "c1")
     lab["host"].run(["ip", "-n", "c1", "link", "del", "eth0"])
     if way.startswith("ADD that"):
-        network.keys = {"backend": way.split()[-1]}
+        network.keys = {"backend": way.rsplit(maxsplit=1)[-1]}
         lab["host"].run(["mkdir", "-p", "/run/cni-py/published"], check=True)  # an index that knows nothing of it
     network.attach("c2", *([mapping(8090, 80)] if "publishes" in way else []))
     assert network.address_in("c2") == go.address_in("c1")
