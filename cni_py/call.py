@@ -88,7 +88,7 @@ class Call:
         self.args = args
         self.path = list(path)
         self.dry_run = dry_run
-        self.recorded: bool | None = None  # DEL: whether there was a record that can be read; None for a damaged one
+        self.recorded: bool | None = False  # DEL: whether there was a record that can be read; None: a damaged one
         self.key = Attachment(conf.name, container_id, ifname)
         self.kernel = Kernel(self.key, netns)
         self.executor: Executor = engine.Planner(self.kernel) if dry_run else engine.Executor(self.kernel)
@@ -166,6 +166,7 @@ class Call:
         )
         call.kernel = self.kernel
         call.executor = self.executor
+        call.recorded = self.recorded
         return call
 
     def run_all(self, *steps: "Callable[[Call], object]") -> list[CniError]:

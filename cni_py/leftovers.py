@@ -31,10 +31,21 @@ BUSY_S = 0.05  # somebody who works on a publication at this moment ends its cal
 
 
 def of_interface(call: Call) -> None:
-    """DEL: everything that the container's interface publishes; portmap's own DEL takes care of its own attachment."""
-    name = records.interface_name(call.key)
-    listed = portindex.holders(name, call.kernel)
-    _withdraw_all(call, [one for one in listed if call.plugin != PLUGIN or one.hex != call.key.hex], "")
+    """DEL: everything that the container's interface publishes; portmap's own DEL takes care of its own attachment.
+
+    Where the DEL has found its own attachment, another of the same interface has a DEL of its own to come, unless it is dead.
+    """
+    listed = portindex.holders(records.interface_name(call.key), call.kernel)
+    _withdraw_all(call, [one for one in listed if _goes_with(call, one)], "")
+
+
+def _goes_with(call: Call, publication: "Publication") -> bool:
+    if publication.hex == call.key.hex:
+        return call.plugin != PLUGIN
+    if call.recorded is False:
+        return True
+    record = heirs.record_of(publication.hex)
+    return record is None or heirs.is_dead(record)
 
 
 def of_go(call: Call, addresses: "Collection[bytes]") -> None:
@@ -87,8 +98,6 @@ def _has_address(call: Call, publication: "Publication", address: str) -> bool:
     record = heirs.record_of(publication.hex)
     if record is None or heirs.is_dead(record):
         return False
-    if record.key.hex != call.key.hex and records.interface_name(record.key) == records.interface_name(call.key):
-        return False  # the network has been renamed
     if call.plugin == PLUGIN and not holds(call.netns, call.ifname, address, unseen=False):
         return True
     return holds(record.netns, record.key.ifname, address, unseen=True)
@@ -118,12 +127,17 @@ def withdraw(publication: "Publication", address: str = "") -> list[str]:
 
     Nothing is done where another call works on it: a DEL removes it, and an ADD is alive.
     """
-    path = records.lock_path(f"attachment-{publication.hex}-{PLUGIN}")
     try:
-        with Lock(path, f"attachment {publication.hex}", BUSY_S, remove=True):
-            return _withdraw(publication, address)
+        path = records.lock_path(f"attachment-{publication.hex}-{PLUGIN}")
+        lock = Lock(path, f"attachment {publication.hex}", BUSY_S, remove=True).__enter__()
     except TryAgainLater:
         return []
+    except CniError:  # /run is full or read-only: that must not keep a DEL from its work
+        return _withdraw(publication, address)
+    try:
+        return _withdraw(publication, address)
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _withdraw(publication: "Publication", address: str) -> list[str]:

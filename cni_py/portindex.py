@@ -126,11 +126,21 @@ def write(top: str, publication: Publication) -> None:
         folder, path = f"{top}/{name}", f"{top}/{name}/{publication.hex}"
         records.make_folders(folder, 0o700)
         _unlink(path)
-        if path != first:
-            os.link(first, path)
+        if path != first and _linked(first, path):
             continue
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(jsontext.encode(_fields(publication), None).encode())
+
+
+def _linked(first: str, path: str) -> bool:
+    """Make the second name of a file; False where the file system has no hard links."""
+    try:
+        os.link(first, path)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            return False
+        raise
+    return True
 
 
 def _unlink(path: str) -> None:

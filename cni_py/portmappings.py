@@ -361,6 +361,11 @@ def _host_ip(text: str, family: int) -> tuple[bytes | None, bool]:
     return host_ip if any(host_ip) else None, wanted
 
 
+def is_served(entry: Entry, addresses: "Iterable[Address]") -> bool:
+    """Whether NAT leads somebody to a container with these addresses: nobody on ::1, or in a family that it has not."""
+    return any(_host_ip(entry.host_ip, address.family)[1] for address in addresses)
+
+
 def _add(found: "dict[tuple[bytes | None, int, str, int], Mapping]", one: Mapping) -> None:
     """The same mapping twice is one."""
     known = found.setdefault((one.host_ip, one.family, one.protocol, one.first), one)

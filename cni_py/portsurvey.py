@@ -52,12 +52,12 @@ def addresses_in(record: "records.Record") -> set[str]:
     """The container's addresses, as the operations of a record name them."""
     found = set()
     for fields in record.ops:
-        for name in ("address", "addresses") if isinstance(fields, dict) else ():
-            for text in str(fields.get(name, "")).split():
-                try:
-                    found.add(ip_text(parse_address(text if "/" in text else f"{text}/0").packed))
-                except ValueError:
-                    continue
+        texts = [str(fields.get(name, "")) for name in ("address", "addresses")] if isinstance(fields, dict) else []
+        for text in " ".join(texts).split():
+            try:
+                found.add(ip_text(parse_address(text if "/" in text else f"{text}/0").packed))
+            except ValueError:
+                continue
     return found
 
 
