@@ -8,6 +8,7 @@ to look, and an operation that CHECK would not find is left out.
 from collections.abc import Callable, Iterable, Iterator
 
 from cni_py import conflist, records
+from cni_py.addr import ip_text
 from cni_py.call import Call
 from cni_py.engine import Op
 from cni_py.errors import CniError, os_error
@@ -95,7 +96,7 @@ def _adopt(call: Call, found: Adopted, *, dry_run: bool) -> None:
             return
         found.found = [op.describe() for op in ops]
         if not dry_run:
-            _write(call, ops)
+            _write(call, [*_listed(call, earlier), *ops])
 
 
 def _is_there(op: Op, call: Call) -> bool:
@@ -113,6 +114,19 @@ def _write(call: Call, ops: list[Op]) -> None:
     record.ops = [op.to_json() for op in ops]
     record.save()
     record.finish()
+
+
+def _listed(call: Call, earlier: Result) -> list[Op]:
+    """What lets the index of published ports name the container, as after an ADD of portmap: made, and to be recorded."""
+    if call.plugin != "portmap":
+        return []
+    from cni_py.portindex import ListPublication
+    from cni_py.portmappings import container_addresses
+
+    addresses = container_addresses(earlier, call.ifname)
+    op = ListPublication(addresses=" ".join(ip_text(address.packed) for address in addresses))
+    op.apply(call.kernel)
+    return [op]
 
 
 def of_pair(call: Call, earlier: Result) -> list[Op]:

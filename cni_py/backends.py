@@ -7,9 +7,9 @@ from cni_py import records, settings
 from cni_py.addr import ip_text
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel import xtables
-from cni_py.kernel.nftables import NftUnavailable
+from cni_py.kernel.nftables import BRIDGE, NftUnavailable, ifname_key
 from cni_py.kernel.xtables import CHAIN_MAX, NAT, NFPROTO
-from cni_py.result import known_result
+from cni_py.result import addresses_of, known_result
 from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
@@ -113,7 +113,9 @@ def for_masquerading(asked: str) -> str:
 
 
 def forget_masquerading(call: "Call") -> None:
-    """DEL: take out what masquerades for the attachment by iptables, record or not, the Go plugin's too."""
+    """DEL: take out what masquerades for the attachment, record or not, the Go plugin's too."""
+    if not call.is_recorded:
+        forget_elements(call)
     chain = chain_name(MASQUERADE, call.key.network, call.key.container_id)
     if concerned(call.kernel, chain):
         from cni_py import iptablesops
@@ -123,6 +125,29 @@ def forget_masquerading(call: "Call") -> None:
         from cni_py import gotables
 
         gotables.forget_masquerading(call.key)
+
+
+def forget_elements(call: "Call") -> None:
+    """Take out the elements for the attachment's addresses, and its check of the source, that a lost record leaves behind.
+
+    They are asked for by their keys. Where the addresses are not known either, GC finds them by their comments.
+    """
+    hexed = call.key.hex
+    try:
+        for ip in known_addresses(call):
+            set_name = f"masquerade{4 if len(ip) == 4 else 6}"
+            found = call.kernel.nft.get(set_name, (ip,)).get(ip)
+            if found is not None and found.comment.startswith(hexed):
+                from cni_py import nftops
+
+                nftops.take(call.kernel, set_name, ip)
+        checked = call.kernel.nft.get("spoof_checked", (ifname_key(call.key.host_veth),), BRIDGE)
+        if any(element.comment.startswith(hexed) for element in checked.values()):
+            from cni_py import nftops
+
+            nftops.sweep_one(call.kernel, hexed, "spoof_checked", "spoof_allowed", family=BRIDGE)
+    except NftUnavailable:
+        pass  # then nothing of ours can be there
 
 
 def sweep_masquerading(call: "Call") -> None:
@@ -154,15 +179,12 @@ def forget_ports(call: "Call") -> None:
 
     With it what Go made for the container's interface while the network had another name.
     """
-    chains = [chain_name(prefix, call.key.network, call.key.container_id) for prefix in (PUBLISH, OBSOLETE)]
-    if concerned(call.kernel, *chains):
+    addresses = known_addresses(call)
+    obsolete = chain_name(OBSOLETE, call.key.network, call.key.container_id)
+    if concerned(call.kernel, ENTRIES, obsolete):
         from cni_py import iptablesops
 
         iptablesops.forget_ports(call.kernel)
-    addresses = known_addresses(call)
-    if concerned(call.kernel, ENTRIES):
-        from cni_py import iptablesops
-
         if addresses or is_gone(call):
             goes: Callable[[bytes], bool] = addresses.__contains__ if addresses else lambda _: True
             iptablesops.withdraw_of_container(call.kernel, call.key, goes)
@@ -185,8 +207,6 @@ def known_addresses(call: "Call") -> set[bytes]:
     """DEL: the addresses of the container's interface, by the result that the runtime remembers, else as they are now."""
     earlier = known_result(call.conf)
     if earlier is not None and earlier.ips:
-        from cni_py.portmappings import addresses_of
-
         return {address.packed for address in addresses_of(earlier, call.ifname)}
     try:
         link = call.kernel.container.link(call.ifname) if call.kernel.has_container else None

@@ -135,7 +135,7 @@ class Call:
     @property
     def is_recorded(self) -> bool:
         """DEL: whether a record told all that there was to undo."""
-        return self.record is not None and not self.record.damage
+        return self.record is not None and engine.is_whole(self.record)
 
     def owns(self, kernel: Kernel) -> bool:
         """DEL: whether the namespace at CNI_NETNS is still the attachment's; see Kernel.is_own.
@@ -190,6 +190,7 @@ class Call:
         )
         call.kernel = self.kernel
         call.executor = self.executor
+        call.record = self.record
         return call
 
     def run_all(self, *steps: "Callable[[Call], object]") -> list[CniError]:

@@ -53,14 +53,20 @@ def delete_interface(call: "Call") -> None:
 
 
 def forget_marked(call: "Call") -> None:
-    """Take away what carries the attachment's mark, where no record lists it: it was lost or damaged."""
+    """Take away what carries the attachment's mark, where no record lists it: it was lost or damaged.
+
+    Looking through all elements is for when there must have been something: a DEL that comes twice is not to cost that.
+    """
     if call.is_recorded:
         return
-    from cni_py import nftops
     from cni_py.ops import AddVeth
 
-    mac = call.key.mac("container")
+    mac, left = call.key.mac("container"), call.kernel.host.link(call.key.host_veth)
     AddVeth(name=call.key.host_veth, ifname=call.ifname, mtu=0, host_mac=mac, container_mac=mac).undo(call.kernel)
+    if left is None and call.record is None:
+        return
+    from cni_py import nftops
+
     nftops.sweep(call.kernel, call.conf.name, (), *marked_sets(), only=call.key.hex)
 
 
@@ -110,6 +116,7 @@ def sweep_elements(call: "Call") -> None:
 
     valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
     nftops.sweep(call.kernel, call.conf.name, valid, *marked_sets())
+    nftops.sweep_chains(call.kernel)
 
 
 def marked_sets() -> tuple[tuple[str, int], ...]:

@@ -228,14 +228,12 @@ def oust_strangers(rules: Rules, addresses: set[bytes], key: "Attachment") -> No
     """Take out what leads to the addresses of this attachment under the name of another of which nothing is recorded."""
     for entry in list(rules.chains.get((NAT, ENTRIES), ())):
         chain, (network, container_id) = entry[-1], iptrules.label_in(entry)
-        led = {
-            mapping.container_ip
-            for rule in rules.chains.get((NAT, chain), ())
-            if (mapping := iptrules.mapping_of(rule))
-        }
-        if chain.startswith(PUBLISH) and chain != own_chain(key, PUBLISH) and led & addresses:
-            if not (network and records_of(network, container_id, PORTMAP)):
-                iptrules.withdraw(rules, chain, lambda ip: ip not in addresses)
+        if not chain.startswith(PUBLISH) or chain == own_chain(key, PUBLISH):
+            continue
+        led = map(iptrules.mapping_of, rules.chains.get((NAT, chain), ()))
+        here = any(mapping is not None and mapping.container_ip in addresses for mapping in led)
+        if here and not (network and records_of(network, container_id, PORTMAP)):
+            iptrules.withdraw(rules, chain, lambda ip: ip not in addresses)
 
 
 def make_room(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:

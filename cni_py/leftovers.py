@@ -9,6 +9,8 @@ portindex. It goes in two cases:
 A container with several networks has several interfaces: what another interface of it publishes stays.
 """
 
+import os
+
 from cni_py import backends, engine, heirs, portindex, records
 from cni_py.addr import ip_text, parse_ip
 from cni_py.call import Call
@@ -23,17 +25,27 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from cni_py.portindex import Publication
-    from cni_py.records import Record
 
 PLUGIN = "portmap"
 BUSY_S = 0.05  # somebody who works on a publication at this moment ends its call, or is alive
 
 
 def of_interface(call: Call) -> None:
-    """DEL: everything that the container's interface publishes; portmap's own DEL takes care of its own attachment."""
-    name = records.interface_name(call.key)
-    listed = portindex.holders(name, call.kernel)
-    _withdraw_all(call, [one for one in listed if call.plugin != PLUGIN or one.hex != call.key.hex], "")
+    """DEL: everything that the container's interface publishes; portmap's own DEL takes care of its own attachment.
+
+    Where the DEL has found its own attachment, another of the same interface has a DEL of its own to come, unless it is dead.
+    """
+    listed = portindex.holders(records.interface_name(call.key), call.kernel)
+    _withdraw_all(call, [one for one in listed if _goes_with(call, one)], "")
+
+
+def _goes_with(call: Call, publication: "Publication") -> bool:
+    if publication.hex == call.key.hex:
+        return call.plugin != PLUGIN
+    if call.record is None:
+        return True
+    record = heirs.record_of(publication.hex)
+    return record is None or heirs.is_dead(record)
 
 
 def of_go(call: Call, addresses: "Collection[bytes]") -> None:
@@ -77,7 +89,8 @@ def _is_of_another_host(call: Call, publication: "Publication") -> bool:
 def _has_address(call: Call, publication: "Publication", address: str) -> bool:
     """Whether the attachment that publishes for the address lives, and still has it.
 
-    One without a record is a leftover: the address would not have been given to somebody else.
+    One without a record is a leftover: the address would not have been given to somebody else. portmap does not give addresses
+    away: it believes the result it was given where the container really has the address.
     """
     key = publication.key
     if key is not None and call.plugin == PLUGIN and key.hex == call.key.hex:
@@ -85,26 +98,28 @@ def _has_address(call: Call, publication: "Publication", address: str) -> bool:
     record = heirs.record_of(publication.hex)
     if record is None or heirs.is_dead(record):
         return False
-    if record.key.hex != call.key.hex and records.interface_name(record.key) == records.interface_name(call.key):
-        return False  # the network has been renamed
-    return holds(record, address)
+    if call.plugin == PLUGIN and not holds(call.netns, call.ifname, address, unseen=False):
+        return True
+    return holds(record.netns, record.key.ifname, address, unseen=True)
 
 
-def holds(record: "Record", address: str) -> bool:
-    """Whether the interface that a record speaks of has the address; also where that cannot be seen."""
+def holds(path: str, ifname: str, address: str, *, unseen: bool) -> bool:
+    """Whether an interface of a namespace has the address; `unseen` where that cannot be seen."""
     from cni_py.kernel.rtnl import Rtnl
 
     try:
-        side = Rtnl(netns.open_netns(record.netns))
+        fd = netns.open_netns(path)
     except (OSError, CniError):
-        return True
+        return unseen
+    side = Rtnl(fd)
     try:
-        link = side.link(record.key.ifname)
+        link = side.link(ifname)
         return link is not None and parse_ip(address) in [held.address.packed for held in side.addresses(link.index)]
     except OSError:
-        return True
+        return unseen
     finally:
         side.close()
+        os.close(fd)
 
 
 def withdraw(publication: "Publication", address: str = "") -> list[str]:
@@ -112,12 +127,17 @@ def withdraw(publication: "Publication", address: str = "") -> list[str]:
 
     Nothing is done where another call works on it: a DEL removes it, and an ADD is alive.
     """
-    path = records.lock_path(f"attachment-{publication.hex}-{PLUGIN}")
     try:
-        with Lock(path, f"attachment {publication.hex}", BUSY_S, remove=True):
-            return _withdraw(publication, address)
+        path = records.lock_path(f"attachment-{publication.hex}-{PLUGIN}")
+        lock = Lock(path, f"attachment {publication.hex}", BUSY_S, remove=True).__enter__()
     except TryAgainLater:
         return []
+    except CniError:  # /run is full or read-only: that must not keep a DEL from its work
+        return _withdraw(publication, address)
+    try:
+        return _withdraw(publication, address)
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _withdraw(publication: "Publication", address: str) -> list[str]:
@@ -152,16 +172,16 @@ def withdraw_unrecorded(kernel: Kernel, hexed: str) -> None:
     userland.forget(hexed)
 
 
-def withdraw_lost(call: Call, addresses: "Collection[bytes]") -> None:
-    """DEL of an attachment whose record is lost or damaged: take away what it publishes all the same.
+def withdraw_lost(call: Call, addresses: "Collection[bytes]", *, certain: bool) -> None:
+    """DEL of an attachment whose record is damaged (`certain`) or not there: take away what it publishes all the same.
 
-    A DEL that comes twice, or of a container that never published, must not look through all ports of the host: the index, or
-    the attachment's element for one of its `addresses`, has to say that there is something.
+    A DEL that comes twice, or of a container that never published, must not look through all ports of the host: without a
+    record the index, or the attachment's element for one of its `addresses`, has to say that there is something.
     """
     name = records.interface_name(call.key)
     listed = portindex.holders(name, call.kernel) if records.may_be_published(name) else []
     own = [one for one in listed if one.hex == call.key.hex]
-    if own or _has_element(call, addresses):
+    if certain or own or _has_element(call, addresses):
         withdraw_unrecorded(call.kernel, call.key.hex)
         for one in own:
             portindex.forget(one)

@@ -129,16 +129,17 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
     forget_flows(kernel, draft.taken_out(), added=False)
 
 
-def sweep_one(kernel: "Kernel", hexed: str, *sets: str) -> None:
-    """Take out the elements of one attachment, by its hex, from sets of the table inet."""
+def sweep_one(kernel: "Kernel", hexed: str, *sets: str, family: int = INET) -> None:
+    """Take out the elements of one attachment, by its hex, from sets of a table. It looks through all of them."""
+    changes = []
     with nftables_lock():
         try:
-            found = [
-                (name, [one for one in kernel.nft.dump(name) if one.comment[: heirs.HEX] == hexed]) for name in sets
-            ]
+            for name in sets:
+                own = [one for one in kernel.nft.dump(name, family) if one.comment[: heirs.HEX] == hexed]
+                changes += [Change(False, name, own, family)] if own else []
         except NftUnavailable:
             return  # then nothing of ours can be there
-        _remove(kernel, [Change(False, name, elements) for name, elements in found if elements])
+        _remove(kernel, changes)
 
 
 def sweep_chains(kernel: "Kernel") -> None:

@@ -6,11 +6,12 @@
 The two are one file, which names the attachment. With it the ADD that gets an address, and the DEL of a container whose network
 has been renamed, find what an earlier attachment left published without looking through all published ports.
 
-An index that is not there (the first call of a boot, records of an earlier version, somebody emptied /run/cni-py) is made from the
-records, and from the comments in nftables, iptables and portfwd: so it also knows what is published by attachments whose record is
-lost, and by the Go plugins.
+An index that is not there (the first call of a boot, records of an earlier version, somebody emptied /run/cni-py) is made from
+the records, and from the comments in nftables, iptables and portfwd: so it also knows what is published by attachments whose
+record is lost, and by the Go plugins.
 """
 
+import errno
 import os
 
 from cni_py import jsontext, records
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ENTRY_MAX = 1 << 16  # bytes that are read of an entry
 HEX = 16
+HARMLESS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EROFS)  # gone; another attachment is listed there, too
 
 
 class Publication:
@@ -105,14 +107,15 @@ def sweep(network: str, valid: "Iterable[Attachment]") -> None:
 
 
 def forget(publication: Publication) -> None:
-    """Take the attachment out of the index. What cannot be removed is harmless, and no reason for a DEL to fail."""
+    """Take the attachment out of the index. On a disk that is read-only it stays, which is harmless. OSError."""
     for name in publication.names:
         folder = f"{records.published_dir()}/{name}"
         for remove, path in ((os.unlink, f"{folder}/{publication.hex}"), (os.rmdir, folder)):
             try:
                 remove(path)
-            except OSError:
-                pass  # gone, read-only, or another attachment is listed there too
+            except OSError as error:
+                if error.errno not in HARMLESS:
+                    raise
 
 
 def write(top: str, publication: Publication) -> None:
@@ -123,11 +126,21 @@ def write(top: str, publication: Publication) -> None:
         folder, path = f"{top}/{name}", f"{top}/{name}/{publication.hex}"
         records.make_folders(folder, 0o700)
         _unlink(path)
-        if path != first:
-            os.link(first, path)
+        if path != first and _linked(first, path):
             continue
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(jsontext.encode(_fields(publication), None).encode())
+
+
+def _linked(first: str, path: str) -> bool:
+    """Make the second name of a file; False where the file system has no hard links."""
+    try:
+        os.link(first, path)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            return False
+        raise
+    return True
 
 
 def _unlink(path: str) -> None:

@@ -314,21 +314,9 @@ def condition_id(family: int, condition: str) -> str:
 def container_addresses(earlier: "Result", ifname: str) -> list[Address]:
     """The container's first address of each family, IPv4 first: one of `ifname`, or of no interface named."""
     found: dict[int, Address] = {}
-    for address in addresses_of(earlier, ifname):
+    for address in result.addresses_of(earlier, ifname):
         found.setdefault(address.family, address)
     return [found[family] for family in sorted(found)]
-
-
-def addresses_of(earlier: "Result", ifname: str) -> list[Address]:
-    """All addresses of the container's interface `ifname`, or of no interface named."""
-    found = []
-    for ip in earlier.ips:
-        if ip.interface is not None and 0 <= ip.interface < len(earlier.interfaces):
-            interface = earlier.interfaces[ip.interface]
-            if interface.name != ifname or not interface.sandbox:
-                continue
-        found.append(ip.address)
-    return found
 
 
 def mappings(conf: PortmapConf, addresses: "Iterable[Address]") -> list[Mapping]:
@@ -371,6 +359,11 @@ def _host_ip(text: str, family: int) -> tuple[bytes | None, bool]:
     host_ip = parse_ip(text)
     wanted = len(host_ip) == (4 if family == 4 else 16) and host_ip != LOOPBACK6
     return host_ip if any(host_ip) else None, wanted
+
+
+def is_served(entry: Entry, addresses: "Iterable[Address]") -> bool:
+    """Whether NAT leads somebody to a container with these addresses: nobody on ::1, or in a family that it has not."""
+    return any(_host_ip(entry.host_ip, address.family)[1] for address in addresses)
 
 
 def _add(found: "dict[tuple[bytes | None, int, str, int], Mapping]", one: Mapping) -> None:

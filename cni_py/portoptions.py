@@ -8,8 +8,8 @@ The key names host port and protocol; a port that is not published is passed ove
     allow   the networks of the only clients; a family of which none is listed has no clients
 
 A pod says the same by the annotation `cni-py/ports`, which holds that JSON text (capability io.kubernetes.cri.pod-annotations).
-What the configuration says of a port stands: a pod may only add what is left open there. A stranger may have written that text, so
-what is read of it is bounded, and a DEL does not read it.
+What the configuration says of a port stands: a pod may only add what is left open there. A stranger may have written that text,
+so what is read of it is bounded, and a DEL does not read it.
 """
 
 from cni_py.addr import Address, parse_address, parse_ip
@@ -132,7 +132,7 @@ def _networks(texts: "Sequence[object]", where: str) -> list[Address]:
                 raise ValueError(text)
             found.append(parse_address(text).network() if "/" in text else _host(text))
         except ValueError:
-            what = repr(_shown(text)) if isinstance(text, str) else "what is no text"
+            what = "a list or object" if isinstance(text, list | Object) else _shown(repr(text))
             raise InvalidNetworkConfig(f"{where}: allow: {what} is no network", "such as 192.0.2.0/24") from None
     if not found:
         raise InvalidNetworkConfig(f"{where}: allow lists nobody", "do not publish the port, or leave allow out")

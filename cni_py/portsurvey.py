@@ -52,12 +52,12 @@ def addresses_in(record: "records.Record") -> set[str]:
     """The container's addresses, as the operations of a record name them."""
     found = set()
     for fields in record.ops:
-        for name in ("address", "addresses") if isinstance(fields, dict) else ():
-            for text in str(fields.get(name, "")).split():
-                try:
-                    found.add(ip_text(parse_address(text if "/" in text else f"{text}/0").packed))
-                except ValueError:
-                    continue
+        texts = [str(fields.get(name, "")) for name in ("address", "addresses")] if isinstance(fields, dict) else []
+        for text in " ".join(texts).split():
+            try:
+                found.add(ip_text(parse_address(text if "/" in text else f"{text}/0").packed))
+            except ValueError:
+                continue
     return found
 
 
@@ -124,10 +124,7 @@ def of_portfwd(_kernel: "Kernel") -> "Iterator[Found]":
 
 def targets_of(mapping: "Object") -> list[str]:
     """Where a mapping of portfwd's leads."""
-    targets = mapping.get("targets")
-    found = (
-        [str(target.get("address", "")) for target in targets if isinstance(target, dict)]
-        if isinstance(targets, list)
-        else []
-    )
+    listed = mapping.get("targets")
+    targets = listed if isinstance(listed, list) else []
+    found = [str(target.get("address", "")) for target in targets if isinstance(target, dict)]
     return [text for text in found if portindex.is_address(text)]

@@ -314,3 +314,15 @@ def dns_from_json(obj: Object) -> DNS:
         netconf.strings(obj, "search"),
         netconf.strings(obj, "options"),
     )
+
+
+def addresses_of(earlier: Result, ifname: str) -> list[Address]:
+    """All addresses of the container's interface `ifname`, or of no interface named."""
+    found = []
+    for ip in earlier.ips:
+        if ip.interface is not None and 0 <= ip.interface < len(earlier.interfaces):
+            interface = earlier.interfaces[ip.interface]
+            if interface.name != ifname or not interface.sandbox:
+                continue
+        found.append(ip.address)
+    return found

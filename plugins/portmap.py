@@ -24,13 +24,13 @@ backend. Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import backends, engine, netconf, nftops, portindex, records, settings, userland
+from cni_py import backends, netconf, nftops, portindex, records, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.kernel import sock_diag, sysctl
 from cni_py.kernel.nftables import INET
-from cni_py.portmappings import PortmapConf, container_addresses, mappings, relays
+from cni_py.portmappings import PortmapConf, container_addresses, is_served, mappings, relays
 from cni_py.records import Attachment
 
 TYPE_CHECKING = False
@@ -47,8 +47,6 @@ def add(call: Call) -> "Result":
     steps = beside_listeners(call, conf, plan(conf, conf.prev_result, call.ifname))
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
-    if not call.dry_run:
-        call.withdraw_ports()  # of the same interface, under another name of the network
     say_what_lacks(conf, addresses)
     if steps:
         for step in steps:
@@ -79,10 +77,12 @@ def beside_listeners(call: Call, conf: PortmapConf, steps: "list[Op]") -> "list[
 
 
 def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
-    """Say on stderr what is not published because only portfwd could, which is not to be asked."""
-    for relay in relays(conf, addresses) if conf.userland_proxy == "never" else ():
-        if userland.needs_relay(relay):
-            nftops.say(f"not published, since NAT cannot serve it (userlandProxy: never): {userland.in_words(relay)}")
+    """Say on stderr what NAT cannot serve, and portfwd is not asked for or cannot either."""
+    for entry in conf.entries:
+        never = conf.userland_proxy == "never" or entry.protocol.lower() == "sctp"
+        if never and addresses and not is_served(entry, addresses):
+            what = f"{entry.host_port}/{entry.protocol.lower()} on {entry.host_ip}"
+            nftops.say(f"not published, since NAT alone cannot serve it: host port {what}")
 
 
 def delete(call: Call) -> None:
@@ -93,10 +93,19 @@ def delete(call: Call) -> None:
 def withdraw(call: Call) -> None:
     """Undo what the record lists; of one that is lost or damaged, what the kernel and portfwd say."""
     call.undo_recorded()
-    if call.record is None or not engine.is_whole(call.record):
+    if not call.is_recorded:
         from cni_py import leftovers
 
-        leftovers.withdraw_lost(call, backends.known_addresses(call))
+        leftovers.withdraw_lost(call, backends.known_addresses(call), certain=call.record is not None)
+
+
+def withdraw_of_go(call: Call) -> None:
+    """Withdraw what the Go plugin made for the container's addresses, whatever the network was called then."""
+    addresses = backends.known_addresses(call)
+    if any(records.may_be_published(ip_text(ip)) for ip in addresses):
+        from cni_py import leftovers
+
+        leftovers.of_go(call, addresses)
 
 
 def check(call: Call) -> None:
@@ -107,15 +116,6 @@ def check(call: Call) -> None:
     ops = {"PublishPorts": "nftables", "PublishByIptables": "iptables"}
     conf.asked_backend = backends.in_use(call, conf.asked_backend, backends.PUBLISH, ops)
     call.check_plan(plan(conf, conf.prev_result, call.ifname))
-
-
-def withdraw_of_go(call: Call) -> None:
-    """Withdraw what the Go plugin made for the container's addresses, whatever the network was called then."""
-    addresses = backends.known_addresses(call)
-    if any(records.may_be_published(ip_text(ip)) for ip in addresses):
-        from cni_py import leftovers
-
-        leftovers.of_go(call, addresses)
 
 
 def gc(call: Call) -> None:

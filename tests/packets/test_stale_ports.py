@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,13 +193,18 @@ def test_index_that_is_lost_is_made_again_from_the_kernel(lab: Lab, plugins: Plu
     assert not published(lab)
 
 
+def forget_the_index_in_records() -> None:
+    for path in Path("/run/cni-py/attachments").glob("*/portmap.json"):
+        fields = json.loads(path.read_text())
+        fields["ops"] = [op for op in fields["ops"] if op["op"] != "ListPublication"]
+        path.write_text(json.dumps(fields))
+
+
 def test_records_of_the_version_before_are_found(lab: Lab, plugins: Plugins) -> None:
     """They have no index, and no operation for it."""
     network = RenamedNetwork(lab, plugins)
     network.attach("c1", *PORTS)
-    strip = 'import glob, json\nfor path in glob.glob("/run/cni-py/attachments/*/portmap.json"):\n fields = json.load(open(path))\n'
-    strip += ' fields["ops"] = [op for op in fields["ops"] if op["op"] != "ListPublication"]\n json.dump(fields, open(path, "w"))'
-    lab["host"].run(["python3", "-c", strip], check=True)
+    lab["host"].python(forget_the_index_in_records)
     lab["host"].run(["rm", "-r", "/run/cni-py/published"], check=True)
     network.rename("new")
     network.call("DEL", "bridge", "c1")

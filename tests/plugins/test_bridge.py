@@ -297,6 +297,7 @@ def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
     net.well("ADD", conf)
     other.well("ADD", others)
     net.b  # noqa: B018  made before the state is taken
+    net.well("GC", {**conf, **valid(net.a)})  # with it go chains of subnets that other tests have left
     before, theirs = net.state(), other.state()
     net.well("ADD", conf, net.b)
     if how == "killed":
@@ -315,6 +316,7 @@ def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
 def test_gc_with_an_empty_list_takes_all_of_the_network(net: BridgeNetwork) -> None:
     conf = net.conf(families=(4, 6), ipMasq=True)
     net.warm(conf)
+    net.well("GC", {**conf, **valid()})  # with it goes the chain of the subnet
     containers, before = (net.a, net.b), net.state()
     for container_id in containers:
         net.well("ADD", conf, container_id)

@@ -166,7 +166,6 @@ def test_link_local_client_is_served(lab: Lab, plugins: Plugins, service: Publis
         (HOST[4], {HOST[4]}),
         (HOST[6], {HOST[6]}),
         ("", {"127.0.0.1", "::1", HOST[4], HOST[6]}),
-        ("nonsense", set[str]()),
     ],
 )
 @pytest.mark.parametrize("use", ["auto", "always"])

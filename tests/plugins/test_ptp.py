@@ -415,6 +415,7 @@ def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
     net.well("ADD", conf)
     other.well("ADD", others)
     net.b  # noqa: B018  made before the state is taken
+    net.well("GC", {**conf, **valid(net.a)})  # with it go chains of subnets that other tests have left
     before, theirs = net.state(), other.state()
     net.well("ADD", conf, net.b)
     net.well("GC", {**conf, **valid(net.a)})
