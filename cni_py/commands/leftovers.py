@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from cni_py import conflist, heirs, libcni_cache, netconf, records, restore, run
 from cni_py.call import Call
@@ -35,6 +36,7 @@ NETWORKS_DIR = Path("/var/lib/cni/networks")  # host-local's, unless dataDir say
 SETTINGS = Path("/etc/cni-py/config.yaml")
 FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")  # below /proc/sys/net
 FORWARDERS = ("bridge", "tun", "wireguard", "vxlan", "geneve", "gre", "ppp", "ipvlan", "macvlan", "vrf")
+NAMED_MAX = 3  # attachments in a sentence
 PORTFWD = "portfwd"  # what its files in the shared folders begin with
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
 
@@ -63,17 +65,20 @@ def foreign(network: Network) -> list[str]:
 
 
 def network_of(path: Path | None) -> Network:
-    """Our network as its file has it; as it is written otherwise."""
+    """Our network as its file has it; as it is written otherwise, or where the file has become another network's."""
     if path is not None:
         with contextlib.suppress(CniError):
-            return conflist.read(path)
+            found = conflist.read(path)
+            if found.name == default_network.NAME:
+                return found
     return conflist.parse(default_network.text(ipv6=True), default_network.FILE)
 
 
 def everything(network: Network, off: list[str]) -> list[Left]:
     """All that stays, in the order in which it can be removed. `off`: what was off before we came."""
     others = foreign(network)
-    kept = f"{len(others)} attachments of other networks use it ({', '.join(others[:3])})" if others else ""
+    more = ", ..." if len(others) > NAMED_MAX else ""
+    kept = f"other networks use it ({', '.join(others[:NAMED_MAX])}{more})" if others else ""
     busy = kept or ("portfwd is running" if publisher_runs() else "")
     return [
         *bridges(network),
@@ -91,7 +96,7 @@ def bridges(network: Network) -> Iterator[Left]:
             kept = f"interfaces are plugged into it ({', '.join(ports)})" if ports else ""
             if name != default_network.BRIDGE:  # the file was changed
                 kept = kept or "it may have been there before"
-            yield Left(f"bridge {name}", f"ip link delete {name}", partial(delete_link, name), kept)
+            yield Left(f"bridge {name}", f"ip link delete {quote(name)}", partial(delete_link, name), kept)
 
 
 def bridge_named(name: str) -> tuple[bool, list[str]]:
@@ -119,9 +124,7 @@ def tables(kept: str) -> Iterator[Left]:
     nft = Nft()
     try:
         for family, name in FAMILIES.items():
-            with contextlib.suppress(
-                CniError, OSError
-            ):  # no nf_tables, no bridge family: then nothing of ours is there
+            with contextlib.suppress(CniError, OSError):  # no nf_tables or no bridge family, so nothing of ours either
                 if nft.has_table(family):
                     command = f"delete table {name} {TABLE}"
                     what = f"nftables table {name} {TABLE}"
@@ -134,18 +137,18 @@ def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:
     """Files of records, of portfwd, and of our network's addresses and results."""
     run_dir = Path(records.run_dir())
     for path, why in ((run_dir, kept), (STATE_DIR, busy)):
-        if path.is_dir():
-            yield Left(str(path), f"rm -r {path}", partial(remove_folder, path, busy), why)
+        if path.is_dir() and any(path.iterdir()):
+            yield Left(str(path), f"rm -r {quote(str(path))}", partial(remove_folder, path, busy), why)
     ipam = [plugin.get("ipam") for plugin in network.plugins]
     stated = [netconf.string(entry, "dataDir") for entry in ipam if isinstance(entry, Object)]
     addresses = Path(next(filter(None, stated), str(NETWORKS_DIR))) / network.name
     if addresses.is_dir():
-        yield Left(str(addresses), f"rm -r {addresses}", partial(remove_folder, addresses))
+        yield Left(str(addresses), f"rm -r {quote(str(addresses))}", partial(remove_folder, addresses))
     results = [
         entry.path(libcni_cache.RESULTS_DIR) for entry in libcni_cache.everything() if entry.network == network.name
     ]
     for path in results:
-        yield Left(str(path), f"rm {path}", partial(remove_file, path))
+        yield Left(str(path), f"rm {quote(str(path))}", partial(remove_file, path))
     if SETTINGS.exists():
         yield Left(str(SETTINGS), f"rm {SETTINGS}", partial(remove_file, SETTINGS), "it was written by somebody else")
 
@@ -220,7 +223,7 @@ def tell(left: list[Left], say: Say) -> None:
         )
     width = max((len(one.what) for one in left), default=0)
     for one in left:
-        say(f"  {one.what:<{width}}  {one.command}")
+        say(f"  {one.what:<{width}}  {one.command}" + (f"  # {one.kept}" if one.kept else ""))
 
 
 def purge(network: Network, off: list[str], say: Say, *, dry_run: bool) -> bool:
