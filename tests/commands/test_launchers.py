@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lab import Lab
 
 import cni_py
 from cni_py.commands import launchers
@@ -88,6 +89,17 @@ def test_a_copy_of_an_old_launcher_says_plainly_what_is_wrong(tmp_path: Path, ve
     assert done.returncode == 1
     assert '"vendor-bridge" does not tell which plugin it is' in json.loads(done.stdout)["msg"]
     assert "Traceback" not in done.stderr
+
+
+def test_a_launcher_reads_the_settings_with_the_yaml_beside_the_package(lab: Lab, our_bin_dir: Path) -> None:
+    """Without site (-S), and without the distribution's."""
+    hidden = "mkdir -p /usr/lib/python3/dist-packages; mount -t tmpfs lab /usr/lib/python3/dist-packages"
+    settings = "mkdir -p /etc/cni-py; echo 'backend: none' >/etc/cni-py/config.yaml"
+    lab["host"].run(["sh", "-ec", f"{hidden}; {settings}"], check=True)
+    conf = {"cniVersion": "1.1.0", "name": "n", "type": "portmap", "capabilities": {"portMappings": True}}
+    environ = {"CNI_COMMAND": "STATUS", "CNI_PATH": str(our_bin_dir)}
+    done = lab["host"].run([str(our_bin_dir / "portmap")], env=environ, input=json.dumps(conf))
+    assert "/etc/cni-py/config.yaml, line 1: backend is one of" in json.loads(done.stdout)["msg"]
 
 
 def environment(folder: Path) -> Path:
