@@ -191,7 +191,7 @@ def publisher_runs() -> bool:
 
 
 def remove_folder(path: Path, busy: str = "") -> None:
-    """A folder of ours; what portfwd has in it stays while that runs. Folders above that are empty then go too."""
+    """A folder of ours; what portfwd has in it stays while that runs."""
     for entry in path.iterdir():
         if busy and entry.name.startswith(PORTFWD):
             continue
@@ -199,20 +199,19 @@ def remove_folder(path: Path, busy: str = "") -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    remove_empty(path)
+    with contextlib.suppress(OSError):  # a mount, or not empty
+        path.rmdir()
 
 
 def remove_file(path: Path) -> None:
     path.unlink(missing_ok=True)
-    remove_empty(path.parent)
 
 
 def remove_empty(path: Path) -> None:
-    """The folder and, below /var/lib/cni, those above it, if nothing is in them."""
+    """The folder, and the one above it, if nothing is in them."""
     with contextlib.suppress(OSError):
         path.rmdir()
-        if path.parent in (NETWORKS_DIR, NETWORKS_DIR.parent):
-            remove_empty(path.parent)
+        path.parent.rmdir()
 
 
 def tell(left: list[Left], say: Say) -> None:
@@ -240,6 +239,9 @@ def purge(network: Network, off: list[str], say: Say, *, dry_run: bool) -> bool:
         except (CniError, OSError) as error:
             print(f"cni-py uninstall: {one.what} stays: {error}", file=sys.stderr)
             well = False
+    if not dry_run:
+        for folder in (NETWORKS_DIR, libcni_cache.RESULTS_DIR):
+            remove_empty(folder)
     return well
 
 
