@@ -1,4 +1,4 @@
-"""Which plugin an executable runs: all executables are one launcher under different names.
+"""Which plugin an executable runs: that of its name, or else the one that its text names (commands/launchers.py).
 
 Clients run VERSION of every plugin of every configuration before anything else, so that path imports nothing but this
 module and `version`: neither `os` nor the plugin.
@@ -23,12 +23,18 @@ MODULES = {
     "static": "static",
     "tuning": "tuning",
 }
-LAUNCHER_MAX = 1024  # bytes; ours is far smaller
+LAUNCHER_MAX = 16384  # bytes; ours is far smaller
+LINKS_MAX = 40  # as the kernel follows
 
 
-def main() -> None:
-    """Run the plugin named like the executable, and end without the interpreter's clean-up, which has nothing to do."""
+def main(plugin: str = "") -> None:
+    """Run the plugin named like the executable, and end without the interpreter's clean-up, which has nothing to do.
+
+    An executable that was copied or linked under a name of its own (cnv-bridge) runs `plugin`, which its text names.
+    """
     name = sys.argv[0].rpartition("/")[2]
+    if name not in MODULES:
+        name = plugin or _linked_to(sys.argv[0]) or name
     if posix.environ.get(b"CNI_COMMAND") == b"VERSION":
         from cni_py import version
 
@@ -43,8 +49,29 @@ def main() -> None:
     posix._exit(status)
 
 
+def _linked_to(path: str) -> str:
+    """The plugin that a symbolic link leads to, "" for none: launchers of versions before name no plugin in their text."""
+    for _ in range(LINKS_MAX):
+        try:
+            target = posix.readlink(path)
+        except OSError:
+            break
+        path = target if target.startswith("/") else path[: path.rfind("/") + 1] + target
+        name = path.rpartition("/")[2]
+        if name in MODULES:
+            return name
+    return ""
+
+
 def load(name: str) -> "Plugin":
-    """The plugin of that type. KeyError for one that is not ours."""
+    """The plugin of that type. CniError for a name that is none of ours."""
+    if name not in MODULES:
+        from cni_py.errors import CniError
+
+        raise CniError(
+            f'the executable "{name}" does not tell which plugin it is: call it {", ".join(MODULES)}, '
+            "make it a symbolic link to one of these, or install it anew with `cni-py install`"
+        )
     module = "cni_py.plugins." + MODULES[name]
     __import__(module)
     plugin: Plugin = sys.modules[module].PLUGIN

@@ -21,6 +21,11 @@ def test_the_package_under_test_is_the_installed_one() -> None:
     assert metadata.version("cni-py") == cni_py.__version__
 
 
+def test_the_package_brings_what_reads_the_settings_file() -> None:
+    needed = [line for line in metadata.requires("cni-py") or () if "extra ==" not in line]
+    assert [line.split(">")[0].split("<")[0].lower() for line in needed] == ["pyyaml"]
+
+
 def test_the_wheel_brings_its_configurations() -> None:
     names = {entry.name for entry in resources.files("cni_py.conf").iterdir()}
     assert {path.name for path in (ROOT / "conf").glob("*.conflist")} <= names

@@ -1,0 +1,89 @@
+"""The text of a plugin's executable: a few lines of Python that load the installed package and name the plugin.
+
+Two ways in which the environment behind it can be lost, and what a runtime is then told:
+
+    the package is gone (pip uninstall, a removed or moved virtual environment)    the launcher prints a CNI error object
+    the interpreter is gone                                                        the kernel refuses to start the launcher
+
+The second cannot be answered here: it takes a first line that names /bin/sh, and starting a shell before Python costs each
+call about a millisecond. It is made rare instead: the first line names the interpreter that a virtual environment links to,
+not the link.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import cni_py
+from cni_py.commands.report import LACKING, Failure
+from cni_py.run import LAUNCHER_MAX
+
+START = b"from cni_py.run import main"  # a line of every launcher that was ever installed
+SHEBANG_MAX = 127  # bytes; BINPRM_BUF_SIZE of older kernels, linux/binfmts.h
+LINKS_MAX = 40  # as the kernel follows
+
+# The package's folder comes last on the path, so that nothing in it can stand in for a module of the standard library.
+# What to do when it cannot be loaded is a string, since a string costs no time to compile unless it is needed.
+BODY = """\
+import sys
+sys.path.append({home!r})
+LOST = \"\"\"
+if issubclass(lost[0], Exception):
+    from json import dumps
+    msg = 'the Python package that the plugin {plugin} runs was removed, moved or damaged: ' + str(lost[1])
+    details = sys.argv[0] + ' loads it from ' + sys.path[-1] + '; install it there again, or run `cni-py install` of another one'
+    print(dumps({{'cniVersion': '1.1.0', 'code': 999, 'msg': msg, 'details': details}}))
+else:
+    sys.__excepthook__(*lost)
+\"\"\"
+sys.excepthook = lambda *lost: exec(LOST)
+{start}
+main({plugin!r})
+"""
+GONE = "the interpreter of the plugin {plugin}, {python}, is not there any more: run `cni-py install` with another one"
+
+
+def launcher(plugin: str) -> bytes:
+    """The executable of a plugin.
+
+    -I and -S keep the user's environment and the site module out, which also saves half the interpreter's start.
+    """
+    home = str(Path(cni_py.__file__).resolve().parent.parent)
+    body = os.fsencode(BODY.format(home=home, plugin=plugin, start=START.decode()))
+    path = interpreter()
+    python = os.fsencode(path)
+    if not python or b"\\" in python or b"\n" in python:
+        raise Failure(f"no script can name this interpreter: {path!r}", LACKING)
+    first = b"#!" + python + b" -IS"
+    if any(space in python for space in b" \t") or len(first) > SHEBANG_MAX:
+        first = _by_shell(plugin, path)
+    text = first + b"\n" + body
+    if len(text) > LAUNCHER_MAX:
+        raise Failure(f"the paths of the interpreter and of the package are too long: {path}, {home}", LACKING)
+    return text
+
+
+def interpreter() -> str:
+    """The interpreter that runs this, outside of its virtual environment: that may be moved or removed."""
+    path = sys.executable
+    if sys.prefix == sys.base_prefix:
+        return path
+    for _ in range(LINKS_MAX):
+        if not path.startswith(f"{sys.prefix}/") or not os.path.islink(path):
+            break
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.readlink(path))
+    return path if os.access(path, os.X_OK) else sys.executable
+
+
+def _by_shell(plugin: str, path: str) -> bytes:
+    """First lines for an interpreter that a #! line cannot name: sh reads a command, Python a string."""
+    python = _quoted(os.fsencode(path))
+    error = json.dumps({"cniVersion": "1.1.0", "code": 999, "msg": GONE.format(plugin=plugin, python=path)})
+    missing = b"[ -x " + python + b" ] || { printf '%s\\n' " + _quoted(error.encode()) + b"; exit 1; }"
+    return b"#!/bin/sh\n''':'\n" + missing + b"\nexec " + python + b' -IS "$0" "$@"\n\'\'\''
+
+
+def _quoted(word: bytes) -> bytes:
+    """One word for sh."""
+    return b"'" + word.replace(b"'", b"'\"'\"'") + b"'"

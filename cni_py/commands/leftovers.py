@@ -1,0 +1,282 @@
+"""What stays when the executables are gone, since running containers may need it; and how `--purge` removes it.
+
+connected containers     known from the attachment records; with --purge --force they are disconnected
+bridge cni-py0           of the network that install wrote, never another network's
+our nftables tables, /run/cni-py, /var/lib/cni-py      what all networks share: only when no other network has a container
+addresses and results of our network below /var/lib/cni
+forwarding               only where it was off at the first install, and no other bridge or tunnel needs it
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shlex import quote
+
+from cni_py import conflist, heirs, libcni_cache, netconf, records, restore, run
+from cni_py.call import Call
+from cni_py.commands import default_network
+from cni_py.commands.launchers import launcher
+from cni_py.conflist import Network
+from cni_py.errors import CniError
+from cni_py.jsontext import Object
+from cni_py.kernel import libnftables, sysctl
+from cni_py.kernel.nftables import BRIDGE, INET, TABLE, Nft
+from cni_py.kernel.rtnl import Link, Rtnl
+from cni_py.netconf import NetConf
+
+STATE_DIR = Path("/var/lib/cni-py")
+NETWORKS_DIR = Path("/var/lib/cni/networks")  # host-local's, unless dataDir says otherwise
+SETTINGS = Path("/etc/cni-py/config.yaml")
+FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")  # below /proc/sys/net
+FORWARDERS = ("bridge", "tun", "wireguard", "vxlan", "geneve", "gre", "ppp", "ipvlan", "macvlan", "vrf")
+NAMED_MAX = 3  # attachments in a sentence
+PORTFWD = "portfwd"  # what its files in the shared folders begin with
+FAMILIES = {INET: "inet", BRIDGE: "bridge"}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """One thing that stays: what it is, the command that removes it, and how `--purge` does. Empty `kept`: it may go."""
+
+    what: str
+    command: str
+    remove: Callable[[], object]
+    kept: str = ""
+
+
+def connected() -> list[str]:
+    """The attachments of this host whose container is still there, "network/containerID/ifname" each."""
+    return list(dict.fromkeys(record.key.label for record in restore.recorded() if not heirs.is_dead(record)))
+
+
+def foreign(network: Network) -> list[str]:
+    """The attachments of other networks that our plugins have a record of, alive or not."""
+    found = (record.key for record in restore.recorded())
+    return list(dict.fromkeys(key.label for key in found if key.network != network.name))
+
+
+def network_of(path: Path | None) -> Network:
+    """Our network as its file has it; as it is written otherwise, or where the file has become another network's."""
+    if path is not None:
+        with contextlib.suppress(CniError):
+            found = conflist.read(path)
+            if found.name == default_network.NAME:
+                return found
+    return conflist.parse(default_network.text(ipv6=True), default_network.FILE)
+
+
+def everything(network: Network, off: list[str]) -> list[Left]:
+    """All that stays, in the order in which it can be removed. `off`: what was off before we came."""
+    others = foreign(network)
+    more = ", ..." if len(others) > NAMED_MAX else ""
+    kept = f"other networks use it ({', '.join(others[:NAMED_MAX])}{more})" if others else ""
+    busy = kept or ("portfwd is running" if publisher_runs() else "")
+    return [
+        *bridges(network),
+        *tables(kept),
+        *folders(network, kept, busy),
+        *forwarding(off, default_network.bridges(network), kept),
+    ]
+
+
+def bridges(network: Network) -> Iterator[Left]:
+    """The bridge of the network, if it is one, and no other interfaces are plugged into it."""
+    for name in sorted(default_network.bridges(network)):
+        found, ports = bridge_named(name)
+        if found:
+            kept = f"interfaces are plugged into it ({', '.join(ports)})" if ports else ""
+            if name != default_network.BRIDGE:  # the file was changed
+                kept = kept or "it may have been there before"
+            yield Left(f"bridge {name}", f"ip link delete {quote(name)}", partial(delete_link, name), kept)
+
+
+def bridge_named(name: str) -> tuple[bool, list[str]]:
+    """Whether there is a bridge of that name, and the interfaces that are plugged into it."""
+    host = Rtnl()
+    try:
+        found = host.link(name)
+        if found is None or found.kind != "bridge":
+            return False, []
+        return True, [link.name for link in host.links(found.index)]
+    finally:
+        host.close()
+
+
+def delete_link(name: str) -> None:
+    host = Rtnl()
+    try:
+        host.delete_link(name)
+    finally:
+        host.close()
+
+
+def tables(kept: str) -> Iterator[Left]:
+    """Our nftables tables."""
+    nft = Nft()
+    try:
+        for family, name in FAMILIES.items():
+            with contextlib.suppress(CniError, OSError):  # no nf_tables or no bridge family, so nothing of ours either
+                if nft.has_table(family):
+                    command = f"delete table {name} {TABLE}"
+                    what = f"nftables table {name} {TABLE}"
+                    yield Left(what, f"nft {command}", partial(libnftables.run, command), kept)
+    finally:
+        nft.close()
+
+
+def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:
+    """Files of records, of portfwd, and of our network's addresses and results."""
+    run_dir = Path(records.run_dir())
+    for path, why in ((run_dir, kept), (STATE_DIR, busy)):
+        if path.is_dir() and any(path.iterdir()):
+            yield Left(str(path), f"rm -r {quote(str(path))}", partial(remove_folder, path, busy), why)
+    ipam = [plugin.get("ipam") for plugin in network.plugins]
+    stated = [netconf.string(entry, "dataDir") for entry in ipam if isinstance(entry, Object)]
+    addresses = Path(next(filter(None, stated), str(NETWORKS_DIR))) / network.name
+    if addresses.is_dir():
+        yield Left(str(addresses), f"rm -r {quote(str(addresses))}", partial(remove_folder, addresses))
+    results = [
+        entry.path(libcni_cache.RESULTS_DIR) for entry in libcni_cache.everything() if entry.network == network.name
+    ]
+    for path in results:
+        yield Left(str(path), f"rm {quote(str(path))}", partial(remove_file, path))
+    if SETTINGS.exists():
+        yield Left(str(SETTINGS), f"rm {SETTINGS}", partial(remove_file, SETTINGS), "it was written by somebody else")
+
+
+def forwarding(off: list[str], own: set[str], kept: str) -> Iterator[Left]:
+    """Forwarding of the host, where it is on and was not, as far as is known."""
+    for key in FORWARDING:
+        try:
+            if sysctl.read(key) != "1":
+                continue
+        except OSError:
+            continue
+        name = f"net.{key.replace('/', '.')}"
+        why = kept or ("" if key in off else "it may have been on before") or forwarder(own)
+        yield Left(f"{name} = 1", f"sysctl -w {name}=0", partial(sysctl.write, key, "0"), why)
+
+
+def forwarder(own: set[str]) -> str:
+    """Why forwarding must stay on, "" where nothing of the host seems to need it."""
+    host = Rtnl()
+    try:
+        needing = [link.name for link in host.links() if needs_forwarding(link) and link.name not in own]
+    finally:
+        host.close()
+    return f"{', '.join(needing)} may need it" if needing else ""
+
+
+def needs_forwarding(link: Link) -> bool:
+    return link.up and link.kind in FORWARDERS
+
+
+def publisher_runs() -> bool:
+    """Whether portfwd's service listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(f"{records.run_dir()}/{PORTFWD}.sock")
+        except OSError:
+            return False
+    return True
+
+
+def remove_folder(path: Path, busy: str = "") -> None:
+    """A folder of ours; what portfwd has in it stays while that runs."""
+    for entry in path.iterdir():
+        if busy and entry.name.startswith(PORTFWD):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    with contextlib.suppress(OSError):  # a mount, or not empty
+        path.rmdir()
+
+
+def remove_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def remove_empty(path: Path) -> None:
+    """The folder, and the one above it, if nothing is in them."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
+        path.parent.rmdir()
+
+
+def tell(left: list[Left], say: Say) -> None:
+    """What stays, and how it is removed."""
+    if left:
+        say(
+            "These stay, since containers or other programs may use them; `cni-py uninstall --purge` removes what is ours:"
+        )
+    width = max((len(one.what) for one in left), default=0)
+    for one in left:
+        say(f"  {one.what:<{width}}  {one.command}" + (f"  # {one.kept}" if one.kept else ""))
+
+
+def purge(network: Network, off: list[str], say: Say, *, dry_run: bool) -> bool:
+    """Remove what is ours; False when something could not be. What must stay is named."""
+    well = dry_run or disconnect_all(network, say)
+    for one in everything(network, off):
+        if one.kept:
+            say(f"leave {one.what}: {one.kept}; `{one.command}` removes it")
+            continue
+        say(f"remove {one.what}" if " = " not in one.what else f"set {one.what.replace(' = 1', ' = 0')}, as it was")
+        try:
+            if not dry_run:
+                one.remove()
+        except (CniError, OSError) as error:
+            print(f"cni-py uninstall: {one.what} stays: {error}", file=sys.stderr)
+            well = False
+    if not dry_run:
+        for folder in (NETWORKS_DIR, libcni_cache.RESULTS_DIR):
+            remove_empty(folder)
+    return well
+
+
+def disconnect_all(network: Network, say: Say) -> bool:
+    """Undo every attachment of our network, also those whose container is gone; False when something of them is left.
+
+    The plugins are run here, in this process, as GC with nothing that is valid; that needs launchers to be found by name.
+    """
+    well = True
+    for label in dict.fromkeys(record.key.label for record in restore.recorded() if record.key.network == network.name):
+        say(f"disconnect {label}")
+    with tempfile.TemporaryDirectory(prefix="cni-py-") as folder:
+        for plugin in run.MODULES:
+            Path(folder, plugin).write_bytes(launcher(plugin))
+        for conf in reversed(network.plugins):
+            try:
+                collect(network, conf, folder)
+            except (CniError, OSError) as error:
+                print(f"cni-py uninstall: {netconf.string(conf, 'type')}: {error}", file=sys.stderr)
+                well = False
+    return well
+
+
+def collect(network: Network, conf: Object, folder: str) -> None:
+    """GC by one plugin of ours of everything that it knows of the network."""
+    name = netconf.string(conf, "type")
+    if name not in run.MODULES:
+        return
+    text = conflist.request(network, conf, {}, extra={"cni.dev/valid-attachments": [], "cni.dev/attachments": []})
+    before = os.environ.get("CNI_PATH")
+    os.environ["CNI_PATH"] = folder  # for a delegate that is not ours
+    try:
+        run.load(name).gc(Call("GC", name, NetConf.parse(text), path=[folder]))
+    finally:
+        if before is None:
+            del os.environ["CNI_PATH"]
+        else:
+            os.environ["CNI_PATH"] = before

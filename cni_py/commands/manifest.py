@@ -1,0 +1,145 @@
+"""What `cni-py install` wrote, where, and how files are put there and taken away so that a runtime never finds half of one.
+
+<bin-dir>/.cni-py/manifest.json      what was written, with a hash of each file; which folders were made for it; which
+                                     sysctls of forwarding were off at the first install
+<bin-dir>/.cni-py/replaced/<plugin>  the plugin that was there before, the file itself
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cni_py.commands.report import Failure
+
+OURS = ".cni-py"  # the folder of manifest and replaced plugins, below bin-dir
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to install, and whether to only say what would be done."""
+
+    bin_dir: Path
+    conf_dir: Path
+    dry_run: bool
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Target":
+        return cls(options.bin_dir.absolute(), options.conf_dir.absolute(), options.dry_run)
+
+    @property
+    def folder(self) -> Path:
+        """Our folder below bin-dir."""
+        return self.bin_dir / OURS
+
+    @property
+    def manifest(self) -> Path:
+        """The file that tells what was installed."""
+        return self.folder / "manifest.json"
+
+    def replaced(self, path: Path) -> Path:
+        """Where the plugin is that we replaced by `path`."""
+        return self.folder / "replaced" / path.name
+
+    def say(self, step: str) -> None:
+        print(f"would {step}" if self.dry_run else step)
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What was written: path -> SHA-256, and the folders that were made for it."""
+
+    path: Path
+    files: dict[str, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    off: list[str] = field(default_factory=list)  # keys below /proc/sys/net that were 0 at the first install
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """An empty one where there is none yet."""
+        try:
+            found = json.loads(path.read_text())
+            files = {str(name): str(value) for name, value in found["files"].items()}
+            off = [str(key) for key in found.get("off", [])]
+            return cls(path, files, [str(folder) for folder in found["folders"]], off)
+        except FileNotFoundError:
+            return cls(path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Failure(f"{path} is damaged ({error!r}): put it right, or remove it and install again") from error
+
+    def save(self) -> None:
+        fields = {"files": self.files, "folders": self.folders, "off": self.off}
+        write(self.path, (json.dumps(fields, indent=2) + "\n").encode(), 0o644)
+
+    def make_folder(self, folder: Path) -> None:
+        """A folder, and note it if it was not there."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folders += [str(path) for path in reversed(missing)]
+
+    def put(self, path: Path, text: bytes, mode: int) -> None:
+        """Write a file that uninstall will take away; the manifest first."""
+        self.files[str(path)] = digest(text)
+        self.save()
+        write(path, text, mode)
+
+    def has_unchanged(self, path: Path) -> bool:
+        """Whether the file is as we wrote it."""
+        return str(path) in self.files and digest(contents(path)) == self.files[str(path)]
+
+
+@contextlib.contextmanager
+def alone(target: Target) -> Iterator[None]:
+    """One command at a time in a bin-dir."""
+    if target.dry_run:
+        yield
+        return
+    fd = os.open(target.bin_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def contents(path: Path) -> bytes:
+    """Of a file; empty when there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def link(path: Path, place: Path) -> None:
+    """Make `place` a second name of the file `path`, or of the symbolic link, in the place of what is there."""
+    new = place.with_name(f".{place.name}.new")
+    new.unlink(missing_ok=True)
+    os.link(path, new, follow_symlinks=False)
+    os.replace(new, place)
+    new.unlink(missing_ok=True)  # rename(2) does nothing when both names are of one file already
+
+
+def write(path: Path, text: bytes, mode: int) -> None:
+    """Write a whole file, durably, or none."""
+    fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        os.replace(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
+
+
+def digest(text: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(text).hexdigest()

@@ -1,0 +1,52 @@
+"""`cni-py install` and `uninstall` in temporary directories, away from what this machine has installed and connected."""
+
+from __future__ import annotations
+
+import compileall
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cni_py import records
+from cni_py.commands import runtimes
+from cni_py.commands.main import main
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path) -> Path:
+    return tmp_path / "opt" / "cni" / "bin"
+
+
+@pytest.fixture
+def conf_dir(tmp_path: Path) -> Path:
+    return tmp_path / "etc" / "net.d"
+
+
+@pytest.fixture
+def bytecode(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that would have been compiled: once for all tests is enough, and pip has done it."""
+    folders: list[Path] = []
+    monkeypatch.setattr(compileall, "compile_dir", lambda folder, quiet: folders.append(folder))
+    return folders
+
+
+@pytest.fixture
+def host(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of the file system in which runtimes are looked for, empty; attachment records are below it, too."""
+    root = tmp_path_factory.mktemp("host")
+    monkeypatch.setattr(runtimes, "ROOT", root)
+    monkeypatch.setattr(records, "run_dir", lambda: str(root / "run/cni-py"))
+    return root
+
+
+@pytest.fixture
+def cni_py_command(bin_dir: Path, conf_dir: Path, bytecode: list[Path], host: Path) -> Command:
+    """cni_py_command("install", ...) -> exit status."""
+
+    def run(command: str, *options: str) -> int:
+        return main([command, "--bin-dir", str(bin_dir), "--conf-dir", str(conf_dir), *options])
+
+    return run
