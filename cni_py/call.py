@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class Plugin:
     """A CNI plugin: its type and one function per verb.
 
-    `versions` are the versions of the specification it speaks; `skeleton` GC and STATUS may be left out by a plugin that
-    keeps no state of its own.
+    `versions` are the versions of the specification it speaks. `examine` of an IPAM plugin reads the configuration as ADD
+    will, and refuses what ADD would refuse, without any effect.
     """
 
-    __slots__ = ("add", "check", "delete", "gc", "status", "type", "versions")
+    __slots__ = ("add", "check", "delete", "examine", "gc", "status", "type", "versions")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Plugin:
         gc: "Callable[[Call], None]",
         status: "Callable[[Call], None]",
         versions: "Sequence[str]" = (),
+        examine: "Callable[[Call], object] | None" = None,
     ) -> None:
         self.type = type
         self.add = add
@@ -44,6 +45,7 @@ class Plugin:
         self.gc = gc
         self.status = status
         self.versions = versions
+        self.examine = examine
 
 
 class Call:

@@ -4,7 +4,7 @@ from cni_py import backends, invoke
 from cni_py.addr import mac_text
 from cni_py.call import Call
 from cni_py.container import check_interface, expect, in_result
-from cni_py.errors import CniError
+from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.kernel import rtnl
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway, plan_port
@@ -22,7 +22,7 @@ def check(call: Call) -> None:
         invoke.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     by_name = {(interface.name, bool(interface.sandbox)): interface for interface in result.interfaces}
     bridge = by_name.get((conf.bridge, False), Interface(""))
     check_bridge(call, bridge, conf)
@@ -81,7 +81,9 @@ def check_addresses(call: Call, result: Result) -> None:
         if str(ip.address) not in held:
             raise CniError(f"Failed to match addr {ip.address} on interface {call.ifname}")
         if not any(route.dst == ip.address.network() and route.gw is None for route in routes):
-            raise CniError(f"Failed to find Gateway for {ip.address} on interface {call.ifname}")
+            raise CniError(
+                f"Failed to find Gateway for {ip.address} on interface {call.ifname}: the route to its subnet is missing"
+            )
     for wanted in result.routes:
         default = wanted.dst.prefixlen == 0
         if not any(

@@ -24,7 +24,7 @@ backend. Keys beyond the reference's:
 from cni_py import backends, netconf, nftops, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.errors import InvalidNetworkConfig
 from cni_py.kernel import sysctl
 from cni_py.kernel.nftables import INET
 from cni_py.portmappings import PortmapConf, container_addresses, mappings, relays
@@ -40,7 +40,9 @@ def add(call: Call) -> "Result":
     """Publish the ports."""
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
-        raise CniError("must be called as chained plugin")
+        raise InvalidNetworkConfig(
+            "portmap must be called as chained plugin: it needs the result of a plugin before it (prevResult)"
+        )
     steps = plan(conf, conf.prev_result, call.ifname)
     if steps:
         for step in steps:
@@ -60,7 +62,7 @@ def check(call: Call) -> None:
     """Compare with the kernel."""
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     ops = {"PublishPorts": "nftables", "PublishByIptables": "iptables"}
     conf.asked_backend = backends.in_use(call, conf.asked_backend, backends.PUBLISH, ops)
     call.check_plan(plan(conf, conf.prev_result, call.ifname))

@@ -28,7 +28,7 @@ from cni_py.container import (
     refuse_existing,
     sweep_elements,
 )
-from cni_py.errors import CniError
+from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.netconf import boolean, integer, string
 from cni_py.result import Interface, Result, prev_result
 
@@ -65,7 +65,7 @@ def add(call: Call) -> Result:
         invoke.ipam(call, "DEL")
     result = invoke.ipam_add(call)
     if not result.ips:
-        raise CniError("IPAM plugin returned missing IP config")
+        raise CniError("IPAM plugin returned missing IP config: its result has no address")
     for ip in result.ips:
         ip.interface = CONTAINER
     veth, host_mac, container_mac = call.key.host_veth, call.key.mac("host"), call.key.mac("container")
@@ -138,7 +138,7 @@ def check(call: Call) -> None:
     invoke.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     container = in_result(call, result)
     check_interface(call, container, "veth")
     veth = host_end(call, result)
