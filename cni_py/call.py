@@ -126,10 +126,16 @@ class Call:
             raise CniError(f"DEL of {self.key.label} is incomplete", "; ".join(failures))
 
     def check_plan(self, plan: "Sequence[Op]") -> None:
-        """CHECK: CniError with everything that differs from what `plan` would make."""
-        differences = [difference for op in plan if (difference := op.check(self.kernel)) is not None]
-        if differences:
-            raise CniError(differences[0], "; ".join(differences[1:]))
+        """CHECK: CniError with everything that differs from what `plan` would make, and whether a command puts it back."""
+        differences = [(op, difference) for op in plan if (difference := op.check(self.kernel)) is not None]
+        if not differences:
+            return
+        first, *others = [difference for _, difference in differences]
+        if type(differences[0][0]).__module__ in engine.RESTORED:
+            first += " (`cni-py restore` puts it back)"
+        elif any(type(op).__module__ in engine.RESTORED for op, _ in differences):
+            others.append("`cni-py restore` puts back what the packet filter lost")
+        raise CniError(first, "; ".join(others))
 
     def delegated(self, ipam: str) -> "Call":
         """The same call for the IPAM plugin `ipam`, in this process; its operations join this call's."""

@@ -34,6 +34,10 @@ HOMES = {  # where the operations are defined that a record may hold: a DEL load
 }
 
 
+FILTERING = ("cni_py.nftops", "cni_py.firewallops", "cni_py.iptablesops")  # whose operations a firewall's reload undoes
+RESTORED = (*FILTERING, "cni_py.userland")  # and whose `cni-py restore` does again
+
+
 class Op:
     """One change of the kernel's or the disk's state.
 
