@@ -72,11 +72,14 @@ def ip_of(value: int, length: int) -> bytes:
         raise ValueError(f"no address of {length} bytes has the number {value}") from error
 
 
+EMPTY = '""'  # an empty text, in errors
+
+
 def parse_ip(text: str) -> bytes:
     """The address, or ValueError. No zone, no leading zeros in IPv4."""
     packed = _pton(text)
     if packed is None:
-        raise ValueError(f"invalid IP address: {text}")
+        raise ValueError(f"invalid IP address: {text or EMPTY}")
     return packed[12:] if packed.startswith(MAPPED) else packed
 
 
@@ -102,10 +105,12 @@ def parse_address(text: str) -> Address:
     ip, slash, length = text.partition("/")
     packed = _pton(ip)
     if packed is None or not slash or not (length.isascii() and length.isdigit() and len(length) < 8):
-        raise ValueError(f"invalid CIDR address: {text}")
+        raise ValueError(
+            f"invalid CIDR address: {text or EMPTY} (wanted: an address with its prefix length, ADDRESS/LENGTH)"
+        )
     prefixlen = int(length)
     if prefixlen > 8 * len(packed):
-        raise ValueError(f"invalid CIDR address: {text}")
+        raise ValueError(f"invalid CIDR address: {text or EMPTY} (the prefix length is at most {8 * len(packed)})")
     if packed.startswith(MAPPED):
         return Address(packed[12:], max(prefixlen - 96, 0))
     return Address(packed, prefixlen)
@@ -126,7 +131,16 @@ def parse_mac(text: str) -> bytes:
         groups = text.split(separator)
         if len(groups) * digits == 12 and all(len(group) == digits and HEX.issuperset(group) for group in groups):
             return bytes.fromhex("".join(groups))
-    raise ValueError(f"invalid MAC address: {text}")
+    raise ValueError(f"invalid MAC address: {text or EMPTY} (wanted: 6 bytes, such as 02:00:00:00:00:01)")
+
+
+def interface_mac(text: str) -> bytes:
+    """As parse_mac(); ValueError also for what no interface can have."""
+    mac = parse_mac(text)
+    if mac[0] & 1 or not any(mac):
+        why = "no interface can have it" if not any(mac) else "it is a multicast address, which no interface can have"
+        raise ValueError(f"invalid MAC address: {text or EMPTY} ({why})")
+    return mac
 
 
 def mac_text(mac: bytes) -> str:

@@ -5,7 +5,7 @@ iptables' part is loaded only where it is asked for, or where one netlink messag
 
 from cni_py import records, settings
 from cni_py.addr import ip_text
-from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.kernel import xtables
 from cni_py.kernel.nftables import BRIDGE, NftUnavailable, ifname_key
 from cni_py.kernel.xtables import CHAIN_MAX, NAT, NFPROTO
@@ -108,7 +108,7 @@ def masquerading(call: "Call", addresses: "Iterable[Address]", asked: str) -> "l
 def for_masquerading(asked: str) -> str:
     """The backend for an ipMasqBackend, or the host's. CniError for a name that is none."""
     if asked not in ("", *settings.BACKENDS):
-        raise CniError(f'unknown ipmasq backend "{asked}"')
+        raise InvalidNetworkConfig(f'unknown ipmasq backend "{asked}": it is nftables or iptables')
     return settings.backend(asked)
 
 

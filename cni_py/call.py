@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class Plugin:
     """A CNI plugin: its type and one function per verb.
 
-    `versions` are the versions of the specification it speaks; `skeleton` GC and STATUS may be left out by a plugin that
-    keeps no state of its own.
+    `versions` are the versions of the specification it speaks. `examine` of an IPAM plugin reads the configuration as ADD
+    will, and refuses what ADD would refuse, without any effect.
     """
 
-    __slots__ = ("add", "check", "delete", "gc", "status", "type", "versions")
+    __slots__ = ("add", "check", "delete", "examine", "gc", "status", "type", "versions")
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Plugin:
         gc: "Callable[[Call], None]",
         status: "Callable[[Call], None]",
         versions: "Sequence[str]" = (),
+        examine: "Callable[[Call], object] | None" = None,
     ) -> None:
         self.type = type
         self.add = add
@@ -46,6 +47,7 @@ class Plugin:
         self.gc = gc
         self.status = status
         self.versions = versions
+        self.examine = examine
 
 
 class Call:
@@ -170,10 +172,16 @@ class Call:
             leftovers.of_interface(self)
 
     def check_plan(self, plan: "Sequence[Op]") -> None:
-        """CHECK: CniError with everything that differs from what `plan` would make."""
-        differences = [difference for op in plan if (difference := op.check(self.kernel)) is not None]
-        if differences:
-            raise CniError(differences[0], "; ".join(differences[1:]))
+        """CHECK: CniError with everything that differs from what `plan` would make, and whether a command puts it back."""
+        differences = [(op, difference) for op in plan if (difference := op.check(self.kernel)) is not None]
+        if not differences:
+            return
+        first, *others = [difference for _, difference in differences]
+        if type(differences[0][0]).__module__ in engine.RESTORED:
+            first += " (`cni-py restore` puts it back)"
+        elif any(type(op).__module__ in engine.RESTORED for op, _ in differences):
+            others.append("`cni-py restore` puts back what the packet filter lost")
+        raise CniError(first, "; ".join(others))
 
     def delegated(self, ipam: str) -> "Call":
         """The same call for the IPAM plugin `ipam`, in this process; its operations join this call's."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cni_py import netconf, version
-from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
+from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig, os_error
 from cni_py.jsontext import Object, decode, encode
 
 TYPE_CHECKING = False
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LIST_SUFFIXES = (".conflist",)
 SINGLE_SUFFIXES = (".conf", ".json")
+CONF_DIR = "/etc/cni/net.d"
+DEFAULT = "cni-py"  # the network that `cni-py install` writes
 
 
 class NoSuchNetwork(CniError):
@@ -50,6 +52,14 @@ class Network:
         return [netconf.string(plugin, "type") for plugin in self.plugins]
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A network, and what is wrong with files that were passed over in its search."""
+
+    network: Network
+    broken: tuple[CniError, ...]
+
+
 def is_path(text: str) -> bool:
     """Whether NETWORK on a command line means a file; names of networks have no slash."""
     return "/" in text or (text.endswith((*LIST_SUFFIXES, *SINGLE_SUFFIXES)) and Path(text).exists())
@@ -63,13 +73,19 @@ def parse(text: bytes, source: str) -> Network:
             return _of_single(raw, source)
         return _of_list(raw, text, source)
     except CniError as error:
-        raise type(error)(f"{source}: {error.msg}", error.details, error.code) from None
+        raise located(error, source) from None
+
+
+def located(error: CniError, source: str) -> CniError:
+    """The error with the file it is in: "FILE, line 3, column 7: ..." or "FILE: ..."."""
+    separator = ", " if error.msg.startswith("line ") else ": "
+    return type(error)(f"{source}{separator}{error.msg}", error.details, error.code)
 
 
 def _object(text: bytes) -> Object:
     raw = decode(text)
     if not isinstance(raw, Object):
-        raise DecodingFailure("a JSON object was expected")
+        raise DecodingFailure("the whole must be a JSON object {...}")
     return raw
 
 
@@ -85,9 +101,8 @@ def _of_single(raw: Object, source: str) -> Network:
 def _of_list(raw: Object, text: bytes, source: str) -> Network:
     name = netconf.string(raw, "name")
     if not name:
-        raise InvalidNetworkConfig("the network has no name")
-    if not netconf.is_identifier(name):
-        raise InvalidNetworkConfig("invalid characters found in network name", name)
+        raise InvalidNetworkConfig('the network has no "name"')
+    netconf.check_name(name)
     return Network(
         name=name,
         cni_version=_cni_version(raw),
@@ -119,7 +134,7 @@ def _switch(raw: Object, key: str) -> bool:
 
 def _checked(plugin: Object) -> Object:
     if not netconf.string(plugin, "type"):
-        raise InvalidNetworkConfig("a plugin has no type")
+        raise InvalidNetworkConfig('a plugin has no "type"')
     return plugin
 
 
@@ -133,7 +148,7 @@ def read(path: str | Path) -> Network:
     except FileNotFoundError as error:
         raise NoSuchNetwork(f"there is no file {file}") from error
     except OSError as error:
-        raise CniError(f"cannot read {error.filename or file}", error.strerror or "") from error
+        raise os_error(f"cannot read {error.filename or file}", error) from error
     if not network.plugins:
         raise InvalidNetworkConfig(f"{file}: the network has no plugins")
     return network
@@ -146,7 +161,7 @@ def _with_drop_ins(network: Network, folder: Path) -> Network:
         try:
             added.append(_checked(_object(text)))
         except CniError as error:
-            raise type(error)(f"{file}: {error.msg}", error.details, error.code) from None
+            raise located(error, str(file)) from None
     if not added:
         return network
     plugins = (*network.plugins, *added)
@@ -154,17 +169,36 @@ def _with_drop_ins(network: Network, folder: Path) -> Network:
     return replace(network, plugins=plugins, text=encode(whole).encode())
 
 
-def find(conf_dir: str | Path, name: str) -> Network:
-    """The network called `name`. NoSuchNetwork, saying what there is; CniError for a broken file that comes before it."""
-    seen = []
-    for suffixes in (LIST_SUFFIXES, SINGLE_SUFFIXES):
-        for file in _files(Path(conf_dir), suffixes):
+def find(conf_dir: str | Path, name: str) -> Found:
+    """The network called `name`, and the broken files that come before it. CniError when it is not there.
+
+    libcni gives up at the first broken file. Here it only matters where the network might be in it.
+    """
+    seen, broken = [], []
+    for file in files(conf_dir):
+        try:
             network = read(file)
-            if network.name == name:
-                return network
-            seen.append(network.name)
-    there = f"there are: {', '.join(seen)}" if seen else "there is none at all"
-    raise NoSuchNetwork(f'no network "{name}" in {conf_dir}', there)
+        except CniError as error:
+            broken.append(error)
+            continue
+        if network.name == name:
+            return Found(network, tuple(broken))
+        seen.append(network.name)
+    if broken:
+        first = broken[0]
+        raise type(first)(
+            f'network "{name}" may be in a file that cannot be used: {first.msg}', first.details, first.code
+        )
+    install = "cni-py install" if str(conf_dir) == CONF_DIR else f"cni-py install --conf-dir {conf_dir}"
+    if not seen:
+        raise NoSuchNetwork(f'no network "{name}" in {conf_dir}', f"there is none at all; `{install}` writes one")
+    hint = f"; `{install} --network` adds {DEFAULT}" * (DEFAULT not in seen)
+    raise NoSuchNetwork(f'no network "{name}" in {conf_dir}', f"there are: {', '.join(seen)}{hint}")
+
+
+def files(conf_dir: str | Path) -> list[Path]:
+    """The configuration files of a directory, in the order in which a name is looked for."""
+    return [file for suffixes in (LIST_SUFFIXES, SINGLE_SUFFIXES) for file in _files(Path(conf_dir), suffixes)]
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

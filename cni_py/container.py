@@ -2,7 +2,8 @@
 
 from cni_py import invoke
 from cni_py.addr import ip_text, mac_text
-from cni_py.errors import CniError, warn
+from cni_py.errors import CniError, InvalidNetworkConfig, warn
+from cni_py.kernel import rtnl
 from cni_py.kernel.context import NetnsGone
 from cni_py.netconf import values
 from cni_py.records import Attachment
@@ -22,6 +23,22 @@ def refuse_existing(call: "Call", refusal: str) -> None:
     """An interface of that name belongs to somebody, or to an ADD that still stands: leave it alone."""
     if call.kernel.container.link(call.ifname) is not None and not call.is_unfinished():
         raise CniError(refusal)
+
+
+def check_ifname(name: str, key: str) -> None:
+    """InvalidNetworkConfig for what cannot be the name of an interface."""
+    try:
+        rtnl.check_name(name)
+    except OSError as error:
+        raise InvalidNetworkConfig(
+            f'{key}: "{name}" cannot be the name of an interface (1 to {rtnl.IFNAME_MAX} bytes, no "/", ":", "%" or blank)'
+        ) from error
+
+
+def examine_ipam(call: "Call") -> None:
+    """What an ADD of the IPAM plugin would refuse in its configuration, before anything is done."""
+    if invoke.ipam_type(call):
+        invoke.examine(call)
 
 
 def prefer_own_dns(call: "Call", result: "Result") -> None:
@@ -142,7 +159,7 @@ def check_interface(call: "Call", container: Interface, kind: str) -> None:
     """The container's interface is of that kind, with the MAC of the result."""
     link = expect(call.kernel.container.link(container.name) if container.name else None, container.name)
     if link.kind != kind:
-        raise CniError(f"Error: Container interface {container.name} not of type {kind}")
+        raise CniError(f"Container interface {container.name} is not of type {kind}")
     if container.mac and container.mac.lower() != mac_text(link.mac):
         raise CniError(
             f"Interface {container.name} Mac {container.mac} doesn't match container Mac: {mac_text(link.mac)}"

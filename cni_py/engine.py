@@ -36,6 +36,10 @@ HOMES = {  # where the operations are defined that a record may hold: a DEL load
 }
 
 
+FILTERING = ("cni_py.nftops", "cni_py.firewallops", "cni_py.iptablesops")  # whose operations a firewall's reload undoes
+RESTORED = (*FILTERING, "cni_py.userland")  # and whose `cni-py restore` does again
+
+
 class Op:
     """One change of the kernel's or the disk's state.
 
@@ -46,6 +50,7 @@ class Op:
     FIELDS: "ClassVar[dict[str, type]]"
     owned = False
     line = ""  # what describe() prints, with {field} for values
+    deed = ""  # what apply() does, for "cannot ...": a verb and its object, with {field} for values
 
     def __init_subclass__(cls) -> None:
         cls.FIELDS = dict(cls.__dict__.get("__annotations__", cls.__annotations__))
@@ -67,8 +72,19 @@ class Op:
 
     def describe(self) -> str:
         """One plain line: what this does, in the words of ip(8), nft(8) and sysctl(8)."""
-        shown = {name: value.hex(":") if isinstance(value, bytes) else value for name, value in self.__dict__.items()}
-        return self.line.format(**shown)
+        return self.line.format(**self.shown())
+
+    def shown(self) -> "dict[str, object]":
+        """The values as people write them."""
+        return {name: value.hex(":") if isinstance(value, bytes) else value for name, value in self.__dict__.items()}
+
+    def foretell(self, _kernel: "Kernel") -> str:
+        """describe(), with what the kernel shows now: whether what is shared is there already."""
+        return self.describe()
+
+    def failure(self) -> str:
+        """The sentence for an apply() that the kernel refuses."""
+        return f"cannot {self.deed.format(**self.shown())}" if self.deed else f"this failed: {self.describe()}"
 
     def apply(self, kernel: "Kernel") -> bool | None:
         """Make it so. False: it was so already, and is not ours to undo."""
@@ -205,7 +221,7 @@ def apply_one(op: Op, kernel: "Kernel") -> bool | None:
     try:
         return op.apply(kernel)
     except OSError as error:
-        raise CniError(f"failed to {op.describe()}", f"{error.strerror or error} (errno {error.errno})") from error
+        raise os_error(op.failure(), error) from error
 
 
 def undo_all(ops: "Sequence[Op]", kernel: "Kernel") -> list[str]:

@@ -2,6 +2,20 @@
 
 Numbers and their meaning: SPEC.md, section 5 "Error". 8 and 999 are not in its table but in libcni
 (pkg/types/types.go: ErrInvalidNetNS, ErrInternal). Codes from 100 up belong to plugins.
+
+    1   the configuration's cniVersion is not spoken, or is too old for the verb
+    2   a field that this version of the plugin does not support (a backend, say)
+    4   a CNI_* variable is missing or malformed, CNI_ARGS included
+    5   the kernel or a file refused: a system call failed
+    6   JSON that cannot be read, or a value of another type than the key has
+    7   a value of the right type that cannot be honoured; keys that contradict each other; a prevResult that is missing
+    8   CNI_NETNS
+    11  a lock is held: trying again may help
+    50, 51   STATUS
+    110 a host port is in use
+    999 the rest: no address is left, CHECK found a difference, another program failed
+
+The Go plugins answer 999 for 2, 4 (CNI_ARGS), 5, 6 and 7 as well; no client of theirs looks at these.
 """
 
 import sys
@@ -18,7 +32,7 @@ def warn(text: str) -> None:
 class CniError(Exception):
     """A failure to be printed as a CNI error object.
 
-    `msg` is a short fixed phrase, `details` holds the values and the kernel's own words.
+    `msg` is a sentence: what was wrong, with which object, and what helps; `details` holds the kernel's own words.
     """
 
     code = 999
@@ -115,4 +129,16 @@ class PortInUse(CniError):
 
 def os_error(action: str, error: OSError) -> CniError:
     """The error for a system call that failed while doing `action`: code 5, with the kernel's words."""
-    return IOFailure(action, f"{error.strerror or error} (errno {error.errno})")
+    return IOFailure(action, kernel_words(error, action))
+
+
+def kernel_words(error: OSError, action: str = "") -> str:
+    """What the kernel said, of which file unless `action` names it, and what helps where that is known."""
+    file = f" for {error.filename}" if isinstance(error.filename, str) and error.filename not in action else ""
+    return f"{error.strerror or error}{file} (errno {error.errno}){HINTS.get(error.errno or 0, '')}"
+
+
+HINTS = {  # errno.h; the module costs start-up time
+    1: "; this needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root, or in a privileged container",
+    30: "; the file system is read-only: run it privileged, or mount it writable",
+}

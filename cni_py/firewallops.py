@@ -51,10 +51,13 @@ class PassForwarded(Op):
     always: bool
     owned = True
 
+    deed = "let the traffic of {addresses} pass the host's FORWARD chain (iptables)"
+
     def describe(self) -> str:
-        where = "FORWARD" if self.always else "FORWARD, if its policy is DROP,"
+        when = "" if self.always else ", where the policy of FORWARD is DROP"
         apart = f"; {self.bridge} is {self.policy}" if self.policy else ""
-        return f"host: iptables' {where} accepts what {self.addresses} sends, the answers, and published ports{apart}"
+        what = f"the traffic of {self.addresses}, and to its published ports"
+        return f"host: iptables: FORWARD accepts {what}{when}{apart}"
 
     def needed(self, kernel: Kernel) -> dict[int, list[Address]]:
         """The addresses that need rules, by family."""
@@ -117,7 +120,8 @@ class KeepApart(Op):
     bridge: str
     policy: str
     owned = True
-    line = "host: nft elements of sets policed and (unless isolated) same_bridge: {bridge} is {policy}"
+    line = "host: nft: bridge {bridge} is kept apart from other such bridges (ingressPolicy {policy})"
+    deed = "keep bridge {bridge} apart from others (nftables)"
 
     def elements(self) -> "list[tuple[str, Element]]":
         """Sets, and the elements in them: for every policy, then for this one alone."""
@@ -216,7 +220,8 @@ class IsolatePort(Op):
 
     name: str
     owned = True
-    line = "host: nft element of set isolated of bridge cni_py: no frame from other such ports to {name}"
+    line = "host: nft: no frame from other isolated ports to {name}"
+    deed = "isolate bridge port {name} (nftables)"
 
     def element(self, kernel: Kernel) -> Element:
         """The one in the set."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 IPAM_PLUGINS = ("host-local", "static")  # of ours
 STOP_S = 5.0  # time for a delegate to take back what it did, before it is killed
+LINE_MAX = 256  # bytes of a first line; BINPRM_BUF_SIZE, linux/binfmts.h
 BUSY_TRIES = 6  # libcni's pkg/invoke/raw_exec.go: a plugin that is being replaced is "text file busy"
 
 
@@ -44,6 +45,13 @@ def ipam_add(call: "Call") -> "Result":
     result = decode_result(text, call.conf.cni_version)
     call.hand_out([ip.address.packed for ip in result.ips])
     return result
+
+
+def examine(call: "Call") -> None:
+    """Find the IPAM plugin, and let it read its configuration, before the caller does anything. Others are not asked."""
+    ours = own_plugin(find(ipam_type(call), call.path))
+    if ours is not None and ours.examine is not None:
+        ours.examine(call.delegated(ours.type))
 
 
 def ipam(call: "Call", verb: str) -> None:
@@ -164,8 +172,27 @@ def _start(path: str, environ: "dict[str, str]", actions: "list[tuple[int, int, 
             if error.errno == errno.ETXTBSY and attempt < BUSY_TRIES - 1:
                 time.sleep(1)
                 continue
-            raise NotExecuted(f"netplugin failed with no error message: {path}: {error.strerror}") from error
+            raise NotExecuted(f"netplugin failed with no error message: {cannot_run(path, error)}") from error
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def cannot_run(path: str, error: OSError) -> str:
+    """Why a plugin that is there cannot be started: its interpreter is missing, it is no program, it may not be run."""
+    interpreter = ""
+    try:
+        with open(path, "rb") as file:
+            head = file.readline(LINE_MAX)
+        if head.startswith(b"#!"):
+            interpreter = os.fsdecode(head[2:].strip()).split(" ")[0]
+    except OSError:
+        pass  # the first error says enough
+    if error.errno == errno.ENOENT and interpreter and not os.path.exists(interpreter):
+        return f"cannot run {path}: its interpreter {interpreter} is not there (see its first line)"
+    if error.errno == errno.ENOEXEC:
+        return f'cannot run {path}: it is no program of this machine, nor a script that begins with "#!"'
+    if error.errno == errno.EACCES:
+        return f"cannot run {path}: it must not be executed (`chmod +x {path}`, or a file system mounted noexec)"
+    return f"cannot run {path}: {error.strerror or error}"
 
 
 def _error_of(stdout: bytes) -> CniError:

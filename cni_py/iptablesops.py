@@ -31,7 +31,8 @@ class MasqueradeByIptables(Op):
 
     addresses: str
     owned = True
-    line = "host: iptables' nat: what {addresses} sends out of its subnet is masqueraded"
+    line = "host: iptables: what {addresses} sends out of its subnet is masqueraded"
+    deed = "masquerade what {addresses} sends (iptables)"
 
     def __init__(self, **values: object) -> None:
         super().__init__(**values)
@@ -85,10 +86,13 @@ class PublishByIptables(Op):
         if self.mark_chain and not is_chain_name(self.mark_chain):
             raise ValueError(f"not the name of a chain: {self.mark_chain}")
 
+    deed = "publish {ports} (iptables)"
+
     def describe(self) -> str:
         texts = {4: self.conditions4, 6: self.conditions6}
         where = "".join(f", for IPv{n} if {text}" for n, text in texts.items() if text)
-        return f"host: iptables' nat: publish {self.ports} of {self.addresses}{where}; masquerade from {self.clients}"
+        whose = nftops.WHOSE.get(self.clients, "").format(self.addresses)
+        return f"host: iptables: publish {self.ports}{where}{whose}"
 
     def publications(self, key: "Attachment") -> dict[int, Publication]:
         """By family."""

@@ -72,13 +72,13 @@ def decode(text: bytes) -> "Value":
     except StopIteration as stop:
         raise _failure(characters, stop.value) from None
     except RecursionError:
-        raise DecodingFailure("invalid JSON: nested too deeply") from None
+        raise DecodingFailure("the JSON is nested too deeply") from None
     except (ValueError, SystemError):
         # SystemError: CPython 3.11's scanner while json.decoder, where its exception lives, is not loaded
         value, end = _scan_slowly(characters, start)
     end += len(characters) - end - len(characters[end:].lstrip(BLANK))
     if end < len(characters):
-        raise _failure(characters, end, "text after the top-level value")
+        raise _failure(characters, end, "the JSON value has ended; {} is too much")
     return value
 
 
@@ -91,13 +91,48 @@ def _scan_slowly(characters: str, start: int) -> "tuple[Value, int]":
     except JSONDecodeError as error:
         raise _failure(characters, error.pos, error.msg) from None
     except ValueError as error:  # a constant or a number beyond what int() takes
-        raise DecodingFailure(f"invalid JSON: {error}") from None
+        raise DecodingFailure(f"the JSON cannot be read: {error}") from None
 
 
-def _failure(characters: str, position: int, reason: str = "a value was expected") -> DecodingFailure:
-    if not characters[position:].strip(BLANK):
-        return DecodingFailure("unexpected end of JSON input")
-    return DecodingFailure(f"invalid character {characters[position]!r} at position {position}: {reason}")
+REASONS = (  # how the json package begins to say what is wrong, and what we say; {} is the character found
+    ("Expecting value", "a value is expected, not {}"),
+    ("Expecting property name", "a key in double quotes is expected, not {}"),
+    ("Expecting ':'", 'a ":" is expected after the key, not {}'),
+    ("Expecting ','", 'a "," or the closing bracket is expected, not {}'),
+    ("Illegal trailing comma", 'there is a "," too many: nothing follows it before the closing bracket'),
+    ("Unterminated string", "the text that begins here has no closing quote"),
+    (
+        "Invalid control character",
+        "a line break or another control character is inside a text: is a closing quote missing?",
+    ),
+    ("Invalid \\", 'there is no such escape after the "\\" (\\\\ is the backslash itself)'),
+)
+
+
+def _failure(characters: str, position: int, reason: str = REASONS[0][1]) -> DecodingFailure:
+    """What is wrong at a position, with its line and column (from 1)."""
+    if not characters.strip(BLANK):
+        return DecodingFailure("there is no JSON: it is empty")
+    if characters.startswith("\ufeff"):
+        return DecodingFailure(
+            "line 1, column 1: a byte order mark (U+FEFF) comes before the JSON: save it as plain UTF-8"
+        )
+    reason = next((words for start, words in REASONS if reason.startswith(start)), reason)
+    before = characters[:position].rstrip(BLANK)
+    if characters[position : position + 1] in ("]", "}") and before.endswith(","):
+        position, reason = len(before) - 1, REASONS[4][1]
+    elif characters[position : position + 2] in ("//", "/*") or characters[position : position + 1] == "#":
+        reason = "JSON has no comments"
+    elif not characters[position:].strip(BLANK):
+        reason = "the JSON ends too early: a closing bracket is missing"
+    line = characters.count("\n", 0, position) + 1
+    column = position - characters.rfind("\n", 0, position)
+    found = characters[position : position + 1]
+    return DecodingFailure(f"line {line}, column {column}: {reason.replace('{}', _shown(found))}")
+
+
+def _shown(character: str) -> str:
+    return f'"{character}"' if character.isprintable() else f"U+{ord(character):04X}"
 
 
 def _without_surrogates(value: "Value") -> "Value":

@@ -5,9 +5,9 @@ Sides and addresses as in ops.
 
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.engine import Op
-from cni_py.errors import CniError
+from cni_py.errors import os_error
 from cni_py.kernel import rtnl
-from cni_py.ops import need
+from cni_py.ops import ipv6_off, need
 from cni_py.result import Route
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ class DropSubnetRoute(Op):
     ifname: str
     subnet: str
     line = "container: no direct route to {subnet} dev {ifname}"
+    deed = "remove the direct route to {subnet} from {ifname} in the container"
 
     def apply(self, kernel: "Kernel") -> None:
         index = need(kernel.container, self.ifname).index
@@ -35,7 +36,11 @@ class AddPeerRoute(Op):
     dst: str
     gw: str
     src: str
-    line = "container: route {dst} dev {ifname}, source {src}, via: {gw}"
+    deed = "add the route to {dst} through {ifname} in the container"
+
+    def describe(self) -> str:
+        via = f" via {self.gw}" if self.gw else ""
+        return f"container: route {self.dst}{via} dev {self.ifname}, source {self.src}"
 
     def apply(self, kernel: "Kernel") -> None:
         index = need(kernel.container, self.ifname).index
@@ -54,7 +59,7 @@ class AddPeerRoute(Op):
         for route in kernel.container.routes(index, dst.family):
             if (route.dst, route.gw) == (dst, gw) and route.src in sources:
                 return None
-        return f"Expected Route {self.dst} not found in routing table of {self.ifname}"
+        return f"Expected Route {self.dst} not found in routing table of {self.ifname} in the container"
 
 
 class AddPeer(Op):
@@ -64,6 +69,7 @@ class AddPeer(Op):
     gateway: str
     address: str
     line = "host: address {gateway} on {name}, without its subnet, and a route to {address} there"
+    deed = "give {name} the gateway's address {gateway} and the route to {address}"
 
     def apply(self, kernel: "Kernel") -> None:
         gateway, address = Address(parse_ip(self.gateway), 0).host(), Address(parse_ip(self.address), 0).host()
@@ -72,6 +78,8 @@ class AddPeer(Op):
             kernel.host.add_address(index, gateway, nodad=True)
         except FileExistsError:
             pass  # two addresses of the container have one gateway
+        except OSError as error:
+            raise ipv6_off(self.name, str(gateway), error) or os_error(self.failure(), error) from error
         # Of a namespace that is gone the link and its routes may be there for a moment yet: ours comes after those.
         kernel.host.add_route(Route(address, scope=rtnl.RT_SCOPE_HOST), index, beside="after")
 
@@ -101,7 +109,12 @@ class AddMacvlan(Op):
     netns: str
     cookie: int
     owned = True
-    line = "container: macvlan {ifname} ({mac}) on {master}, mode {mode}, mtu {mtu}, queue {queue}, master inside: {inside}"
+    deed = "make the macvlan interface {ifname} on {master}"
+
+    def describe(self) -> str:
+        master = f"{self.master} of the {'container' if self.inside else 'host'}"
+        options = f", MTU {self.mtu}" * bool(self.mtu) + f", broadcast queue {self.queue}" * bool(self.queue)
+        return f"container: macvlan {self.ifname} ({self.mac.hex(':')}) on {master}, mode {self.mode}{options}"
 
     def apply(self, kernel: "Kernel") -> None:
         from cni_py.kernel import macvlan
@@ -121,13 +134,13 @@ class AddMacvlan(Op):
                 queue=self.queue,
             )
         except OSError as error:
-            raise CniError("failed to create macvlan", f"{error.strerror or error}: {self.describe()}") from error
+            raise os_error(f"{self.failure()} in mode {self.mode}", error) from error
         link = need(kernel.container, made)
         kernel.container.set_link(link.index, alias=kernel.key.comment)
         try:
             kernel.container.rename_link(link.index, self.ifname)
         except OSError as error:
-            raise CniError(f'failed to rename macvlan to "{self.ifname}"', f"{error.strerror or error}") from error
+            raise os_error(f'failed to rename macvlan to "{self.ifname}"', error) from error
 
     def undo(self, kernel: "Kernel") -> None:
         if not kernel.lives(self.cookie):
@@ -149,7 +162,7 @@ class AddMacvlan(Op):
         master = need(kernel.container if self.inside else kernel.host, self.master)
         link = need(kernel.container, self.ifname)
         if link.kind != "macvlan":
-            return f"Error: Container interface {self.ifname} not of type macvlan"
+            return f"Container interface {self.ifname} is not of type macvlan"
         mode = macvlan.mode_of(kernel.container, link.index)
         if mode != self.mode:
             return f"Container macvlan mode {mode} is not {self.mode}"

@@ -9,8 +9,8 @@ A value of another type is Undecodable, also where a later one of the right type
 counts as absent.
 """
 
-from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig, warn
-from cni_py.jsontext import Object, decode
+from cni_py.errors import CniError, DecodingFailure, InvalidEnvironment, InvalidNetworkConfig, warn
+from cni_py.jsontext import Object, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from cni_py.jsontext import Value
 
 INT64_MIN = -(1 << 63)  # Go's int
+SHOWN_MAX = 40  # characters of a value in an error
 NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 NAME_REST = NAME_FIRST | frozenset("_.-")
 
 
 class Undecodable(CniError):
-    """A value has not the type it must have; code 999 as from Go, since it is not the protocol's own object."""
+    """A value has not the type it must have."""
+
+    code = 6
 
 
 class Tolerant:
@@ -104,21 +107,17 @@ def lookup(obj: Object, name: str) -> "Value | Missing":
     return _merged(found) if found else MISSING
 
 
-def _undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
-    if isinstance(value, bool):
-        kind = "bool"
-    elif isinstance(value, int | float):
-        kind = f"number {value}" if wanted == "int" else "number"
-    elif isinstance(value, str):
-        kind = "string"
-    else:
-        kind = "array" if isinstance(value, list) else "object"
-    return Undecodable(f"json: cannot unmarshal {kind} into field {name} of type {wanted}")
+def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
+    """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
+    shown = encode(value, None)
+    return Undecodable(
+        f"{name} must be {wanted}, not {shown if len(shown) <= SHOWN_MAX else shown[:SHOWN_MAX] + '...'}"
+    )
 
 
 def _refuse(value: "Value", name: str, wanted: str) -> None:
     """Undecodable; a note, once for each key, while a DEL reads."""
-    error = _undecodable(value, name, wanted)
+    error = undecodable(value, name, wanted)
     if not Tolerant.depth:
         raise error
     if name not in Tolerant.noted:
@@ -130,7 +129,7 @@ def optional_string(obj: Object, name: str) -> str | None:
     found = None
     for value in _matches(obj, name):
         if not isinstance(value, str):
-            _refuse(value, name, "string")
+            _refuse(value, name, "a text in quotes")
             continue
         found = value
     return found
@@ -145,7 +144,7 @@ def optional_boolean(obj: Object, name: str) -> bool | None:
     found = None
     for value in _matches(obj, name):
         if not isinstance(value, bool):
-            _refuse(value, name, "bool")
+            _refuse(value, name, "true or false")
             continue
         found = value
     return found
@@ -159,8 +158,11 @@ def boolean(obj: Object, name: str, default: bool = False) -> bool:
 def optional_integer(obj: Object, name: str) -> int | None:
     found = None
     for value in _matches(obj, name):
-        if isinstance(value, bool) or not isinstance(value, int) or not INT64_MIN <= value <= -INT64_MIN - 1:
-            _refuse(value, name, "int")
+        if isinstance(value, bool) or not isinstance(value, int):
+            _refuse(value, name, "a whole number")
+            continue
+        if not INT64_MIN <= value <= -INT64_MIN - 1:
+            _refuse(value, name, "a number of 64 bits")
             continue
         found = value
     return found
@@ -175,7 +177,7 @@ def child(obj: Object, name: str) -> Object | None:
     found: list[Value] = []
     for value in _matches(obj, name):
         if not isinstance(value, Object):
-            _refuse(value, name, "object")
+            _refuse(value, name, "an object {...}")
             continue
         found.append(value)
     merged = _merged(found) if found else None
@@ -187,7 +189,7 @@ def values(obj: Object, name: str) -> "list[Value] | None":
     found: list[Value] = []
     for value in _matches(obj, name):
         if not isinstance(value, list):
-            _refuse(value, name, "array")
+            _refuse(value, name, "a list [...]")
             continue
         found.append(value)
     merged = _merged(found) if found else None
@@ -199,7 +201,7 @@ def strings(obj: Object, name: str) -> list[str]:
     texts = []
     for value in values(obj, name) or ():
         if not isinstance(value, str | None):
-            _refuse(value, name, "[]string")
+            _refuse(value, f"an element of {name}", "a text in quotes")
             continue
         texts.append(value or "")
     return texts
@@ -213,15 +215,23 @@ def objects(obj: Object, name: str) -> list[Object]:
 def as_objects(elements: "Value", name: str) -> list[Object]:
     """`elements` as a list of objects, where lists lie in lists; `name` is for the error."""
     if not isinstance(elements, list):
-        _refuse(elements, name, "array")
+        _refuse(elements, name, "a list [...]")
         return []
     found = []
     for value in elements:
         if not isinstance(value, Object | None):
-            _refuse(value, name, "object")
+            _refuse(value, f"an element of {name}", "an object {...}")
             continue
         found.append(Object() if value is None else value)
     return found
+
+
+def check_name(name: str) -> None:
+    """InvalidNetworkConfig for what cannot be the name of a network."""
+    if not is_identifier(name):
+        raise InvalidNetworkConfig(
+            f'invalid characters found in network name: {name} (letters, digits, "_", ".", "-"; the first is no sign)'
+        )
 
 
 def is_identifier(text: str) -> bool:
@@ -249,14 +259,13 @@ class NetConf:
         try:
             raw = decode(text)
             if not isinstance(raw, Object | None):
-                raise _undecodable(raw, "network configuration", "object")
+                raise undecodable(raw, "the network configuration", "an object {...}")
             name = string(raw or Object(), "name")
         except (DecodingFailure, Undecodable) as error:
-            raise DecodingFailure(f"error unmarshall network config: {error}") from None
+            raise DecodingFailure(f"the network configuration on stdin cannot be used: {error}") from None
         if not name:
-            raise InvalidNetworkConfig("missing network name")
-        if not is_identifier(name):
-            raise InvalidNetworkConfig("invalid characters found in network name", name)
+            raise InvalidNetworkConfig('the network configuration has no "name"')
+        check_name(name)
         return cls(name, raw or Object(), text)
 
     @property
@@ -265,7 +274,7 @@ class NetConf:
         try:
             return string(self.raw, "cniVersion") or "0.1.0"
         except Undecodable as error:
-            raise DecodingFailure(f"decoding version from network config: {error}") from None
+            raise DecodingFailure(str(error)) from None
 
     @property
     def type(self) -> str:
@@ -302,6 +311,16 @@ class NetConf:
     def prev_result(self) -> Object | None:
         return child(self.raw, "prevResult")
 
+    def check_common(self) -> None:
+        """What every plugin's configuration may have is of its type: found before an ADD does anything."""
+        _ = self.capabilities, self.args, self.runtime_config, self.prev_result
+        if self.ipam is not None:
+            string(self.ipam, "type")
+        if self.dns is not None:
+            string(self.dns, "domain")
+            for name in ("nameservers", "search", "options"):
+                strings(self.dns, name)
+
     @property
     def valid_attachments(self) -> list[tuple[str, str]] | None:
         """The (container_id, ifname) that GC keeps; None when there is no such list, which differs from an empty one."""
@@ -316,27 +335,30 @@ class NetConf:
 def parse_cni_args(text: str, known: tuple[str, ...]) -> dict[str, str]:
     """The pairs of CNI_ARGS whose keys the plugin knows; the last of a key wins.
 
-    Anything else in it is an error, as in libcni's pkg/types LoadArgs, unless IgnoreUnknown is set in the same text.
+    Anything else in it is an error, as in libcni's pkg/types LoadArgs, unless IgnoreUnknown is set in the same text. The
+    error names keys, never values: some are secrets.
     """
     found = {}
     unknown = []
     ignore_unknown = False
-    for pair in text.split(";") if text else ():
+    for number, pair in enumerate(text.split(";") if text else (), 1):
         key, *rest = pair.split("=")
         if len(rest) != 1:
-            raise CniError(f'ARGS: invalid pair "{pair}"')
+            which = f"of {key}" if rest else f"number {number}"
+            raise InvalidEnvironment(f"CNI_ARGS: the pair {which} is not of the form KEY=VALUE")
         if key == "IgnoreUnknown":
-            ignore_unknown = _parse_flag(pair, rest[0])
+            ignore_unknown = _parse_flag(rest[0])
         elif key in known:
             found[key] = rest[0]
         else:
-            unknown.append(f'"{pair}"')
+            unknown.append(key)
     if unknown and not ignore_unknown:
-        raise CniError(f"ARGS: unknown args [{' '.join(unknown)}]")
+        heard = f"known here: {', '.join(known)}; IgnoreUnknown=1 lets others pass"
+        raise InvalidEnvironment(f"CNI_ARGS: unknown keys [{' '.join(unknown)}] ({heard})")
     return found
 
 
-def _parse_flag(pair: str, value: str) -> bool:
+def _parse_flag(value: str) -> bool:
     if value.lower() not in ("1", "true", "0", "false"):
-        raise CniError(f'ARGS: error parsing value of pair "{pair}": boolean unmarshal error: invalid input {value}')
+        raise InvalidEnvironment("CNI_ARGS: IgnoreUnknown must be 1, true, 0 or false")
     return value.lower() in ("1", "true")

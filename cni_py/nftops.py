@@ -169,7 +169,8 @@ class Masquerade(Op):
 
     address: str
     owned = True
-    line = "host: nft element of map masquerade4 or 6: what {address} sends out of its subnet is masqueraded"
+    line = "host: nft: what {address} sends out of its subnet is masqueraded"
+    deed = "masquerade what {address} sends (nftables)"
 
     def __init__(self, **values: object) -> None:
         super().__init__(**values)
@@ -205,7 +206,8 @@ class CheckSource(Op):
     name: str
     mac: bytes
     owned = True
-    line = "host: nft elements of the bridge table: frames from {name} are dropped unless they come from {mac}"
+    line = "host: nft: frames from {name} are dropped unless their source is {mac}"
+    deed = "check the source of frames from {name} (nftables)"
 
     def elements(self, kernel: "Kernel") -> tuple[tuple[str, Element], ...]:
         """The set and the element in it, the permission first."""
@@ -243,6 +245,7 @@ class AllowLoopbackClients(Op):
     address: str
     thorough = False  # look at the filter also where the comment of the element says that it was put in
     line = "host: 127.0.0.0/8 may talk to {address} (route_localnet) and is closed to what comes from there"
+    deed = "let 127.0.0.0/8 of the host talk to {address} (sysctl route_localnet)"
 
     def apply(self, kernel: "Kernel") -> bool:
         link = interface_towards(kernel.host, parse_ip(self.address))
@@ -351,6 +354,7 @@ class ReflectToPort(Op):
 
     name: str
     line = "host: hairpin on for {name}, if it is a port of a bridge"
+    deed = "turn hairpin on for bridge port {name}"
 
     def apply(self, kernel: "Kernel") -> bool:
         link = kernel.host.link(self.name)
@@ -370,7 +374,8 @@ class GuardAddress(Op):
 
     address: str
     owned = True
-    line = "host: nft element of set guarded4 or 6: {address} is closed to other networks, but for published ports"
+    line = "host: nft: {address} is closed to other networks, but for published ports"
+    deed = "close {address} to other networks (nftables)"
 
     def element(self, kernel: "Kernel") -> tuple[str, Element]:
         """The set, and the element in it."""
@@ -394,6 +399,13 @@ class GuardAddress(Op):
         return None if found == element else lost
 
 
+WHOSE = {  # values of PublishPorts.clients in words, with the container's addresses
+    "subnet": "; clients in the subnet of {} and on the host's loopback are masqueraded",
+    "all": "; all clients of {} are masqueraded",
+    "none": "",
+}
+
+
 class PublishPorts(Op):
     """Host ports lead to the container.
 
@@ -408,9 +420,12 @@ class PublishPorts(Op):
     conditions6: str
     owned = True
 
+    deed = "publish {ports} (nftables)"
+
     def describe(self) -> str:
         where = "".join(f", for IPv{n} if {text}" for n, text in self.conditions().items() if text)
-        return f"host: nft elements: publish {self.ports}{where}; masquerade from {self.clients} to {self.addresses}"
+        whose = WHOSE.get(self.clients, "").format(self.addresses)
+        return f"host: nft: publish {self.ports}{where}{whose}"
 
     def conditions(self) -> dict[int, str]:
         """By family."""

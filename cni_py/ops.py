@@ -9,7 +9,7 @@ import os
 
 from cni_py.addr import Address, mac_text, parse_address, parse_ip
 from cni_py.engine import Op
-from cni_py.errors import CniError
+from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, kernel_words, os_error
 from cni_py.kernel import rtnl, sysctl
 from cni_py.result import Route
 from cni_py.sha import sha256
@@ -28,7 +28,7 @@ def need(side: "Rtnl", name: str) -> "Link":
     """The link called `name`, or an error that says it is not there."""
     link = side.link(name)
     if link is None:
-        raise CniError(f"Interface name {name} not found")
+        raise CniError(f"Interface name {name} not found: the interface is not there")
     return link
 
 
@@ -37,12 +37,30 @@ def broadcast_of(address: Address) -> bytes | None:
     return address.broadcast() if address.family == 4 and address.prefixlen < 31 else None
 
 
+def ipv6_off(name: str, address: str, error: OSError) -> CniError | None:
+    """The error for an IPv6 address that is refused since IPv6 is off; None where it is something else."""
+    if ":" not in address or error.errno not in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+        return None
+    try:
+        if sysctl.read(f"ipv6/conf/{name}/disable_ipv6") == "0":
+            return None
+    except OSError:
+        pass  # no IPv6 in this kernel, or no such link
+    return InvalidNetworkConfig(
+        f"cannot give {name} the address {address}: IPv6 is disabled on this host",
+        f"take the IPv6 range of {address} out of ranges in the network's configuration, or enable IPv6 "
+        "(sysctl net.ipv6.conf.all.disable_ipv6=0)",
+    )
+
+
 def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
     """Write a sysctl below net/; an `optional` one may be missing or refused (old kernel, read-only /proc)."""
     try:
         return sysctl.write(key, value, optional=optional)
     except OSError as error:
-        raise CniError(f"failed to set sysctl net/{key} to {value}", error.strerror or str(error)) from error
+        raise os_error(
+            f"cannot set the sysctl net.{key.replace('/', '.')} to {value} (/proc/sys/net/{key})", error
+        ) from error
 
 
 def has_assigned_mac(link: "Link") -> bool:
@@ -69,17 +87,27 @@ class EnsureBridge(Op):
     mtu: int
     vlan_filtering: bool
     promisc: bool
-    line = (
-        "host: bridge {name} exists and is up (a new one gets mac {mac}, mtu {mtu} and ignores router advertisements)"
-        " and keeps its mac whatever its ports are"
-    )
+    line = "host: bridge {name} is up; it is made, with MAC {mac}, where it is not there; it keeps its MAC whatever its ports are"
+    deed = "set up bridge {name} on the host"
+
+    def foretell(self, kernel: "Kernel") -> str:
+        if kernel.host.link(self.name) is not None:
+            return f"host: use bridge {self.name}, which is there, and set it up"
+        mtu = f", MTU {self.mtu}" if self.mtu else ""
+        vlans = ", with VLAN filtering" if self.vlan_filtering else ""
+        promisc = ", promiscuous" if self.promisc else ""
+        return f"host: create bridge {self.name} with MAC {self.mac.hex(':')}{mtu}{vlans}{promisc}, and set it up"
 
     def apply(self, kernel: "Kernel") -> bool:
         link = kernel.host.link(self.name)
         created = link is None and self._create(kernel.host)
         link = link or need(kernel.host, self.name)
         if link.kind != "bridge":
-            raise CniError(f'failed to create bridge "{self.name}": "{self.name}" already exists but is not a bridge')
+            kind = link.kind or "an interface of another kind"
+            raise CniError(
+                f'cannot use "{self.name}" as bridge: on the host "{self.name}" already exists but is not a bridge ({kind})',
+                'rename it, or choose another name with "bridge"',
+            )
         self._keep_mac(kernel.host, link)
         if self.promisc and not link.flags & rtnl.IFF_PROMISC:
             kernel.host.set_link(link.index, promisc=True)
@@ -108,7 +136,8 @@ class EnsureBridge(Op):
             hint = ""
             if error.errno == errno.EOPNOTSUPP and self.vlan_filtering:
                 hint = "; this kernel's bridges have no VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING)"
-            raise CniError(f'failed to create bridge "{self.name}"', f"{error.strerror or error}{hint}") from error
+            action = f'cannot create bridge "{self.name}" on the host'
+            raise IOFailure(action, f"{kernel_words(error)}{hint}") from error
         return True
 
     def check(self, kernel: "Kernel") -> str | None:
@@ -129,7 +158,12 @@ class AddVeth(Op):
     host_mac: bytes
     container_mac: bytes
     owned = True
-    line = "host: add veth {name} ({host_mac}), its peer {ifname} ({container_mac}) in the container, mtu {mtu}"
+    deed = "make the veth pair {name} (host) and {ifname} (container)"
+
+    def describe(self) -> str:
+        mtu = f", MTU {self.mtu}" if self.mtu else ""
+        ends = f"{self.name} ({self.host_mac.hex(':')})", f"{self.ifname} ({self.container_mac.hex(':')})"
+        return f"host: add veth {ends[0]} with its peer {ends[1]} in the container{mtu}"
 
     def apply(self, kernel: "Kernel") -> None:
         try:
@@ -146,7 +180,7 @@ class AddVeth(Op):
                 raise CniError(
                     f'container veth name ("{self.ifname}") peer provided ("{self.name}") already exists'
                 ) from error
-            raise CniError("failed to make veth pair", f"{error.strerror or error}") from error
+            raise os_error(self.failure(), error) from error
         kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
         set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
 
@@ -173,7 +207,11 @@ class JoinBridge(Op):
     bridge: str
     hairpin: bool
     isolated: bool
-    line = "host: set {name} master {bridge}, hairpin {hairpin}, isolated {isolated}"
+    deed = "make {name} a port of bridge {bridge}"
+
+    def describe(self) -> str:
+        options = ", hairpin on" * self.hairpin + ", isolated from other such ports" * self.isolated
+        return f"host: make {self.name} a port of bridge {self.bridge}{options}"
 
     def apply(self, kernel: "Kernel") -> None:
         port = need(kernel.host, self.name)
@@ -186,7 +224,9 @@ class JoinBridge(Op):
             return f"{self.name} is not a port of bridge {self.bridge}"
         if self.hairpin and not port.hairpin:  # a chained portmap may have turned it on (nftops.ReflectToPort)
             return f"hairpin of {self.name} is off"
-        return None if port.isolated == self.isolated else f"isolated of {self.name} is {port.isolated}"
+        return (
+            None if port.isolated == self.isolated else f"isolated of {self.name} is {'on' if port.isolated else 'off'}"
+        )
 
 
 class SetPortVlans(Op):
@@ -196,7 +236,12 @@ class SetPortVlans(Op):
     vlan: int
     trunk: str
     keep_default: bool
-    line = "host: bridge port {name} carries vlan {vlan} untagged, {trunk} tagged, default vlan kept: {keep_default}"
+    deed = "set the VLANs of bridge port {name}"
+
+    def describe(self) -> str:
+        carried = [f"VLAN {self.vlan} untagged"] * bool(self.vlan) + [f"{self.trunk} tagged"] * bool(self.trunk)
+        default = ", and keeps the default VLAN" if self.keep_default else ""
+        return f"host: bridge port {self.name} carries {' and '.join(carried)}{default}"
 
     def apply(self, kernel: "Kernel") -> None:
         port = need(kernel.host, self.name)
@@ -233,9 +278,10 @@ class EnsureVlanGateway(Op):
 
     bridge: str
     vlan: int
+    deed = "make the gateway's interface for VLAN {vlan} of bridge {bridge}"
 
     def describe(self) -> str:
-        return f"host: veth {self.gateway} whose peer is a port of {self.bridge} in vlan {self.vlan}"
+        return f"host: veth {self.gateway} whose peer is a port of {self.bridge} in VLAN {self.vlan}"
 
     @property
     def gateway(self) -> str:
@@ -297,6 +343,7 @@ class SetContainerSysctl(Op):
     value: str
     optional: bool
     line = "container: sysctl net/{key} = {value}"
+    deed = "set the container's sysctl net/{key} to {value}"
 
     def apply(self, kernel: "Kernel") -> None:
         with kernel.in_container():
@@ -308,6 +355,7 @@ class SetContainerUp(Op):
 
     ifname: str
     line = "container: set {ifname} up"
+    deed = "set {ifname} up in the container"
 
     def apply(self, kernel: "Kernel") -> None:
         kernel.container.set_link(self.ifname, up=True)
@@ -320,6 +368,7 @@ class AddAddress(Op):
     address: str
     dad: bool
     line = "container: address {address} on {ifname}"
+    deed = "give {ifname} in the container the address {address}"
 
     def apply(self, kernel: "Kernel") -> None:
         address = parse_address(self.address)
@@ -339,6 +388,7 @@ class WaitForAddresses(Op):
 
     ifname: str
     line = "container: wait until duplicate address detection on {ifname} is over"
+    deed = "wait for duplicate address detection on {ifname}"
 
     def apply(self, kernel: "Kernel") -> None:
         kernel.container.wait_addresses(need(kernel.container, self.ifname).index, DAD_LIMIT_S)
@@ -371,9 +421,10 @@ class AddRoute(Op):
         except FileExistsError:
             pass  # this very route: said twice, by IPAM and by isDefaultGateway, or made by the kernel with the address
         except OSError as error:
-            raise CniError(
-                f"failed to add route '{self.dst} via {self.gw} dev {self.ifname}'", f"{error.strerror or error}"
-            ) from error
+            via = f" via {self.gw}" if self.gw else ""
+            hint = "; no address or route of the container leads to that gateway" * (error.errno == errno.ENETUNREACH)
+            action = f"failed to add route {self.dst}{via} dev {self.ifname} in the container"
+            raise IOFailure(action, f"{kernel_words(error)}{hint}") from error
 
     def check(self, kernel: "Kernel") -> str | None:
         wanted = self.route()
@@ -382,7 +433,7 @@ class AddRoute(Op):
         for route in kernel.container.routes(index, wanted.dst.family, table):
             if route.dst == wanted.dst and (wanted.gw in (None, route.gw) or wanted.dst.prefixlen == 0):
                 return None
-        return f"Expected Route {self.dst} not found in routing table of {self.ifname}"
+        return f"Expected Route {self.dst} not found in routing table of {self.ifname} in the container"
 
     def route(self) -> Route:
         """The route as a value."""
@@ -410,6 +461,7 @@ class EnsureGatewayAddress(Op):
     beside: str
     force: bool
     line = "host: address {address} on {name}, the containers' gateway"
+    deed = "give {name} the gateway's address {address}"
 
     def apply(self, kernel: "Kernel") -> bool:
         wanted = parse_address(self.address)
@@ -430,7 +482,7 @@ class EnsureGatewayAddress(Op):
             kernel.host.add_address(link.index, wanted, nodad=wanted.family == 6, broadcast=broadcast_of(wanted))
         except OSError as error:
             if error.errno != errno.EEXIST:
-                raise CniError("failed to set bridge addr", f"{error.strerror or error}") from error
+                raise ipv6_off(self.name, self.address, error) or os_error(self.failure(), error) from error
         return True
 
     @staticmethod
@@ -493,6 +545,7 @@ class EnsureForwarding(Op):
 
     family: int
     line = "host: IPv{family} forwarding is on"
+    deed = "turn IPv{family} forwarding on"
 
     @property
     def key(self) -> str:
@@ -512,6 +565,7 @@ class ForgetNeighbour(Op):
     name: str
     ip: str
     line = "host: forget the old neighbour entry of {ip} on {name}"
+    deed = "forget the old neighbour entry of {ip} on {name}"
 
     def apply(self, kernel: "Kernel") -> None:
         kernel.host.delete_neighbour(need(kernel.host, self.name).index, parse_ip(self.ip))
@@ -522,6 +576,7 @@ class WaitForPort(Op):
 
     name: str
     line = "host: wait until {name} is up"
+    deed = "wait until {name} is up"
 
     def apply(self, kernel: "Kernel") -> None:
         if not kernel.host.wait_up(self.name, UP_LIMIT_S):
@@ -541,6 +596,7 @@ class AnnounceAddresses(Op):
     ifname: str
     mac: bytes
     line = "container: announce the addresses of {ifname} (gratuitous ARP, unsolicited neighbour advertisement)"
+    deed = "announce the addresses of {ifname}"
 
     def apply(self, kernel: "Kernel") -> None:
         kernel.container.set_link(self.ifname, mac=self.mac)

@@ -185,7 +185,7 @@ class PortmapConf:
             self.userland_proxy = _one_of(raw, "userlandProxy", PROXY_USES)
             self.block_direct = _one_of(raw, "directAccess", ("allow", "block")) == "block"
         except CniError as error:
-            raise CniError(f"failed to parse config: {error}") from error
+            raise CniError(f"failed to parse config: {error}", code=7 if error.code == 999 else error.code) from error
         for entry in self.entries:
             entry.check_host_ip()
         self.options = _options(raw, runtime)
@@ -204,9 +204,9 @@ class Entry:
         self.protocol = netconf.string(entry, "protocol")
         self.host_ip = netconf.string(entry, "hostIP")
         if self.container_port <= 0:
-            raise CniError(f"Invalid container port number: {self.container_port}")
+            raise InvalidNetworkConfig(f"Invalid container port number: {self.container_port} (1 to {PORT_MAX})")
         if self.host_port <= 0:
-            raise CniError(f"Invalid host port number: {self.host_port}")
+            raise InvalidNetworkConfig(f"Invalid host port number: {self.host_port} (1 to {PORT_MAX})")
 
     def check_host_ip(self) -> None:
         """InvalidNetworkConfig for a hostIP that is no address: nothing would be published, and nobody told."""
@@ -238,7 +238,7 @@ def _one_of(raw: "Object", name: str, known: "Sequence[str]") -> str:
     """The value of a key of ours, the first of the known ones when there is none."""
     value = netconf.string(raw, name, known[0])
     if value not in known:
-        raise CniError(f'unrecognized {name} "{value}"', f"one of {', '.join(known)}")
+        raise InvalidNetworkConfig(f'unrecognized {name} "{value}": it is one of {", ".join(known)}')
     return value
 
 
@@ -247,9 +247,9 @@ def _mark(raw: "Object") -> tuple[int, str]:
     bit = netconf.optional_integer(raw, "markMasqBit")
     chain = netconf.optional_string(raw, "externalSetMarkChain")
     if bit is not None and chain is not None:
-        raise CniError("Cannot specify externalSetMarkChain and markMasqBit")
+        raise InvalidNetworkConfig("Cannot specify externalSetMarkChain and markMasqBit: leave out one of the two")
     if bit is not None and not 0 <= bit <= 31:
-        raise CniError("MasqMarkBit must be between 0 and 31")
+        raise InvalidNetworkConfig(f"markMasqBit must be between 0 and 31, not {bit}")
     return MARK_BIT if bit is None else bit, chain or ""
 
 
@@ -257,7 +257,7 @@ def _backend(raw: "Object", conditions: dict[int, list[str]]) -> str:
     """The backend asked for by name, or else by the kind of options that only one has; "" when nothing is said."""
     backend = netconf.string(raw, "backend")
     if backend not in ("", *BACKENDS):
-        raise CniError(f'unrecognized backend "{backend}"')
+        raise InvalidNetworkConfig(f'unrecognized backend "{backend}": it is one of {", ".join(BACKENDS)}')
     specific: dict[str, list[str]] = {"iptables": [], "nftables": []}
     if netconf.optional_string(raw, "externalSetMarkChain") is not None:
         specific["iptables"].append("externalSetMarkChain")
@@ -269,7 +269,7 @@ def _backend(raw: "Object", conditions: dict[int, list[str]]) -> str:
     other = "iptables" if backend == "nftables" else "nftables"
     if specific[other]:
         options = " ".join(specific[other])
-        raise CniError(
+        raise InvalidNetworkConfig(
             f"{backend} backend was requested but configuration contains {other}-specific options [{options}]"
         )
     return backend
@@ -340,12 +340,12 @@ def _checked_protocol(entry: Entry) -> str:
     """The protocol in lower case, as iptables takes it in any."""
     protocol = entry.protocol.lower()
     if protocol not in PROTOCOLS:
-        raise CniError(
-            f'unknown protocol "{entry.protocol}" of host port {entry.host_port}', f"one of {', '.join(PROTOCOLS)}"
+        raise InvalidNetworkConfig(
+            f'unknown protocol "{entry.protocol}" of host port {entry.host_port}: it is one of {", ".join(PROTOCOLS)}'
         )
     for port in (entry.host_port, entry.container_port):
         if port > PORT_MAX:
-            raise CniError(f"port {port} is out of range", "1 to 65535")
+            raise InvalidNetworkConfig(f"port {port} is out of range (1 to {PORT_MAX})")
     return protocol
 
 

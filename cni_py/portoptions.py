@@ -62,7 +62,7 @@ class PortOptions:
 def port_options(ports: object, annotation: object) -> dict[tuple[str, int], PortOptions]:
     """By protocol and host port; None for what is not there. InvalidNetworkConfig names the place."""
     if not isinstance(ports, Object | None):
-        raise InvalidNetworkConfig("ports: an object is expected", 'such as {"8080/tcp": {"share": true}}')
+        raise InvalidNetworkConfig('ports must be an object {...}, such as {"8080/tcp": {"share": true}}')
     found = _read(ports or Object(), "ports")
     if annotation is not None:
         place = f"annotation {ANNOTATION}"
@@ -84,7 +84,7 @@ def _annotated(text: object) -> Object:
     except DecodingFailure as error:
         raise InvalidNetworkConfig(f"annotation {ANNOTATION}: {error}") from None
     if not isinstance(ports, Object):
-        raise InvalidNetworkConfig(f"annotation {ANNOTATION}: the text of a JSON object is expected")
+        raise InvalidNetworkConfig(f"annotation {ANNOTATION} must be the text of a JSON object {{...}}")
     return ports
 
 
@@ -94,7 +94,9 @@ def _read(ports: Object, place: str) -> dict[tuple[str, int], PortOptions]:
         where = f'{place}: "{_shown(name)}"'
         number, _, protocol = name.lower().partition("/")
         if protocol not in PROTOCOLS or not is_port(number):
-            raise InvalidNetworkConfig(f"{where} names no port", "a host port and its protocol, such as 8080/tcp")
+            raise InvalidNetworkConfig(
+                f"{where} names no port: a key is a host port and its protocol, such as 8080/tcp"
+            )
         if (protocol, int(number)) in found:
             raise InvalidNetworkConfig(f"{where} stands there twice")
         found[protocol, int(number)] = _options(value, where)
@@ -108,15 +110,15 @@ def is_port(text: str) -> bool:
 
 def _options(value: object, where: str) -> PortOptions:
     if not isinstance(value, Object):
-        raise InvalidNetworkConfig(f"{where}: an object is expected", f"with the keys {' and '.join(KNOWN)}")
+        raise InvalidNetworkConfig(f"{where} must be an object {{...}} with the keys {' and '.join(KNOWN)}")
     for key in value:
         if key not in KNOWN:
-            raise InvalidNetworkConfig(f'{where}: unknown key "{_shown(key)}"', f"known are {' and '.join(KNOWN)}")
+            raise InvalidNetworkConfig(f'{where}: unknown key "{_shown(key)}"; known are {" and ".join(KNOWN)}')
     share, allow = value.get("share"), value.get("allow")
     if not isinstance(share, bool | None):
-        raise InvalidNetworkConfig(f"{where}: share is true or false")
+        raise InvalidNetworkConfig(f"{where}: share must be true or false")
     if not isinstance(allow, list | None):
-        raise InvalidNetworkConfig(f"{where}: allow is a list of networks")
+        raise InvalidNetworkConfig(f'{where}: allow must be a list of networks, such as ["192.0.2.0/24"]')
     return PortOptions(share, None if allow is None else _networks(allow, where))
 
 
@@ -133,9 +135,9 @@ def _networks(texts: "Sequence[object]", where: str) -> list[Address]:
             found.append(parse_address(text).network() if "/" in text else _host(text))
         except ValueError:
             what = "a list or object" if isinstance(text, list | Object) else _shown(repr(text))
-            raise InvalidNetworkConfig(f"{where}: allow: {what} is no network", "such as 192.0.2.0/24") from None
+            raise InvalidNetworkConfig(f"{where}: allow: {what} is no network, such as 192.0.2.0/24") from None
     if not found:
-        raise InvalidNetworkConfig(f"{where}: allow lists nobody", "do not publish the port, or leave allow out")
+        raise InvalidNetworkConfig(f"{where}: allow lists nobody: do not publish the port, or leave allow out")
     kept: list[Address] = []
     for network in sorted(found, key=lambda one: (one.family, one.packed, one.prefixlen)):
         if not (kept and kept[-1].contains(network.packed)):  # in this order a network's parts come right after it

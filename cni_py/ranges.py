@@ -66,10 +66,10 @@ class Range:
         width = len(subnet.packed)
         spare = 8 * width - subnet.prefixlen  # bits that tell the subnet's hosts apart
         if spare < 1:
-            raise CniError(f"Network {subnet} too small to allocate from")
+            raise InvalidNetworkConfig(f"Network {subnet} too small to allocate from")
         network = subnet.network()
         if network.packed != subnet.packed:
-            raise CniError(
+            raise InvalidNetworkConfig(
                 f"Network has host bits set. For a subnet mask of length {subnet.prefixlen} the network address is "
                 f"{ip_text(network.packed)}"
             )
@@ -78,15 +78,15 @@ class Range:
         self.gateway = gateway or ip_of(base + 1, width)
         self.end = top if end is None else int_of(end)
         if start is not None and not (subnet.contains(start) and int_of(start) <= self.end):
-            raise CniError(f"RangeStart {ip_text(start)} not in network {subnet}")
+            raise InvalidNetworkConfig(f"RangeStart {ip_text(start)} not in network {subnet}")
         if end is not None and not subnet.contains(end):
-            raise CniError(f"RangeEnd {ip_text(end)} not in network {subnet}")
+            raise InvalidNetworkConfig(f"RangeEnd {ip_text(end)} not in network {subnet}")
         # The network's own address is left out, except where it is one of two: RFC 3021 (/31), RFC 6164 (/127).
         self.start = (base if spare == 1 else base + 1) if start is None else int_of(start)
         if end is None and width == 4 and spare > 1:
             self.end = top - 1  # the broadcast address; IPv6 has none
         if self.start > self.end:
-            raise CniError(f"RangeEnd {ip_text(ip_of(self.end, width))} not in network {subnet}")
+            raise InvalidNetworkConfig(f"RangeEnd {ip_text(ip_of(self.end, width))} not in network {subnet}")
         self.excluded = [block for block in exclude if block.width == width]
 
     @property
@@ -110,7 +110,9 @@ def parse_sets(ipam: "Object", runtime_config: "Object") -> "list[RangeSet]":
     """The range sets of a configuration, in the order of the addresses in the result: first those of the runtime."""
     groups = _groups(ipam, runtime_config)
     if not groups:
-        raise CniError("no IP ranges specified")
+        raise InvalidNetworkConfig(
+            'no IP ranges specified: ipam needs "ranges", such as [[{"subnet": "192.0.2.0/24"}]]'
+        )
     exclude = netconf.strings(ipam, "exclude")
     range_sets = [parse_set(number, group, exclude) for number, group in enumerate(groups)]
     check_sets(range_sets)
@@ -140,11 +142,13 @@ def gateways(ipam: "Object", runtime_config: "Object") -> list[Address]:
 def parse_set(number: int, entries: "Value", exclude: list[str]) -> "RangeSet":
     """The range set in a list of objects; what is wrong with it is told with its number."""
     try:
-        ranges = [parse_range(entry, exclude) for entry in netconf.as_objects(entries, "ranges")]
+        if isinstance(entries, dict):
+            raise netconf.Undecodable('ranges must be a list of lists: [[{"subnet": ...}]], not [{...}]')
+        ranges = [parse_range(entry, exclude) for entry in netconf.as_objects(entries, "a list in ranges")]
         check_set(ranges)
     except (CniError, ValueError) as error:
         code = error.code if isinstance(error, CniError) else None
-        raise CniError(f"invalid range set {number}: {error}", code=code) from None
+        raise InvalidNetworkConfig(f"invalid range set {number}: {error}", code=code) from None
     return ranges
 
 
@@ -152,23 +156,31 @@ def parse_range(entry: "Object", exclude: list[str]) -> Range:
     """A range of the configuration. ValueError for addresses that are none; empty texts are absent, but not the subnet."""
     subnet = netconf.optional_string(entry, "subnet")
     if subnet is None:
-        raise CniError("a range has no subnet")
-    texts = [netconf.string(entry, name) for name in ("rangeStart", "rangeEnd", "gateway")]
-    start, end, gateway = (parse_ip(text) if text else None for text in texts)
+        raise InvalidNetworkConfig('a range has no "subnet"')
+    start, end, gateway = (_optional_ip(entry, name) for name in ("rangeStart", "rangeEnd", "gateway"))
     blocks = [parse_block(text) for text in [*exclude, *netconf.strings(entry, "exclude")]]
     return Range(parse_address(subnet), start, end, gateway, blocks)
+
+
+def _optional_ip(entry: "Object", name: str) -> bytes | None:
+    """The address under a key; None where it is missing or empty."""
+    text = netconf.string(entry, name)
+    try:
+        return parse_ip(text) if text else None
+    except ValueError as error:
+        raise InvalidNetworkConfig(f"{name}: {error}") from None
 
 
 def check_set(ranges: "RangeSet") -> None:
     """CniError when the ranges cannot stand in one set."""
     if not ranges:
-        raise CniError("empty range set")
+        raise InvalidNetworkConfig("empty range set")
     for number, one in enumerate(ranges):
         for other in ranges[:number]:
             if one.width != other.width:
-                raise CniError("mixed address families")
+                raise InvalidNetworkConfig("mixed address families: IPv4 and IPv6 need a set (a list) each")
             if one.overlaps(other):
-                raise CniError(f"subnets {other} and {one} overlap")
+                raise InvalidNetworkConfig(f"subnets {other} and {one} overlap")
 
 
 def check_sets(range_sets: "Sequence[RangeSet]") -> None:
@@ -176,7 +188,7 @@ def check_sets(range_sets: "Sequence[RangeSet]") -> None:
     for number, one in enumerate(range_sets):
         for after, other in enumerate(range_sets[number + 1 :], number + 1):
             if any(mine.overlaps(theirs) for mine in one for theirs in other):
-                raise CniError(f"range set {number} overlaps with {after}")
+                raise InvalidNetworkConfig(f"range set {number} overlaps with {after}")
 
 
 def set_text(ranges: "RangeSet") -> str:
@@ -224,10 +236,12 @@ def choose(
         for ip, one in candidates(ranges, last):
             if is_free(ip):
                 return ip, one
-        raise CniError(f"no IP addresses available in range set: {set_text(ranges)}")
+        raise CniError(f"no IP addresses available in range set: {set_text(ranges)}: all are taken")
     wanted = range_of(ranges, requested)
     if wanted is not None and requested == wanted.gateway:
         raise CniError(f"requested ip {ip_text(requested)} is subnet's gateway")
     if wanted is None or not is_free(requested):
-        raise CniError(f"requested IP address {ip_text(requested)} is not available in range set {set_text(ranges)}")
+        taken = "it is taken" if wanted is not None else "it is not in it"
+        which = f"requested IP address {ip_text(requested)} is not available in range set {set_text(ranges)}"
+        raise CniError(f"{which}: {taken}")
     return requested, wanted

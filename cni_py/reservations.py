@@ -418,6 +418,7 @@ class ReserveAddress(Op):
     ifname: str
     owned = True
     line = "host: reserve {address} for {container_id}/{ifname} in {directory}"
+    deed = "reserve {address} in {directory}"
 
     def apply(self, kernel: "Kernel") -> None:
         with Pool(self.directory, make=True) as pool:

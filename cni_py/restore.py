@@ -18,7 +18,6 @@ from cni_py.kernel.nftables import BRIDGE, INET, TABLE, Change, Element, NftUnav
 from cni_py.locks import attachment_lock, nftables_lock
 from cni_py.records import Attachment, Record
 
-FILTERING = ("cni_py.nftops", "cni_py.firewallops", "cni_py.iptablesops")  # whose operations a firewall's reload undoes
 PUBLISHING = ("PublishPorts", "PublishByIptables")
 PORT_KEY = 8  # bytes at the end of a key: inet_proto . inet_service, each padded to 4
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
@@ -139,7 +138,7 @@ def _nftables_parts(op: Op) -> Iterator[Op]:
 
     With it the guard of the host's loopback, which is shared and so not recorded.
     """
-    if type(op).__module__ not in FILTERING:
+    if type(op).__module__ not in engine.FILTERING:
         return
     for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
         if ":" not in address:  # its check() is content where route_localnet is off

@@ -235,7 +235,8 @@ def prev_result(conf: "NetConf") -> Result | None:
     try:
         return from_json(conf.prev_result, conf.cni_version)
     except CniError as error:
-        raise CniError(f"could not parse prevResult: {error}") from None
+        code = 6 if error.code == 6 else 7
+        raise CniError(f"could not parse prevResult: {error}", code=code) from None
 
 
 def known_result(conf: "NetConf") -> Result | None:

@@ -30,6 +30,7 @@ class LimitRate(Op):
     burst: int
     owned = True
     line = "host: limit {name} to {rate} bytes/s, bursts of {burst} bytes (qdisc tbf)"
+    deed = "limit {name} to {rate} bytes/s (qdisc tbf)"
 
     def apply(self, kernel: "Kernel") -> None:
         link = need(kernel.host, self.name)
@@ -67,7 +68,8 @@ class AddIfb(Op):
     mac: bytes
     mtu: int
     owned = True
-    line = "host: add ifb {name} ({mac}), mtu {mtu}"
+    line = "host: add ifb {name} ({mac}), MTU {mtu}"
+    deed = "add the ifb device {name}"
 
     def apply(self, kernel: "Kernel") -> None:
         try:
@@ -105,6 +107,7 @@ class RedirectToIfb(Op):
     ifb: str
     owned = True
     line = "host: lead what comes in by {name} through {ifb} (qdisc ingress, filter u32, action mirred)"
+    deed = "lead what comes in by {name} through {ifb}"
 
     def apply(self, kernel: "Kernel") -> None:
         link, ifb = need(kernel.host, self.name), need(kernel.host, self.ifb)

@@ -217,6 +217,7 @@ def _add(call: "Call", plugin: "Plugin") -> None:
 
     _catch_signals(_interrupted)
     try:
+        call.conf.check_common()
         result = plugin.add(call)
         text = _encode(to_json(result, call.conf.cni_version))
         call.executor.finish()

@@ -35,6 +35,7 @@ class TuneSysctl(Op):
     netns: int
     owned = True
     line = "container: sysctl net/{key} = {value}"
+    deed = "set the container's sysctl net/{key} to {value}"
 
     def apply(self, kernel: "Kernel") -> bool:
         set_here.append(self)
@@ -86,6 +87,7 @@ class TuneLink(Op):
     netns: int
     owned = True
     line = "container: set {ifname} {setting} {value} (it was {before})"
+    deed = "set the {setting} of {ifname} in the container to {value}"
 
     def apply(self, kernel: "Kernel") -> None:
         linksettings.write(kernel.container, self.ifname, self.setting, self.value)
@@ -120,6 +122,7 @@ class SaveSettings(Op):
     text: str
     owned = True
     line = "host: write the settings before to {path}"
+    deed = "write the settings before to {path}"
 
     def apply(self, kernel: "Kernel") -> None:
         records.make_folder(os.path.dirname(self.path))

@@ -156,6 +156,9 @@ class RelayPorts(Op):
     required: bool
     owned = True
 
+    def failure(self) -> str:
+        return f"cannot publish through portfwd: {self.describe()}"
+
     def describe(self) -> str:
         what = ", ".join(map(in_words, self.wanted()))
         return f"portfwd{'' if self.required else ', if it runs'}: relay {what}"

@@ -20,7 +20,7 @@ def parse(text: str) -> tuple[int, int, int]:
     if len(parts) > 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         from cni_py.errors import DecodingFailure  # here: VERSION needs this module and nothing else
 
-        raise DecodingFailure("invalid cniVersion", text)
+        raise DecodingFailure(f'cniVersion must be a version such as "{SUPPORTED[-1]}", not "{text}"')
     major, minor, micro = (int(part) for part in [*parts, "0", "0"][:3])
     return (major, minor, micro)
 

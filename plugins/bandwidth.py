@@ -13,7 +13,7 @@ interface of a container in one network, which would have the same, has one of i
 from cni_py import records, version
 from cni_py.addr import mac_text
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.plugins.bandwidth_conf import BandwidthConf
 from cni_py.records import Attachment
 from cni_py.result import Interface, known_result, prev_result
@@ -34,7 +34,9 @@ def add(call: Call) -> "Result":
     conf = BandwidthConf(call.conf)
     earlier = prev_result(call.conf)
     if earlier is None:
-        raise CniError("must be called as chained plugin")
+        raise InvalidNetworkConfig(
+            "bandwidth must be called as chained plugin: it needs the result of a plugin before it (prevResult)"
+        )
     if conf.ingress is None and conf.egress is None:
         return earlier
     check_rates(conf)
@@ -52,7 +54,7 @@ def check_rates(conf: BandwidthConf) -> None:
     """What the kernel would refuse after half of the work."""
     for limit in (conf.ingress, conf.egress):
         if limit is not None and 0 in limit:
-            raise CniError("rates and bursts are in bits, and cannot be below 8")
+            raise InvalidNetworkConfig("rates and bursts are in bits, and cannot be below 8")
 
 
 def plan(call: Call, conf: BandwidthConf, name: str, mtu: int, ifb: str) -> "list[Op]":
@@ -81,12 +83,15 @@ def host_end(call: Call, earlier: "Result") -> tuple[str, int]:
         return listed[-1], MTU  # the plugin before has only said what it would make
     no_peer = f"container interface {call.ifname} has no veth peer"
     if inside is None:
-        raise CniError(no_peer, f'could not look up "{call.ifname}": Link not found')
+        raise CniError(no_peer, f"{call.ifname} is not there in the container")
     if inside.kind != "veth":
-        raise CniError(no_peer, f'interface "{call.ifname}" was not a veth interface')
+        raise CniError(no_peer, f"{call.ifname} is no veth")
     outside = call.kernel.host.link(inside.link) if inside.link else None
     if outside is None or not is_pair(inside, outside) or outside.name not in listed:
-        raise CniError("no veth peer of container interface found in host ns")
+        raise CniError(
+            "no veth peer of container interface found in host ns: none that the plugin before names is the other end of "
+            f"{call.ifname}"
+        )
     return outside.name, outside.mtu
 
 
@@ -144,7 +149,9 @@ def check(call: Call) -> None:
     conf = BandwidthConf(call.conf)
     earlier = prev_result(call.conf)
     if earlier is None:
-        raise CniError("must be called as a chained plugin")
+        raise InvalidNetworkConfig(
+            "bandwidth must be called as a chained plugin: it needs the result of a plugin before it (prevResult)"
+        )
     if conf.ingress is None and conf.egress is None:
         return
     name, mtu = host_end(call, earlier)

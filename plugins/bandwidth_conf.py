@@ -1,7 +1,7 @@
 """The configuration of bandwidth: conf/bandwidth.conflist. Rates in bits/s and bursts in bits, of 0 when there is no limit."""
 
-from cni_py.errors import CniError
-from cni_py.netconf import MISSING, Undecodable, child, lookup
+from cni_py.errors import InvalidNetworkConfig
+from cni_py.netconf import MISSING, Missing, child, lookup, undecodable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,29 +23,29 @@ class BandwidthConf:
         if runtime is not None and all(lookup(conf.raw, key) is MISSING for key in KEYS):
             source = runtime
         values = {key: unsigned(source, key) for key in KEYS}
-        self.ingress = bucket(values["ingressRate"], values["ingressBurst"])
-        self.egress = bucket(values["egressRate"], values["egressBurst"])
+        self.ingress = bucket("ingress", values["ingressRate"], values["ingressBurst"])
+        self.egress = bucket("egress", values["egressRate"], values["egressBurst"])
         _ = conf.prev_result  # of a wrong type: refused like any other key
 
 
 def unsigned(obj: "Object", name: str) -> int:
     """A number that is not negative, 0 when there is none."""
     value = lookup(obj, name)
-    if value is MISSING:
+    if isinstance(value, Missing):
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
-        raise Undecodable(f"json: cannot unmarshal {value!r} into field {name} of type uint64")
+        raise undecodable(value, name, "a whole number of bits, from 0 to 2^64-1")
     return value
 
 
-def bucket(rate: int, burst: int) -> tuple[int, int] | None:
+def bucket(direction: str, rate: int, burst: int) -> tuple[int, int] | None:
     """The limit, of bits made bytes."""
     if not rate and not burst:
         return None
     if not burst:
-        raise CniError("if rate is set, burst must also be set")
+        raise InvalidNetworkConfig(f"if rate is set, burst must also be set ({direction}Burst is missing)")
     if not rate:
-        raise CniError("if burst is set, rate must also be set")
+        raise InvalidNetworkConfig(f"if burst is set, rate must also be set ({direction}Rate is missing)")
     if burst // 8 >= BURST_MAX:
-        raise CniError("burst cannot be more than 4GB")
+        raise InvalidNetworkConfig(f"burst cannot be more than 4GB ({direction}Burst is in bits)")
     return rate // 8, burst // 8

@@ -16,6 +16,7 @@ from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.container import (
     collect_addresses,
     delete_interface,
+    examine_ipam,
     forget_marked,
     prefer_own_dns,
     refuse_existing,
@@ -40,6 +41,7 @@ def add(call: Call) -> Result:
     container_mac = conf.container_mac(call)
     refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
     refuse_existing(call, refusal)
+    examine_ipam(call)
     if call.begin() and conf.has_ipam:
         invoke.ipam(call, "DEL")
     call.apply(plan_bridge(conf))  # before IPAM: a bridge that cannot be should not cost an address
@@ -47,7 +49,7 @@ def add(call: Call) -> Result:
     if conf.has_ipam:
         result = invoke.ipam_add(call)
         if not result.ips:
-            raise CniError("IPAM plugin returned missing IP config")
+            raise CniError("IPAM plugin returned missing IP config: its result has no address")
     complete(result, conf)
     call.apply(plan(call.key, conf, result, container_mac))
     result.interfaces = [

@@ -6,7 +6,7 @@ from cni_py.addressing import plan_route
 from cni_py.call import Call
 from cni_py.container import check_interface, expect, in_result
 from cni_py.engine import op_from_json
-from cni_py.errors import CniError
+from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.kernel import rtnl
 from cni_py.ops import AddVeth
 from cni_py.plugins.bridge_conf import BridgeConf
@@ -25,7 +25,7 @@ def check(call: Call) -> None:
         invoke.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     by_name = {(interface.name, bool(interface.sandbox)): interface for interface in result.interfaces}
     bridge = by_name.get((conf.bridge, False), Interface(""))
     check_bridge(call, bridge, conf)
@@ -87,7 +87,9 @@ def check_addresses(call: Call, result: Result) -> None:
         if subnet == ip.address.host():
             continue  # the kernel makes no route for an IPv4 /32
         if not any(route.dst == subnet and route.gw is None for route in routes):
-            raise CniError(f"Failed to find Gateway for {ip.address} on interface {call.ifname}")
+            raise CniError(
+                f"Failed to find Gateway for {ip.address} on interface {call.ifname}: the route to its subnet is missing"
+            )
     call.check_plan([plan_route(call.ifname, route, result.ips) for route in result.routes])
 
 

@@ -1,7 +1,8 @@
 """The configuration of the bridge plugin, parsed and checked before anything is done."""
 
-from cni_py.addr import parse_mac
-from cni_py.errors import CniError
+from cni_py.addr import interface_mac
+from cni_py.container import check_ifname
+from cni_py.errors import InvalidNetworkConfig
 from cni_py.jsontext import Object
 from cni_py.netconf import boolean, child, integer, objects, optional_boolean, optional_integer, parse_cni_args, string
 
@@ -60,16 +61,21 @@ class BridgeConf:
         self.net_conf = call.conf
         self.mac = requested_mac(call)
         if not 0 <= self.vlan <= VLAN_MAX:
-            raise CniError(f"invalid VLAN ID {self.vlan} (must be between 0 and 4094)")
+            raise InvalidNetworkConfig(f"invalid VLAN ID {self.vlan} (must be between 0 and 4094)")
 
     def check_add(self) -> None:
         """What only ADD refuses: a DEL must not fail over it."""
+        check_ifname(self.bridge, "bridge")
         if self.disable_container_interface and self.has_ipam:
-            raise CniError("cannot use IPAM when DisableContainerInterface flag is set")
+            raise InvalidNetworkConfig(
+                "cannot use IPAM when disableContainerInterface is set: leave out one of the two"
+            )
         if self.hairpin and self.promisc:
-            raise CniError("cannot set hairpin mode and promiscuous mode at the same time")
+            raise InvalidNetworkConfig(
+                "cannot set hairpinMode and promiscMode at the same time: leave out one of the two"
+            )
         if self.masquerade and self.backend not in ("", "nftables", "iptables"):
-            raise CniError(f'unknown ipmasq backend "{self.backend}"')
+            raise InvalidNetworkConfig(f'unknown ipmasq backend "{self.backend}": it is nftables or iptables')
 
     def range_gateways(self) -> "list[Address]":
         """The gateways of all ranges that host-local may choose from: each may be on the bridge for another container."""
@@ -85,9 +91,11 @@ class BridgeConf:
         if not self.mac:
             return call.key.mac("container")
         try:
-            return parse_mac(self.mac)
+            return interface_mac(self.mac)
         except ValueError as error:
-            raise CniError("failed to make veth pair", f"address {self.mac}: invalid MAC address") from error
+            raise InvalidNetworkConfig(
+                f"{call.ifname} cannot have the MAC address that was asked for: {error}"
+            ) from error
 
 
 def requested_mac(call: "Call") -> str:
@@ -108,10 +116,10 @@ def trunk_text(raw: "Object") -> str:
         single = _vlan_id(entry, "id")
         if (first is None) != (last is None):
             lacking = "minID" if first is None else "maxID"
-            raise CniError(f"minID and maxID should be configured simultaneously, {lacking} is missing")
+            raise InvalidNetworkConfig(f"vlanTrunk: minID and maxID go together, {lacking} is missing")
         if first is not None and last is not None:
             if first > last:
-                raise CniError("minID is greater than maxID in trunk parameter")
+                raise InvalidNetworkConfig(f"vlanTrunk: minID is greater than maxID ({first}, {last})")
             parts.append(f"{first}-{last}")
         if single is not None:
             parts.append(str(single))
@@ -121,5 +129,5 @@ def trunk_text(raw: "Object") -> str:
 def _vlan_id(entry: "Object", name: str) -> int | None:
     value = optional_integer(entry, name)
     if value is not None and not 1 <= value <= VLAN_MAX:
-        raise CniError(f"incorrect trunk {name} parameter")
+        raise InvalidNetworkConfig(f"vlanTrunk: {name} must be between 1 and {VLAN_MAX}, not {value}")
     return value

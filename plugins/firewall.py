@@ -18,7 +18,7 @@ Example configuration: conf/firewall.conflist.
 
 from cni_py import backends, netconf, records, settings, version
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.errors import InvalidNetworkConfig, UnsupportedField
 from cni_py.result import known_result, prev_result
 
 TYPE_CHECKING = False
@@ -39,13 +39,10 @@ class FirewallConf:
 
     def __init__(self, call: Call) -> None:
         raw = call.conf.raw
-        try:
-            self.asked = netconf.string(raw, "backend")
-            self.admin_chain = netconf.string(raw, "iptablesAdminChainName", ADMIN_CHAIN)
-            self.policy = netconf.string(raw, "ingressPolicy")
-            netconf.string(raw, "firewalldZone")
-        except CniError as error:
-            raise CniError(f"failed to load netconf: {error}") from error
+        self.asked = netconf.string(raw, "backend")
+        self.admin_chain = netconf.string(raw, "iptablesAdminChainName", ADMIN_CHAIN)
+        self.policy = netconf.string(raw, "ingressPolicy")
+        netconf.string(raw, "firewalldZone")
         self.prev_result: Result | None = prev_result(call.conf)
 
     @property
@@ -73,13 +70,15 @@ class FirewallConf:
     def has_policy(self) -> bool:
         """Whether bridges are to be kept apart. CniError for a policy that is none."""
         if self.policy not in ("", "open", "same-bridge", "isolated"):
-            raise CniError(f'unknown ingress policy: "{self.policy}"')
+            raise InvalidNetworkConfig(
+                f'unknown ingress policy: "{self.policy}" (ingressPolicy is open, same-bridge or isolated)'
+            )
         return self.policy in ("same-bridge", "isolated")
 
     def refuse_firewalld(self) -> None:
         """It has its own daemon and zones, and asking for it means that rules of ours would be in its way."""
         if self.asked == "firewalld":
-            raise InvalidNetworkConfig("backend: firewalld is not supported yet", "use nftables or iptables")
+            raise UnsupportedField("backend: firewalld is not supported: use nftables or iptables")
 
     def check_add(self, kernel: "Kernel") -> None:
         """CniError for what only ADD and CHECK refuse."""
@@ -88,7 +87,7 @@ class FirewallConf:
         from cni_py.kernel.xtables import is_chain_name
 
         if not is_chain_name(self.admin_chain):
-            raise CniError(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
+            raise InvalidNetworkConfig(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
         if not self.has_policy:
             return
         for name in self.host_side[:2]:
@@ -121,7 +120,7 @@ def add(call: Call) -> "Result":
 def needed_result(conf: FirewallConf) -> "Result":
     """The result of the plugin before."""
     if conf.prev_result is None:
-        raise CniError("missing prevResult from earlier plugin")
+        raise InvalidNetworkConfig("missing prevResult from earlier plugin: firewall must be chained behind another")
     return conf.prev_result
 
 

@@ -15,10 +15,10 @@ import os
 from cni_py import netconf
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.call import Call, Plugin
-from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, PluginNotAvailable
 from cni_py.jsontext import Object
 from cni_py.netconf import NetConf
-from cni_py.ranges import choose, parse_sets, range_of
+from cni_py.ranges import choose, parse_sets, range_of, set_text
 from cni_py.reservations import Pool, ReserveAddress, holder, is_address
 from cni_py.result import DNS, IPConfig, Result, route_from_json
 from cni_py.version import at_least
@@ -59,6 +59,14 @@ def add(call: Call) -> Result:
     return Result(ips=ips, routes=routes, dns=dns)
 
 
+def examine(call: Call) -> None:
+    """Read all that ADD reads of the configuration."""
+    ipam, _, _ = parse(call)
+    parse_routes(ipam)
+    read_resolv_conf(netconf.string(ipam, "resolvConf"))
+    directory_of(call.conf)
+
+
 def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes], pool: Pool) -> "list[Choice]":
     """An address of each set. On failure the sets before the failing one have moved on, as with the Go plugin."""
     mine = pool.of_attachment(call.container_id, call.ifname)[1]
@@ -71,9 +79,11 @@ def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes],
                 refuse_second(call, ranges, mine if wanted is None else [])
                 chosen.append(choose(ranges, wanted, pool.cursor(number), pool.is_free))
             except CniError as error:
-                raise CniError(f"failed to allocate for range {number}: {error.msg}") from None
+                raise CniError(f"failed to allocate for range {number}: {error.msg}", code=error.code) from None
         if requested:
-            raise CniError(f"failed to allocate all requested IPs: {' '.join(ip_text(ip) for ip in requested)}")
+            there = ", ".join(set_text(ranges) for ranges in range_sets)
+            asked = " ".join(ip_text(ip) for ip in requested)
+            raise CniError(f"failed to allocate all requested IPs: {asked} (not in the ranges there are: {there})")
     except CniError:
         for number, (ip, _) in enumerate(() if call.dry_run else chosen):
             pool.move_cursor(number, ip_text(ip))
@@ -85,7 +95,9 @@ def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
     """CniError when the attachment already has one of its addresses from this set."""
     for name in mine:
         if is_address(name) and range_of(ranges, parse_ip(name)):
-            raise CniError(f"{name} has been allocated to {call.container_id}, duplicate allocation is not allowed")
+            raise CniError(
+                f"{name} has been allocated to {call.container_id} ({call.ifname}) already, duplicate allocation is not allowed"
+            )
 
 
 def delete(call: Call) -> None:
@@ -111,7 +123,9 @@ def check(call: Call) -> None:
     parse(call)
     with Pool(directory_of(call.conf), make=True, look=True) as pool:
         if not pool.of_attachment(call.container_id, call.ifname)[1]:
-            raise CniError(f"host-local: Failed to find address added by container {call.container_id}")
+            raise CniError(
+                f"host-local: Failed to find address added by container {call.container_id}: none is reserved for it"
+            )
 
 
 def gc(call: Call) -> None:
@@ -141,7 +155,7 @@ def directory_of(conf: NetConf) -> str:
     """The network's directory. Its name has been checked: no slash in it, no dot at its front."""
     data_dir = netconf.string(conf.ipam or Object(), "dataDir") or DATA_DIR
     if "\0" in data_dir:
-        raise InvalidNetworkConfig("dataDir is not a path", repr(data_dir))
+        raise InvalidNetworkConfig("dataDir is not a path: it has a null byte in it")
     return f"{data_dir}/{conf.name}"
 
 
@@ -149,13 +163,13 @@ def parse(call: Call) -> "tuple[Object, list[RangeSet], list[bytes]]":
     """The ipam object, its range sets in the order of the result, and the requested addresses."""
     ipam, runtime = call.conf.ipam, call.conf.runtime_config or Object()
     if ipam is None:
-        raise CniError("IPAM config missing 'ipam' key")
+        raise InvalidNetworkConfig("IPAM config missing 'ipam' key: the configuration needs an object \"ipam\"")
     requested = parse_requests(call, runtime)
     range_sets = parse_sets(ipam, runtime)
     widths = [ranges[0].width for ranges in range_sets]
     version = call.conf.cni_version
     if not at_least(version, "0.3.0") and len(widths) != len(set(widths)):
-        raise CniError(f"CNI version {version} does not support more than 1 address per family")
+        raise InvalidNetworkConfig(f"CNI version {version} does not support more than 1 address per family")
     return ipam, range_sets, requested
 
 
@@ -167,7 +181,7 @@ def parse_requests(call: Call, runtime: Object) -> list[bytes]:
     try:
         return list(dict.fromkeys(parse_address(text).packed if "/" in text else parse_ip(text) for text in texts))
     except ValueError as error:
-        raise CniError(str(error)) from None
+        raise InvalidNetworkConfig(f"the address that was asked for cannot be read: {error}") from None
 
 
 def parse_routes(ipam: Object) -> "list[Route]":
@@ -175,7 +189,7 @@ def parse_routes(ipam: Object) -> "list[Route]":
     try:
         return [route_from_json(entry) for entry in netconf.objects(ipam, "routes")]
     except ValueError as error:
-        raise CniError(str(error)) from None
+        raise InvalidNetworkConfig(f"routes: {error}") from None
 
 
 def read_resolv_conf(path: str) -> DNS:
@@ -188,7 +202,7 @@ def read_resolv_conf(path: str) -> DNS:
         with open(fd, encoding="utf-8", errors="replace") as file:
             lines = [line.split() for line in file.read(RESOLV_CONF_MAX).splitlines()]
     except (OSError, ValueError, TypeError) as error:  # TypeError: the text layer's answer to "nothing to read now"
-        raise CniError(f"cannot read resolvConf {path!r}", str(error)) from None
+        raise IOFailure(f"cannot read resolvConf {path!r}", str(error)) from None
     for keyword, *values in filter(None, lines):
         if keyword == "nameserver":
             dns.nameservers += values[:1]
@@ -201,4 +215,4 @@ def read_resolv_conf(path: str) -> DNS:
     return dns
 
 
-PLUGIN = Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status)
+PLUGIN = Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status, examine=examine)

@@ -11,19 +11,20 @@ the interface back. Example configuration: conf/macvlan.conflist.
 """
 
 from cni_py import invoke, ops
-from cni_py.addr import mac_text, parse_mac
+from cni_py.addr import interface_mac, mac_text
 from cni_py.addressing import plan_addresses, plan_route
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.container import (
     check_interface,
     collect_addresses,
     delete_interface,
+    examine_ipam,
     in_result,
     prefer_own_dns,
     refuse_existing,
     release_addresses,
 )
-from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.kernel.macvlan import MODES
 from cni_py.kernel.rtnl import IFF_LOOPBACK
 from cni_py.linkops import AddMacvlan
@@ -52,12 +53,12 @@ class MacvlanConf:
         self.mac = string(raw, "mac")
         self.inside = boolean(raw, "linkInContainer")
         if not 0 <= self.queue <= QUEUE_MAX:
-            raise CniError(f"bcqueuelen {self.queue} is not between 0 and {QUEUE_MAX}")
+            raise InvalidNetworkConfig(f"bcqueuelen {self.queue} is not between 0 and {QUEUE_MAX}")
 
     def check_mode(self) -> None:
         """What DEL does not need to know."""
         if self.mode not in MODES:
-            raise CniError(f'unknown macvlan mode: "{self.mode}"')
+            raise InvalidNetworkConfig(f'unknown macvlan mode: "{self.mode}", there are {", ".join(sorted(MODES))}')
 
     def container_mac(self, call: Call) -> bytes:
         """The MAC asked for (runtimeConfig.mac, else MAC in CNI_ARGS, else `mac`), or ours."""
@@ -65,9 +66,11 @@ class MacvlanConf:
         runtime = child(call.conf.raw, "runtimeConfig")
         wanted = (string(runtime, "mac") if runtime is not None else "") or args or self.mac
         try:
-            return parse_mac(wanted) if wanted else call.key.mac("container")
-        except ValueError:
-            raise CniError(f"invalid args {wanted} for MAC addr: address {wanted}: invalid MAC address") from None
+            return interface_mac(wanted) if wanted else call.key.mac("container")
+        except ValueError as error:
+            raise InvalidNetworkConfig(
+                f"{call.ifname} cannot have the MAC address that was asked for: {error}"
+            ) from None
 
 
 def add(call: Call) -> Result:
@@ -75,6 +78,7 @@ def add(call: Call) -> Result:
     conf = MacvlanConf(call)
     link = plan_link(call, conf)
     refuse_existing(call, f'failed to rename macvlan to "{call.ifname}": file exists')
+    examine_ipam(call)
     if call.begin():
         release_addresses(call)
     call.apply([link])  # before IPAM: a link that cannot be should not cost an address
@@ -82,7 +86,7 @@ def add(call: Call) -> Result:
     if invoke.ipam_type(call):
         result = invoke.ipam_add(call)
         if not result.ips:
-            raise CniError("IPAM plugin returned missing IP config")
+            raise CniError("IPAM plugin returned missing IP config: its result has no address")
     for ip in result.ips:
         ip.interface = 0
     call.apply(plan(call.ifname, result))
@@ -98,7 +102,9 @@ def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
     mac = conf.container_mac(call)
     master = master_of(call.kernel.container if conf.inside else call.kernel.host, conf)
     if not 0 <= conf.mtu <= master.mtu:
-        raise CniError(f"invalid MTU {conf.mtu}, must be [0, master MTU({master.mtu})]")
+        raise InvalidNetworkConfig(
+            f"invalid MTU {conf.mtu}: it must be between 0 and that of {master.name}, {master.mtu}"
+        )
     return AddMacvlan(
         ifname=call.ifname,
         master=master.name,
@@ -117,7 +123,8 @@ def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
     if conf.master:
         link = side.link(conf.master)
         if link is None:
-            raise CniError("Link not found", f"master {conf.master}")
+            where = "container" if conf.inside else "host"
+            raise InvalidNetworkConfig(f"Link not found: the {where} has no interface {conf.master} (master)")
         return link
     for family in (4, 6):
         defaults = [route for route in side.routes(0, family) if route.dst.prefixlen == 0 and route.index]
@@ -125,7 +132,7 @@ def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
             link = side.link(route.index)
             if link is not None and not link.flags & IFF_LOOPBACK:
                 return link
-    raise CniError("no default route interface found")
+    raise CniError('no default route interface found: without "master" the interface of the default route is taken')
 
 
 def plan(ifname: str, result: Result) -> "list[Op]":
@@ -149,7 +156,7 @@ def check(call: Call) -> None:
         invoke.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     container = in_result(call, result)
     check_interface(call, container, "macvlan")
     call.check_plan([link])

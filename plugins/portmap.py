@@ -27,7 +27,7 @@ backend. Keys beyond the reference's:
 from cni_py import backends, netconf, nftops, portindex, records, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.errors import InvalidNetworkConfig
 from cni_py.kernel import sock_diag, sysctl
 from cni_py.kernel.nftables import INET
 from cni_py.portmappings import PortmapConf, container_addresses, is_served, mappings, relays
@@ -43,7 +43,9 @@ def add(call: Call) -> "Result":
     """Publish the ports."""
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
-        raise CniError("must be called as chained plugin")
+        raise InvalidNetworkConfig(
+            "portmap must be called as chained plugin: it needs the result of a plugin before it (prevResult)"
+        )
     steps = beside_listeners(call, conf, plan(conf, conf.prev_result, call.ifname))
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
@@ -112,7 +114,7 @@ def check(call: Call) -> None:
     """Compare with the kernel."""
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     ops = {"PublishPorts": "nftables", "PublishByIptables": "iptables"}
     conf.asked_backend = backends.in_use(call, conf.asked_backend, backends.PUBLISH, ops)
     call.check_plan(plan(conf, conf.prev_result, call.ifname))

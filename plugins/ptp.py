@@ -30,7 +30,7 @@ from cni_py.container import (
     release_addresses,
     sweep_elements,
 )
-from cni_py.errors import CniError
+from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.netconf import boolean, integer, string
 from cni_py.result import Interface, Result, prev_result
 
@@ -150,7 +150,7 @@ def check(call: Call) -> None:
         invoke.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     container = in_result(call, result)
     check_interface(call, container, "veth")
     veth = host_end(call, result)

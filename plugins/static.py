@@ -16,7 +16,7 @@ collect. Example configuration: conf/static.conflist.
 from cni_py import netconf
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.call import Call, Plugin
-from cni_py.errors import CniError
+from cni_py.errors import CniError, InvalidEnvironment, InvalidNetworkConfig
 from cni_py.jsontext import Object
 from cni_py.result import IPConfig, Result, dns_from_json, prev_result, route_from_json
 from cni_py.version import at_least
@@ -43,7 +43,7 @@ def check(call: Call) -> None:
     wanted = parse(call)
     earlier = prev_result(call.conf)
     if earlier is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     for ip in wanted.ips:
         found = [held.gateway for held in earlier.ips if held.address.packed == ip.address.packed]
         if ip.gateway is not None and found and ip.gateway not in found:
@@ -63,17 +63,19 @@ def parse(call: Call) -> Result:
     """The result that the configuration and the runtime ask for."""
     ipam = call.conf.ipam
     if ipam is None:
-        raise CniError("IPAM config missing 'ipam' key")
+        raise InvalidNetworkConfig("IPAM config missing 'ipam' key: the configuration needs an object \"ipam\"")
     try:
         routes = [route_from_json(entry) for entry in netconf.objects(ipam, "routes")]
         extra = added(call, ipam)
         ips = requested(call, ipam) or [*configured(ipam), *extra]
     except ValueError as error:
-        raise CniError(str(error)) from None
+        raise InvalidNetworkConfig(f"ipam: {error}") from None
     if not at_least(call.conf.cni_version, "0.3.0"):
         families = [ip.address.family for ip in ips]
         if len(families) != len(set(families)):
-            raise CniError(f"CNI version {call.conf.cni_version} does not support more than 1 address per family")
+            raise InvalidNetworkConfig(
+                f"CNI version {call.conf.cni_version} does not support more than 1 address per family"
+            )
     return Result(ips=ips, routes=routes, dns=dns_from_json(netconf.child(ipam, "dns") or Object()))
 
 
@@ -97,7 +99,7 @@ def added(call: Call, ipam: Object) -> list[IPConfig]:
         try:
             gateway = parse_ip(text)
         except ValueError:
-            raise CniError(f"invalid gateway address: {text}") from None
+            raise InvalidEnvironment(f"invalid gateway address in CNI_ARGS: {text}") from None
         for ip in ips:
             if ip.address.contains(gateway):
                 ip.gateway = gateway
@@ -130,13 +132,13 @@ def wished(text: str, ipam: Object, refusal: str) -> IPConfig:
             return IPConfig(parse_address(text))
         ip = parse_ip(text)
     except ValueError:
-        raise CniError(refusal.format(text)) from None
+        raise InvalidNetworkConfig(refusal.format(text)) from None
     for own in configured(ipam):
         if own.address.contains(ip):
             if ip == own.gateway:
-                raise CniError(f"requested ip {text} is subnet's gateway")
+                raise InvalidNetworkConfig(f"requested ip {text} is subnet's gateway")
             return IPConfig(Address(ip, own.address.prefixlen), own.gateway)
-    raise CniError(refusal.format(text), "nor is it in the subnet of one of ipam.addresses")
+    raise InvalidNetworkConfig(refusal.format(text), "nor is it in the subnet of one of ipam.addresses")
 
 
-PLUGIN = Plugin("static", add=add, delete=delete, check=check, gc=gc, status=status)
+PLUGIN = Plugin("static", add=add, delete=delete, check=check, gc=gc, status=status, examine=parse)

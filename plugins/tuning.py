@@ -14,7 +14,7 @@ import os
 
 from cni_py import records
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import CniError, PluginNotAvailable, warn
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable, warn
 from cni_py.plugins.tuning_conf import TuningConf, saved_path
 from cni_py.result import prev_result
 
@@ -47,7 +47,7 @@ def earlier_result(call: Call) -> "Result":
     """The result of the plugin before, which there must be."""
     earlier = prev_result(call.conf)
     if earlier is None:
-        raise CniError("Required prevResult missing")
+        raise InvalidNetworkConfig("Required prevResult missing")
     return earlier
 
 

@@ -5,8 +5,8 @@ are checked at once; what only ADD refuses by check_add() and what CHECK refuses
 """
 
 from cni_py import netconf, records
-from cni_py.addr import mac_text, parse_mac
-from cni_py.errors import CniError
+from cni_py.addr import interface_mac, mac_text
+from cni_py.errors import InvalidNetworkConfig, IOFailure
 from cni_py.netconf import child, optional_boolean, optional_integer, optional_string, parse_cni_args, string
 
 TYPE_CHECKING = False
@@ -66,14 +66,14 @@ class TuningConf:
         self.duplicate = self.duplicate or len(written.pairs) != len(written)
         for key, value in written.pairs:
             if not isinstance(value, str | None):
-                raise netconf.Undecodable(f"json: cannot unmarshal sysctl.{key} into type string")
+                raise netconf.undecodable(value, f"sysctl {key}", "a text in quotes")
             if value is not None:
                 self.sysctls[key] = value
 
     def check_add(self) -> None:
         """What only ADD refuses: a DEL must not fail over it."""
         if self.duplicate:
-            raise CniError("duplicated sysctl keys are not allowed")
+            raise InvalidNetworkConfig("duplicated sysctl keys are not allowed")
         check_allowed(list(self.sysctls))
 
     @property
@@ -87,15 +87,15 @@ class TuningConf:
         wanted: dict[str, str] = {}
         if self.mac:
             try:
-                wanted["mac"] = mac_text(parse_mac(self.mac))
+                wanted["mac"] = mac_text(interface_mac(self.mac))
             except ValueError as error:
-                message = f"address {self.mac}: invalid MAC address"
-                raise CniError(f"invalid args {self.mac} for MAC addr", message) from error
+                where = f"{self.ifname} cannot have the MAC address that was asked for"
+                raise InvalidNetworkConfig(f"{where}: {error}") from error
         if self.promisc:
             wanted["promisc"] = "true"
         for name, number in (("mtu", self.mtu), ("txQLen", self.tx_queue_len or 0)):
             if number < 0:
-                raise CniError(f"invalid {name}: {number}", "it cannot be negative")
+                raise InvalidNetworkConfig(f"invalid {name}: {number} (it cannot be negative)")
         if self.mtu:
             wanted["mtu"] = str(self.mtu)
         if self.allmulti is not None:
@@ -122,7 +122,7 @@ def sysctl_path(key: str, ifname: str) -> str:
     path = (key.translate(SWAP) if dots_first else key).replace("IFNAME", ifname, 1)
     top, _, rest = path.partition("/")
     if top != "net" or not rest or any(part in ("", ".", "..") or "\0" in part for part in rest.split("/")):
-        raise CniError(f'invalid net sysctl key: "{path}"')
+        raise InvalidNetworkConfig(f'invalid net sysctl key: "{key}" (only those below net. are the container\'s own)')
     return rest
 
 
@@ -135,7 +135,7 @@ def check_allowed(keys: list[str]) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise CniError(f"cannot read {ALLOW_LIST}", str(error)) from error
+        raise IOFailure(f"cannot read {ALLOW_LIST}", str(error)) from error
     import re  # 12 ms, and only where there is a list
 
     lines = [line for line in lines if line]
@@ -143,7 +143,7 @@ def check_allowed(keys: list[str]) -> None:
         try:
             allowed = any(re.search(line, key, re.ASCII) for line in lines)
         except re.error as error:
-            raise CniError(f"{ALLOW_LIST}: error parsing regexp", str(error)) from error
+            raise InvalidNetworkConfig(f"{ALLOW_LIST}: error parsing regexp", str(error)) from error
         if not allowed:
-            message = f"Sysctl {key} is not allowed. Only the following sysctls are allowed"
-            raise CniError(message, f"[{' '.join(lines)}]")
+            message = f"Sysctl {key} is not allowed by {ALLOW_LIST}. Only the following sysctls are allowed"
+            raise InvalidNetworkConfig(message, f"[{' '.join(lines)}]")

@@ -4,7 +4,7 @@ Apart from the plugin, which with nothing to set does not load it: that is how m
 """
 
 from cni_py.call import Call
-from cni_py.errors import CniError
+from cni_py.errors import CniError, os_error
 from cni_py.kernel import linksettings, sysctl
 from cni_py.plugins.tuning_conf import TuningConf
 from cni_py.tuningops import SaveSettings, TuneLink, TuneSysctl, put_back, saved_text, saved_values
@@ -28,7 +28,7 @@ def plan(call: Call, conf: TuningConf) -> "list[Op]":
         return steps
     current = linksettings.read(call.kernel.container, call.ifname)
     if current is None and not call.dry_run:  # in a dry run the plugin before has not made it
-        raise CniError(f'failed to get "{call.ifname}"', "Link not found")
+        raise CniError(f'failed to get "{call.ifname}"', "the container has no such interface")
     earlier = values_before(call, netns)
     values = {**dict.fromkeys(wanted, ""), **(current or {}), **earlier}
     if current is not None:
@@ -47,7 +47,7 @@ def sysctl_now(path: str) -> str:
     except PermissionError:
         return ""
     except OSError as error:
-        raise CniError(f"cannot read sysctl net/{path}", error.strerror or str(error)) from error
+        raise os_error(f"cannot read sysctl net/{path}", error) from error
 
 
 def values_before(call: Call, netns: int) -> dict[str, str]:

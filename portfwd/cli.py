@@ -15,6 +15,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
+from cni_py.commands import report
 from portfwd import choose, lean, metrics, options
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
@@ -75,12 +76,19 @@ example, for the node exporter's textfile collector:
 """,
 }
 
+
+class Parser(report.Parser):
+    """Leaves what it does not know to read()."""
+
+    refuses_rest = False
+
+
 Command = Callable[[argparse.Namespace], int]
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="portfwd",
         description=DESCRIPTION,
         epilog=STATUS,
@@ -112,7 +120,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # an option to come must not change what a script of today means
     )
-    one.set_defaults(run=function)
+    one.set_defaults(run=function, parser=one)
     return one
 
 
@@ -202,7 +210,7 @@ def read(given: Sequence[str]) -> argparse.Namespace:
     chosen, rest = top.parse_known_args(given)
     positional = {"publish": "spec", "run": "spec", "rm": "name"}.get(chosen.command)
     if rest and (positional is None or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        chosen.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if positional is not None:
         getattr(chosen, positional).extend(rest)
     return chosen

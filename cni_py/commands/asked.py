@@ -3,12 +3,11 @@
 import argparse
 import ipaddress
 import os
-import sys
 
 from cni_py import conflist, libcni_cache, netconf, portspec
-from cni_py.addr import parse_mac
+from cni_py.addr import mac_text, parse_mac
 from cni_py.commands.chain import ATTACHED
-from cni_py.commands.report import LACKING, USAGE, Failure
+from cni_py.commands.report import LACKING, USAGE, Failure, complain
 from cni_py.conflist import Network
 from cni_py.errors import CniError
 from cni_py.jsontext import Object
@@ -28,13 +27,21 @@ def network_for(options: argparse.Namespace, container_id: str) -> tuple[Network
             given = conflist.read(name)
             name = given.name
         elif options.verb != "DEL":
-            given = conflist.find(options.conf_dir, name)
+            given = found(options, name)
         entry = cached(options, name, container_id) if options.verb in ATTACHED else None
         if options.verb == "DEL" and entry is not None and entry.config:
             return conflist.parse(entry.config, "the cached configuration"), entry
-        return given or conflist.find(options.conf_dir, name), entry
+        return given or found(options, name), entry
     except conflist.NoSuchNetwork as error:
         raise Failure(str(error), LACKING) from error
+
+
+def found(options: argparse.Namespace, name: str) -> Network:
+    """The network of that name in --conf-dir; broken files beside it are named and passed over."""
+    search = conflist.find(options.conf_dir, name)
+    for error in search.broken:
+        complain(f"cni-py-exec: note: passed over, though runtimes may stop there: {error}")
+    return search.network
 
 
 def cached(options: argparse.Namespace, name: str, container_id: str) -> Entry | None:
@@ -46,7 +53,7 @@ def cached(options: argparse.Namespace, name: str, container_id: str) -> Entry |
     except CniError as error:
         if options.verb != "DEL":
             raise
-        print(f"cni-py-exec: going on without the cache: {error}", file=sys.stderr)
+        complain(f"cni-py-exec: going on without the cache: {error}")
         return None
 
 
@@ -56,11 +63,11 @@ def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, 
     pairs = [parse_pair(pair) for pair in options.args.split(";")] if options.args else []
     try:
         ports = [port for text in options.publish for port in portspec.parse(text)]
-        ips = [text for text in options.ip if ipaddress.ip_interface(text)]
-        if options.mac:
-            parse_mac(options.mac)
     except ValueError as error:
-        raise Failure(str(error), USAGE) from error
+        raise Failure(f"-p {error}", USAGE) from error
+    ips = [checked_ip(text) for text in options.ip]
+    if options.mac:
+        check_mac(options.mac)
     wanted: list[tuple[str, str, Value, list[str]]] = [
         ("-p", "portMappings", [port.to_json() for port in ports], []),
         ("--ip", "ips", [*ips], [f"IP={ip}" for ip in ips]),
@@ -80,11 +87,35 @@ def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, 
     return asked, list(dict.fromkeys(pairs))
 
 
+def checked_ip(text: str) -> str:
+    """An address, with or without a prefix length."""
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        wanted = "no IPv4 or IPv6 address, such as 192.0.2.7 or 2001:db8::7, with or without /PREFIX"
+        raise Failure(f"--ip {text}: this is {wanted}", USAGE) from None
+    return text
+
+
+def check_mac(text: str) -> None:
+    """A MAC address that an interface can have."""
+    try:
+        mac = parse_mac(text)
+    except ValueError:
+        raise Failure(f"--mac {text}: this is no MAC address, such as 02:00:00:00:00:07", USAGE) from None
+    if mac[0] & 1:
+        why = "a multicast address (the lowest bit of its first byte is set), which no interface can have"
+        raise Failure(f"--mac {mac_text(mac)}: this is {why}", USAGE)
+    if not any(mac):
+        raise Failure(f"--mac {mac_text(mac)}: no interface can have this", USAGE)
+
+
 def parse_pair(text: str) -> tuple[str, str]:
     """K=V of CNI_ARGS."""
     key, equals, value = text.partition("=")
     if not (key and equals) or "=" in value:
-        raise Failure(f'--args: "{text}" is not of the form KEY=VALUE', USAGE)
+        which = f"the pair of {key}" if equals and key else "a pair of it"  # whose value may be a secret
+        raise Failure(f"--args: {which} is not of the form KEY=VALUE (pairs are separated by ;)", USAGE)
     return key, value
 
 

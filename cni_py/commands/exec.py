@@ -18,17 +18,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cni_py import __version__, libcni_cache, netconf, version
-from cni_py.commands import namespaces
+from cni_py import __version__, conflist, libcni_cache, netconf, version
+from cni_py.commands import keys, namespaces, overlaps
 from cni_py.commands.asked import check_usage, network_for, requests_of
-from cni_py.commands.chain import ATTACHED, Chain, PluginFailed, answer_in, planned
+from cni_py.commands.chain import ATTACHED, GC_SINCE, Chain, PluginFailed, answer_in, planned
 from cni_py.commands.describe import described
 from cni_py.commands.listeners import notes, refuse_listeners
 from cni_py.commands.namespaces import NETNS_DIR, Target
-from cni_py.commands.report import FAILED, LACKING, USAGE, Answers, Failure
+from cni_py.commands.report import CLOSED, FAILED, LACKING, USAGE, Answers, Failure, Parser, complain
+from cni_py.conflist import Network
 from cni_py.errors import CniError
 from cni_py.jsontext import Object, encode
 from cni_py.libcni_cache import Entry
+from cni_py.records import Attachment
 from cni_py.result import from_json
 
 TYPE_CHECKING = False
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from cni_py.jsontext import Encodable, Value
 
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
-CONF_DIR = Path("/etc/cni/net.d")
+CONF_DIR = Path(conflist.CONF_DIR)
 BIN_DIRS = "/opt/cni/bin:/usr/lib/cni"
 INTERRUPTED = 130
 
@@ -53,9 +55,7 @@ exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks so
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="cni-py-exec", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(prog="cni-py-exec", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("verb", metavar="VERB", type=str.upper, choices=VERBS, help=f"{', '.join(VERBS)}; in any case")
     top.add_argument("network", metavar="NETWORK", help="a configuration file, or a network's name in --conf-dir")
     top.add_argument(
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add("--bin-dir", action="append", default=[], help=f"plugins (default: $CNI_PATH, else {BIN_DIRS})")
     add("--json", action="store_true", help="print JSON: the result, or the error object")
     add("--plan", action="store_true", help="with ADD: print what would be done, and do nothing")
+    add("-v", "--verbose", action="store_true", help="show each step, also of what a failed ADD is taken back with")
     add("--version", action="version", version=f"cni-py-exec {__version__}")
     return top
 
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
+    answers = Answers()
     top = parser()
     for word in words:
         if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
@@ -88,10 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
             signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt: what was begun is taken back
-    answers = Answers()
     status = ended(options, answers)
-    if answers.lost:
-        print(f"cni-py-exec: cannot write to stdout: {answers.lost}", file=sys.stderr)
+    if answers.lost and answers.lost != CLOSED:
+        complain(f"cni-py-exec: cannot write to stdout: {answers.lost}")
     return status or (FAILED if answers.lost else 0)
 
 
@@ -102,16 +103,16 @@ def ended(options: argparse.Namespace, answers: Answers) -> int:
     except PluginFailed as failure:
         if options.json:
             answers.say(encode({"plugin": failure.plugin, **failure.error.to_json()}))
-        print(f"cni-py-exec: {failure}", file=sys.stderr)
+        complain(f"cni-py-exec: {failure}")
         return FAILED
     except Failure as failure:
-        print(f"cni-py-exec: {failure}", file=sys.stderr)
+        complain(f"cni-py-exec: {failure}")
         return failure.status
     except CniError as error:
-        print(f"cni-py-exec: {error}", file=sys.stderr)
+        complain(f"cni-py-exec: {error}")
         return FAILED
     except KeyboardInterrupt:
-        print("cni-py-exec: interrupted", file=sys.stderr)
+        complain("cni-py-exec: interrupted")
         return INTERRUPTED
 
 
@@ -121,8 +122,8 @@ def ended(options: argparse.Namespace, answers: Answers) -> int:
 def perform(options: argparse.Namespace, answers: Answers) -> int:
     """From the command line to the verb's function."""
     check_usage(options)
-    if os.geteuid() != 0 and options.verb != "VERSION":
-        raise Failure("this needs root, or a user namespace of your own (`unshare -r -n -m`)", LACKING)
+    if options.verb != "VERSION":
+        check_powers()
     target = namespaces.find(options.netns) if options.netns else Target("", "", "")
     container_id = options.id or target.container_id
     network, entry = network_for(options, container_id)
@@ -143,6 +144,8 @@ def perform(options: argparse.Namespace, answers: Answers) -> int:
     if options.verb == "ADD":
         refuse_taken(chain, target, entry)
         refuse_listeners(chain)
+        for note in (*keys.unknown(network), *overlaps.of_network(network, options.conf_dir)):
+            complain(f"cni-py-exec: note: {note}")
         return (plan if options.plan else add)(options, chain, target)
     if options.verb == "DEL":
         return delete(chain, target, entry)
@@ -151,6 +154,27 @@ def perform(options: argparse.Namespace, answers: Answers) -> int:
     if options.verb == "VERSION":
         return versions(options, chain)
     return collect(chain) if options.verb == "GC" else status(chain)
+
+
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # linux/capability.h
+TRY_UNSHARED = "unshare -r -n -m sh -c 'mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && exec sh'"
+
+
+def check_powers() -> None:
+    """Failure 3 without root, or without what root lacks in an ordinary container."""
+    if os.geteuid() != 0:
+        raise Failure(f"this needs root; to try it without, in a host of your own: {TRY_UNSHARED}", LACKING)
+    held = effective_capabilities()
+    lacking = [name for name, number in CAPABILITIES.items() if not held >> number & 1]
+    if lacking:
+        where = "run it on the host, or in a container that is --privileged"
+        raise Failure(f"this needs {' and '.join(lacking)}, which root does not have here: {where}", LACKING)
+
+
+def effective_capabilities() -> int:
+    """The bits of CapEff (proc_pid_status(5))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("CapEff:")).split()[1], 16)
 
 
 def refuse_taken(chain: Chain, target: Target, entry: Entry | None) -> None:
@@ -170,8 +194,9 @@ def refuse_taken(chain: Chain, target: Target, entry: Entry | None) -> None:
 def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
     """Connect. All or nothing: also when the cache cannot be written."""
     with namespaces.opened(target, options.create_netns, options.plan, chain.say):
+        added: list[str] = []
         try:
-            result = chain.add()
+            result = chain.add(added)
             shown = from_json(result, netconf.string(result, "cniVersion") or chain.network.cni_version)
             libcni_cache.save(
                 Entry(
@@ -185,8 +210,8 @@ def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
                     result=result,
                 )
             )
-        except BaseException:
-            chain.undo()
+        except BaseException as cause:
+            chain.undo(added, cause, options.verbose)
             raise
     if options.json:
         chain.answer(encode(result))
@@ -202,12 +227,25 @@ def delete(chain: Chain, target: Target, entry: Entry | None) -> int:
     known = target.path or (entry.netns if entry else "")
     there = os.path.exists(known) and not namespaces.is_own(known)
     chain = replace(chain, netns=known if there else "")
+    name = target.label or chain.container_id
+    where = f"{chain.network.name} ({chain.ifname})"
+    if entry is None and not is_connected(chain):  # DEL all the same: it may find what we do not see
+        replace(chain, say=lambda _: None).delete(None)
+        chain.say(f"nothing of {name} was connected to {where}")
+        return 0
     if entry is None:
         chain.say(f"nothing is cached for container ID {chain.container_id}: DEL with the configuration alone")
     chain.delete(chain.prev_result_of(entry))
     libcni_cache.remove(entry or Entry(chain.network.name, chain.container_id, chain.ifname))
-    chain.say(f"{target.label or chain.container_id} is disconnected from {chain.network.name} ({chain.ifname})")
+    chain.say(f"{name} is disconnected from {where}")
     return 0
+
+
+def is_connected(chain: Chain) -> bool:
+    """Whether anything is known of an attachment that is not in the cache: a record of ours, or its interface."""
+    key = Attachment(chain.network.name, chain.container_id, chain.ifname)
+    there = chain.netns and namespaces.has_interface(chain.netns, chain.ifname)
+    return bool(there) or os.path.isdir(key.folder)
 
 
 def check(chain: Chain, target: Target, entry: Entry | None) -> int:
@@ -239,31 +277,41 @@ def check(chain: Chain, target: Target, entry: Entry | None) -> int:
 def collect(chain: Chain) -> int:
     """GC: whatever belongs to no attachment in the cache goes. All plugins are asked, then the failures told."""
     network = chain.network
-    if network.disable_gc or not version.at_least(network.cni_version, "1.1.0"):
-        why = "has disableGC" if network.disable_gc else f"is of version {network.cni_version}, GC came with 1.1.0"
-        chain.say(f"network {network.name} {why}: nothing was done")
+    if network.disable_gc:
+        chain.say(f"network {network.name} has disableGC: nothing was done")
         return 0
+    chain, unable = chain.at_least(GC_SINCE)
     valid: list[Value] = [
         Object([("containerID", entry.container_id), ("ifname", entry.ifname)])
         for entry in libcni_cache.attachments(network.name)
     ]
     extra = {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}  # the second is libcni's older key
-    failures = chain.every("GC", network.plugins, extra)
+    failures = chain.every("GC", chain.network.plugins, extra)
     if failures:
         for other in failures[1:]:
-            print(f"cni-py-exec: {other}", file=sys.stderr)
+            complain(f"cni-py-exec: {other}")
         raise failures[0]
+    refuse_partly(network, unable, "GC", "nothing of theirs was collected")
     chain.say(f"whatever belonged to none of the {len(valid)} known attachments is gone")
     return 0
 
 
+def refuse_partly(network: Network, unable: Sequence[str], verb: str, outcome: str) -> None:
+    """Failure for plugins that do not know the verb, after the others have done theirs."""
+    if unable:
+        raise Failure(
+            f"{verb} came with version {GC_SINCE} of the specification, which {' and '.join(unable)} of network "
+            f"{network.name} (version {network.cni_version}) cannot speak: {outcome}"
+        )
+
+
 def status(chain: Chain) -> int:
     """STATUS: could an ADD be served now?"""
-    if not version.at_least(chain.network.cni_version, "1.1.0"):
-        chain.say(f"network {chain.network.name} is of version {chain.network.cni_version}, STATUS came with 1.1.0")
-        return 0
+    network = chain.network
+    chain, unable = chain.at_least(GC_SINCE)
     for plugin in chain.network.plugins:
         chain.run("STATUS", plugin)
+    refuse_partly(network, unable, "STATUS", "whether they could serve an ADD is not known")
     chain.say("an ADD can be served")
     return 0
 
@@ -294,9 +342,9 @@ def plan(options: argparse.Namespace, chain: Chain, target: Target) -> int:
             name = netconf.string(plugin, "type")
             operations, prev_result = planned(chain, plugin, path, prev_result)
             chain.say(f"{name}:")
-            for line in [op.describe() for op in operations] or ["nothing"]:
+            for line in [text for _, text in operations] or ["nothing"]:
                 chain.say(f"  {line}")
-            told.append({"plugin": name, "operations": [{**op.to_json(), "text": op.describe()} for op in operations]})
+            told.append({"plugin": name, "operations": [{**op.to_json(), "text": text} for op, text in operations]})
     if options.json:
         chain.answer(encode(told))
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cni_py import __version__
 from cni_py.commands import adopt, install, restore
-from cni_py.commands.report import Failure
+from cni_py.commands.report import FAILED, Failure, Parser, complain, discard_output, take_any_text
 
 DESCRIPTION = """\
 Put the CNI plugins where container runtimes find them, and take them away again; put back what a firewall flushed;
@@ -18,9 +18,7 @@ exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks so
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="cni-py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(prog="cni-py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"cni-py {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     install.add_parsers(commands)
@@ -31,12 +29,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    take_any_text()
     options = parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except Failure as failure:
-        print(f"cni-py {options.command}: {failure}", file=sys.stderr)
+        complain(f"cni-py {options.command}: {failure}")
         return failure.status
+    except BrokenPipeError:  # nobody reads on: as others do, without a word
+        discard_output()
+        return FAILED
     except KeyboardInterrupt:
         return 130
     return status

@@ -33,6 +33,9 @@ def write(key: str, value: str, *, optional: bool = False) -> bool:
         raise
     try:
         os.write(fd, value.encode())
+    except OSError as error:
+        error.filename = _path(key)
+        raise
     finally:
         os.close(fd)
     return True

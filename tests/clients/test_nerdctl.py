@@ -448,6 +448,6 @@ def test_the_reserver_is_not_in_the_way_of_its_container(other_host: NerdctlHost
     late = other_host.container("late", f"{PORT}:80", networks=(ISOLATED,))
     with (
         other_host.serving("host", PORT),
-        pytest.raises(nerdctl.PluginFailed, match="8080/tcp on 0.0.0.0 is in use by"),
+        pytest.raises(nerdctl.PluginFailed, match=r"8080/tcp on 0\.0\.0\.0 is in use by"),
     ):
         late.start()

@@ -1,16 +1,20 @@
-"""`cni-py install` and `uninstall` in temporary directories, away from what this machine has installed and connected."""
+"""`cni-py install` and `uninstall` in temporary directories, away from what this machine has; the host of `cni-py-exec`."""
 
 from __future__ import annotations
 
 import compileall
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lab import Lab
+from runtime import Plugins
 
 from cni_py import records
 from cni_py.commands import runtimes
 from cni_py.commands.main import main
+from tests.commands.hand import NETWORK, Hand
 
 Command = Callable[..., int]
 
@@ -50,3 +54,13 @@ def cni_py_command(bin_dir: Path, conf_dir: Path, bytecode: list[Path], host: Pa
         return main([command, "--bin-dir", str(bin_dir), "--conf-dir", str(conf_dir), *options])
 
     return run
+
+
+@pytest.fixture
+def hand(lab: Lab, plugins: Plugins, tmp_path: Path) -> Hand:
+    network = {"cniVersion": plugins.versions[-1], **NETWORK}
+    conf = tmp_path / "lab.conflist"
+    conf.write_text(json.dumps(network))
+    hand = Hand(lab, plugins.whose, plugins.directory, conf, network)
+    hand.write("/etc/cni/net.d/50-lab.conflist", json.dumps(network))
+    return hand

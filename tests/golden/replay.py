@@ -36,6 +36,14 @@ MS_RDONLY, MS_REMOUNT, MS_BIND = 0x1, 0x20, 0x1000  # linux/mount.h
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 ETC_CNI = "/etc/cni/"
 TIMEOUT_S = 30
+ANY_FAILURE = 999  # what Go answers for most failures
+SPECIFIC = (
+    2,
+    4,
+    5,
+    6,
+    7,
+)  # what ours say instead, where the specification has a code (cni_py/errors.py); no client minds
 RULESETS = Path(__file__).with_name("rulesets")
 COUNTERS = re.compile(r"\[\d+:\d+\]")
 HOST_VETH = re.compile(r"\bveth[0-9a-f]{8}\b")
@@ -146,7 +154,8 @@ class World:
     def compare_output(self, case: Case, answer: object) -> Iterable[str]:
         if "code" in case:
             code = answer.get("code") if isinstance(answer, dict) else None
-            return [] if code == case["code"] else [f"code: recorded {case['code']}, now {code}: {answer}"]
+            as_recorded = code == case["code"] or (case["code"] == ANY_FAILURE and code in SPECIFIC)
+            return [] if as_recorded else [f"code: recorded {case['code']}, now {code}: {answer}"]
         recorded = self.real(case["stdout"])
         for path in case.get("volatile", ()):
             mask(recorded, path)

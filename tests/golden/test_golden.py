@@ -2,7 +2,8 @@
 
 <plugin>.jsonl holds answers recorded from containernetworking/plugins at commit 3d27709f, in the form that replay.py describes.
 Compared is the contract with a runtime: exit status, results, error codes, files, effects, and iptables' rules; not the
-wording of messages. deviations.yaml names the cases where ours differ on purpose.
+wording of messages. For Go's 999, its code for any failure, ours may answer one that says more (replay.py, SPECIFIC).
+deviations.yaml names the cases where ours differ on purpose.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_addresses_that_are_read(text: str, canonical: str) -> None:
 def test_addresses_that_are_refused_in_the_words_of_go(text: str) -> None:
     with pytest.raises(ValueError, match="invalid CIDR address: ") as caught:
         addr.parse_address(text)
-    assert str(caught.value).endswith(text)
+    assert str(caught.value).startswith(f"invalid CIDR address: {text or addr.EMPTY} (")
 
 
 def test_an_ipv4_mapped_address_is_an_ipv4_address() -> None:

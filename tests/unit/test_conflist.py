@@ -61,12 +61,12 @@ def test_switches_may_be_text() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("[]", "a JSON object was expected"),
+        ("[]", "must be a JSON object"),
         ("{", "a.conflist"),
-        (json.dumps(network("")), "no name"),
+        (json.dumps(network("")), 'has no "name"'),
         (json.dumps(network("a/b")), "invalid characters found in network name"),
-        (json.dumps(network(plugins=[{}])), "has no type"),
-        (json.dumps(network(plugins="bridge")), "cannot unmarshal"),
+        (json.dumps(network(plugins=[{}])), 'has no "type"'),
+        (json.dumps(network(plugins="bridge")), 'plugins must be a list [...], not "bridge"'),
         (json.dumps(network(disableCheck="perhaps")), "disableCheck"),
     ],
 )
@@ -83,8 +83,8 @@ def test_a_name_is_looked_up_in_lexical_order_lists_first(tmp_path: Path) -> Non
     write(tmp_path, "10.conflist", network())
     write(tmp_path, "05.conflist.bak", "broken")
     write(tmp_path, "30.json", {"name": "two", "type": "bridge"})
-    assert conflist.find(tmp_path, "one").source == str(tmp_path / "10.conflist")
-    assert conflist.find(tmp_path, "two").source == str(tmp_path / "30.json")
+    assert conflist.find(tmp_path, "one").network.source == str(tmp_path / "10.conflist")
+    assert conflist.find(tmp_path, "two").network.source == str(tmp_path / "30.json")
 
 
 def test_no_such_network_says_what_there_is(tmp_path: Path) -> None:
@@ -95,6 +95,32 @@ def test_no_such_network_says_what_there_is(tmp_path: Path) -> None:
         conflist.find(tmp_path, "two")
     with pytest.raises(conflist.NoSuchNetwork, match="there is no file"):
         conflist.read(tmp_path / "20.conflist")
+
+
+def test_a_broken_file_stands_in_the_way_of_its_own_network_alone(tmp_path: Path) -> None:
+    write(tmp_path, "10.conflist", '{"name": "broken",\n "plugins": [}')
+    write(tmp_path, "20.conflist", network())
+    found = conflist.find(tmp_path, "one")
+    assert (found.network.name, len(found.broken)) == ("one", 1)
+    assert f'{tmp_path}/10.conflist, line 2, column 14: a value is expected, not "}}"' in str(found.broken[0])
+    with pytest.raises(
+        CniError, match=r'network "broken" may be in a file that cannot be used: .*10.conflist, line 2'
+    ) as failure:
+        conflist.find(tmp_path, "broken")
+    assert failure.value.code == 6
+
+
+def test_where_to_get_our_network_is_said_where_it_is_not(tmp_path: Path) -> None:
+    with pytest.raises(conflist.NoSuchNetwork, match=r"`cni-py install .*` writes one"):
+        conflist.find(tmp_path, "cni-py")
+    write(tmp_path, "10.conflist", network("podman"))
+    with pytest.raises(
+        conflist.NoSuchNetwork, match=rf"there are: podman; `cni-py install --conf-dir {tmp_path} --network`"
+    ):
+        conflist.find(tmp_path, "cni-py")
+    write(tmp_path, "20.conflist", network("cni-py"))
+    with pytest.raises(conflist.NoSuchNetwork, match=r"there are: podman, cni-py$"):
+        conflist.find(tmp_path, "cnipy")
 
 
 def test_drop_ins_are_appended_in_lexical_order(tmp_path: Path) -> None:
@@ -109,7 +135,9 @@ def test_drop_ins_are_appended_in_lexical_order(tmp_path: Path) -> None:
     assert conflist.read(tmp_path / "10.conflist").types == ["bridge"]
 
 
-@pytest.mark.parametrize(("text", "says"), [("{", "10.conf"), ("[]", "10.conf: a JSON object"), ("{}", "has no type")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "10.conf"), ("[]", "10.conf: the whole must be a JSON object"), ("{}", "has no")]
+)
 def test_a_broken_drop_in_is_an_error_with_its_file(text: str, says: str, tmp_path: Path) -> None:
     write(tmp_path, "10.conflist", network())
     write(tmp_path / "one", "10.conf", text)

@@ -206,21 +206,21 @@ def test_text_that_is_none_is_refused(text: str) -> None:
         ({"containerPort": 70000}, "port 70000 is out of range"),
         ({"protocol": ""}, 'unknown protocol ""'),
         ({"protocol": "icmp"}, 'unknown protocol "icmp"'),
-        ({"hostPort": "80"}, "cannot unmarshal string"),
+        ({"hostPort": "80"}, 'hostPort must be a whole number, not "80"'),
     ],
 )
 def test_impossible_mappings_are_refused(entry: dict[str, object], text: str) -> None:
     with pytest.raises(CniError, match=text) as refused:
         published({**WEB, **entry})
-    assert refused.value.code == 999
+    assert refused.value.code == (6 if " must be " in text else 7)
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"backend": "x"}, 'unrecognized backend "x"'),
-        ({"backend": 5}, "cannot unmarshal number"),
-        ({"markMasqBit": 32}, "MasqMarkBit must be between 0 and 31"),
+        ({"backend": 5}, "backend must be a text in quotes, not 5"),
+        ({"markMasqBit": 32}, "markMasqBit must be between 0 and 31, not 32"),
         ({"markMasqBit": 1, "externalSetMarkChain": "X"}, "Cannot specify externalSetMarkChain and markMasqBit"),
         (
             {"backend": "iptables", "conditionsV4": ["ip", "saddr"]},
@@ -395,17 +395,17 @@ def test_annotation_adds_what_the_configuration_leaves_open() -> None:
 @pytest.mark.parametrize(
     ("ports", "text"),
     [
-        ([], "ports: an object is expected"),
+        ([], "ports must be an object"),
         ({"8080": {}}, 'ports: "8080" names no port'),
         ({"08080/tcp": {}}, 'ports: "08080/tcp" names no port'),
         ({"65536/tcp": {}}, "names no port"),
         ({"/tcp": {}}, "names no port"),
         ({"8080/icmp": {}}, "names no port"),
         ({"8080/tcp": {}, "8080/TCP": {}}, "stands there twice"),
-        ({"8080/tcp": []}, 'ports: "8080/tcp": an object is expected'),
+        ({"8080/tcp": []}, 'ports: "8080/tcp" must be an object'),
         ({"8080/tcp": {"shared": True}}, 'ports: "8080/tcp": unknown key "shared"'),
-        ({"8080/tcp": {"share": "yes"}}, "share is true or false"),
-        ({"8080/tcp": {"allow": "192.0.2.0/24"}}, "allow is a list of networks"),
+        ({"8080/tcp": {"share": "yes"}}, "share must be true or false"),
+        ({"8080/tcp": {"allow": "192.0.2.0/24"}}, "allow must be a list of networks"),
         ({"8080/tcp": {"allow": ["192.0.2.0/33"]}}, "'192.0.2.0/33' is no network"),
         ({"8080/tcp": {"allow": [7]}}, "7 is no network"),
         ({"8080/tcp": {"allow": []}}, "allow lists nobody"),

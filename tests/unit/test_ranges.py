@@ -78,7 +78,7 @@ def test_a_range_that_cannot_be_says_why(values: tuple[str, ...], message: str) 
     with pytest.raises(CniError) as caught:
         a_range(*values)
     assert caught.value.msg == message
-    assert caught.value.code == 999
+    assert caught.value.code == 7
 
 
 def test_the_gateway_may_be_outside_of_the_subnet_and_of_another_family() -> None:
@@ -90,7 +90,7 @@ def test_one_set_is_of_one_family_without_overlap_and_not_empty() -> None:
     whole, half, six = a_range("10.1.2.0/24"), a_range("10.1.2.128/25"), a_range("fd00::/64")
     for ranges, message in (
         ([], "empty range set"),
-        ([whole, six], "mixed address families"),
+        ([whole, six], "mixed address families: IPv4 and IPv6 need a set (a list) each"),
         ([whole, half], "subnets 10.1.2.1-10.1.2.254 and 10.1.2.129-10.1.2.254 overlap"),
     ):
         with pytest.raises(CniError) as caught:
@@ -149,7 +149,7 @@ def test_a_request_gets_what_it_asks_for_unless_it_is_taken_or_the_gateway() -> 
     assert choose(ranges, None, parse_ip("10.1.2.6"), is_free)[0] == parse_ip("10.1.2.8")
     for wanted, message in (
         ("10.1.2.1", "requested ip 10.1.2.1 is subnet's gateway"),
-        ("10.1.2.7", "requested IP address 10.1.2.7 is not available in range set 10.1.2.1-10.1.2.20"),
+        ("10.1.2.7", "requested IP address 10.1.2.7 is not available in range set 10.1.2.1-10.1.2.20: it is taken"),
     ):
         with pytest.raises(CniError) as caught:
             choose(ranges, parse_ip(wanted), None, is_free)
@@ -182,18 +182,18 @@ def test_the_sets_of_the_runtime_come_first_then_the_oldest_form_then_the_ranges
         ('{"rangeStart": "10.1.2.5"}', "no IP ranges specified"),
         ('{"ranges": []}', "no IP ranges specified"),
         ('{"ranges": [[]]}', "invalid range set 0: empty range set"),
-        ('{"ranges": [[{"gateway": "10.1.2.1"}]]}', "invalid range set 0: a range has no subnet"),
+        ('{"ranges": [[{"gateway": "10.1.2.1"}]]}', 'invalid range set 0: a range has no "subnet"'),
         ('{"ranges": [[{"subnet": "x"}]]}', "invalid range set 0: invalid CIDR address: x"),
         ('{"subnet": ""}', "invalid range set 0: invalid CIDR address: "),
-        ('{"subnet": "10.1.2.0/24", "gateway": "x"}', "invalid range set 0: invalid IP address: x"),
-        ('{"ranges": [{"subnet": "10.1.2.0/24"}]}', "cannot unmarshal object into field ranges of type array"),
+        ('{"subnet": "10.1.2.0/24", "gateway": "x"}', "invalid range set 0: gateway: invalid IP address: x"),
+        ('{"ranges": [{"subnet": "10.1.2.0/24"}]}', "ranges must be a list of lists: [[{"),
     ],
 )
 def test_a_configuration_without_usable_ranges_says_what_is_wrong(ipam: str, message: str) -> None:
     with pytest.raises(CniError) as caught:
         parsed(ipam)
     assert message in caught.value.msg
-    assert caught.value.code == 999
+    assert caught.value.code == (6 if " must be " in message else 7)
 
 
 def test_the_gateways_of_all_ranges_are_found_in_a_configuration_that_may_be_wrong() -> None:

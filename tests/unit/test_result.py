@@ -194,16 +194,16 @@ def test_keys_in_capitals_and_addresses_in_long_form_are_read() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ips": "x"}, "json: cannot unmarshal string into field ips of type array"),
+        ({"ips": "x"}, 'ips must be a list [...], not "x"'),
         ({"ips": [{"address": "10.1.2.300/24"}]}, "invalid CIDR address: 10.1.2.300/24"),
         ({"ips": [{"address": "10.1.2.3"}]}, "invalid CIDR address: 10.1.2.3"),
         ({"ips": [{}]}, "invalid CIDR address: "),
         ({"ips": [{"address": "10.1.2.3/24", "gateway": "x"}]}, "invalid IP address: x"),
-        ({"ips": [{"address": "10.1.2.3/24", "interface": "0"}]}, "json: cannot unmarshal string into field interface"),
+        ({"ips": [{"address": "10.1.2.3/24", "interface": "0"}]}, 'interface must be a whole number, not "0"'),
         ({"routes": [{"dst": "x"}]}, "invalid CIDR address: x"),
         ({"routes": [{"dst": "<nil>"}]}, "invalid CIDR address: <nil>"),
         ({"routes": [{"dst": "0.0.0.0/0", "gw": "010.0.0.1"}]}, "invalid IP address: 010.0.0.1"),
-        ({"dns": []}, "json: cannot unmarshal array into field dns of type object"),
+        ({"dns": []}, "dns must be an object {...}, not []"),
         ({"cniVersion": "0.2.0"}, "result type supports [1.0.0 1.1.0]"),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_prev_result_that_cannot_be_read(fields: dict[str, object], message: s
     conf = NetConf.parse(json.dumps({"name": "n", "cniVersion": "1.0.0", "prevResult": fields}).encode())
     with pytest.raises(CniError) as caught:
         prev_result(conf)
-    assert caught.value.code == 999
+    assert caught.value.code == (6 if " must be " in message else 7)
     assert caught.value.msg.startswith(f"could not parse prevResult: {message}")
 
 

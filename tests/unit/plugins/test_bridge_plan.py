@@ -235,11 +235,11 @@ def test_vlan_ranges_are_read_back() -> None:
     [
         ({"vlan": 4095}, "invalid VLAN ID 4095"),
         ({"vlan": -1}, "invalid VLAN ID -1"),
-        ({"vlanTrunk": [{"id": 0}]}, "incorrect trunk id"),
+        ({"vlanTrunk": [{"id": 0}]}, "vlanTrunk: id must be between 1 and 4094, not 0"),
         ({"vlanTrunk": [{"minID": 3}]}, "maxID is missing"),
         ({"vlanTrunk": [{"maxID": 3}]}, "minID is missing"),
         ({"vlanTrunk": [{"minID": 5, "maxID": 4}]}, "minID is greater"),
-        ({"hairpinMode": True, "promiscMode": True}, "hairpin mode and promiscuous"),
+        ({"hairpinMode": True, "promiscMode": True}, "hairpinMode and promiscMode"),
         ({"disableContainerInterface": True, "ipam": {"type": "host-local"}}, "cannot use IPAM"),
         ({"ipMasq": True, "ipMasqBackend": "x"}, "unknown ipmasq backend"),
     ],

@@ -1,0 +1,97 @@
+"""Keys of a configuration that no plugin of ours knows. The specification allows them, but most are spelling mistakes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cni_py import netconf
+from cni_py.commands.report import did_you_mean
+from cni_py.conflist import Network
+from cni_py.errors import CniError
+from cni_py.jsontext import Object, decode
+from cni_py.plugins.known_keys import CAPABILITIES, COMMON, IPAM, LIST, PLUGINS, Keys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.jsontext import Value
+
+FREE = ("cni.dev/", "x-", "_", "#", "//")  # how keys begin that are nobody's mistake
+
+
+def unknown(network: Network) -> list[str]:
+    """A sentence for each key of the network that is not known where it stands."""
+    text = _text(network)
+    found = []
+    for who, key, known in _unknown_in(network, text):
+        lines = [number for number, line in enumerate(text.splitlines(), 1) if f'"{key}"' in line]
+        line = f", line {lines[0]}" if len(lines) == 1 else ""
+        found.append(f"{who} does not know the key {key}{did_you_mean(key, list(known))} ({network.source}{line})")
+    return list(dict.fromkeys(found))
+
+
+def _text(network: Network) -> str:
+    """The file, of which the list in memory may be another form."""
+    try:
+        return Path(network.source).read_text(errors="replace")
+    except OSError:
+        return network.text.decode("utf-8", "replace")
+
+
+def _unknown_in(network: Network, text: str) -> Iterator[tuple[str, str, Keys]]:
+    """Who does not know it, the key, and what is known there."""
+    for key in _unlike(_top(text), LIST):
+        yield f"network {network.name}", key, LIST
+    for plugin in network.plugins:
+        name = netconf.string(plugin, "type")
+        if name not in PLUGINS:
+            continue  # somebody else's
+        known = {**COMMON, **PLUGINS[name]}
+        for place, key, keys in _walk(plugin, known, name):
+            yield place, key, keys
+        for key in _unlike(_child(plugin, "capabilities"), CAPABILITIES):
+            yield f"{name}'s capabilities", key, CAPABILITIES
+        ipam = _child(plugin, "ipam")
+        kind = ipam.get("type")
+        if isinstance(kind, str) and kind in IPAM:
+            yield from _walk(ipam, IPAM[kind], f"{kind} (ipam of {name})")
+
+
+def _top(text: str) -> Object:
+    try:
+        raw = decode(text.encode())
+    except CniError:
+        return Object()
+    return raw if isinstance(raw, Object) and "plugins" in raw else Object()
+
+
+def _child(obj: Object, name: str) -> Object:
+    try:
+        return netconf.child(obj, name) or Object()
+    except CniError:
+        return Object()  # of a wrong type: the plugin says so
+
+
+def _unlike(obj: Object, known: Keys) -> Iterator[str]:
+    """Keys that are like a known one, where others may well be somebody's own."""
+    for key in obj:
+        if not _is_known(key, known) and did_you_mean(key, list(known)):
+            yield key
+
+
+def _is_known(key: str, known: Keys) -> bool:
+    return key.lower() in {name.lower() for name in known} or key.startswith(FREE)
+
+
+def _walk(value: "Value", known: Keys, place: str) -> Iterator[tuple[str, str, Keys]]:
+    """The unknown keys of an object, or of the objects in a list, and of what is in them."""
+    if isinstance(value, list):
+        for element in value:
+            yield from _walk(element, known, place)
+    if not isinstance(value, Object):
+        return
+    inner = {name.lower(): keys for name, keys in known.items()}
+    for key, part in value.items():
+        if not _is_known(key, known):
+            yield place, key, known
+        deeper = inner.get(key.lower())
+        if deeper is not None:
+            yield from _walk(part, deeper, f"{place}, {key}:")
