@@ -57,7 +57,7 @@ def test_closed_port_is_refused_at_once(lab: Lab) -> None:
     before = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
         lab.fetch("client", "198.51.100.1", 81)
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < 2.5  # a dropped packet would take 3
 
 
 def test_containers_are_reachable_by_path_from_the_host_alone(lab: Lab) -> None:
