@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,16 +27,20 @@ from cni_py.commands.launchers import launcher
 from cni_py.conflist import Network
 from cni_py.errors import CniError
 from cni_py.jsontext import Object
-from cni_py.kernel import libnftables, sysctl
+from cni_py.kernel import libnftables, sysctl, xtables
+from cni_py.kernel.context import Kernel
 from cni_py.kernel.nftables import BRIDGE, INET, TABLE, Nft
 from cni_py.kernel.rtnl import Link, Rtnl
 from cni_py.netconf import NetConf
+from cni_py.records import Attachment
 
 STATE_DIR = Path("/var/lib/cni-py")
 NETWORKS_DIR = Path("/var/lib/cni/networks")  # host-local's, unless dataDir says otherwise
 SETTINGS = Path("/etc/cni-py/config.yaml")
 FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")  # below /proc/sys/net
 FORWARDERS = ("bridge", "tun", "wireguard", "vxlan", "geneve", "gre", "ppp", "ipvlan", "macvlan", "vrf")
+SHARED_CHAINS = "CNI-HOSTPORT-"  # what the names begin with
+TOOL_S = 20.0  # iptables-save of a large table
 NAMED_MAX = 3  # attachments in a sentence
 PORTFWD = "portfwd"  # what its files in the shared folders begin with
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
@@ -54,7 +59,12 @@ class Left:
 
 
 def connected() -> list[str]:
-    """The attachments of this host whose container is still there, "network/containerID/ifname" each."""
+    """The attachments of this host whose container is still there, "network/containerID/ifname" each.
+
+    Another user than root has none: they take root, if only in a user namespace.
+    """
+    if os.geteuid() != 0:
+        return []
     return list(dict.fromkeys(record.key.label for record in restore.recorded() if not heirs.is_dead(record)))
 
 
@@ -76,6 +86,8 @@ def network_of(path: Path | None) -> Network:
 
 def everything(network: Network, off: list[str]) -> list[Left]:
     """All that stays, in the order in which it can be removed. `off`: what was off before we came."""
+    if os.geteuid() != 0:
+        return []
     others = foreign(network)
     more = ", ..." if len(others) > NAMED_MAX else ""
     kept = f"other networks use it ({', '.join(others[:NAMED_MAX])}{more})" if others else ""
@@ -83,6 +95,7 @@ def everything(network: Network, off: list[str]) -> list[Left]:
     return [
         *bridges(network),
         *tables(kept),
+        *iptables_chains(),
         *folders(network, kept, busy),
         *forwarding(off, default_network.bridges(network), kept),
     ]
@@ -131,6 +144,24 @@ def tables(kept: str) -> Iterator[Left]:
                     yield Left(what, f"nft {command}", partial(libnftables.run, command), kept)
     finally:
         nft.close()
+
+
+def iptables_chains() -> Iterator[Left]:
+    """The chains that all published ports share with `backend: iptables`: the Go plugins', and so never purged."""
+    kernel = Kernel(Attachment("", "", ""), "")
+    try:
+        for family, tool in ((4, "iptables"), (6, "ip6tables")):
+            with contextlib.suppress(CniError, OSError, subprocess.SubprocessError):  # then none of ours can be there
+                if not xtables.may_hold(kernel, family, xtables.NAT, "PREROUTING"):
+                    continue
+                save = [f"{tool}-save", "-t", xtables.NAT]
+                listed = subprocess.run(save, capture_output=True, timeout=TOOL_S, check=True).stdout
+                if f":{SHARED_CHAINS}".encode() in listed:
+                    command = f"{tool}-save -t nat | grep -v {SHARED_CHAINS} | {tool}-restore -T nat"
+                    what = f"{tool} chains {SHARED_CHAINS}*"
+                    yield Left(what, command, lambda: None, "the Go plugins use chains of these names")
+    finally:
+        kernel.nft.close()
 
 
 def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:

@@ -210,7 +210,8 @@ def crio(host: Host) -> Iterator[Runtime]:
     names = [name for name in ("etc/crio/crio.conf", *host.listed("etc/crio/crio.conf.d")) if host.exists(name)]
     if program is None and not names:
         return
-    folders, source = DEFAULT, BUILT_IN
+    folders: tuple[str, ...] = DEFAULT
+    source = BUILT_IN
     for name in names:
         network = child(host.toml(name), "crio", "network")
         stated = (*strings(network.get("plugin_dirs")), *strings(network.get("plugin_dir")))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cni_py.commands import default_network, leftovers
 from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, link
-from cni_py.commands.report import FAILED, Failure
+from cni_py.commands.report import FAILED, LACKING, Failure
 
 NAMED_MAX = 10  # containers in a message
 
@@ -22,6 +22,8 @@ def uninstall(options: argparse.Namespace) -> int:
     """Restore what was there; 1 when something had to be left."""
     target = Target.of(options)
     installed = target.manifest.exists()
+    if options.purge and os.geteuid() != 0:
+        raise Failure("--purge takes root", LACKING)
     if not installed and not options.purge:
         raise Failure(f"nothing was installed in {target.bin_dir}: there is no {target.manifest}")
     refuse_connected(options)

@@ -11,6 +11,9 @@ import pytest
 import snapshot
 from lab import Lab
 
+import cni_py
+
+HOME = Path(cni_py.__file__).resolve().parent.parent
 COMMAND = str(Path(sys.executable).with_name("cni-py"))
 EXEC = str(Path(sys.executable).with_name("cni-py-exec"))
 PORTFWD = str(Path(sys.executable).with_name("portfwd"))
@@ -245,6 +248,35 @@ def test_a_dry_run_of_purge_changes_nothing(installed: Lab) -> None:
     told = must(installed, f"{COMMAND} uninstall --purge --dry-run")
     assert "would remove bridge cni-py0" in told
     assert snapshot.difference(before, installed.snapshot("host")) == ""
+
+
+def test_chains_of_the_iptables_backend_are_named_and_never_purged(installed: Lab) -> None:
+    must(installed, "mkdir -p /etc/cni-py; echo 'backend: iptables' >/etc/cni-py/config.yaml")
+    add(installed, "web", "-p 8080:80")
+    must(installed, f"{EXEC} DEL cni-py web; ip netns delete web")
+    told = must(installed, f"{COMMAND} uninstall")
+    commands = [line.strip().partition("  ")[2] for line in told.splitlines() if "tables chains" in line]
+    assert len(commands) == 2
+    assert "leave iptables chains CNI-HOSTPORT-*: " in must(installed, f"{COMMAND} uninstall --purge")
+    save = "iptables-save -t nat; ip6tables-save -t nat"
+    assert must(installed, save).count(":CNI-HOSTPORT-DNAT") == 2
+    must(installed, "\n".join(commands))
+    assert "CNI-" not in must(installed, save)
+
+
+def test_another_user_than_root_may_install_for_himself(installed: Lab) -> None:
+    """Where root has containers, whose records nobody else may read."""
+    add(installed, "web")
+    must(installed, f"mkdir -m 755 /run/home; mkdir -m 777 /run/mine; mount --bind {HOME} /run/home")
+    script = "import sys; sys.path.append('/run/home'); from cni_py.commands.main import main; sys.exit(main())"
+    nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+    run = f'{nobody} /usr/bin/python3 -I -c "{script}"'
+    folders = "--bin-dir /run/mine/bin --conf-dir /run/mine/net.d"
+    must(installed, f"{run} install {folders}")
+    done = on_host(installed, f"{run} uninstall --purge {folders}")
+    assert (done.returncode, "--purge takes root" in done.stderr) == (3, True)
+    assert "These stay" not in must(installed, f"{run} uninstall {folders}")
+    assert must(installed, "ls /run/mine") == ""
 
 
 def test_settings_are_the_operators(installed: Lab) -> None:

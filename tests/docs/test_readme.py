@@ -43,7 +43,7 @@ def lines() -> list[str]:
 @pytest.fixture
 def wheels(tmp_path: Path) -> Path:
     folder = tmp_path / "wheels"
-    words = ["-m", "pip", "--disable-pip-version-check", "-qq", "download", "--dest", folder, *NEEDED]
+    words = ["-m", "pip", "--disable-pip-version-check", "-qq", "download", "--dest", str(folder), *NEEDED]
     subprocess.run([sys.executable, *words], check=True, timeout=PASTE_S)
     return folder
 
