@@ -188,7 +188,7 @@ def test_an_address_beside_the_ranges_lists_them(hand: Hand) -> None:
 
 def test_secrets_in_cni_args_stay_secret(hand: Hand) -> None:
     done = hand("ADD", "lab", "c1", "--args", "K8S_POD_TOKEN=secret")
-    assert "ADD failed in plugin bridge (code 4): CNI_ARGS: unknown keys [K8S_POD_TOKEN]" in done.stderr
+    assert "ADD failed in plugin bridge (code 4): CNI_ARGS: unknown args [K8S_POD_TOKEN]" in done.stderr
     assert "secret" not in done.stderr + done.stdout
 
 
