@@ -191,7 +191,7 @@ def cannot_run(path: str, error: OSError) -> str:
     if error.errno == errno.ENOEXEC:
         return f'cannot run {path}: it is no program of this machine, nor a script that begins with "#!"'
     if error.errno == errno.EACCES:
-        return f"cannot run {path}: it must not be executed (`chmod +x {path}`, or a file system mounted noexec)"
+        return f"cannot run {path}: {error.strerror}: `chmod +x` it, if its file system is not mounted noexec"
     return f"cannot run {path}: {error.strerror or error}"
 
 

@@ -264,7 +264,7 @@ class NetConf:
         except (DecodingFailure, Undecodable) as error:
             raise DecodingFailure(f"the network configuration on stdin cannot be used: {error}") from None
         if not name:
-            raise InvalidNetworkConfig('the network configuration has no "name"')
+            raise InvalidNetworkConfig('missing network name: the configuration has no "name"')
         check_name(name)
         return cls(name, raw or Object(), text)
 
@@ -354,7 +354,7 @@ def parse_cni_args(text: str, known: tuple[str, ...]) -> dict[str, str]:
             unknown.append(key)
     if unknown and not ignore_unknown:
         heard = f"known here: {', '.join(known)}; IgnoreUnknown=1 lets others pass"
-        raise InvalidEnvironment(f"CNI_ARGS: unknown keys [{' '.join(unknown)}] ({heard})")
+        raise InvalidEnvironment(f"CNI_ARGS: unknown args [{' '.join(unknown)}] ({heard})")
     return found
 
 

@@ -423,7 +423,7 @@ class AddRoute(Op):
         except OSError as error:
             via = f" via {self.gw}" if self.gw else ""
             hint = "; no address or route of the container leads to that gateway" * (error.errno == errno.ENETUNREACH)
-            action = f"failed to add route {self.dst}{via} dev {self.ifname} in the container"
+            action = f"failed to add route '{self.dst}{via} dev {self.ifname}' in the container"
             raise IOFailure(action, f"{kernel_words(error)}{hint}") from error
 
     def check(self, kernel: "Kernel") -> str | None:

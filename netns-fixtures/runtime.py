@@ -37,6 +37,10 @@ class Outcome:
         return int(self.json["code"]) if self.status else 0
 
 
+# Codes for a configuration or call that cannot be: Go's for everything, and the specification's own (cni_py/errors.py)
+REFUSALS = (999, 2, 4, 5, 6, 7)
+
+
 @dataclass(frozen=True, slots=True)
 class Plugins:
     """A directory of executables."""

@@ -95,9 +95,7 @@ def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
     """CniError when the attachment already has one of its addresses from this set."""
     for name in mine:
         if is_address(name) and range_of(ranges, parse_ip(name)):
-            raise CniError(
-                f"{name} has been allocated to {call.container_id} ({call.ifname}) already, duplicate allocation is not allowed"
-            )
+            raise CniError(f"{name} has been allocated to {call.container_id}, duplicate allocation is not allowed")
 
 
 def delete(call: Call) -> None:

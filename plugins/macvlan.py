@@ -102,9 +102,7 @@ def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
     mac = conf.container_mac(call)
     master = master_of(call.kernel.container if conf.inside else call.kernel.host, conf)
     if not 0 <= conf.mtu <= master.mtu:
-        raise InvalidNetworkConfig(
-            f"invalid MTU {conf.mtu}: it must be between 0 and that of {master.name}, {master.mtu}"
-        )
+        raise InvalidNetworkConfig(f"invalid MTU {conf.mtu}, must be [0, master MTU({master.mtu})]")
     return AddMacvlan(
         ifname=call.ifname,
         master=master.name,

@@ -99,7 +99,7 @@ def added(call: Call, ipam: Object) -> list[IPConfig]:
         try:
             gateway = parse_ip(text)
         except ValueError:
-            raise InvalidEnvironment(f"invalid gateway address in CNI_ARGS: {text}") from None
+            raise InvalidEnvironment(f"invalid gateway address: {text} (GATEWAY in CNI_ARGS)") from None
         for ip in ips:
             if ip.address.contains(gateway):
                 ip.gateway = gateway

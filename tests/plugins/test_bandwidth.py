@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab
-from runtime import ALL, GO_KNOWS, Plugins
+from runtime import ALL, GO_KNOWS, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO, OURS
@@ -262,9 +262,9 @@ def test_del_of_an_unlimited_interface_leaves_the_go_plugins_of_another(net: Vet
         ({"ingressRate": 1000}, "if rate is set, burst must also be set"),
         ({"egressBurst": 1000}, "if burst is set, rate must also be set"),
         ({"ingressRate": 1000, "ingressBurst": 1 << 35}, "burst cannot be more than 4GB"),
-        ({"ingressRate": -1, "ingressBurst": 1000}, "json"),
-        ({"ingressRate": "1M", "ingressBurst": 1000}, "json"),
-        ({"ingressRate": 1.5, "ingressBurst": 1000}, "json"),
+        ({"ingressRate": -1, "ingressBurst": 1000}, "ingressRate"),
+        ({"ingressRate": "1M", "ingressBurst": 1000}, "ingressRate"),
+        ({"ingressRate": 1.5, "ingressBurst": 1000}, "ingressRate"),
         ours_alone({"ingressRate": 4, "ingressBurst": 800}, "cannot be below 8"),
         ours_alone({"egressRate": 800, "egressBurst": 7}, "cannot be below 8"),
     ],
@@ -272,7 +272,7 @@ def test_del_of_an_unlimited_interface_leaves_the_go_plugins_of_another(net: Vet
 def test_rates_that_cannot_be_are_refused(net: VethAttachment, rates: Conf, message: str) -> None:
     before = state(net)
     outcome = net.run("ADD", net.conf("1.0.0", **rates))
-    assert (outcome.code, message in outcome.json["msg"]) == (999, True)
+    assert (outcome.code in REFUSALS, message in outcome.json["msg"]) == (True, True)
     assert not difference(before, state(net))
 
 
@@ -292,7 +292,7 @@ def test_an_add_that_fails_leaves_nothing(net: VethAttachment, name: str) -> Non
         net.host(OBSTACLES[name].format(veth=net.host_veth, ifb=ifb))
     before = state(net)
     outcome = net.run("ADD", net.conf("1.0.0", **BOTH))
-    assert outcome.code == 999
+    assert outcome.code in REFUSALS
     assert "Traceback" not in outcome.stderr
     assert not difference(before, state(net))
     net.well("DEL", net.conf("1.0.0", **BOTH))
@@ -316,7 +316,7 @@ def test_without_the_veth_on_the_host_there_is_nothing_to_limit(net: VethAttachm
     conf = net.conf("1.0.0", **BOTH)
     conf["prevResult"]["interfaces"][0]["name"] = "other"
     outcome = net.run("ADD", conf)
-    assert (outcome.code, outcome.json["msg"]) == (999, "no veth peer of container interface found in host ns")
+    assert (outcome.code, "no veth peer of container interface found in host ns" in outcome.json["msg"]) == (999, True)
 
 
 @pytest.mark.parametrize("verb", ["ADD", "CHECK"])
@@ -324,7 +324,7 @@ def test_without_a_result_before_it_is_an_error(net: VethAttachment, verb: str) 
     conf = net.conf("1.0.0", **BOTH)
     del conf["prevResult"]
     outcome = net.run(verb, conf)
-    assert (outcome.code, "chained plugin" in outcome.json["msg"]) == (999, True)
+    assert (outcome.code in REFUSALS, "chained plugin" in outcome.json["msg"]) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_del_needs_neither_namespace_nor_result(net: VethAttachment, netns: str 
 def test_del_with_a_configuration_that_cannot_be_still_removes_the_limits(net: VethAttachment) -> None:
     before = state(net)
     net.well("ADD", net.conf("1.0.0", **BOTH))
-    assert net.run("DEL", net.conf("1.0.0", ingressRate="1M")).code == 999
+    assert net.run("DEL", net.conf("1.0.0", ingressRate="1M")).code in REFUSALS
     assert not difference(before, state(net))
 
 

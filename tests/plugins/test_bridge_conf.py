@@ -27,11 +27,11 @@ REFUSALS: dict[str, tuple[dict[str, object], dict[str, str | None], str]] = {
     "a bridge that is another link": ({"bridge": "lan0"}, {}, "not a bridge"),
     "a bad MAC in runtimeConfig": ({"runtimeConfig": {"mac": "no"}}, {}, "no"),
     "a bad MAC in CNI_ARGS": ({}, {"CNI_ARGS": "MAC=02:00"}, ""),
-    "an unknown key in CNI_ARGS": ({}, {"CNI_ARGS": "COLOUR=blue"}, "COLOUR=blue"),
+    "an unknown key in CNI_ARGS": ({}, {"CNI_ARGS": "COLOUR=blue"}, "COLOUR"),
     "an IPAM plugin that is not there": ({"ipam": {"type": "nowhere"}}, {}, 'failed to find plugin "nowhere" in path'),
     "an IPAM plugin with a slash": ({"ipam": {"type": "../host-local"}}, {}, "invalid plugin name: ../host-local"),
-    "a bool that is text": ({"isGateway": "yes"}, {}, "cannot unmarshal"),
-    "an mtu that is text": ({"mtu": "1500"}, {}, "cannot unmarshal"),
+    "a bool that is text": ({"isGateway": "yes"}, {}, "isGateway"),
+    "an mtu that is text": ({"mtu": "1500"}, {}, "mtu"),
     "no ranges": ({"ipam": {"type": "host-local"}}, {}, "no IP ranges specified"),
 }
 REFUSED_BY_US: dict[str, tuple[dict[str, object], dict[str, str | None], str]] = {

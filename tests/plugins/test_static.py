@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from runtime import ALL, Plugins
+from runtime import ALL, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.plugins.bridge_network import BridgeNetwork, Conf
@@ -119,7 +119,7 @@ def test_an_address_that_has_no_subnet_or_is_its_gateway_is_refused(cni: Cni, te
         ({"addresses": [FOUR]}, {}, "MAC=02:00:00:00:00:01", "ARGS: unknown args"),
         ({}, {"runtimeConfig": {"ips": ["10.6.6.6"]}}, "", "10.6.6.6"),
         ({"addresses": [FOUR, FOUR]}, {"cniVersion": "0.2.0"}, "", "does not support more than 1 address per family"),
-        ({"addresses": "x"}, {}, "", "json: cannot unmarshal"),
+        ({"addresses": "x"}, {}, "", "addresses"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_by_add_and_not_by_del(
@@ -127,7 +127,7 @@ def test_what_cannot_be_read_is_refused_by_add_and_not_by_del(
 ) -> None:
     asked = {**conf(ipam), **keys}
     outcome = cni("ADD", "static", asked, CNI_ARGS=cni_args)
-    assert outcome.code == 999
+    assert outcome.code in REFUSALS
     assert complaint in outcome.json["msg"]
     deleted = cni("DEL", "static", asked, CNI_ARGS=cni_args)
     assert (deleted.status, deleted.stdout) == (0, "")
@@ -160,7 +160,7 @@ def test_status_tells_whether_add_would_succeed_and_gc_has_nothing_to_do(cni: Cn
     good, bad = ({"addresses": [address]} for address in (FOUR, {"address": "10.1.2.3"}))
     before = lab.snapshot("host")
     assert cni("STATUS", "static", conf(good, "1.1.0")).status == 0
-    assert cni("STATUS", "static", conf(bad, "1.1.0")).code == 999
+    assert cni("STATUS", "static", conf(bad, "1.1.0")).code in REFUSALS
     assert cni("GC", "static", conf(bad, "1.1.0", **{"cni.dev/valid-attachments": []})).status == 0
     assert not difference(before, lab.snapshot("host"))
 

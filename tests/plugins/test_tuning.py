@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab
-from runtime import ALL, GO_KNOWS, Plugins
+from runtime import ALL, GO_KNOWS, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO
@@ -178,7 +178,7 @@ def test_check_compares_sysctls_as_the_kernel_prints_them(net: VethAttachment, k
 def test_sysctls_outside_of_net_are_refused(net: VethAttachment, key: str) -> None:
     before = net.state()
     outcome = net.run("ADD", net.conf("1.0.0", sysctl={key: "x"}))
-    assert outcome.code == 999
+    assert outcome.code in REFUSALS
     assert not difference(before, net.state())
     net.well("DEL", net.conf("1.0.0", sysctl={key: "x"}))
 
@@ -197,7 +197,7 @@ def test_only_what_the_administrator_lists_may_be_set(net: VethAttachment, text:
     before = sysctl(net, "net.core.somaxconn")
     conf = net.conf("1.0.0", sysctl={"net.core.somaxconn": "321"})
     outcome = net.run("ADD", conf)
-    assert outcome.code == (0 if well else 999)
+    assert (outcome.code == 0) if well else (outcome.code in REFUSALS)
     assert sysctl(net, "net.core.somaxconn") == ("321" if well else before)
     net.well("DEL", conf)
 
@@ -232,7 +232,7 @@ REFUSED: dict[str, Conf] = {
 def test_an_add_that_fails_leaves_nothing(net: VethAttachment, name: str) -> None:
     before, queue = net.state(), sysctl(net, "net.core.somaxconn")
     outcome = net.run("ADD", net.conf("1.0.0", **REFUSED[name]))
-    assert outcome.code == 999
+    assert outcome.code in REFUSALS
     assert "Traceback" not in outcome.stderr
     assert not difference(before, net.state())
     assert sysctl(net, "net.core.somaxconn") == queue
@@ -243,7 +243,7 @@ def test_without_a_result_before_it_is_an_error(net: VethAttachment, verb: str) 
     conf = net.conf("1.0.0", mtu=1300)
     del conf["prevResult"]
     outcome = net.run(verb, conf)
-    assert (outcome.code, outcome.json["msg"]) == (999, "Required prevResult missing")
+    assert (outcome.code in REFUSALS, outcome.json["msg"]) == (True, "Required prevResult missing")
     net.well("DEL", conf)
 
 
@@ -251,7 +251,7 @@ def test_without_a_result_before_it_is_an_error(net: VethAttachment, verb: str) 
 def test_a_sysctl_named_twice_is_refused(net: VethAttachment) -> None:
     text = json.dumps(net.conf("1.0.0", sysctl={"net.core.somaxconn": "1", "@": "2"}))
     outcome = net.plugins.run(net.lab, "ADD", "tuning", text.replace("@", "net.core.somaxconn"), net.id)
-    assert (outcome.code, outcome.json["msg"]) == (999, "duplicated sysctl keys are not allowed")
+    assert (outcome.code in REFUSALS, outcome.json["msg"]) == (True, "duplicated sysctl keys are not allowed")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_a_second_add_keeps_what_was_before_the_first(net: VethAttachment) -> No
     for mtu in (1300, 1300, 1280):
         net.well("ADD", net.conf("1.0.0", mtu=mtu))
     assert json.loads(saved(net)[f"{net.id}_eth0.json"]) == {"mtu": 1500}
-    assert net.run("ADD", net.conf("1.0.0", mtu=10)).code == 999
+    assert net.run("ADD", net.conf("1.0.0", mtu=10)).code in REFUSALS
     net.well("DEL", net.conf("1.0.0", mtu=1280))
     assert not difference(before, net.state())
 
@@ -373,7 +373,7 @@ def test_two_interfaces_of_one_container_are_tuned_apart(net: VethAttachment) ->
 def test_del_with_a_configuration_that_cannot_be_read_still_puts_things_back(net: VethAttachment) -> None:
     before = net.state()
     net.well("ADD", net.conf("1.0.0", mtu=1300))
-    assert net.run("DEL", net.conf("1.0.0", mtu="1300")).code == 999
+    assert net.run("DEL", net.conf("1.0.0", mtu="1300")).code in REFUSALS
     assert not difference(before, net.state())
 
 
