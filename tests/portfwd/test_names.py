@@ -1,4 +1,4 @@
-"""`portfwd publish` into containers by what people call them, and into what is not there: the service and the command in a lab."""
+"""`portfwd publish` into containers by their names, and into what is not there: the service and the command in a lab."""
 
 from __future__ import annotations
 
