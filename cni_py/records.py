@@ -30,9 +30,8 @@ COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl; also far below IFALIA
 
 def run_dir() -> str:
     """Where records and locks live: /run/cni-py, or the user's own runtime directory without root."""
-    if os.geteuid() != 0 and "XDG_RUNTIME_DIR" in os.environ:
-        return os.environ["XDG_RUNTIME_DIR"] + "/cni-py"
-    return "/run/cni-py"
+    own = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() != 0 else ""
+    return f"{own or '/run'}/cni-py"  # one that is set and empty is none (XDG Base Directory Specification)
 
 
 def lock_path(name: str) -> str:

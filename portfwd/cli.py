@@ -54,7 +54,7 @@ examples:
   portfwd publish 8080:80 --to 192.0.2.2
   portfwd publish -p [::1]:8080:80 -p 8443:443 --to 192.0.2.2 --allow 2001:db8::/32
   portfwd publish 80 --to 192.0.2.2 --to 192.0.2.3 --balance source
-  portfwd publish 5432:5432 --container 3f4e     the database that listens on its own loopback only
+  portfwd publish 5432:5432 --container db     the database that listens on its own loopback only
   portfwd publish --replace --name web 8080:80 --to 192.0.2.9     new connections go there, running ones stay
 """,
     "run": """
@@ -142,6 +142,11 @@ def _add_publish(one: argparse.ArgumentParser) -> None:
         action="store_true",
         help="lead the ports of a live mapping (that of --name, or of the same ports) elsewhere, at once; "
         "running connections stay; where there is none it is published",
+    )
+    one.add_argument(
+        "--wait",
+        action="store_true",
+        help="publish also for a container, namespace or process that is not there yet: clients are reset until it is",
     )
     _with_socket(_json(one))
 
@@ -260,12 +265,16 @@ def publish(chosen: argparse.Namespace) -> int:
     """Publish ports through the service, or lead them elsewhere."""
     wish = options.read(chosen)
     notes = options.source_notes(wish.template)
+    places = any(destination.place for destination in wish.template.destinations)
+    must_exist = (
+        {"must_exist": True} if places and not chosen.wait else {}
+    )  # a service of an older version knows no such field
 
     with connect(chosen) as client:
 
         def offer(mappings: list[Mapping], *, replace: bool = False) -> None:
             raw = [mapping.to_json() for mapping in mappings]
-            answer = client.request({"verb": "publish", "mappings": raw, "replace": replace})
+            answer = client.request({"verb": "publish", "mappings": raw, "replace": replace, **must_exist})
             notes.extend(_texts(answer.get("notes")))
 
         def withdraw(mappings: list[Mapping]) -> None:

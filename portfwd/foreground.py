@@ -6,14 +6,12 @@ import asyncio
 import logging
 import resource
 import signal
-import socket
 from collections.abc import Callable, Sequence
 
 from portfwd import options
-from portfwd.errors import PortfwdError
 from portfwd.mapping import Mapping
 from portfwd.options import Wish
-from portfwd.places import Places
+from portfwd.places import Places, absent_notes
 from portfwd.poller import Poller
 from portfwd.relay import SWEEP_S, Relay
 
@@ -47,7 +45,7 @@ def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
                 relay.remove(mapping.id)
 
         done = options.settle(wish, offer, withdraw)
-        notes += _absent(places, done)
+        notes += absent_notes(places, done)
         stop = Stop(relay, drain_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.asked)
@@ -58,17 +56,6 @@ def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
         places.close()
         loop.close()
     return 0
-
-
-def _absent(places: Places, mappings: Sequence[Mapping]) -> list[str]:
-    """Sentences on namespaces that cannot be entered now; looked up again for every client."""
-    found = []
-    for place in {target.place for mapping in mappings for target in mapping.targets}:
-        try:
-            places.socket(place, socket.AF_INET, socket.SOCK_STREAM).close()
-        except (PortfwdError, OSError) as error:
-            found.append(f"{error}; clients are reset until it can be entered")
-    return found
 
 
 class Stop:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 
+from cni_py import processes
+from cni_py.kernel import sock_diag
 from portfwd import holders
+from portfwd.claims import conflict
 from portfwd.errors import Lacking, PortfwdError, PortInUse
 from portfwd.mapping import ANY
 from portfwd.tcp import set_keepalive
@@ -78,6 +82,18 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
         sock.close()
         raise _failure(protocol, ip, port, error) from error
     return sock
+
+
+def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:
+    """PortInUse for a port of a range that somebody waits on: a redirect rule binds nothing, and would take their clients."""
+    ours: set[int] | None = None
+    for one in sock_diag.waiting([(protocol, first, last)]):
+        held = socket.inet_ntop(socket.AF_INET if len(one.ip) == 4 else socket.AF_INET6, one.ip)
+        if not conflict(held, ip) and (any(one.ip) or one.v6only or ":" in ip):
+            continue
+        ours = processes.sockets_of(os.getpid()) if ours is None else ours
+        if one.inode not in ours:
+            raise _failure(protocol, ip, one.port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
 
 
 class NoSuchFamily(PortfwdError):

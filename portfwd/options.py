@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from portfwd import holders, spec
-from portfwd.errors import PortfwdError, PortInUse, Usage
+from portfwd import holders, places, runtimes, spec
+from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import BALANCES, Mapping, Place
 from portfwd.spec import Destination, Publish, Template
 
@@ -68,7 +68,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--netns", default="", metavar="PATH|NAME", help="connect from inside this network namespace")
     place.add_argument("--pid", type=_positive, default=0, metavar="PID", help="... from inside that of this process")
     place.add_argument(
-        "--container", default="", metavar="ID", help="... of this container: its ID or a unique beginning"
+        "--container",
+        default="",
+        metavar="ID|NAME",
+        help="... of this container: its ID, a unique beginning, or its name where docker, nerdctl or podman know that",
     )
     target.add_argument("--balance", choices=BALANCES, default="round-robin", help="how several targets share clients")
     clients = parser.add_argument_group("clients")
@@ -112,7 +115,9 @@ def read(options: argparse.Namespace) -> Wish:
     texts = [*options.spec, *options.publish]
     if not texts:
         raise Usage("what is to be published is missing", f"a SPEC: {spec.GRAMMAR}")
-    place = Place(netns_path(options.netns), options.pid, options.container)
+    place = Place(netns_path(options.netns), options.pid)
+    if options.container:
+        place = container_place(options.container)
     targets = options.to or ([spec.INSIDE] if place else [])
     if not targets:
         raise Usage("where it should lead is missing", "--to ADDRESS, --netns, --pid or --container")
@@ -139,6 +144,26 @@ def netns_path(text: str) -> str:
     if not text:
         return ""
     return str(Path(text).absolute()) if "/" in text else f"{NETNS_DIR}/{text}"
+
+
+def container_place(wanted: str) -> Place:
+    """A container by what a person calls it: an ID that CNI plugins were told, its beginning, or a name that a runtime knows.
+
+    Usage when several have the name. What nobody knows stays as it is: it may come later.
+    """
+    if places.recorded(wanted) or places.cached(wanted):
+        return Place(container=wanted)
+    found = {one.id: one for one in runtimes.named(wanted)}
+    if len(found) > 1:
+        raise Usage(f"container {wanted}: several have that name", f"give an ID: {places.listed(found)}")
+    for one in found.values():
+        try:
+            places.container_netns(one.id)
+        except NotFound:
+            if one.pid:  # of a runtime that uses no CNI, and that the service does not ask
+                return Place(pid=one.pid)
+        return Place(container=one.id)
+    return Place(container=wanted)
 
 
 Offer = Callable[[list[Mapping]], None]  # publish all of them or none: PortInUse, PortfwdError

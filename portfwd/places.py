@@ -24,9 +24,10 @@ from typing import NoReturn
 from cni_py import libcni_cache, records
 from cni_py.errors import CniError
 from cni_py.kernel import netns
+from portfwd import runtimes
 from portfwd.entrant import Ended, Entrant, Silent
 from portfwd.errors import Lacking, NotFound, PortfwdError, Usage
-from portfwd.mapping import Place
+from portfwd.mapping import Mapping, Place
 from portfwd.owners import start_time
 
 UNUSED_S = 60.0
@@ -262,6 +263,25 @@ class Places:
             self._drop(place)
 
 
+def absent(places: Places, mappings: Iterable[Mapping]) -> list[PortfwdError]:
+    """Why namespaces that targets name cannot be entered now; nothing where none is named."""
+    named = dict.fromkeys(target.place for mapping in mappings for target in mapping.targets if target.place)
+    found: list[PortfwdError] = []
+    for place in named:
+        try:
+            places.socket(place, socket.AF_INET, socket.SOCK_STREAM).close()
+        except PortfwdError as error:
+            found.append(error)
+        except OSError as error:
+            found.append(PortfwdError(f"{place} cannot be entered", error.strerror or str(error)))
+    return found
+
+
+def absent_notes(places: Places, mappings: Iterable[Mapping]) -> list[str]:
+    """The same in sentences for who publishes all the same; they are looked up again for every client."""
+    return [f"{error}; clients are reset until it can be entered" for error in absent(places, mappings)]
+
+
 def own_namespace() -> int:
     """A descriptor of the network namespace of this thread."""
     return os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
@@ -336,11 +356,14 @@ def container_netns(wanted: str) -> Named:
     """The namespace of a container, from attachment records, then from libcni's cache. NotFound; Usage when ambiguous.
 
     `wanted` is the container ID, or the beginning of one that begins no other. All attachments of a container are in one
-    namespace; of several that were recorded, the one that exists is meant.
+    namespace; of several that were recorded, the one that exists is meant. Docker attaches containers without CNI: it is asked
+    for what nobody else knows.
     """
     found = recorded(wanted)
     if wanted not in found:
         found = cached(wanted) | found
+    if not found and (by_docker := runtimes.docker(wanted)) is not None:
+        return Named(by_docker.netns)
     if wanted not in found and len(found) > 1:
         raise Usage(f"container {wanted}: several container IDs begin like that", listed(found))
     for container_id in (wanted, *found):
@@ -348,7 +371,7 @@ def container_netns(wanted: str) -> Named:
             return existing(container_id, found[container_id])
     raise NotFound(
         f"container {wanted}: nothing is known of it",
-        "neither an attachment record nor libcni's cache names it; give --pid or --netns instead",
+        "no attachment record names it, nor libcni's cache, nor Docker; give --pid or --netns instead",
     )
 
 
@@ -368,13 +391,18 @@ def existing(container_id: str, candidates: Collection[Named]) -> Named:
     raise NotFound(f"container {container_id}: there is no network namespace at {paths}")
 
 
+def begins(container_id: str, wanted: str) -> bool:
+    """Whether an ID begins so; those of containerd's clients are NAMESPACE-ID, and people know the second part."""
+    return container_id.startswith(wanted) or container_id.rpartition("-")[2].startswith(wanted)
+
+
 def recorded(wanted: str) -> dict[str, list[Named]]:
     """The namespaces of our attachments whose container ID begins with `wanted`, by container ID."""
     found: dict[str, list[Named]] = {}
     for plugin in recording_plugins():
         with contextlib.suppress(CniError, OSError):  # one that cannot be read must not hide the others
             for record in records.all_records(plugin):
-                if record.netns and record.key.container_id.startswith(wanted):
+                if record.netns and begins(record.key.container_id, wanted):
                     found.setdefault(record.key.container_id, []).append(Named(record.netns, record.container_cookie))
         if wanted in found:
             break  # the plugins of one chain recorded the same
@@ -397,7 +425,7 @@ def cached(wanted: str) -> dict[str, list[Named]]:
     found: dict[str, list[Named]] = {}
     with contextlib.suppress(CniError, OSError):
         for entry in libcni_cache.everything():
-            if entry.known_netns and entry.container_id.startswith(wanted):
+            if entry.known_netns and begins(entry.container_id, wanted):
                 found.setdefault(entry.container_id, []).append(Named(entry.known_netns))
     return found
 

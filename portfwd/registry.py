@@ -21,10 +21,12 @@ from cni_py import __version__
 from portfwd import owners
 from portfwd.errors import NotFound, PortfwdError, Usage
 from portfwd.owners import Owners
+from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
 
 if TYPE_CHECKING:
     from portfwd.mapping import Mapping
+    from portfwd.places import Places
     from portfwd.relay import Relay
     from portfwd.store import Store
 
@@ -63,7 +65,9 @@ class Registry:
     def publish(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
         """All of them or none, or those that can be, on sockets that came along. PortfwdError."""
         wanted = [dataclasses.replace(one, owner=owners.resolved(one.owner, asker)) for one in request.mappings]
-        notes: list[str] = []
+        if request.must_exist:
+            refuse_absent(self.relay.places, wanted)
+        notes = absent_notes(self.relay.places, wanted)
         done: dict[str, Mapping] = {}
         before = self.relay.mappings
         with ExitStack() as undo:
@@ -223,6 +227,12 @@ class Registry:
             self._drop([name], 0.0)
         except PortfwdError as error:
             log.error("%s: %s", name, error)
+
+
+def refuse_absent(places: Places, mappings: Sequence[Mapping]) -> None:
+    """The first error of a namespace that is not there, or cannot be entered."""
+    for error in absent(places, mappings):
+        raise type(error)(error.msg, "; ".join(filter(None, (error.details, "with --wait it may come later"))))
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:

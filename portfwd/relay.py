@@ -129,6 +129,10 @@ class Relay:
                 continue
             try:
                 if self._prefers_redirect(mapping):
+                    if (
+                        mapping.redirect == "auto" and not mapping.owner
+                    ):  # portmap knows what a runtime keeps for the container
+                        listeners.refuse_held(mapping.protocol, ip, mapping.first, mapping.last)
                     self._listener(6 if ":" in ip else 4)
                     redirected.append(ip)
                 else:

@@ -1,6 +1,6 @@
 """What may be asked over the control socket, checked. Pure.
 
-    {"verb": "publish", "mappings": [...], "replace": false, "may_fail": false}
+    {"verb": "publish", "mappings": [...], "replace": false, "may_fail": false, "must_exist": false}
     {"verb": "remove", "ids": [...], "drain_s": 10.0}     or "owner": "attachment <hex>" in place of the ids
     {"verb": "list"}, {"verb": "stats"}, {"verb": "reload"}, {"verb": "handover", "version": 1}
 
@@ -22,7 +22,7 @@ DRAIN_S_MAX = 10.0**6
 OWNER = re.compile(r"attachment [0-9a-f]{16}|pid|pid [0-9]{1,10} [0-9]{1,20}")
 ASKER = "pid"  # the owner that stands for the process that asks
 FIELDS = {
-    "publish": {"mappings", "replace", "may_fail"},
+    "publish": {"mappings", "replace", "may_fail", "must_exist"},
     "remove": {"ids", "owner", "drain_s"},
     "list": set[str](),
     "stats": set[str](),
@@ -33,11 +33,15 @@ FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Publish all of them, or none; with `may_fail` those that can be."""
+    """Publish all of them, or none; with `may_fail` those that can be.
+
+    With `must_exist` the namespaces that targets name have to be there, and otherwise may come later.
+    """
 
     mappings: tuple[Mapping, ...]
     replace: bool
     may_fail: bool
+    must_exist: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,8 @@ def _publish(raw: Object[str, object], new_id: Callable[[], str]) -> Publish:
                 f"{_shown(mapping.owner)} cannot own a mapping", "attachment HEX, pid, pid PID START-TIME or nothing"
             )
         mappings.append(mapping)
-    return Publish(tuple(mappings), _flag(raw, "replace"), _flag(raw, "may_fail"))
+    flags = (_flag(raw, name) for name in ("replace", "may_fail", "must_exist"))
+    return Publish(tuple(mappings), *flags)
 
 
 def _remove(raw: Object[str, object]) -> Remove:

@@ -160,7 +160,7 @@ def test_every_option_reaches_the_service(service: Service) -> None:
         *("--balance", "source", "--idle", "60", "--connect-timeout", "0.5", "--json"),
     )
     told = json.loads(done.stdout)["mappings"]
-    assert service.requests[-1] == {"verb": "publish", "mappings": told, "replace": False}
+    assert service.requests[-1] == {"verb": "publish", "mappings": told, "replace": False, "must_exist": True}
     assert told == [
         {
             "id": "db",
@@ -319,6 +319,15 @@ def test_a_reader_who_has_had_enough_is_no_error_to_talk_about(service: Service)
 
 def test_the_version_is_told() -> None:
     assert portfwd("--version").stdout.startswith("portfwd ")
+
+
+@pytest.mark.parametrize("where", [("--to", "127.0.0.1"), ("--netns", "later", "--wait")])
+def test_what_names_no_namespace_or_waits_for_one_is_asked_for_as_ever(
+    service: Service, where: tuple[str, ...]
+) -> None:
+    """So that a service of an older version understands it."""
+    assert service.portfwd("publish", "8080:80", *where).returncode == 0
+    assert service.requests[-1].keys() == {"verb", "mappings", "replace"}
 
 
 def test_every_kind_of_error_has_its_exit_status() -> None:

@@ -45,6 +45,23 @@ def test_a_changed_file_is_compiled_again(config: Path) -> None:
     assert settings.backend() == "nftables"
 
 
+def test_what_to_do_about_listeners_of_the_host_is_a_key(config: Path) -> None:
+    assert settings.load().host_listener == "warn"
+    config.write_text("hostListener: refuse\n")
+    assert (settings.load().host_listener, settings.backend()) == ("refuse", "nftables")
+    assert settings.load().host_listener == "refuse"  # from the copy
+    config.write_text("backend: iptables\n")
+    copy = config.parent / "run/config.json"
+    settings.load()
+    older = json.loads(copy.read_text())
+    del older["hostListener"]  # as the version before wrote it
+    copy.write_text(json.dumps(older))
+    assert (settings.load().host_listener, settings.backend()) == ("warn", "iptables")
+    assert settings.for_host_listener("refuse") == "refuse"
+    with pytest.raises(InvalidNetworkConfig, match="one of warn, refuse"):
+        settings.for_host_listener("Refuse")
+
+
 @pytest.mark.parametrize("damage", ["", "{", '{"backend": "iptables"}', '{"source": 1, "backend": []}'])
 def test_a_damaged_copy_is_made_again(config: Path, damage: str) -> None:
     config.write_text("backend: iptables\n")
@@ -57,6 +74,7 @@ def test_a_damaged_copy_is_made_again(config: Path, damage: str) -> None:
     ("text", "said"),
     [
         ("# a\nbakend: iptables\n", "line 2: unknown key 'bakend'"),
+        ("backend: nftables\nhostListener: no\n", "line 2: hostListener is one of warn, refuse, not 'no'"),
         ("backend: ebtables\n", "line 1: backend is one of nftables, iptables, not 'ebtables'"),
         ("backend: [iptables]\n", "line 1: backend is one of"),
         ("backend: iptables\nbackend: nftables\n", "line 2: backend is there twice"),
