@@ -8,7 +8,7 @@ An operation is *owned* (made for this attachment alone: written to the record b
 *ensured* (shared or part of an owned object: never undone on its own).
 """
 
-from cni_py import records
+from cni_py import jsontext, records
 from cni_py.errors import CniError, os_error
 
 TYPE_CHECKING = False
@@ -155,12 +155,14 @@ class Executor:
     def apply(self, plan: "Sequence[Op]") -> None:
         """Record what is owned, then apply in order. CniError when an operation fails; what was done stays for undo()."""
         owned: list[Encodable] = [op.to_json() for op in plan if op.owned]
+        standing = {jsontext.encode(fields, None) for fields in self.before or ()} if owned else set()
         if owned and self.record is not None:
-            self.record.ops = self.record.ops + owned
+            new = [fields for fields in owned if jsontext.encode(fields, None) not in standing] if standing else owned
+            self.record.ops = self.record.ops + new
             self.record.save()
         for op in plan:
             # what an ADD that stands has made is not ours to undo
-            ours = op.owned and not (self.before and op.to_json() in self.before)
+            ours = op.owned and not (standing and jsontext.encode(op.to_json(), None) in standing)
             if ours:  # also when apply() fails half-way
                 self.applied.append(op)
             if apply_one(op, self.kernel) is False and ours:

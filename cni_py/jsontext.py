@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Encodable: TypeAlias = "bool | int | float | str | Sequence[Encodable] | Mapping[str, Encodable] | None"
 
 BLANK = " \t\r\n"  # RFC 8259 section 2, "ws"
+DEPTH_MAX = 256  # objects and lists in each other; Go takes 10,000, configurations have 10
 
 
 class Object(dict[str, "Value"]):
@@ -68,7 +69,6 @@ def decode(text: bytes) -> "Value":
     value: Value
     try:
         value, end = (_scan or _scan_slowly)(characters, start)
-        value = _without_surrogates(value) if b"\\ud" in text.lower() else value
     except StopIteration as stop:
         raise _failure(characters, stop.value) from None
     except RecursionError:
@@ -79,7 +79,25 @@ def decode(text: bytes) -> "Value":
     end += len(characters) - end - len(characters[end:].lstrip(BLANK))
     if end < len(characters):
         raise _failure(characters, end, "the JSON value has ended; {} is too much")
-    return value
+    if text.count(b"[") + text.count(b"{") > DEPTH_MAX:
+        _check_depth(value)
+    return _without_surrogates(value) if b"\\ud" in text.lower() else value
+
+
+def _check_depth(value: "Value") -> None:
+    """DecodingFailure for a value that functions calling themselves would not come to the end of."""
+    level: list[Value] = [value]
+    for _ in range(DEPTH_MAX):
+        level = [part for whole in level for part in _parts(whole) if isinstance(part, list | Object)]
+        if not level:
+            return
+    raise DecodingFailure(f"invalid JSON: nested more than {DEPTH_MAX} deep")
+
+
+def _parts(whole: "Value") -> "Sequence[Value]":
+    if isinstance(whole, Object):
+        return [part for _, part in whole.pairs]
+    return whole if isinstance(whole, list) else ()
 
 
 def _scan_slowly(characters: str, start: int) -> "tuple[Value, int]":

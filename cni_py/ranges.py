@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     RangeSet = list["Range"]
 
 
+SETS_MAX = 256
+EXCLUDE_MAX = 1_000_000  # entries of ipam.exclude, counted for each range
+
+
 class Block:
     """Consecutive addresses of one family that are not given out: an entry of `exclude`."""
 
@@ -30,9 +34,6 @@ class Block:
         self.first = int_of(first)
         self.last = int_of(last)
         self.width = len(first)
-
-    def __contains__(self, value: int) -> bool:
-        return self.first <= value <= self.last
 
 
 def parse_block(text: str) -> Block:
@@ -48,6 +49,18 @@ def parse_block(text: str) -> Block:
     except ValueError as error:
         raise InvalidNetworkConfig(f'exclude: "{text}" is not an address, a network or a range a-b') from error
     return block
+
+
+def joined(blocks: "Sequence[Block]") -> list[Block]:
+    """The same addresses as blocks that are apart, in their order."""
+    apart: list[Block] = []
+    for block in sorted(blocks, key=lambda block: (block.width, block.first)):
+        if apart and block.width == apart[-1].width and block.first <= apart[-1].last + 1:
+            last = max(apart[-1].last, block.last)
+            apart[-1] = Block(ip_of(apart[-1].first, block.width), ip_of(last, block.width))
+        else:
+            apart.append(block)
+    return apart
 
 
 class Range:
@@ -87,7 +100,7 @@ class Range:
             self.end = top - 1  # the broadcast address; IPv6 has none
         if self.start > self.end:
             raise InvalidNetworkConfig(f"RangeEnd {ip_text(ip_of(self.end, width))} not in network {subnet}")
-        self.excluded = [block for block in exclude if block.width == width]
+        self.excluded = joined([block for block in exclude if block.width == width])
 
     @property
     def width(self) -> int:
@@ -113,7 +126,16 @@ def parse_sets(ipam: "Object", runtime_config: "Object") -> "list[RangeSet]":
         raise InvalidNetworkConfig(
             'no IP ranges specified: ipam needs "ranges", such as [[{"subnet": "192.0.2.0/24"}]]'
         )
-    exclude = netconf.strings(ipam, "exclude")
+    if len(groups) > SETS_MAX:
+        raise InvalidNetworkConfig(
+            f"{len(groups)} range sets", f"an interface gets an address of each; {SETS_MAX} at most"
+        )
+    exclude = joined([parse_block(text) for text in netconf.strings(ipam, "exclude")])
+    count = sum(len(group) for group in groups if isinstance(group, list))
+    if len(exclude) * count > EXCLUDE_MAX:
+        raise InvalidNetworkConfig(
+            f"ipam.exclude has {len(exclude)} entries for {count} ranges", f"{EXCLUDE_MAX} in all at most"
+        )
     range_sets = [parse_set(number, group, exclude) for number, group in enumerate(groups)]
     check_sets(range_sets)
     return range_sets
@@ -139,7 +161,7 @@ def gateways(ipam: "Object", runtime_config: "Object") -> list[Address]:
     return found
 
 
-def parse_set(number: int, entries: "Value", exclude: list[str]) -> "RangeSet":
+def parse_set(number: int, entries: "Value", exclude: list[Block]) -> "RangeSet":
     """The range set in a list of objects; what is wrong with it is told with its number."""
     try:
         if isinstance(entries, dict):
@@ -152,14 +174,14 @@ def parse_set(number: int, entries: "Value", exclude: list[str]) -> "RangeSet":
     return ranges
 
 
-def parse_range(entry: "Object", exclude: list[str]) -> Range:
+def parse_range(entry: "Object", exclude: list[Block]) -> Range:
     """A range of the configuration. ValueError for addresses that are none; empty texts are absent, but not the subnet."""
     subnet = netconf.optional_string(entry, "subnet")
     if subnet is None:
         raise InvalidNetworkConfig('a range has no "subnet"')
     start, end, gateway = (_optional_ip(entry, name) for name in ("rangeStart", "rangeEnd", "gateway"))
-    blocks = [parse_block(text) for text in [*exclude, *netconf.strings(entry, "exclude")]]
-    return Range(parse_address(subnet), start, end, gateway, blocks)
+    own = [parse_block(text) for text in netconf.strings(entry, "exclude")]
+    return Range(parse_address(subnet), start, end, gateway, [*exclude, *own])
 
 
 def _optional_ip(entry: "Object", name: str) -> bytes | None:
@@ -175,20 +197,35 @@ def check_set(ranges: "RangeSet") -> None:
     """CniError when the ranges cannot stand in one set."""
     if not ranges:
         raise InvalidNetworkConfig("empty range set")
-    for number, one in enumerate(ranges):
-        for other in ranges[:number]:
-            if one.width != other.width:
-                raise InvalidNetworkConfig("mixed address families: IPv4 and IPv6 need a set (a list) each")
-            if one.overlaps(other):
-                raise InvalidNetworkConfig(f"subnets {other} and {one} overlap")
+    if len({one.width for one in ranges}) > 1:
+        raise InvalidNetworkConfig("mixed address families: IPv4 and IPv6 need a set (a list) each")
+    pair = overlapping(list(enumerate(ranges)))
+    if pair is not None:
+        (_, other), (_, one) = pair
+        raise InvalidNetworkConfig(f"subnets {other} and {one} overlap")
 
 
 def check_sets(range_sets: "Sequence[RangeSet]") -> None:
     """CniError when two sets share addresses."""
-    for number, one in enumerate(range_sets):
-        for after, other in enumerate(range_sets[number + 1 :], number + 1):
-            if any(mine.overlaps(theirs) for mine in one for theirs in other):
-                raise InvalidNetworkConfig(f"range set {number} overlaps with {after}")
+    for width in (4, 16):
+        alike = [(number, one) for number, ranges in enumerate(range_sets) for one in ranges if one.width == width]
+        pair = overlapping(alike)
+        if pair is not None:
+            raise InvalidNetworkConfig(f"range set {pair[0][0]} overlaps with {pair[1][0]}")
+
+
+def overlapping(numbered: "list[tuple[int, Range]]") -> "tuple[tuple[int, Range], tuple[int, Range]] | None":
+    """Two of the ranges, all of one family, that have an address in common, by their numbers; None when none have.
+
+    In the order of their first addresses, two that overlap mean two neighbours that overlap, unless one is within another.
+    """
+    widest: tuple[int, Range] | None = None  # of those so far, the one that ends last
+    for current in sorted(numbered, key=lambda entry: entry[1].start):
+        if widest is not None and current[1].overlaps(widest[1]):
+            return (widest, current) if widest[0] <= current[0] else (current, widest)
+        if widest is None or current[1].end > widest[1].end:
+            widest = current
+    return None
 
 
 def set_text(ranges: "RangeSet") -> str:
@@ -205,9 +242,12 @@ def candidates(ranges: "RangeSet", last: bytes | None) -> "Iterator[tuple[bytes,
     """The addresses of a set in the order of choice, each once, from the one after `last`."""
     for first, final, one in _lap(ranges, last):
         value = first
+        ahead = iter([block for block in one.excluded if block.last >= first])
+        block = next(ahead, None)
         while value <= final:
-            block = next((block for block in one.excluded if value in block), None)
-            if block is not None:
+            while block is not None and block.last < value:
+                block = next(ahead, None)
+            if block is not None and block.first <= value:
                 value = block.last + 1
                 continue
             ip = ip_of(value, one.width)

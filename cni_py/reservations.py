@@ -47,6 +47,7 @@ STAMP = "user.cni_py.boot"
 CURSOR = "last_reserved_ip."
 MACHINE_ID = "/etc/machine-id"  # machine-id(5)
 HELD: "dict[str, Pool]" = {}  # the pools this process has locked
+DEPTH_MAX = 8  # folders in each other
 CONTENT_MAX = 4096  # a container id is a file name elsewhere, so far below
 SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -92,10 +93,7 @@ class DirectoryLock(Lock):
     __slots__ = ()
 
     def _open(self) -> int:
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | SAFELY, 0o750)
-        except OSError as error:
-            raise os_error(f"cannot open the lock file {self.path}", error) from error
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | SAFELY, 0o750)
 
 
 class Index:
@@ -289,7 +287,8 @@ class Pool:
         elif not os.path.isdir(self.directory):
             return
         if self.make or not self.look:
-            lock = DirectoryLock(self.directory + "/lock", f"the IPAM directory {self.directory}")
+            what = f"the IPAM directory {self.directory}"
+            lock = DirectoryLock(self.directory + "/lock", what, needed=self.make)
             self._lock = lock.__enter__()
         self.fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.boot = this_boot()
@@ -343,20 +342,26 @@ class Pool:
                 self._found.setdefault(content, []).append(name)
         if self.look:
             return
-        for name in self._dead:
-            os.unlink(name, dir_fd=self.fd)
-        self._dead = set()
+        try:
+            for name in self._dead:
+                os.unlink(name, dir_fd=self.fd)
+            self._dead = set()
+        except OSError:
+            return  # a read-only file system: they count as free, and the next call looks again
         if flat:
             self._index, self._changed = Index(self.fd, self.boot), True
             self._try_index(self._index.rewrite, self._found)
 
     def _walk(self, fd: int, prefix: str) -> "Iterator[str]":
-        """The files of the directory and, as the Go plugin has it, of folders in it, whose own names end in a slash."""
+        """The files of the directory and, as the Go plugin has it, of folders in it, whose own names end in a slash.
+
+        Not deeper than DEPTH_MAX: each level holds a descriptor.
+        """
         with os.scandir(fd) as entries:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
         for name, is_folder in found:
             yield f"{prefix}{name}/" if is_folder else prefix + name
-            if is_folder:
+            if is_folder and prefix.count("/") < DEPTH_MAX:
                 below = os.open(prefix + name, os.O_RDONLY | os.O_DIRECTORY | SAFELY, dir_fd=self.fd)
                 try:
                     yield from self._walk(below, f"{prefix}{name}/")

@@ -18,7 +18,7 @@ from cni_py.call import Call, Plugin
 from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, PluginNotAvailable
 from cni_py.jsontext import Object
 from cni_py.netconf import NetConf
-from cni_py.ranges import choose, parse_sets, range_of, set_text
+from cni_py.ranges import SETS_MAX, choose, parse_sets, range_of, set_text
 from cni_py.reservations import Pool, ReserveAddress, holder, is_address
 from cni_py.result import DNS, IPConfig, Result, route_from_json
 from cni_py.version import at_least
@@ -165,6 +165,8 @@ def parse(call: Call) -> "tuple[Object, list[RangeSet], list[bytes]]":
     requested = parse_requests(call, runtime)
     range_sets = parse_sets(ipam, runtime)
     widths = [ranges[0].width for ranges in range_sets]
+    if len(requested) > SETS_MAX:
+        raise InvalidNetworkConfig(f"{len(requested)} addresses are asked for", f"{SETS_MAX} at most")
     version = call.conf.cni_version
     if not at_least(version, "0.3.0") and len(widths) != len(set(widths)):
         raise InvalidNetworkConfig(f"CNI version {version} does not support more than 1 address per family")

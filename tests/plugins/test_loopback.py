@@ -23,10 +23,12 @@ class Loopback:
         self.lab = lab
         self.plugins = plugins
         self.netns = "/run/netns/lo1"
+        self.ifnames: set[str] = set()
         lab.add_container("lo1")
         lab["lo1"].run(["ip", "link", "set", "lo", "down"], check=True)
 
     def run(self, verb: str, conf: Conf, netns: str | None = None, ifname: str = "lo") -> Outcome:
+        self.ifnames.add(ifname)
         return self.plugins.run(self.lab, verb, "loopback", conf, "lo1", netns, ifname)
 
     def well(self, verb: str, conf: Conf) -> Outcome:
@@ -46,8 +48,12 @@ class Loopback:
 @pytest.fixture
 def loopback(shared_lab: Lab, plugins: Plugins) -> Iterator[Loopback]:
     runner = Loopback(shared_lab, plugins)
-    runner.run("DEL", conf())  # makes the folders that stay
+    runner.well("ADD", conf())  # makes the folders that stay
+    runner.well("DEL", conf())
+    runner.lab["lo1"].run(["ip", "link", "set", "lo", "down"], check=True)
     yield runner
+    for ifname in list(runner.ifnames):
+        runner.run("DEL", conf(), ifname=ifname)
     if "lo1" in shared_lab.nodes:
         shared_lab.remove("lo1")
 

@@ -209,12 +209,13 @@ def test_operations_survive_their_json() -> None:
 
 
 def test_every_operation_that_a_record_may_hold_is_found_again() -> None:
-    homes = [path.stem for path in Path(engine.__file__).parent.glob("*.py") if "(Op):" in path.read_text()]
-    for name in homes:
-        importlib.import_module(f"cni_py.{name}")
+    root = Path(engine.__file__).parent
+    for path in [*root.glob("*.py"), *root.glob("plugins/*.py")]:
+        if "(Op):" in path.read_text():
+            importlib.import_module(".".join(["cni_py", *path.relative_to(root).with_suffix("").parts]))
     owned: dict[str, set[str]] = {}
     for cls in engine.REGISTRY.values():
-        if cls.owned and cls.__module__.startswith("cni_py.") and not cls.__module__.startswith("cni_py.plugins."):
+        if cls.owned and cls.__module__.startswith("cni_py."):
             owned.setdefault(cls.__module__, set()).add(cls.__name__)
     assert owned == {module: set(names) for module, names in engine.HOMES.items()}
 
