@@ -60,15 +60,19 @@ def collect_addresses(call: "Call") -> None:
 
 
 def sweep_elements(call: "Call") -> None:
-    """GC: take out our nftables elements of stale attachments whose record is lost."""
+    """GC: take out our nftables elements of stale attachments whose record is lost, and what they publish.
+
+    portmap may not be in the list any more.
+    """
     if call.conf.valid_attachments is None:
         return
-    from cni_py import nftops
+    from cni_py import leftovers, nftops
     from cni_py.kernel.nftables import BRIDGE, INET
 
     valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
     sets = (("masquerade4", INET), ("masquerade6", INET), ("spoof_checked", BRIDGE), ("spoof_allowed", BRIDGE))
     nftops.sweep(call.kernel, call.conf.name, valid, *sets)
+    leftovers.of_network(call, valid)
     nftops.sweep_chains(call.kernel)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cni_py.records import Attachment, Record
 
 PLUGIN = "portmap"  # whose records say whether a holder lives
+FILE_MAX = 64 << 20  # bytes that are read of a file
 HEX = 16  # digits that name an attachment, in comments and files
 
 
@@ -33,8 +34,9 @@ def record_of(hexed: str) -> "Record | None":
 def _fields_in(path: str) -> jsontext.Object:
     """What a file of ours says; nothing when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            fields = jsontext.decode(file.read())
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hang us
+        with open(fd, "rb") as file:
+            fields = jsontext.decode(file.read(FILE_MAX))
     except (OSError, CniError):
         return jsontext.Object()
     return fields if isinstance(fields, jsontext.Object) else jsontext.Object()

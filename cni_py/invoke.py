@@ -50,9 +50,11 @@ def ipam(call: "Call", verb: str) -> None:
     path = find(ipam_type(call), call.path)
     ours = own_plugin(path)
     if ours is None:
-        if verb == "DEL":
-            call.withdraw_ports()
-        execute(path, verb, call.conf.text)
+        try:
+            if verb == "DEL":
+                call.withdraw_ports()
+        finally:
+            execute(path, verb, call.conf.text)
         return
     {"DEL": ours.delete, "CHECK": ours.check, "GC": ours.gc, "STATUS": ours.status}[verb](call.delegated(ours.type))
 

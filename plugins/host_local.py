@@ -90,10 +90,10 @@ def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
 
 def delete(call: Call) -> None:
     """What the attachment has, whatever the ranges are now."""
-    parse(call)
     try:
         call.withdraw_ports()  # while nobody else can have the addresses
     finally:
+        parse(call)
         with Pool(directory_of(call.conf), make=True) as pool:
             pool.release(*pool.of_attachment(call.container_id, call.ifname))
 
