@@ -16,6 +16,7 @@ What a call passes through, in order:
     nftops     operations on elements of our nftables table
     tuningops  operations of the plugin tuning, shapingops those of bandwidth
     userland   portmap's requests to portfwd; portshares, portclaims, portmappings, portoptions: what portmap publishes
+    portindex  who publishes ports for an address; portsurvey makes it anew, leftovers takes away what nobody stands behind
     restore    puts back what somebody took out of nftables
     records    attachment records below /run/cni-py
     locks      flock with a limit

@@ -126,13 +126,17 @@ def collect_addresses(call: "Call") -> None:
 
 
 def sweep_elements(call: "Call") -> None:
-    """GC: take out our nftables elements of stale attachments whose record is lost."""
+    """GC: take out our nftables elements of stale attachments whose record is lost, and what they publish.
+
+    portmap may not be in the list any more.
+    """
     if call.conf.valid_attachments is None:
         return
-    from cni_py import nftops
+    from cni_py import leftovers, nftops
 
     valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
     nftops.sweep(call.kernel, call.conf.name, valid, *marked_sets())
+    leftovers.of_network(call, valid)
     nftops.sweep_chains(call.kernel)
 
 

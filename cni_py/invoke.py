@@ -63,9 +63,11 @@ def ipam(call: "Call", verb: str) -> None:
 def run(call: "Call", verb: str, path: str, ours: "Plugin | None") -> None:
     """The same of the one at `path`, which is `ours` or somebody else's executable."""
     if ours is None:
-        if verb == "DEL":
-            call.withdraw_ports()
-        execute(path, verb, call.conf.text)
+        try:
+            if verb == "DEL":
+                call.withdraw_ports()
+        finally:
+            execute(path, verb, call.conf.text)
         return
     {"DEL": ours.delete, "CHECK": ours.check, "GC": ours.gc, "STATUS": ours.status}[verb](call.delegated(ours.type))
 

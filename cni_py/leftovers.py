@@ -1,10 +1,11 @@
 """Published ports that nobody stands behind any more: they would lead to the next container that has the address.
 
 What an earlier attachment left, because its network was renamed or portmap was taken out of the list, is found by the index in
-portindex. It goes in two cases:
+portindex. It goes in three cases:
 
     of_interface     DEL of the same container and interface, under any name of the network
     of_addresses     ADD that gives the address to somebody else, unless the earlier attachment still has it
+    of_network       GC of a network whose list may not have portmap any more
 
 A container with several networks has several interfaces: what another interface of it publishes stays.
 """
@@ -22,9 +23,10 @@ from cni_py.locks import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from cni_py.portindex import Publication
+    from cni_py.records import Attachment
 
 PLUGIN = "portmap"
 BUSY_S = 0.05  # somebody who works on a publication at this moment ends its call, or is alive
@@ -46,6 +48,13 @@ def _goes_with(call: Call, publication: "Publication") -> bool:
         return True
     record = heirs.record_of(publication.hex)
     return record is None or heirs.is_dead(record)
+
+
+def of_network(call: Call, valid: "Iterable[Attachment]") -> None:
+    """GC: everything that attachments of the network publish that are not valid."""
+    living = {key.hex for key in valid}
+    listed = [one for one in portindex.all_holders() if one.key is not None and one.key.network == call.conf.name]
+    _withdraw_all(call, [one for one in listed if one.key is not None and one.key.ifname and one.hex not in living], "")
 
 
 def of_go(call: Call, addresses: "Collection[bytes]") -> None:
@@ -77,7 +86,8 @@ def _withdraw_all(call: Call, listed: "Sequence[Publication]", address: str) -> 
         except CniError as error:
             failures.append(str(error))
     if failures:
-        raise CniError(f"cannot take away published ports that would lead to {call.key.label}", "; ".join(failures))
+        whose = "a stranger" if call.verb == "GC" else call.key.label
+        raise CniError(f"cannot take away published ports that would lead to {whose}", "; ".join(failures))
 
 
 def _is_of_another_host(call: Call, publication: "Publication") -> bool:

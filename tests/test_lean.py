@@ -216,6 +216,18 @@ def test_a_call_loads_and_sends_little_and_starts_nothing(observers: Observers, 
         assert cost.sent <= MESSAGES_MAX[verb, plugin], f"{verb} {plugin}"
 
 
+def test_a_del_that_comes_twice_looks_through_nothing(observers: Observers, network: Network) -> None:
+    """Its record is gone, and that might be a lost one: a few keys tell, whatever the host publishes."""
+    attach_and_detach(observers, network)
+    earlier = {"ips": [{"address": "192.0.2.77/24"}, {"address": "2001:db8:42::77/64"}]}
+    for known in ({}, {"prevResult": {"cniVersion": "1.0.0", **earlier}}):
+        for plugin, conf in (("portmap", network.portmap("c1")), ("bridge", network.bridge())):
+            _, cost = observers.succeed("DEL", plugin, {**conf, **known})
+            assert not cost.modules - MAY_LOAD[plugin] - ours("leftovers")
+            assert not cost.started
+            assert cost.sent <= MESSAGES_MAX["DEL", plugin]
+
+
 def test_a_call_costs_the_same_among_many_attachments(lab: Lab, observers: Observers, network: Network) -> None:
     fill(lab, network, 0, FEW)
     few = attach_and_detach(observers, network)

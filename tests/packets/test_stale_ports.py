@@ -115,6 +115,19 @@ def test_del_without_portmap_in_the_list_withdraws(lab: Lab, plugins: Plugins, b
 
 
 @BACKENDS
+def test_gc_without_portmap_in_the_list_withdraws(lab: Lab, plugins: Plugins, backend: str) -> None:
+    network = RenamedNetwork(lab, plugins, backend=backend)
+    for name, port in (("c1", WEB), ("c2", WEB + 10)):
+        network.attach(name, mapping(port, 80))
+        lab.serve(name, 80)
+    valid = [{"containerID": "c2", "ifname": "eth0"}]
+    conf = {**network.bridge(), "cniVersion": "1.1.0", "cni.dev/valid-attachments": valid}
+    assert plugins.run(lab, "GC", "bridge", conf, CNI_NETNS=None).status == 0
+    assert not [line for line in published(lab) if f"--dport {WEB + 10}" not in line]
+    assert lab.fetch("client", HOST[4], WEB + 10).name == "c2"
+
+
+@BACKENDS
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("ipam", ["host-local", "static"])
 def test_add_that_gets_the_address_withdraws(lab: Lab, plugins: Plugins, backend: str, listed: bool, ipam: str) -> None:

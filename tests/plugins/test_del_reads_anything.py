@@ -17,8 +17,10 @@ BRIDGE = (
     "bridge isGateway isDefaultGateway forceAddress ipMasq ipMasqBackend mtu hairpinMode promiscMode vlan vlanTrunk "
     "preserveDefaultVlan macspoofchk enabledad disableContainerInterface portIsolation"
 )
-PORTMAP = "backend snat masqAll markMasqBit externalSetMarkChain conditionsV4 conditionsV6 userlandProxy ports "
+PORTMAP = (
+    "backend snat masqAll markMasqBit externalSetMarkChain conditionsV4 conditionsV6 userlandProxy ports "
     "directAccess hostListener"
+)
 KEYS = {
     "bridge": BRIDGE.split(),
     "ptp": ["ipMasq", "ipMasqBackend", "mtu"],
