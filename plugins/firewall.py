@@ -166,11 +166,8 @@ def delete(call: Call) -> None:
 
 def remove_foreign(call: Call) -> None:
     """Take out what the Go plugin made for the addresses of prevResult."""
-    try:
-        conf = FirewallConf(call)
-    except CniError:  # then nobody can say what it made
-        return
-    if conf.prev_result is not None:
+    conf = readable_conf(call)
+    if conf is not None and conf.prev_result is not None:
         from cni_py.firewallops import forget_addresses
 
         forget_addresses(call.kernel, conf.prev_result, conf.admin_chain, conf.bridge)
@@ -180,7 +177,16 @@ def forget_policies(call: Call) -> None:
     """Take out what keeps the container apart, found without a record."""
     from cni_py.firewallops import forget_policies
 
-    forget_policies(call.kernel)
+    conf = readable_conf(call)
+    forget_policies(call.kernel, conf.bridge if conf is not None else "")
+
+
+def readable_conf(call: Call) -> FirewallConf | None:
+    """The configuration for a DEL: None for one that cannot be read, which then says nothing."""
+    try:
+        return FirewallConf(call)
+    except CniError:
+        return None
 
 
 def check(call: Call) -> None:
