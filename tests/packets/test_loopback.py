@@ -195,6 +195,25 @@ def test_a_flush_does_not_open_the_hosts_loopback(lab: Lab, plugins: Plugins, ba
 
 
 @pytest.mark.ours_alone
+@pytest.mark.parametrize("backend", [Network, ByIptables], ids=["nftables", "iptables"])
+@pytest.mark.parametrize("source", ["client", "c2"])
+def test_nobody_else_reaches_a_port_of_loopback_alone(
+    lab: Lab, plugins: Plugins, backend: type[Network], source: str
+) -> None:
+    """By either backend: DNAT comes before the kernel looks for martians."""
+    network = backend(lab, plugins)
+    network.attach("c1", mapping(LOCAL_WEB, 80, host_ip="127.0.0.1"), mapping(WEB, 80))
+    network.attach("c2")
+    lab.serve("c1", 80)
+    assert lab.fetch("host", "127.0.0.1", LOCAL_WEB).name == "c1"
+    own, mac = (CLIENT[4], ifmac(lab, "host", "lan0")) if source == "client" else (network.address("c2", 4), "")
+    with lab.capture("c1", "eth0") as wire:
+        attack(lab, source, "eth0", own, mac or network.mac("c2", "cni0"))
+        assert lab.fetch(source, HOST[4], WEB).name == "c1"
+    assert arrived(wire) == []
+
+
+@pytest.mark.ours_alone
 def test_a_pair_of_ptp_is_guarded_too_beside_a_limit_of_its_rate(lab: Lab, plugins: Plugins) -> None:
     """bandwidth wants the same qdisc of the host's veth: the guard stays in front of its filter."""
     from scapy.layers.inet import IP, UDP
