@@ -29,12 +29,23 @@ PLUGIN = "firewall"  # whose records say it
 HEXDIGITS = frozenset("0123456789abcdef")
 
 
-def is_needed(kernel: "Kernel", op: "Policy", is_gone: "Callable[[str], bool]") -> bool:
-    """Whether another container on the bridge of `op` needs its policy, or may. `is_gone`: see ports()."""
-    return any(
-        not is_own(kernel, port) and (is_isolated(kernel, op, port) or may_need(port.alias[:HEX], op))
-        for port in ports(kernel, op.bridge, is_gone)
-    )
+class Users:
+    """Containers on a bridge other than the call's own. `is_gone`: see ports(), which are read when first asked for."""
+
+    __slots__ = ("_bridge", "_is_gone", "_kernel", "_ports")
+
+    def __init__(self, kernel: "Kernel", bridge: str, is_gone: "Callable[[str], bool]") -> None:
+        self._kernel = kernel
+        self._bridge = bridge
+        self._is_gone = is_gone
+        self._ports: list[Link] | None = None
+
+    def need(self, op: "Policy") -> bool:
+        """Whether one of them needs the policy of `op`, or may."""
+        if self._ports is None:
+            found = ports(self._kernel, self._bridge, self._is_gone)
+            self._ports = [port for port in found if not is_own(self._kernel, port)]
+        return any(is_isolated(self._kernel, op, port) or may_need(port.alias[:HEX], op) for port in self._ports)
 
 
 def ports(kernel: "Kernel", name: str, is_gone: "Callable[[str], bool]") -> "list[Link]":

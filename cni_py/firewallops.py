@@ -17,8 +17,9 @@ from cni_py.nftops import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
+    from cni_py.bridgeusers import Users
     from cni_py.result import Result
 
 PLUGIN = "firewall"  # whose records they are
@@ -82,16 +83,20 @@ class PassForwarded(Op):
         if not is_chain_name(self.admin_chain):
             return
 
-        from cni_py import bridgeusers
+        used = False
+        if self.policy:
+            from cni_py.bridgeusers import Users
 
-        used = bool(self.policy) and bridgeusers.is_needed(kernel, self, lambda _: False)
+            used = Users(kernel, self.bridge, lambda _: False).need(self)
 
         def decide(rules: Rules) -> None:
-            firewallrules.refuse(rules, found[rules.family], self.admin_chain)
+            own = found.get(rules.family, [])
+            firewallrules.refuse(rules, own, self.admin_chain)
             if self.policy and not used:
-                firewallrules.release(rules, self.bridge, self.policy, found[rules.family])
+                firewallrules.release(rules, self.bridge, self.policy, own)
 
-        iptables.change(concerned(kernel, found), (FILTER,), decide)
+        families = (4, 6) if self.policy else found  # who left before may have had both
+        iptables.change(concerned(kernel, families), (FILTER,), decide)
 
     def check(self, kernel: Kernel) -> str | None:
         for family, addresses in self.needed(kernel).items():
@@ -104,7 +109,7 @@ class PassForwarded(Op):
         return None
 
 
-def concerned(kernel: Kernel, found: "dict[int, list[Address]]") -> list[int]:
+def concerned(kernel: Kernel, found: "Container[int]") -> list[int]:
     """The families of whose iptables a chain of the plugin is there: the others cost no process."""
     chains = (firewallrules.ACCEPTED, firewallrules.STAGE_1)
     return [family for family in backends.concerned(kernel, *chains, table=FILTER) if family in found]
@@ -158,23 +163,24 @@ class KeepApart(Op):
         """Let the container leave; the elements go with the last. `is_gone` as in leave_stale()."""
         if self.policy not in POLICIES or not 0 < len(self.bridge.encode()) < 16:
             return  # a damaged record
+        from cni_py.bridgeusers import Users
+
+        users = Users(kernel, self.bridge, is_gone)
         other = KeepApart(bridge=self.bridge, policy=POLICIES[1 - POLICIES.index(self.policy)])
         with nftables_lock():
             strike(f"{self.folder(kernel, self.policy)}/{kernel.key.hex}")
-            if self.is_held(kernel, is_gone):
+            if self.is_held(kernel, users):
                 return
             every, *own = self.elements()
             try:
-                remove(kernel, own if other.is_held(kernel, is_gone) else [*own, every])
+                remove(kernel, own if other.is_held(kernel, users) else [*own, every])
             except NftUnavailable:
                 return  # then nothing of ours can be there
 
-    def is_held(self, kernel: Kernel, is_gone: "Callable[[str], bool]") -> bool:
+    def is_held(self, kernel: Kernel, users: "Users") -> bool:
         """Whether another container on the bridge needs the policy, or may. The folder is gone where none does."""
-        from cni_py import bridgeusers
-
         folder = self.folder(kernel, self.policy)
-        if set(listed(folder)) - {kernel.key.hex} or bridgeusers.is_needed(kernel, self, is_gone):
+        if set(listed(folder)) - {kernel.key.hex} or users.need(self):
             return True
         for path in (folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
             try:
@@ -293,15 +299,17 @@ def policies(kernel: Kernel) -> "Iterator[tuple[KeepApart, str]]":
             continue  # nothing of ours
 
 
-def forget_policies(kernel: Kernel) -> None:
-    """DEL without a record: the container leaves the lists of bridges that it is in, and its port is no isolated one."""
-    for op, folder in list(policies(kernel)):
-        if os.path.lexists(f"{folder}/{kernel.key.hex}"):
-            op.undo(kernel)
+def forget_policies(kernel: Kernel, bridge: str) -> None:
+    """DEL without a record: the container leaves its bridge and all whose lists have it, and its port is no isolated one."""
+    found = [op for op, folder in policies(kernel) if os.path.lexists(f"{folder}/{kernel.key.hex}")]
     try:
-        IsolatePort(name=kernel.key.host_veth).undo(kernel)
-    except OSError as error:
-        raise os_error("cannot remove an element of the nftables table cni_py", error) from error
+        if 0 < len(bridge.encode()) < 16 and kernel.nft.get("policed", (ifname_key(bridge),)):
+            found += [KeepApart(bridge=bridge, policy=policy) for policy in POLICIES]
+    except NftUnavailable:
+        return  # then nothing of ours can be there
+    for op in found:
+        op.undo(kernel)
+    IsolatePort(name=kernel.key.host_veth).undo(kernel)
 
 
 def leave_stale(kernel: Kernel, is_gone: "Callable[[str], bool]") -> None:

@@ -131,7 +131,9 @@ class RedirectToIfb(Op):
             return
         ours = {0, ifb.index if ifb is not None else 0}
         if ours.issuperset(tc.redirects(kernel.host, link.index)):
-            tc.delete_ingress(kernel.host, link.index)
+            guarded = tc.guards_loopback(kernel.host, link.index)
+            if tc.delete_ingress(kernel.host, link.index) and guarded:
+                tc.guard_loopback(kernel.host, link.index, kind="ingress")
 
     def check(self, kernel: "Kernel") -> str | None:
         ifb = need(kernel.host, self.ifb)

@@ -152,22 +152,15 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Take the rules out, whatever the configuration now says."""
-    without_record = () if is_recorded(call) else (remove_foreign, forget_policies)
-    call.finish_delete(call.run_all(Call.undo_recorded, *without_record))
-
-
-def is_recorded(call: Call) -> bool:
-    """Whether there is a record, and one that can be read."""
-    record = records.load(call.key, call.plugin)
-    return record is not None and not record.damage
+    call.finish_delete(call.run_all(Call.undo_recorded, remove_foreign, forget_policies))
 
 
 def remove_foreign(call: Call) -> None:
-    """Take out what the Go plugin made for the addresses of prevResult."""
+    """Without a record: take out what the Go plugin made for the addresses of prevResult."""
     from cni_py.firewallops import forget_addresses
 
     earlier = known_result(call.conf)
-    if earlier is not None:
+    if earlier is not None and not call.is_recorded:
         bridge = earlier.interfaces[0].name if earlier.interfaces else ""
         forget_addresses(call.kernel, earlier, admin_chain_of(call), bridge)
 
@@ -181,10 +174,14 @@ def admin_chain_of(call: Call) -> str:
 
 
 def forget_policies(call: Call) -> None:
-    """Take out what keeps the container apart, found without a record."""
+    """Without a record: take out what keeps the container apart."""
+    if call.is_recorded:
+        return
     from cni_py.firewallops import forget_policies
 
-    forget_policies(call.kernel)
+    earlier = known_result(call.conf)
+    host_side = [interface.name for interface in earlier.interfaces if not interface.sandbox] if earlier else []
+    forget_policies(call.kernel, "".join(host_side[:1]))
 
 
 def check(call: Call) -> None:

@@ -64,6 +64,7 @@ NFTABLES = ours("nftops", "heirs", "portclaims", "portmappings", "kernel.nftable
 FILTERS = NFTABLES | {"_sha512"} | ours("backends", "settings", "kernel.xtables")  # and what tells whether to use them
 HOST_LOCAL = ours("plugins.host_local", "ranges", "reservations")
 FORWARDING = ours("plugins.firewall", "firewallops", "firewallrules", "iptables", "kernel.rtnl", "kernel.sysctl")
+LAST_ON_BRIDGE = ours("bridgeusers")  # what is asked before a policy goes with its last container
 ATTACHING = LINKS | ours("container", "addressing", "invoke")
 MAY_LOAD = {
     "bridge": CALL
@@ -75,7 +76,7 @@ MAY_LOAD = {
     "macvlan": CALL | ATTACHING | ours("plugins.macvlan", "linkops", "kernel.macvlan", "plugins.static"),
     "static": CALL | ours("plugins.static"),
     "host-local": CALL | HOST_LOCAL,
-    "firewall": CALL | FILTERS | FORWARDING,
+    "firewall": CALL | FILTERS | FORWARDING | LAST_ON_BRIDGE,
     "loopback": CALL | LINKS | ours("plugins.loopback"),
     "portmap": CALL
     | FILTERS

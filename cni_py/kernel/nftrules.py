@@ -9,7 +9,8 @@
 Traps that these rules avoid, each shown by a packet test:
 
 - a DNAT rule that matches ::1 or a link-local address turns "refused" into a hang: the kernel forwards neither
-- a packet for 127/8 from outside must not be DNATed: that happens before the kernel's martian check
+- a packet for 127/8 from outside must not be DNATed, also not by iptables' rules for published ports: that happens before
+  the kernel's martian check. A VRF is its own loopback device
 - route_localnet would open the host's own loopback to that link, and let who is there pass for 127.0.0.2: local_links is
   looked at before it is set
 - hairpin: the answer of a container must come back through the host whenever client and container share a subnet
@@ -47,6 +48,8 @@ flush chain inet cni_py published6
 flush chain inet cni_py masquerade_all
 add rule inet cni_py loopback_guard iifname @local_links ip daddr 127.0.0.0/8 drop
 add rule inet cni_py loopback_guard iifname @local_links ip saddr 127.0.0.0/8 drop
+add rule inet cni_py loopback_guard ip daddr 127.0.0.0/8 meta iifkind "vrf" return
+add rule inet cni_py loopback_guard ip daddr 127.0.0.0/8 iifname != "lo" drop
 add rule inet cni_py prerouting ip daddr 127.0.0.0/8 return
 add rule inet cni_py prerouting ip6 daddr { ::1, fe80::/10 } return
 add rule inet cni_py prerouting fib daddr type local meta nfproto vmap { ipv4 : jump published4, ipv6 : jump published6 }

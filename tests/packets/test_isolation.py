@@ -5,6 +5,7 @@ A receiver strips any number of tags of VLAN 0 and takes what is inside for plai
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ BRIDGE_NF = (
     "bridge-nf-filter-vlan-tagged",
     "bridge-nf-filter-pppoe-tagged",
 )
+CNI_PY = str(Path(sys.executable).with_name("cni-py"))
 MARK = 47123  # the source port of crafted packets
 
 
@@ -180,3 +182,44 @@ def test_isolated_ports_of_the_bridge_plugin_exchange_nothing(our_bin_dir: Path)
         with lab.capture("a1", "eth0", lambda packet: packet.src == link.src) as wire:
             lab.send("a2", "eth0", *sent.values())
         assert wire.frames == []
+
+
+OLD_RULE = "iifname @isolated oifname @isolated ether type { ip, ip6 } meta pkttype != host drop"
+LOSSES = {  # what is done, and whether CHECK sees it: rules are looked at by restore alone
+    "flush ruleset": True,
+    "flush set inet cni_py policed": True,
+    "flush set bridge cni_py isolated": True,
+    "delete table bridge cni_py": True,
+    "flush table inet cni_py": False,
+    "flush table bridge cni_py": False,
+    "flush chain inet cni_py policies": False,
+    "flush chain bridge cni_py isolation": False,
+    f"flush set bridge cni_py layout; add element bridge cni_py layout {{ 2 }}; "
+    f"flush chain bridge cni_py isolation; add rule bridge cni_py isolation {OLD_RULE}": False,  # an earlier version's
+}
+
+
+@pytest.mark.parametrize("bridge_nf", ["0", "1"])
+def test_what_keeps_ports_apart_is_missed_by_check_and_put_back(our_bin_dir: Path, bridge_nf: str) -> None:
+    from scapy.layers.l2 import Ether
+
+    with Lab.from_yaml("bridges.yaml") as lab:
+        site = Site(lab, Plugins(OURS, our_bin_dir, ALL), "isolated", "nftables")
+        lab["host"].run(["sysctl", "-q", "-w", *(f"net.bridge.{key}={bridge_nf}" for key in BRIDGE_NF)], check=True)
+        for container_id in ("a1", "a2", "b1"):
+            site.attach(container_id)
+            lab.serve(container_id, 80)
+        link = Ether(src=mac(site, "a2"), dst=mac(site, "a1"))
+        sent = tagged(site, link, "a1") | other_types(site, link)
+        given = {**site.conf("firewall", "a2"), "prevResult": site.results["a2"]}
+        for loss, seen in LOSSES.items():
+            lab["host"].run(["nft", loss], check=True)
+            checked = site.plugins.run(lab, "CHECK", "firewall", given, "a2")
+            assert (checked.status != 0) == seen, f"{loss}: {checked.stdout}"
+            lab["host"].run([CNI_PY, "restore"], check=True)
+            site.run("CHECK", "firewall", "a2")
+            with lab.capture("a1", "eth0", lambda packet: packet.src == link.src) as wire:
+                lab.send("a2", "eth0", *sent.values())
+            assert wire.frames == [], loss
+            assert not site.is_reached("a2", site.address("b1", 4)), loss
+            assert site.is_reached("b1", HOST[4], WEB), loss

@@ -189,6 +189,8 @@ chain loopback_guard {
 type filter hook prerouting priority -300; policy accept;
 iifname @local_links ip daddr 127.0.0.0/8 drop
 iifname @local_links ip saddr 127.0.0.0/8 drop
+ip daddr 127.0.0.0/8 meta iifkind "vrf" return
+ip daddr 127.0.0.0/8 iifname != "lo" drop
 }
 chain prerouting {
 type nat hook prerouting priority -100; policy accept;
