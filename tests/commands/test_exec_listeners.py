@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
-from tests.commands.test_exec import NETWORK, Hand, links
+from tests.commands.hand import NETWORK, Hand, links
 from tests.plugins.test_host_listeners import holding
 
 CONF = "/etc/cni/net.d/50-lab.conflist"
