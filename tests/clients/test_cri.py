@@ -150,6 +150,7 @@ def conflist() -> dict[str, Any]:
     }
     return {
         "cniVersion": "1.0.0",
+        "cniVersions": ["1.0.0", "1.1.0"],  # as conf/cni-py.conflist: a runtime that knows one of them takes that
         "name": "k8s",
         "plugins": [
             {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam},

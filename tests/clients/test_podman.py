@@ -77,6 +77,7 @@ def podman(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactor
             host.create_network(name, *options)
         conflist = host.conflist("apart")
         conflist["plugins"][FIREWALL]["ingressPolicy"] = "isolated"
+        conflist["cniVersions"] = [conflist["cniVersion"], "1.1.0"]  # a key that it does not know
         host.run("tee", f"{NET_D}/apart.conflist", given=json.dumps(conflist))
         yield host
     finally:
