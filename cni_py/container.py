@@ -2,8 +2,7 @@
 
 from cni_py import invoke
 from cni_py.addr import ip_text, mac_text
-from cni_py.errors import CniError, InvalidNetworkConfig, warn
-from cni_py.kernel import rtnl
+from cni_py.errors import CniError, warn
 from cni_py.kernel.context import NetnsGone
 from cni_py.netconf import values
 from cni_py.records import Attachment
@@ -23,16 +22,6 @@ def refuse_existing(call: "Call", refusal: str) -> None:
     """An interface of that name belongs to somebody, or to an ADD that still stands: leave it alone."""
     if call.kernel.container.link(call.ifname) is not None and not call.is_unfinished():
         raise CniError(refusal)
-
-
-def check_ifname(name: str, key: str) -> None:
-    """InvalidNetworkConfig for what cannot be the name of an interface."""
-    try:
-        rtnl.check_name(name)
-    except OSError as error:
-        raise InvalidNetworkConfig(
-            f'{key}: "{name}" cannot be the name of an interface (1 to {rtnl.IFNAME_MAX} bytes, no "/", ":", "%" or blank)'
-        ) from error
 
 
 def examine_ipam(call: "Call") -> None:

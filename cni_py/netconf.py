@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cni_py.jsontext import Value
 
 INT64_MIN = -(1 << 63)  # Go's int
+IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 SHOWN_MAX = 40  # characters of a value in an error
 NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 NAME_REST = NAME_FIRST | frozenset("_.-")
@@ -232,6 +233,14 @@ def check_name(name: str) -> None:
         raise InvalidNetworkConfig(
             f'invalid characters found in network name: {name} (letters, digits, "_", ".", "-"; the first is no sign)'
         )
+
+
+def check_ifname(name: str, key: str) -> None:
+    """InvalidNetworkConfig for what cannot be the name of an interface, which stands under `key`."""
+    bad = not 0 < len(name.encode("utf-8", "replace")) <= IFNAME_MAX or name in (".", "..")
+    if bad or any(character in "/:%\0" or character.isspace() for character in name):
+        rule = f'1 to {IFNAME_MAX} bytes, no "/", ":", "%" or blank'
+        raise InvalidNetworkConfig(f'{key}: "{name}" cannot be the name of an interface ({rule})')
 
 
 def is_identifier(text: str) -> bool:

@@ -1,10 +1,19 @@
 """The configuration of the bridge plugin, parsed and checked before anything is done."""
 
 from cni_py.addr import interface_mac
-from cni_py.container import check_ifname
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.jsontext import Object
-from cni_py.netconf import boolean, child, integer, objects, optional_boolean, optional_integer, parse_cni_args, string
+from cni_py.netconf import (
+    boolean,
+    check_ifname,
+    child,
+    integer,
+    objects,
+    optional_boolean,
+    optional_integer,
+    parse_cni_args,
+    string,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(
+    top: argparse.ArgumentParser = Parser(
         prog="portfwd",
         description=DESCRIPTION,
         epilog=STATUS,

@@ -18,7 +18,9 @@ exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks so
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(prog="cni-py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top: argparse.ArgumentParser = Parser(
+        prog="cni-py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     top.add_argument("--version", action="version", version=f"cni-py {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     install.add_parsers(commands)
