@@ -58,15 +58,18 @@ def of_network(call: Call, valid: "Iterable[Attachment]") -> None:
 
 
 def of_go(call: Call, addresses: "Collection[bytes]") -> None:
-    """DEL: what the Go plugins made for the container and its addresses, which their rules do not tell apart by interface."""
-    for text in map(ip_text, addresses):
-        listed = portindex.holders(text, call.kernel) if records.may_be_published(text) else []
-        _withdraw_all(call, [one for one in listed if _is_of_go(call, one)], text)
+    """DEL: what the Go plugins made for the container, which their rules do not tell apart by interface.
 
-
-def _is_of_go(call: Call, publication: "Publication") -> bool:
-    key = publication.key
-    return key is not None and not key.ifname and key.container_id == call.container_id
+    That is what leads to the `addresses` of this interface; everything where they are not known and the container is gone.
+    """
+    known = set(map(ip_text, addresses))
+    for one in portindex.of_go(call.key, call.kernel):
+        gone = one.addresses & known if known else one.addresses if backends.is_gone(call) else set()
+        if gone:
+            packed = {parse_ip(text) for text in gone}
+            if one.key is not None:
+                backends.forget_chains(call.kernel, one.key, packed.__contains__)
+            portindex.reduce(one, gone)
 
 
 def of_addresses(call: Call, addresses: "Sequence[bytes]") -> None:
@@ -169,7 +172,7 @@ def _withdraw(publication: "Publication", address: str) -> list[str]:
     finally:
         kernel.leave()
     if not failures:
-        portindex.forget(publication)
+        portindex.reduce(publication, [address] if address and not key.ifname else publication.addresses)
     return failures
 
 

@@ -48,11 +48,7 @@ class Publication:
     @property
     def names(self) -> list[str]:
         """The folders that the entry is in."""
-        known = self.key is not None and self.key.ifname
-        return [
-            *([records.interface_name(self.key)] if known and self.key is not None else []),
-            *sorted(self.addresses),
-        ]
+        return [*([] if self.key is None else [records.interface_name(self.key)]), *sorted(self.addresses)]
 
 
 class ListPublication(Op):
@@ -74,6 +70,9 @@ class ListPublication(Op):
             write(records.published_dir(), Publication(kernel.key.hex, kernel.key, self.addresses.split()))
         except OSError as error:
             raise os_error("cannot write the index of published ports in /run/cni-py/published", error) from error
+        for one in of_go(kernel.key, kernel):  # which we have taken over
+            if one.key is not None and one.key.network == kernel.key.network:
+                reduce(one, self.addresses.split())
         return True
 
     def undo(self, kernel: "Kernel") -> None:
@@ -86,6 +85,20 @@ def holders(name: str, kernel: "Kernel") -> list[Publication]:
     if not os.path.isdir(top):
         return [found for found in build(kernel).values() if name in found.names]
     return _entries(f"{top}/{name}")
+
+
+def of_go(key: Attachment, kernel: "Kernel") -> list[Publication]:
+    """What Go made for the container in any network."""
+    name = records.interface_name(Attachment("", key.container_id, ""))
+    return holders(name, kernel) if records.may_be_published(name) else []
+
+
+def reduce(publication: Publication, gone: "Iterable[str]") -> None:
+    """Let the entry list the attachment for those of its addresses alone that are not gone. OSError."""
+    forget(publication)
+    rest = publication.addresses.difference(gone)
+    if rest and os.path.isdir(records.published_dir()):
+        write(records.published_dir(), Publication(publication.hex, publication.key, rest))
 
 
 def all_holders() -> list[Publication]:

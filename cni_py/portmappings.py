@@ -1,7 +1,8 @@
 """Port mappings: what portmap's configuration says, and which host ports lead where. Pure.
 
 A mapping is published for each family the container has an address of, unless hostIP belongs to one of them. As with
-bind(2), an absent hostIP, 0.0.0.0 and :: mean any address. Nothing can be published on ::1: the kernel does not forward it.
+bind(2), an absent hostIP, 0.0.0.0 and :: mean any address. NAT can publish nothing on ::1: the kernel does not forward it. A
+hostIP that is no address is an error.
 
 What NAT cannot do portfwd may, if it runs: see relays() and userland.py. What a port is given beyond its mapping
 (`share`, `allow`) is in portoptions.py.
@@ -343,9 +344,9 @@ def _checked_protocol(entry: Entry) -> str:
         raise InvalidNetworkConfig(
             f'unknown protocol "{entry.protocol}" of host port {entry.host_port}: it is one of {", ".join(PROTOCOLS)}'
         )
-    for port in (entry.host_port, entry.container_port):
+    for whose, port in (("host", entry.host_port), ("container", entry.container_port)):
         if port > PORT_MAX:
-            raise InvalidNetworkConfig(f"port {port} is out of range (1 to {PORT_MAX})")
+            raise InvalidNetworkConfig(f"{whose} port {port} is out of range (1 to {PORT_MAX})")
     return protocol
 
 

@@ -103,11 +103,10 @@ def withdraw(call: Call) -> None:
 
 def withdraw_of_go(call: Call) -> None:
     """Withdraw what the Go plugin made for the container's addresses, whatever the network was called then."""
-    addresses = backends.known_addresses(call)
-    if any(records.may_be_published(ip_text(ip)) for ip in addresses):
+    if records.may_be_published(records.interface_name(records.Attachment("", call.container_id, ""))):
         from cni_py import leftovers
 
-        leftovers.of_go(call, addresses)
+        leftovers.of_go(call, backends.known_addresses(call))
 
 
 def check(call: Call) -> None:
