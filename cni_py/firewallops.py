@@ -1,5 +1,6 @@
 """Operations of the firewall plugin: what a host's FORWARD rules must let pass, and which bridges are kept apart."""
 
+import errno
 import os
 
 from cni_py import backends, firewallrules, iptables, nftops, records
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PLUGIN = "firewall"  # whose records they are
 ISOLATED = "isolated"  # a set of the bridge family
 SETS = ("policed", "same_bridge")
+# of rmdir: gone, in use, no folder at all, or on a file system that takes nothing
+HARMLESS = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EROFS)
 BRIDGES = ("bridge", "openvswitch")  # kinds of link whose ports are containers
 POLICIES = ("same-bridge", "isolated")
 
@@ -199,8 +202,9 @@ class KeepApart(Op):
         for path in (folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
             try:
                 os.rmdir(path)
-            except OSError:
-                break  # not there, or others are in it
+            except OSError as error:
+                if error.errno not in HARMLESS:
+                    raise
         return False
 
     def check(self, kernel: Kernel) -> str | None:
