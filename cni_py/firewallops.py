@@ -1,15 +1,17 @@
 """Operations of the firewall plugin: what a host's FORWARD rules must let pass, and which bridges are kept apart."""
 
+import errno
 import os
 
 from cni_py import backends, firewallrules, iptables, nftops, records
 from cni_py.addr import Address, by_family
 from cni_py.engine import Op
-from cni_py.errors import os_error
+from cni_py.errors import InvalidNetworkConfig, os_error
 from cni_py.iptables import Rules
 from cni_py.kernel import nftrules
 from cni_py.kernel.context import Kernel
 from cni_py.kernel.nftables import BRIDGE, NF_DROP, Change, Element, NftUnavailable, concat, ifname_key
+from cni_py.kernel.rtnl import check_name
 from cni_py.kernel.sysctl import bridged_packets_pass_ip_rules
 from cni_py.kernel.xtables import FILTER, NFPROTO, is_chain_name, legacy_tables
 from cni_py.locks import nftables_lock
@@ -25,7 +27,26 @@ if TYPE_CHECKING:
 PLUGIN = "firewall"  # whose records they are
 ISOLATED = "isolated"  # a set of the bridge family
 SETS = ("policed", "same_bridge")
+# of rmdir: gone, in use, no folder at all, or on a file system that takes nothing
+HARMLESS = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EROFS)
+BRIDGES = ("bridge", "openvswitch")  # kinds of link whose ports are containers
 POLICIES = ("same-bridge", "isolated")
+
+
+def refuse_without_bridge(kernel: Kernel, policy: str, names: "Sequence[str]") -> None:
+    """InvalidNetworkConfig when the first of the host's interfaces in a prevResult is no bridge; one that is not there may be."""
+    for name in names[:2]:
+        try:
+            check_name(name)
+        except OSError as error:
+            raise InvalidNetworkConfig(f'prevResult names an interface that cannot be one: "{name}"') from error
+    link = kernel.host.link(names[0]) if names else None
+    if not names or (link is not None and link.kind not in BRIDGES):
+        found = f'its "{names[0]}" is none' if names else "it names no interface of the host"
+        raise InvalidNetworkConfig(
+            f'ingressPolicy "{policy}" is about the containers of a bridge, and prevResult has no bridge: {found}',
+            'make sure to chain "firewall" behind "bridge", or leave ingressPolicy out',
+        )
 
 
 def drops(kernel: Kernel, family: int) -> bool:
@@ -185,8 +206,9 @@ class KeepApart(Op):
         for path in (folder, os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
             try:
                 os.rmdir(path)
-            except OSError:
-                break  # not there, or others are in it
+            except OSError as error:
+                if error.errno not in HARMLESS:
+                    raise
         return False
 
     def check(self, kernel: Kernel) -> str | None:

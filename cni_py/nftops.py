@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 RTN_UNICAST = 1  # linux/rtnetlink.h
+WITHOUT_FILTER = "not filtered by tc"
 
 
 def masquerade(addresses: "Iterable[Address]") -> list[Op]:
@@ -221,7 +222,9 @@ class CheckSource(Op):
         new = [put(kernel, set_name, element, family=BRIDGE) for set_name, element in self.elements(kernel)]
         port = kernel.host.link(self.name)
         if port is not None and port.slave_kind == "bridge":
-            kernel.host.stop_link_local_learning(port.master)
+            from cni_py.kernel import linksettings
+
+            linksettings.stop_link_local_learning(kernel.host, port.master)
         return any(new)
 
     def undo(self, kernel: "Kernel") -> None:
@@ -267,7 +270,9 @@ class AllowLoopbackClients(Op):
             unavailable = error
         if before is not None and before.comment.startswith(f"{link.index} ") and not self.thorough:
             return
-        why_not = filter_loopback(kernel.host, link)
+        from cni_py.kernel import tc
+
+        why_not = tc.filter_loopback(kernel.host, link)
         if unavailable is not None:
             if why_not:
                 raise unavailable
@@ -297,29 +302,6 @@ class AllowLoopbackClients(Op):
         if tc.guards_loopback(kernel.host, link.index):
             return None
         return f"only nftables closes the host's loopback to {link.name}: its tc filter is missing (cni-py restore)"
-
-
-class RestoreGuard(AllowLoopbackClients):
-    """The same, trusting nothing that was noted: what `cni-py restore` applies."""
-
-    address: str
-    thorough = True
-
-
-WITHOUT_FILTER = "not filtered by tc"
-
-
-def filter_loopback(host: "Rtnl", link: "Link") -> str:
-    """Put the filter on an interface that drops what is to or from 127.0.0.0/8. "" or why that cannot be."""
-    from cni_py.kernel import tc
-
-    try:  # clsact, as others that want a qdisc there (Cilium) take for granted; bandwidth knows ingress alone
-        tc.guard_loopback(host, link.index, kind="ingress" if link.kind == "veth" else "clsact")
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return "the kernel lacks CONFIG_NET_SCH_INGRESS or CONFIG_NET_CLS_BPF"
-        return f"{error.strerror or error}"
-    return ""
 
 
 def route_localnet(link: "Link") -> str:

@@ -23,6 +23,13 @@ PORT_KEY = 8  # bytes at the end of a key: inet_proto . inet_service, each padde
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
 
 
+class RestoreGuard(nftops.AllowLoopbackClients):
+    """The guard of the host's loopback, trusting nothing that was noted about it."""
+
+    address: str
+    thorough = True
+
+
 class Restored:
     """What was found and done for one plugin's part of an attachment."""
 
@@ -142,7 +149,7 @@ def _nftables_parts(op: Op) -> Iterator[Op]:
         return
     for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
         if ":" not in address:  # its check() is content where route_localnet is off
-            yield nftops.RestoreGuard(address=address.partition("/")[0])
+            yield RestoreGuard(address=address.partition("/")[0])
     yield op
 
 

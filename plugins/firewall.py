@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from cni_py.kernel.context import Kernel
     from cni_py.result import Result
 
-BRIDGES = ("bridge", "openvswitch")  # kinds of link whose ports are containers
 BACKENDS = ("iptables", "nftables")
 ADMIN_CHAIN = "CNI-ADMIN"
 
@@ -83,25 +82,14 @@ class FirewallConf:
     def check_add(self, kernel: "Kernel") -> None:
         """CniError for what only ADD and CHECK refuse."""
         self.refuse_firewalld()
-        from cni_py.kernel import rtnl
         from cni_py.kernel.xtables import is_chain_name
 
         if not is_chain_name(self.admin_chain):
             raise InvalidNetworkConfig(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
-        if not self.has_policy:
-            return
-        for name in self.host_side[:2]:
-            try:
-                rtnl.check_name(name)
-            except OSError as error:
-                raise InvalidNetworkConfig(f'prevResult names an interface that cannot be one: "{name}"') from error
-        link = kernel.host.link(self.bridge) if self.bridge else None
-        if not self.bridge or (link is not None and link.kind not in BRIDGES):
-            found = f'its "{self.bridge}" is none' if self.bridge else "it names no interface of the host"
-            raise InvalidNetworkConfig(
-                f'ingressPolicy "{self.policy}" is about the containers of a bridge, and prevResult has no bridge: {found}',
-                'make sure to chain "firewall" behind "bridge", or leave ingressPolicy out',
-            )
+        if self.has_policy:
+            from cni_py.firewallops import refuse_without_bridge
+
+            refuse_without_bridge(kernel, self.policy, self.host_side)
 
 
 def add(call: Call) -> "Result":

@@ -108,9 +108,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _command(
-    commands: argparse._SubParsersAction[Parser], name: str, function: Command
-) -> argparse.ArgumentParser:
+def _command(commands: argparse._SubParsersAction[Parser], name: str, function: Command) -> argparse.ArgumentParser:
     known = SPECS if name in ("publish", "run") else ""
     one = commands.add_parser(
         name,

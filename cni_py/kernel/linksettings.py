@@ -9,7 +9,7 @@ import errno
 
 from cni_py.addr import mac_text, parse_mac
 from cni_py.kernel import rtnl
-from cni_py.kernel.netlink import attr, attrs
+from cni_py.kernel.netlink import attr, attrs, nested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 SETTINGS = ("mac", "promisc", "mtu", "allmulti", "txQLen")
 
 IFF_ALLMULTI = 0x200  # linux/if.h
-IFLA_TXQLEN = 13  # linux/if_link.h
+IFLA_TXQLEN, IFLA_BR_MULTI_BOOLOPT = 13, 46  # linux/if_link.h
+BR_BOOLOPT_NO_LL_LEARN = 1 << 0  # linux/if_bridge.h
 _FLAGS = {"promisc": rtnl.IFF_PROMISC, "allmulti": IFF_ALLMULTI}
 _NUMBERS = {"mtu": rtnl.IFLA_MTU, "txQLen": IFLA_TXQLEN}
 _IFINFOMSG = _struct.Struct("=BxHiII")  # family, hardware type, index, flags, mask of flags to change
@@ -64,3 +65,11 @@ def _attribute(setting: str, value: str) -> bytes:
 
 def _name(name: str) -> bytes:
     return attr(rtnl.IFLA_IFNAME, rtnl.check_name(name) + b"\0")
+
+
+def stop_link_local_learning(side: "Rtnl", bridge: int) -> None:
+    """A bridge learns no address from frames to 01:80:c2:00:00:0x (Linux 5.0; older kernels ignore it)."""
+    option = attr(IFLA_BR_MULTI_BOOLOPT, _struct.pack("=II", BR_BOOLOPT_NO_LL_LEARN, BR_BOOLOPT_NO_LL_LEARN))
+    kind = attr(rtnl.IFLA_INFO_KIND, b"bridge\0")
+    info = nested(rtnl.IFLA_LINKINFO, kind, nested(rtnl.IFLA_INFO_DATA, option))
+    side.request(rtnl.RTM_NEWLINK, 0, _IFINFOMSG.pack(0, 0, bridge, 0, 0) + info)

@@ -61,8 +61,7 @@ IFLA_MASTER, IFLA_PROTINFO, IFLA_OPERSTATE, IFLA_LINKINFO = 10, 12, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 26, 28, 29
 IFLA_PROMISCUITY, IFLA_LINK_NETNSID = 30, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-IFLA_BR_VLAN_FILTERING, IFLA_BR_MULTI_BOOLOPT = 7, 46
-BR_BOOLOPT_NO_LL_LEARN = 1 << 0  # if_bridge.h
+IFLA_BR_VLAN_FILTERING = 7
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33  # MODE is hairpin
 VETH_INFO_PEER = 1
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -349,12 +348,6 @@ class Rtnl:
         given = [attr(kind, bytes([value])) for kind, value in values if value is not None]
         body = _IFINFOMSG.pack(AF_BRIDGE, 0, index, 0, 0) + nested(IFLA_PROTINFO, *given)
         self.request(RTM_SETLINK, 0, body)
-
-    def stop_link_local_learning(self, bridge: int) -> None:
-        """A bridge learns no address from frames to 01:80:c2:00:00:0x (Linux 5.0; older ones ignore it)."""
-        option = attr(IFLA_BR_MULTI_BOOLOPT, 2 * _U32.pack(BR_BOOLOPT_NO_LL_LEARN))  # value, mask
-        info = nested(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"bridge\0"), nested(IFLA_INFO_DATA, option))
-        self.request(RTM_NEWLINK, 0, _IFINFOMSG.pack(0, 0, bridge, 0, 0) + info)
 
     def add_vlan(
         self, index: int, vid: int, last: int | None = None, *, pvid: bool = False, untagged: bool = False

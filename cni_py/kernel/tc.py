@@ -16,7 +16,7 @@ from cni_py.kernel.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.kernel.rtnl import Rtnl
+    from cni_py.kernel.rtnl import Link, Rtnl
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38  # rtnetlink.h
 RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
@@ -224,6 +224,17 @@ def _filter(index: int, priority: int) -> bytes:
 
 
 # The guard of the host's loopback
+
+
+def filter_loopback(side: "Rtnl", link: "Link") -> str:
+    """guard_loopback() for an interface of any kind; "" or why it cannot be."""
+    try:  # clsact, as others that want a qdisc there (Cilium) take for granted; bandwidth knows ingress alone
+        guard_loopback(side, link.index, kind="ingress" if link.kind == "veth" else "clsact")
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return "the kernel lacks CONFIG_NET_SCH_INGRESS or CONFIG_NET_CLS_BPF"
+        return f"{error.strerror or error}"
+    return ""
 
 
 def guard_loopback(side: "Rtnl", index: int, *, kind: str) -> None:

@@ -34,7 +34,15 @@ class Chained(Trial):
 
     def go(self, verb: str, fault: str = "", **keys: object) -> Outcome:
         conf = self.attachment.conf("1.1.0", **self.wanted, **keys)
+        if "ingressPolicy" in self.wanted and "prevResult" not in keys:
+            conf["prevResult"] = self.on_bridge(self.attachment.result("1.1.0"))
         return self.attachment.run(verb, conf, None, "eth0", None, **({"CNI_TEST_FAULT": fault} if fault else {}))
+
+    def on_bridge(self, result: Conf) -> Conf:
+        """What the bridge plugin would have said."""
+        port, inside = result["interfaces"]
+        ips = [{**ip, "interface": 2} for ip in result["ips"]]
+        return {**result, "interfaces": [{"name": "br-lab"}, port, inside], "ips": ips}
 
     def records(self) -> list[str]:
         return self.attachment.records()

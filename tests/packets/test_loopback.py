@@ -221,7 +221,12 @@ def test_a_pair_of_ptp_is_guarded_too_beside_a_limit_of_its_rate(lab: Lab, plugi
 
     ranges = [[{"subnet": "192.0.2.0/24"}]]
     ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}
-    rates = {"ingressRate": 1_000_000, "ingressBurst": 800_000, "egressRate": 1_000_000, "egressBurst": 800_000}
+    rates: dict[str, object] = {
+        "ingressRate": 1_000_000,
+        "ingressBurst": 800_000,
+        "egressRate": 1_000_000,
+        "egressBurst": 800_000,
+    }
     confs: dict[str, dict[str, object]] = {
         "ptp": {"ipam": ipam, "ipMasq": True},
         "portmap": {"runtimeConfig": {"portMappings": [mapping(WEB, 80)]}},

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from cni_py import nftops
+from cni_py import nftops, restore
 from cni_py.kernel import tc
 from cni_py.kernel.context import Kernel
 from cni_py.records import Attachment
@@ -54,7 +54,7 @@ def test_loopback_is_opened_to_an_interface_only_behind_its_guard_and_never_to_l
     assert op.check(kernel) is None
     run("tc qdisc del dev br7 clsact")
     assert "tc filter is missing" in (op.check(kernel) or "")
-    nftops.RestoreGuard(address="198.51.100.2").apply(kernel)
+    restore.RestoreGuard(address="198.51.100.2").apply(kernel)
     assert op.check(kernel) is None
 
 
