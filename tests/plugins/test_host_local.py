@@ -126,7 +126,7 @@ def test_requests_come_three_ways_and_a_taken_one_is_refused(
     second = cni("ADD", "host-local", asked, container_id="c2")
     assert "requested IP address 10.1.3.33 is not available in range set 10.1.3.1-10.1.3.254" in str(second.json["msg"])
     elsewhere = cni("ADD", "host-local", conf(), container_id="c3", netns="/gone", CNI_ARGS="IP=192.0.2.1")
-    assert elsewhere.json["msg"] == "failed to allocate all requested IPs: 192.0.2.1"
+    assert "failed to allocate all requested IPs: 192.0.2.1" in elsewhere.json["msg"]
     assert set(files(tmp_path).values()) == {"c1\r\neth0"}
 
 
