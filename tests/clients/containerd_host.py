@@ -27,6 +27,7 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
+FIXTURES = Path(__file__).resolve().parents[2] / "netns-fixtures"
 LIFETIME_S = 900
 COMMAND_S = 30
 CGROUPS = Path("/sys/fs/cgroup")
@@ -57,6 +58,16 @@ try:
     print(reply.partition(b"\\r\\n\\r\\n")[2].decode(), end="")
 except OSError as error:
     sys.exit(type(error).__name__)
+"""
+
+
+# Makes / the root of the new mount namespace, where nsenter leads, also in a chroot; then becomes another program.
+OWN_MOUNTS = """
+import os, sys; sys.path.insert(0, sys.argv[1])
+import keeper
+keeper.own_root()
+keeper.mount("proc", "/proc", "proc")
+os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -239,8 +250,9 @@ class ContainerdHost(Namespaces):
 
 def hold(environment: dict[str, str]) -> subprocess.Popen[str]:
     """Start the holder. With SIGCHLD ignored, init of the pid namespace leaves no zombie of an orphan."""
-    unshare = ["unshare", "--net", "--mount", "--pid", "--ipc", "--mount-proc", "--fork", "--kill-child"]
-    init = ["sh", "-c", f"trap '' CHLD; echo; exec sleep {LIFETIME_S}"]
+    unshare = ["unshare", "--net", "--mount", "--propagation=unchanged", "--pid", "--ipc", "--fork", "--kill-child"]
+    own_mounts = [sys.executable, "-I", "-S", "-c", OWN_MOUNTS, str(FIXTURES)]
+    init = [*own_mounts, "sh", "-c", f"trap '' CHLD; echo; exec sleep {LIFETIME_S}"]
     holder = subprocess.Popen(
         ["setpriv", "--pdeathsig=KILL", *unshare, *init],
         env=environment,
