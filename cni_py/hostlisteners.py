@@ -12,6 +12,7 @@ namespaces. What is held for the very container that is to have the port is not 
 
 from cni_py import settings, userland
 from cni_py.errors import PortInUse
+from cni_py.nftops import say
 from cni_py.portmappings import LOOPBACK6, bracketed
 
 TYPE_CHECKING = False
@@ -77,10 +78,10 @@ def settle(
 def warn(foreign: "Sequence[Held]", container: Container) -> None:
     """Say whose clients NAT takes."""
     for one in foreign[:SAID_MAX]:
-        userland.say(f"{one}, whose clients now come to container {container.id}")
+        say(f"{one}, whose clients now come to container {container.id}")
     if len(foreign) > SAID_MAX:
         more = len(foreign) - SAID_MAX
-        userland.say(f"{more} more ports of container {container.id} are taken from programs of the host")
+        say(f"{more} more ports of container {container.id} are taken from programs of the host")
 
 
 # Pure: which sockets are in the way

@@ -181,12 +181,10 @@ class RelayPorts(Op):
 
     def beside(self, taken: "Container[tuple[str, int]]") -> "RelayPorts":
         """The same, but for redirects on ports that programs of the host have."""
-        changed: list[dict[str, Encodable]] = [
-            {**one, "redirect": "never"}
-            if any((str(one.get("protocol")), port) in taken for port in _ports(one))
-            else one
-            for one in self.wanted()
-        ]
+        changed: list[dict[str, Encodable]] = []
+        for one in self.wanted():
+            held = any((str(one.get("protocol")), port) in taken for port in _ports(one))
+            changed.append({**one, "redirect": "never"} if held else {**one})
         return RelayPorts(mappings=encode(changed, None), required=self.required)
 
     def apply(self, kernel: "Kernel") -> bool:
