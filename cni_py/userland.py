@@ -186,8 +186,8 @@ class RelayPorts(Op):
         """The same, but for redirects on ports that programs of the host have."""
         changed: list[dict[str, Encodable]] = []
         for one in self.wanted():
-            is_taken = any((str(one.get("protocol")), port) in taken for port in _ports(one))
-            changed.append({**one, "redirect": "never"} if is_taken else {**one})
+            held = any((str(one.get("protocol")), port) in taken for port in _ports(one))
+            changed.append({**one, "redirect": "never"} if held else {**one})
         return RelayPorts(mappings=encode(changed, None), required=self.required)
 
     def apply(self, kernel: "Kernel") -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab import Lab
@@ -171,7 +172,7 @@ ON_ADDRESS = {**TCP, "hostIP": "198.51.100.77"}
     ],
 )
 def test_a_port_is_held_as_bind_sees_it(
-    network: Asked, ip: str, protocol: str, fields: dict[str, bool], ports: list[dict[str, object]], where: str
+    network: Asked, ip: str, protocol: str, fields: dict[str, Any], ports: list[dict[str, object]], where: str
 ) -> None:
     with holding(network.lab["host"], ip, 8080, protocol, **fields):
         refused = network.add("c1", *ports, **REFUSE)
@@ -196,9 +197,9 @@ def test_a_port_is_held_as_bind_sees_it(
     ],
 )
 def test_what_does_not_wait_there_is_not_in_the_way(
-    network: Asked, ip: str, protocol: str, fields: dict[str, str], ports: list[dict[str, object]]
+    network: Asked, ip: str, protocol: str, fields: dict[str, Any], ports: list[dict[str, object]]
 ) -> None:
-    with holding(network.lab["host"], ip, 8080, protocol, **fields):  # type: ignore[arg-type]
+    with holding(network.lab["host"], ip, 8080, protocol, **fields):
         done = network.add("c1", *ports, **REFUSE)
     assert (done.status, done.stderr) == (0, ""), done.stdout
 

@@ -61,7 +61,7 @@ def write(path: str, text: str) -> None:
 @contextmanager
 def docker(lab: Lab, *containers: tuple[str, str, str, int]) -> Iterator[None]:
     """A daemon that knows containers: name, ID, path of the namespace, pid."""
-    answers = {}
+    answers: dict[str, object] = {}
     for name, container_id, netns, pid in containers:
         known = {"Id": container_id, "State": {"Pid": pid}, "NetworkSettings": {"SandboxKey": netns}}
         answers |= {f"/containers/{key}/json": known for key in (name, container_id)}
