@@ -108,7 +108,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _command(commands: argparse._SubParsersAction[Parser], name: str, function: Command) -> argparse.ArgumentParser:
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, function: Command
+) -> argparse.ArgumentParser:
     known = SPECS if name in ("publish", "run") else ""
     one = commands.add_parser(
         name,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cni_py import libcni_cache
 from cni_py.adopt import Adopted, adopt_all
-from cni_py.commands.report import FAILED, LACKING, Answers, Failure, Parser
+from cni_py.commands.report import FAILED, LACKING, Answers, Failure
 from cni_py.jsontext import encode
 
 DESCRIPTION = """\
@@ -21,7 +21,7 @@ shows. Nothing of their networks is changed. Afterwards a DEL removes all of it 
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The command's options."""
     parser = commands.add_parser(
         "adopt",

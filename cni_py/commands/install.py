@@ -24,7 +24,7 @@ from cni_py.commands import default_network, runtimes
 from cni_py.commands.launchers import START, launcher
 from cni_py.commands.leftovers import FORWARDING
 from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, link, write
-from cni_py.commands.report import FAILED, LACKING, Failure, Parser
+from cni_py.commands.report import FAILED, LACKING, Failure
 from cni_py.commands.uninstall import uninstall
 from cni_py.kernel import sysctl
 from cni_py.run import MODULES
@@ -53,7 +53,7 @@ examples:
 """
 
 
-def add_parsers(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The two subcommands."""
     for name, run, help_text in (("install", install, INSTALL_HELP), ("uninstall", uninstall, UNINSTALL_HELP)):
         parser = commands.add_parser(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from cni_py import restore
-from cni_py.commands.report import FAILED, LACKING, Answers, Failure, Parser
+from cni_py.commands.report import FAILED, LACKING, Answers, Failure
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
 from cni_py.kernel.nftables import NftUnavailable
@@ -25,7 +25,7 @@ masquerading, spoof check, firewall's rules. What is there is left alone, and so
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The command's options."""
     parser = commands.add_parser(
         "restore",
