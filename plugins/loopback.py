@@ -28,9 +28,8 @@ LO = "lo"
 
 
 class SetLoopbackUp(Op):
-    """lo is up, and with it 127.0.0.1 and ::1; in the namespace with the cookie `netns`."""
+    """lo is up, and with it 127.0.0.1 and ::1."""
 
-    netns: int
     owned = True
     line = "container: set lo up"
 
@@ -41,7 +40,7 @@ class SetLoopbackUp(Op):
         return True
 
     def undo(self, kernel: "Kernel") -> None:
-        if kernel.lives(self.netns):
+        if kernel.has_container:
             kernel.container.set_link(LO, up=False)
 
 
@@ -50,7 +49,7 @@ def add(call: Call) -> Result:
     earlier = prev_result(call.conf)
     link = ops.need(call.kernel.container, LO)
     call.begin()
-    call.apply([SetLoopbackUp(netns=call.kernel.container_cookie)])
+    call.apply([SetLoopbackUp()])
     if earlier is not None:
         return earlier
     result = Result()

@@ -86,7 +86,9 @@ def configured(ipam: Object) -> "Iterator[IPConfig]":
         try:
             address = parse_address(text)
         except ValueError:
-            raise CniError(f"the 'address' field is expected to be in CIDR notation, got: '{text}'") from None
+            raise InvalidNetworkConfig(
+                f"the 'address' field is expected to be in CIDR notation, got: '{text}'"
+            ) from None
         yield IPConfig(address, parse_ip(gateway) if gateway else None)
 
 

@@ -11,12 +11,14 @@ net/sched/{sch_tbf,cls_bpf}.c.
 import _struct
 import errno
 
-from cni_py.kernel import rtnl
+from cni_py.kernel import rtnl, sysctl
 from cni_py.kernel.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, attr, attrs, nested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.kernel.rtnl import Link, Rtnl
+
+    Program = tuple[tuple[int, int, int, int], ...]  # lines of classic BPF
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38  # rtnetlink.h
 RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
@@ -41,12 +43,15 @@ _ETH_P_ALL = 0x0300  # in network byte order
 
 TCA_BPF_OPS_LEN, TCA_BPF_OPS, TCA_BPF_FLAGS = 4, 5, 8  # pkt_cls.h
 _TCA_BPF_FLAG_ACT_DIRECT = 1
-_CLSACT_INGRESS = 0xFFFFFFF2  # TC_H_CLSACT | TC_H_MIN_INGRESS: qdisc ingress takes it, too
+_CLSACT_INGRESS, _CLSACT_EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # TC_H_CLSACT | TC_H_MIN_INGRESS: qdisc ingress takes it, too
 # Classic BPF (filter.h): operation, jumps if true and if false, operand. A frame comes by here with its outer tag taken off its
 # data; the kernel strips as many tags of VLAN 0 as there are and then takes what is inside for IP, so a second tag is dropped.
 _LOAD_BYTE, _LOAD_HALF, _AND, _IF_EQUAL, _RETURN = 0x30, 0x28, 0x54, 0x15, 0x06
+_LOAD_BYTE_AT_X, _LOAD_HALF_AT_X, _HEADER_TO_X, _IF_ANY, _IF_AT_LEAST = 0x50, 0x48, 0xB1, 0x45, 0x35
 _PROTOCOL, _VLAN_TCI = 0xFFFFF000, 0xFFFFF02C  # SKF_AD_OFF + SKF_AD_PROTOCOL, SKF_AD_VLAN_TAG
 _SOURCE, _DESTINATION = 0xFFF0000C, 0xFFF00010  # SKF_NET_OFF + the offsets in struct iphdr
+_IP, _FRAGMENT, _IP_PROTOCOL = 0xFFF00000, 0xFFF00006, 0xFFF00009
+_TCP_FLAGS, _UDP_PORT = _IP + 13, _IP + 2  # after the IP header: in struct tcphdr, and the destination in struct udphdr
 _TC_ACT_SHOT, _TC_ACT_UNSPEC = 2, 0xFFFFFFFF  # dropped; left to the filters after this one
 _GUARD = (
     (_LOAD_HALF, 0, 0, _PROTOCOL),
@@ -63,7 +68,48 @@ _GUARD = (
     (_RETURN, 0, 0, _TC_ACT_SHOT),
     (_RETURN, 0, 0, _TC_ACT_UNSPEC),
 )
-_GUARD_OPS = b"".join(_struct.pack("=HBBI", *line) for line in _GUARD)
+# What comes in by a bridge may be the container's answer to a process of the host: where br_netfilter is on, conntrack has put
+# 127.0.0.1 back as its destination before the bridge passes it up. So new TCP connections are dropped there, and UDP to ports
+# below those that the host's clients have (the operand in line _FROM_PORT); and nothing from 127.0.0.0/8 goes out, without
+# which no connection comes about.
+_BRIDGE_GUARD = (
+    (_LOAD_HALF, 0, 0, _PROTOCOL),
+    (_IF_EQUAL, 0, 17, 0x0800),  # IPv4
+    (_LOAD_BYTE, 0, 0, _SOURCE),
+    (_IF_EQUAL, 20, 0, 127),
+    (_LOAD_BYTE, 0, 0, _DESTINATION),
+    (_IF_EQUAL, 0, 19, 127),
+    (_LOAD_HALF, 0, 0, _FRAGMENT),
+    (_IF_ANY, 16, 0, 0x3FFF),  # more to come, or an offset: the ports may be in another fragment
+    (_LOAD_BYTE, 0, 0, _IP_PROTOCOL),
+    (_IF_EQUAL, 6, 0, 17),  # UDP
+    (_IF_EQUAL, 14, 0, 1),  # ICMP
+    (_IF_EQUAL, 0, 12, 6),  # TCP
+    (_HEADER_TO_X, 0, 0, _IP),
+    (_LOAD_BYTE_AT_X, 0, 0, _TCP_FLAGS),
+    (_AND, 0, 0, 0x12),
+    (_IF_EQUAL, 8, 9, 0x02),  # SYN without ACK
+    (_HEADER_TO_X, 0, 0, _IP),
+    (_LOAD_HALF_AT_X, 0, 0, _UDP_PORT),
+    (_IF_AT_LEAST, 6, 5, 32768),
+    (_IF_EQUAL, 1, 0, 0x8100),  # 802.1Q
+    (_IF_EQUAL, 0, 4, 0x88A8),  # 802.1ad
+    (_LOAD_HALF, 0, 0, _VLAN_TCI),
+    (_AND, 0, 0, 0x0FFF),
+    (_IF_EQUAL, 0, 1, 0),
+    (_RETURN, 0, 0, _TC_ACT_SHOT),
+    (_RETURN, 0, 0, _TC_ACT_UNSPEC),
+)
+_FROM_PORT = 18
+_WAY_OUT = (
+    (_LOAD_HALF, 0, 0, _PROTOCOL),
+    (_IF_EQUAL, 0, 3, 0x0800),
+    (_LOAD_BYTE, 0, 0, _SOURCE),
+    (_IF_EQUAL, 0, 1, 127),
+    (_RETURN, 0, 0, _TC_ACT_SHOT),
+    (_RETURN, 0, 0, _TC_ACT_UNSPEC),
+)
+_LINE = _struct.Struct("=HBBI")
 
 _TCMSG = _struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
 _TBF = _struct.Struct("=BBHhHI 12x III")  # tc_ratespec with the rate last, no peak rate; limit, buffer, mtu
@@ -229,7 +275,11 @@ def _filter(index: int, priority: int) -> bytes:
 def filter_loopback(side: "Rtnl", link: "Link") -> str:
     """guard_loopback() for an interface of any kind; "" or why it cannot be."""
     try:  # clsact, as others that want a qdisc there (Cilium) take for granted; bandwidth knows ingress alone
-        guard_loopback(side, link.index, kind="ingress" if link.kind == "veth" else "clsact")
+        if link.kind == "bridge":
+            guard_loopback(side, link.index, kind="clsact", program=_bridge_guard())
+            _add_guard(side, link.index, _CLSACT_EGRESS, _WAY_OUT)
+        else:
+            guard_loopback(side, link.index, kind="ingress" if link.kind == "veth" else "clsact")
     except OSError as error:
         if error.errno == errno.ENOENT:
             return "the kernel lacks CONFIG_NET_SCH_INGRESS or CONFIG_NET_CLS_BPF"
@@ -237,7 +287,15 @@ def filter_loopback(side: "Rtnl", link: "Link") -> str:
     return ""
 
 
-def guard_loopback(side: "Rtnl", index: int, *, kind: str) -> None:
+def _bridge_guard() -> "Program":
+    """The program for a bridge of this host, whose clients have ports from net.ipv4.ip_local_port_range on."""
+    lines = list(_BRIDGE_GUARD)
+    first = int(sysctl.read("ipv4/ip_local_port_range").split()[0])
+    lines[_FROM_PORT] = (*lines[_FROM_PORT][:3], first)
+    return tuple(lines)
+
+
+def guard_loopback(side: "Rtnl", index: int, *, kind: str, program: "Program" = _GUARD) -> None:
     """Drop what comes in by an interface to or from 127.0.0.0/8. `kind` of the qdisc, if there is none: ingress or clsact.
 
     OSError: ENOENT when the kernel has no such qdisc or no bpf filters, another when somebody's filter has our place.
@@ -246,33 +304,54 @@ def guard_loopback(side: "Rtnl", index: int, *, kind: str) -> None:
         side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, kind))
     except FileExistsError:
         pass
+    _add_guard(side, index, _CLSACT_INGRESS, program)
+
+
+def _add_guard(side: "Rtnl", index: int, hook: int, program: "Program") -> None:
     options = nested(
         TCA_OPTIONS,
-        attr(TCA_BPF_OPS_LEN, _struct.pack("=H", len(_GUARD))),
-        attr(TCA_BPF_OPS, _GUARD_OPS),
+        attr(TCA_BPF_OPS_LEN, _struct.pack("=H", len(program))),
+        attr(TCA_BPF_OPS, _ops(program)),
         attr(TCA_BPF_FLAGS, _struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT)),
     )
     try:
-        side.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, _guard(index) + options)
+        side.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, _guard(index, hook) + options)
     except FileExistsError:
-        if not guards_loopback(side, index):
+        if not _has_guard(side, index, hook):
             raise
 
 
 def guards_loopback(side: "Rtnl", index: int) -> bool:
     """Whether that filter is there."""
+    return _has_guard(side, index, _CLSACT_INGRESS)
+
+
+def _has_guard(side: "Rtnl", index: int, hook: int) -> bool:
     try:
-        answers = side.request(RTM_GETTFILTER, 0, _guard(index))
+        answers = side.request(RTM_GETTFILTER, 0, _guard(index, hook))
     except OSError as error:
         if error.errno in _ABSENT:
             return False
         raise
     options = [attrs(attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b"")) for _, answer in answers]
-    return any(found.get(TCA_BPF_OPS) == _GUARD_OPS for found in options)
+    return any(_is_guard(found.get(TCA_BPF_OPS, b"")) for found in options)
 
 
-def _guard(index: int) -> bytes:
-    return _TCMSG.pack(0, index, 1, _CLSACT_INGRESS, _PRIORITY << 16 | _ETH_P_ALL) + attr(TCA_KIND, b"bpf\0")
+def _is_guard(ops: bytes) -> bool:
+    """Whether a program is one of ours, whatever the host's range of local ports was."""
+    if ops in (_ops(_GUARD), _ops(_WAY_OUT)):
+        return True
+    start = _LINE.size * _FROM_PORT
+    cut = [each[:start] + each[start + _LINE.size :] for each in (ops, _ops(_BRIDGE_GUARD))]
+    return cut[0] == cut[1]
+
+
+def _ops(program: "Program") -> bytes:
+    return b"".join(_LINE.pack(*line) for line in program)
+
+
+def _guard(index: int, hook: int) -> bytes:
+    return _TCMSG.pack(0, index, 1, hook, _PRIORITY << 16 | _ETH_P_ALL) + attr(TCA_KIND, b"bpf\0")
 
 
 # ifb devices

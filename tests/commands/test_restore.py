@@ -156,7 +156,7 @@ def test_it_says_what_it_put_back_and_then_that_nothing_is_missing(machine: Lab,
     before = ruleset(machine)
     nft(machine, "flush ruleset")
     text = restore(machine)
-    assert re.search(r"^lab/c1/eth0 portmap: put back: host: nft elements: publish .*8080", text, re.MULTILINE)
+    assert re.search(r"^lab/c1/eth0 portmap: put back: host: nft: publish .*8080", text, re.MULTILINE)
     assert re.search(r"^lab/c2/eth0 bridge: put back: .*masquerade", text, re.MULTILINE)
     assert text.endswith("2 of 2 attachments needed something\n")
     assert restore(machine, "--quiet") == ""

@@ -46,13 +46,12 @@ def test_a_subcommand_speaks_for_itself(capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
-def run(module: str, words: list[str], encoding: str = "utf-8") -> tuple[int, str]:
-    """stderr of a command whose stdout nobody reads."""
+def run(program: str, words: list[str]) -> tuple[int, str]:
+    """Exit status and stderr of an installed command whose stdout nobody reads."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", f"cni_py.commands.{module}", *words],
-        env={"PYTHONPATH": str(HOME), "PYTHONIOENCODING": encoding, "PATH": os.environ["PATH"]},
+        [Path(sys.executable).with_name(program), *words],
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,7 +77,7 @@ def test_a_reader_that_has_gone_is_no_error_to_tell() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
-    status, error = run("main", ["install", "--dry-run", "--bin-dir", "/nowhere/bin", "--conf-dir", "/nowhere/conf"])
+    status, error = run("cni-py", ["install", "--dry-run", "--bin-dir", "/nowhere/bin", "--conf-dir", "/nowhere/conf"])
     assert "Traceback" not in error
     assert "Broken pipe" not in error
     assert status in (0, 1, 3)
