@@ -18,6 +18,8 @@ from cni_py.jsontext import Object
 from cni_py.result import IPConfig, Result, dns_from_json, prev_result, route_from_json
 from cni_py.version import at_least
 
+ARGS_MAX = 256  # addresses or gateways in CNI_ARGS
+
 
 def add(call: Call) -> Result:
     """Say what is configured."""
@@ -78,8 +80,11 @@ def added(call: Call) -> list[IPConfig]:
     """IP of CNI_ARGS, a list; each gateway of GATEWAY there is for those of them whose subnet it is in."""
     asked = netconf.parse_cni_args(call.args, ("IP", "GATEWAY"))
     refusal = "the 'ip' field is expected to be in CIDR notation, got: '{}'"
-    ips = [IPConfig(address_of(text, refusal)) for text in listed(asked.get("IP", ""))]
-    for text in listed(asked.get("GATEWAY", "")):
+    addresses, gateways = listed(asked.get("IP", "")), listed(asked.get("GATEWAY", ""))
+    if max(len(addresses), len(gateways)) > ARGS_MAX:  # each gateway is looked at for each address
+        raise CniError(f"CNI_ARGS has {len(addresses)} in IP and {len(gateways)} in GATEWAY", f"{ARGS_MAX} at most")
+    ips = [IPConfig(address_of(text, refusal)) for text in addresses]
+    for text in gateways:
         try:
             gateway = parse_ip(text)
         except ValueError:

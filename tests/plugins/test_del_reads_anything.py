@@ -17,14 +17,22 @@ BRIDGE = (
     "bridge isGateway isDefaultGateway forceAddress ipMasq ipMasqBackend mtu hairpinMode promiscMode vlan vlanTrunk "
     "preserveDefaultVlan macspoofchk enabledad disableContainerInterface portIsolation"
 )
-PORTMAP = "backend snat masqAll markMasqBit externalSetMarkChain conditionsV4 conditionsV6 userlandProxy ports "
-    "directAccess hostListener"
+PORTMAP = [
+    "backend",
+    "snat",
+    "masqAll",
+    "markMasqBit",
+    "externalSetMarkChain",
+    "conditionsV4",
+    "conditionsV6",
+    "userlandProxy",
+]
 KEYS = {
     "bridge": BRIDGE.split(),
     "ptp": ["ipMasq", "ipMasqBackend", "mtu"],
     "macvlan": ["master", "mode", "mtu", "mac", "bcqueuelen", "linkInContainer"],
     "loopback": [],
-    "portmap": PORTMAP.split(),
+    "portmap": [*PORTMAP, "ports", "directAccess", "hostListener"],
     "firewall": ["backend", "iptablesAdminChainName", "firewalldZone", "ingressPolicy"],
     "tuning": ["mac", "mtu", "promisc", "allmulti", "txQLen", "sysctl", "dataDir"],
     "bandwidth": ["ingressRate", "ingressBurst", "egressRate", "egressBurst"],
