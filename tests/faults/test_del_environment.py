@@ -195,8 +195,8 @@ def test_gc_leaves_alone_what_a_call_holds_or_another_network_has(host: Host) ->
     assert host.do(f"cat {path}") == "damaged\n"
     lock = f"{FOLDER}/lock/attachment-{path.split('/')[-2]}-bridge"
     mine = {**BRIDGE, "cni.dev/valid-attachments": []}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with host.lab["host"].popen(["flock", lock, "sh", "-c", "echo held; read x"], **pipes) as holder:
+    pipe = subprocess.PIPE
+    with host.lab["host"].popen(["flock", lock, "sh", "-c", "echo held; read x"], stdin=pipe, stdout=pipe) as holder:
         assert holder.stdout is not None
         assert holder.stdin is not None
         assert holder.stdout.readline() == b"held\n"

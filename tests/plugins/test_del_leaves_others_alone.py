@@ -129,7 +129,7 @@ def test_what_is_no_namespace(net: BridgeNetwork, kind: str) -> None:
 
 
 IPAM = {"type": "host-local", "ranges": [[{"subnet": "10.250.0.0/24"}]]}
-ALONE = {
+ALONE: dict[str, Conf] = {
     "ptp": {"ipam": IPAM},
     "macvlan": {"master": "lan0", "ipam": IPAM},
     "bridge": {"bridge": "br-alone", "isGateway": True, "ipam": IPAM},

@@ -83,7 +83,7 @@ class Runner:
             self.conf["prevResult"] = net.well("ADD", net.conf()).json
 
     def run(self, verb: str, conf: Conf, **env: str | None) -> Outcome:
-        return self.net.plugins.run(self.net.lab, verb, self.plugin, conf, self.net.a, **env)
+        return self.net.plugins.run(self.net.lab, verb, self.plugin, conf, self.net.a, None, "eth0", **env)
 
     def well(self, verb: str, conf: Conf, **env: str | None) -> None:
         outcome = self.run(verb, conf, **env)
