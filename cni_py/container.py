@@ -80,8 +80,8 @@ def release_addresses(call: "Call") -> None:
     """DEL: give the addresses back to IPAM.
 
     An IPAM plugin that cannot be found (a wrong or unreadable `ipam.type`) will have kept the ADD from succeeding, so that
-    is no error unless prevResult shows that it did succeed: then addresses would leak. What host-local holds for the
-    attachment is released in any case.
+    is no error unless prevResult, or a finished record without reservations of ours, shows that it did succeed: then
+    addresses would leak. What host-local holds for the attachment is released in any case.
     """
     kind = invoke.ipam_type(call)
     try:
@@ -93,6 +93,8 @@ def release_addresses(call: "Call") -> None:
         left = [ip.address for ip in earlier.ips if ip_text(ip.address.packed) not in released] if earlier else []
         if left:
             raise CniError(f"the IPAM plugin cannot give back {', '.join(map(str, left))}", str(error)) from error
+        if kind and call.record is not None and call.record.done and not call.record.damage and not released:
+            raise
         if kind:
             warn(f"nothing is given back to the IPAM plugin: {error}")
         return

@@ -87,6 +87,8 @@ def sweep(
     With `only` (DEL, whose record is lost) those of one attachment, by its hex.
     """
     living = {key.hex for key in valid}
+    if only and not _is_there(kernel, {family for _, family in sets}):
+        return  # not even a lock file is made
     with nftables_lock():
         changes = []
         try:
@@ -105,6 +107,14 @@ def sweep(
         except NftUnavailable:
             return  # then nothing of ours can be there
         _remove(kernel, changes)
+
+
+def _is_there(kernel: "Kernel", families: "Iterable[int]") -> bool:
+    """Whether one of our tables is there."""
+    try:
+        return any(kernel.nft.has_table(family) for family in families)
+    except NftUnavailable:
+        return False
 
 
 def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", only: str = "") -> None:

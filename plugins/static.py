@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ARGS_MAX = 256  # addresses or gateways in CNI_ARGS
+
 
 def add(call: Call) -> Result:
     """Say what is configured."""
@@ -96,8 +98,13 @@ def added(call: Call, ipam: Object) -> list[IPConfig]:
     """IP of CNI_ARGS, a list; each gateway of GATEWAY there is for those of them whose subnet it is in."""
     asked = netconf.parse_cni_args(call.args, ("IP", "GATEWAY"))
     refusal = "the 'ip' field is expected to be in CIDR notation, got: '{}'"
-    ips = [wished(text, ipam, refusal) for text in listed(asked.get("IP", ""))]
-    for text in listed(asked.get("GATEWAY", "")):
+    addresses, gateways = list(listed(asked.get("IP", ""))), list(listed(asked.get("GATEWAY", "")))
+    if max(len(addresses), len(gateways)) > ARGS_MAX:  # each gateway is looked at for each address
+        raise InvalidEnvironment(
+            f"CNI_ARGS has {len(addresses)} addresses in IP and {len(gateways)} in GATEWAY: at most {ARGS_MAX}"
+        )
+    ips = [wished(text, ipam, refusal) for text in addresses]
+    for text in gateways:
         try:
             gateway = parse_ip(text)
         except ValueError:

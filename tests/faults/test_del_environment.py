@@ -195,10 +195,8 @@ def test_gc_leaves_alone_what_a_call_holds_or_another_network_has(host: Host) ->
     assert host.do(f"cat {path}") == "damaged\n"
     lock = f"{FOLDER}/lock/attachment-{path.split('/')[-2]}-bridge"
     mine = {**BRIDGE, "cni.dev/valid-attachments": []}
-    holder = host.lab["host"].popen(
-        ["flock", lock, "sh", "-c", "echo held; read x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
+    pipe = subprocess.PIPE
+    with host.lab["host"].popen(["flock", lock, "sh", "-c", "echo held; read x"], stdin=pipe, stdout=pipe) as holder:
         assert holder.stdout is not None
         assert holder.stdin is not None
         assert holder.stdout.readline() == b"held\n"
@@ -206,8 +204,5 @@ def test_gc_leaves_alone_what_a_call_holds_or_another_network_has(host: Host) ->
         assert host.do(f"cat {path}; ls {lock}") == f"damaged\n{lock}\n"
         holder.stdin.close()
         holder.wait(10)
-    finally:
-        holder.kill()
-        holder.wait()
     assert host.call("GC", mine).status == 0
     assert not host.do(f"ls {path} {lock} 2>/dev/null; true")

@@ -408,7 +408,7 @@ def test_del_needs_neither_namespace_nor_result(net: VethAttachment, netns: str 
 def test_del_with_a_configuration_that_cannot_be_still_removes_the_limits(net: VethAttachment) -> None:
     before = state(net)
     net.well("ADD", net.conf("1.0.0", **BOTH))
-    assert net.run("DEL", net.conf("1.0.0", ingressRate="1M")).code in REFUSALS
+    net.well("DEL", net.conf("1.0.0", ingressRate="1M"))
     assert not difference(before, state(net))
 
 

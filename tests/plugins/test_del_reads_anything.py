@@ -26,7 +26,7 @@ KEYS = {
     "ptp": ["ipMasq", "ipMasqBackend", "mtu"],
     "macvlan": ["master", "mode", "mtu", "mac", "bcqueuelen", "linkInContainer"],
     "loopback": [],
-    "portmap": PORTMAP.split(),
+    "portmap": [*PORTMAP, "ports", "directAccess", "hostListener"],
     "firewall": ["backend", "iptablesAdminChainName", "firewalldZone", "ingressPolicy"],
     "tuning": ["mac", "mtu", "promisc", "allmulti", "txQLen", "sysctl", "dataDir"],
     "bandwidth": ["ingressRate", "ingressBurst", "egressRate", "egressBurst"],

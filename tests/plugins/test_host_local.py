@@ -228,7 +228,7 @@ def test_after_a_reboot_what_was_reserved_before_it_is_free_again(
 @pytest.mark.ours_alone
 def test_a_data_dir_that_is_no_path_is_a_configuration_error(cni: Cni, conf: Callable[..., Conf]) -> None:
     assert cni("ADD", "host-local", conf(dataDir="a\0b")).code == 7
-    assert cni("DEL", "host-local", conf(dataDir="a\0b")).code == 7
+    assert cni("DEL", "host-local", conf(dataDir="a\0b")).status == 0  # nothing can be there
 
 
 def test_a_plan_names_the_addresses_and_an_add_then_takes_them(

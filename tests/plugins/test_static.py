@@ -103,7 +103,7 @@ def test_an_address_without_prefix_length_is_one_of_its_configured_subnet(cni: C
 @pytest.mark.parametrize("text", ["10.1.2.1", "10.5.5.5", "fd00:9::1", "10.1.2", "10.1.2.7/", ""])
 def test_an_address_that_has_no_subnet_or_is_its_gateway_is_refused(cni: Cni, text: str) -> None:
     outcome = cni("ADD", "static", conf({"addresses": [FOUR, SIX]}, runtimeConfig={"ips": [text]}))
-    assert outcome.code == 999
+    assert outcome.code == 7
     assert (f"'{text}'" if text != "10.1.2.1" else "requested ip 10.1.2.1 is subnet's gateway") in outcome.json["msg"]
 
 

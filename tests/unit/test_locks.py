@@ -58,3 +58,18 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot open the lock file"), Lock(str(tmp_path / "lock"), "the subject"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_that_is_not_needed_is_gone_without(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = str(tmp_path / "file" / "lock")
+    with Lock(path, "the subject", needed=False) as lock:
+        assert lock.fd < 0
+    with pytest.raises(Exception, match="cannot open the lock file"), Lock(path, "the subject"):
+        pass
+
+
+def test_without_waiting_a_held_lock_is_refused_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    with Lock(path, "the subject"), pytest.raises(TryAgainLater), Lock(path, "the subject", 0):
+        pass

@@ -1,5 +1,7 @@
 """Ranges, range sets and the order of choice, by value."""
 
+import time
+
 import pytest
 
 from cni_py.addr import ip_text, parse_address, parse_ip
@@ -212,3 +214,16 @@ def test_a_wrong_exclusion_is_an_error_of_the_configuration() -> None:
     with pytest.raises(CniError) as caught:
         parsed('{"subnet": "10.1.2.0/24", "exclude": ["10.1.2.300"]}')
     assert caught.value.code == 7
+
+
+def test_many_ranges_and_exclusions_cost_their_size() -> None:
+    begun = time.monotonic()
+    ranges = [a_range(f"10.{number >> 8}.{number & 255}.0/28") for number in range(20_000)]
+    check_set(ranges)
+    check_sets([ranges])
+    with pytest.raises(CniError, match="overlap"):
+        check_set([*ranges, a_range("10.0.0.0/8")])
+    one = a_range("10.0.0.0/8", exclude=tuple(f"10.{n >> 8}.{n & 255}.7" for n in range(20_000)))
+    taken = iter(range(100_000))
+    assert choose([one], None, None, lambda _: next(taken) > 90_000)
+    assert time.monotonic() - begun < 20

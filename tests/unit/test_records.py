@@ -130,3 +130,26 @@ def test_gc_sees_the_records_of_one_plugin_and_network_only(run_dir: Path) -> No
     forged.mkdir()
     (forged / "bridge.json").write_text(json.dumps({"schema": 1, "network": "a", "containerID": "x", "ifname": "eth0"}))
     assert sorted(key.container_id for key in records.keys_of("a", "bridge")) == ["c1", "c2"]
+
+
+@pytest.mark.parametrize("what", ["fifo", "folder", "link", "huge"])
+def test_what_is_no_ordinary_file_of_ours_is_not_read(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "file"
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(records.FILE_MAX + 1)
+    with pytest.raises(OSError, match=r"."):
+        records.read(str(path))
+
+
+def test_a_file_is_written_over_whatever_a_killed_call_left(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file.tmp")
+    records.write(str(tmp_path / "file"), b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
