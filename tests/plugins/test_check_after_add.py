@@ -86,8 +86,12 @@ def added_and_checked(net: BridgeNetwork, conf: Conf) -> None:
     assert (deleted.status, deleted.stdout, deleted.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("plugin", ["bridge", "ptp", "macvlan"])
+MAIN = ("bridge", "ptp", "macvlan")
+# ptp needs a gateway, which the kernel refuses in a route of scope link
+CASES = [(plugin, network) for plugin in MAIN for network in NETWORKS if (plugin, network) != ("ptp", "scope link")]
+
+
+@pytest.mark.parametrize(("plugin", "network"), CASES)
 def test_check_is_content_with_what_add_made(net: BridgeNetwork, plugin: str, network: str) -> None:
     added_and_checked(net, conf_of(net, plugin, network))
 

@@ -35,8 +35,9 @@ Env = dict[str, str | None]
 
 @pytest.fixture(autouse=True, scope="module")
 def unchanged(shared_lab: Lab) -> Iterator[None]:
-    """None of these leaves a trace on the host or in the container, the folder for locks aside."""
-    shared_lab["host"].run(["mkdir", "-m", "0700", "/run/cni-py", "/run/cni-py/lock"], check=True)
+    """None of these leaves a trace on the host or in the container, the folders for locks and for what is published aside."""
+    folders = ["/run/cni-py", "/run/cni-py/lock", "/run/cni-py/published"]
+    shared_lab["host"].run(["mkdir", "-m", "0700", *folders], check=True)
 
     def state() -> dict[str, object]:
         return {node: shared_lab.snapshot(node) for node in ("host", "c1")}
