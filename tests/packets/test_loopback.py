@@ -162,12 +162,20 @@ def answers_to_tagged(local: Network, source: str) -> list[str]:
 
 
 @pytest.mark.ours_alone
+@pytest.mark.parametrize("bridge_nf", [0, 1])
 @pytest.mark.parametrize("backend", [Network, ByIptables], ids=["nftables", "iptables"])
-def test_a_flush_does_not_open_the_hosts_loopback(lab: Lab, plugins: Plugins, backend: type[Network]) -> None:
-    """route_localnet stays then: the guard must."""
+def test_a_flush_does_not_open_the_hosts_loopback(
+    lab: Lab, plugins: Plugins, backend: type[Network], bridge_nf: int
+) -> None:
+    """route_localnet stays then: the guard must. With br_netfilter it sees answers to the host as packets to 127.0.0.1."""
     network = backend(lab, plugins)
-    network.attach("c1", mapping(WEB, 80))
+    network.attach("c1", mapping(WEB, 80), mapping(DNS, 53, "udp"))
     network.attach("c2")
+    lab["host"].run(["sysctl", "-qw", f"net.bridge.bridge-nf-call-iptables={bridge_nf}"], check=True)
+    for port, protocol in ((WEB, "tcp"), (DNS, "udp")):
+        lab.serve("c1", 80 if port == WEB else 53, protocol)
+        for address in ("127.0.0.1", "127.0.0.9"):
+            assert lab.fetch("host", address, port, protocol).name == "c1"
     lab.serve("host", HOST_SERVICE, "udp", address="127.0.0.1")
     lab.serve("host", HOST_SERVICE + 2, "udp")
     source = network.address("c2", 4)
