@@ -1,6 +1,6 @@
 """Operations on iptables' nat table, for those who asked for that backend: masquerading and published ports."""
 
-from cni_py import heirs, iptables, iptrules, nftops, portclaims, records
+from cni_py import heirs, hostclients, iptables, iptrules, nftops, portclaims, records
 from cni_py.addr import Address, by_family, parse_ip
 from cni_py.backends import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PUBLISH, chain_name, concerned
 from cni_py.engine import Op
@@ -143,7 +143,7 @@ class PublishByIptables(Op):
         return None
 
 
-class OpenLoopback(nftops.AllowLoopbackClients):
+class OpenLoopback(hostclients.AllowLoopbackClients):
     """The same, also where there is neither nf_tables nor the filter: then nothing guards the host's loopback, as in Go."""
 
     address: str
@@ -162,7 +162,7 @@ class OpenLoopback(nftops.AllowLoopbackClients):
             differs = super().check(kernel)
         except NftUnavailable:
             return None
-        link = nftops.interface_towards(kernel.host, parse_ip(self.address)) if differs else None
+        link = hostclients.interface_towards(kernel.host, parse_ip(self.address)) if differs else None
         if link is None:
             return None
         ours = kernel.nft.get("local_links", (ifname_key(link.name),)) or tc.guards_loopback(kernel.host, link.index)

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from cni_py import engine, heirs, jsontext, nftops, records, userland
+from cni_py import engine, heirs, hostclients, jsontext, records, userland
 from cni_py.engine import Op
 from cni_py.errors import CniError, os_error
 from cni_py.kernel import libnftables, nftrules
@@ -23,7 +23,7 @@ PORT_KEY = 8  # bytes at the end of a key: inet_proto . inet_service, each padde
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
 
 
-class RestoreGuard(nftops.AllowLoopbackClients):
+class RestoreGuard(hostclients.AllowLoopbackClients):
     """The guard of the host's loopback, trusting nothing that was noted about it."""
 
     address: str

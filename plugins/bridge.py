@@ -26,7 +26,6 @@ from cni_py.container import (
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel import rtnl
 from cni_py.netconf import boolean, string
-from cni_py.ops import vlan_gateway_name
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import bridge_mac, complete, plan, plan_bridge
 from cni_py.result import Interface, Result
@@ -58,6 +57,8 @@ def add(call: Call) -> Result:
         Interface(call.ifname, mac_text(container_mac), call.netns),
     ]
     if conf.vlan and conf.gateway:
+        from cni_py.vlangateway import vlan_gateway_name
+
         name = vlan_gateway_name(conf.bridge, conf.vlan)
         result.interfaces.append(Interface(name, mac_now(call, name, bytes(6))))
     prefer_own_dns(call, result)

@@ -93,8 +93,10 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
     steps: list[Op] = []
     if conf.gateway:
         if conf.vlan:
-            name = ops.vlan_gateway_name(conf.bridge, conf.vlan)
-            steps.append(ops.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
+            from cni_py import vlangateway
+
+            name = vlangateway.vlan_gateway_name(conf.bridge, conf.vlan)
+            steps.append(vlangateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
         gateways = [Address(ip.gateway, ip.address.prefixlen) for ip in result.ips if ip.gateway is not None]
         beside = " ".join(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
         steps += [

@@ -10,12 +10,10 @@ Beyond the Go plugin: `exclude` in `ipam` or in a range lists addresses, network
 are only given to who asks for them by name. The directory and what is reclaimed from it: cni_py/reservations.py.
 """
 
-import os
-
 from cni_py import netconf
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.call import Call, Plugin
-from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.jsontext import Object
 from cni_py.netconf import NetConf
 from cni_py.ranges import SETS_MAX, choose, parse_sets, range_of, set_text
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
     Choice = tuple[bytes, Range]
 
-RESOLV_CONF_MAX = 1 << 20  # characters; /dev/zero has no end
 DATA_DIR = "/var/lib/cni/networks"
 
 
@@ -38,7 +35,8 @@ def add(call: Call) -> Result:
     """Choose under the lock, then reserve: the operations are complete before the first of them is applied."""
     ipam, range_sets, requested = parse(call)
     routes = parse_routes(ipam)
-    dns = read_resolv_conf(netconf.string(ipam, "resolvConf"))
+    path = netconf.string(ipam, "resolvConf")
+    dns = resolver(path) if path else DNS()
     directory = directory_of(call.conf)
     with Pool(directory, make=not call.dry_run, look=call.dry_run) as pool:
         chosen = choose_all(call, range_sets, requested, pool)
@@ -63,7 +61,9 @@ def examine(call: Call) -> None:
     """Read all that ADD reads of the configuration."""
     ipam, _, _ = parse(call)
     parse_routes(ipam)
-    read_resolv_conf(netconf.string(ipam, "resolvConf"))
+    path = netconf.string(ipam, "resolvConf")
+    if path:
+        resolver(path)
     directory_of(call.conf)
 
 
@@ -149,6 +149,13 @@ def status(call: Call) -> None:
                 raise PluginNotAvailable(f"range set {number} is full", error.msg) from None
 
 
+def resolver(path: str) -> DNS:
+    """The settings in a resolv.conf(5)."""
+    from cni_py.resolvconf import read
+
+    return read(path)
+
+
 def directory_of(conf: NetConf) -> str:
     """The network's directory. Its name has been checked: no slash in it, no dot at its front."""
     data_dir = netconf.string(conf.ipam or Object(), "dataDir") or DATA_DIR
@@ -190,29 +197,6 @@ def parse_routes(ipam: Object) -> "list[Route]":
         return [route_from_json(entry) for entry in netconf.objects(ipam, "routes")]
     except ValueError as error:
         raise InvalidNetworkConfig(f"routes: {error}") from None
-
-
-def read_resolv_conf(path: str) -> DNS:
-    """The resolver's settings in a file of the form of resolv.conf(5); none without a path."""
-    dns = DNS()
-    if not path:
-        return dns
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO or /proc/kmsg would wait for ever
-        with open(fd, encoding="utf-8", errors="replace") as file:
-            lines = [line.split() for line in file.read(RESOLV_CONF_MAX).splitlines()]
-    except (OSError, ValueError, TypeError) as error:  # TypeError: the text layer's answer to "nothing to read now"
-        raise IOFailure(f"cannot read resolvConf {path!r}", str(error)) from None
-    for keyword, *values in filter(None, lines):
-        if keyword == "nameserver":
-            dns.nameservers += values[:1]
-        elif keyword == "domain" and values:
-            dns.domain = values[0]
-        elif keyword == "search":
-            dns.search += values
-        elif keyword == "options":
-            dns.options += values
-    return dns
 
 
 PLUGIN = Plugin("host-local", add=add, delete=delete, check=check, gc=gc, status=status, examine=examine)

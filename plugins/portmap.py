@@ -24,7 +24,7 @@ backend. Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import backends, netconf, nftops, portindex, records, settings, userland
+from cni_py import backends, hostclients, netconf, nftops, portindex, records, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import InvalidNetworkConfig
@@ -189,14 +189,14 @@ def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> 
         from cni_py import iptablesops
 
         steps = iptablesops.publish(conf, addresses)
-        loopback: type[nftops.AllowLoopbackClients] = iptablesops.OpenLoopback
+        loopback: type[hostclients.AllowLoopbackClients] = iptablesops.OpenLoopback
         return (plan_host_clients(addresses, earlier, loopback) if steps and conf.snat else []) + steps
     wanted = mappings(conf, addresses)
     if not wanted:
         return []
     families = {mapping.family for mapping in wanted}
     addresses = [address for address in addresses if address.family in families]
-    steps = plan_host_clients(addresses, earlier, nftops.AllowLoopbackClients) if conf.snat else []
+    steps = plan_host_clients(addresses, earlier, hostclients.AllowLoopbackClients) if conf.snat else []
     steps.append(
         nftops.PublishPorts(
             ports=", ".join(map(str, wanted)),
@@ -210,13 +210,13 @@ def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> 
 
 
 def plan_host_clients(
-    addresses: list[Address], earlier: "Result", loopback: type[nftops.AllowLoopbackClients]
+    addresses: list[Address], earlier: "Result", loopback: type[hostclients.AllowLoopbackClients]
 ) -> "list[Op]":
     """What lets processes of this host, and the container itself, reach the container through its published ports."""
     steps: list[Op] = [loopback(address=ip_text(address.packed)) for address in addresses if address.family == 4]
     if any(sysctl.bridged_packets_pass_ip_rules(address.family) for address in addresses):
         ours = [interface.name for interface in earlier.interfaces if not interface.sandbox]
-        steps += [nftops.ReflectToPort(name=name) for name in ours[1:2]]  # [bridge, host veth, ...]
+        steps += [hostclients.ReflectToPort(name=name) for name in ours[1:2]]  # [bridge, host veth, ...]
     return steps
 
 

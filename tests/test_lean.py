@@ -80,7 +80,9 @@ MAY_LOAD = {
     "loopback": CALL | LINKS | ours("plugins.loopback"),
     "portmap": CALL
     | FILTERS
-    | ours("plugins.portmap", "portindex", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl")
+    | ours(
+        "plugins.portmap", "hostclients", "portindex", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"
+    )
     | ours("kernel.sock_diag"),  # whether the host listens on the ports: a dump for each protocol and family
     "tuning": CALL
     | LINKS

@@ -12,7 +12,7 @@ from tests.commands.hand import NETWORK, Hand, links
 from tests.plugins.test_host_listeners import holding
 
 CONF = "/etc/cni/net.d/50-lab.conflist"
-SAID = "cni-py-exec: port 8080/tcp on 0.0.0.0 is in use by python3"
+SAID = "cni-py-exec: port 8080/tcp on 0.0.0.0 is in use by python"
 ONLY4 = [[{"subnet": "192.0.2.0/24"}]]
 
 
@@ -53,7 +53,7 @@ def test_a_network_that_says_warn_decides_for_itself(hand: Hand) -> None:
     with holding(hand.lab["host"], "0.0.0.0", 8080):
         done = hand("ADD", "lab", "c1", "-p", "8080:80")
     assert done.returncode == 0
-    assert "cni-py: port 8080/tcp on 0.0.0.0 is in use by python3" in done.stderr
+    assert "cni-py: port 8080/tcp on 0.0.0.0 is in use by python" in done.stderr
 
 
 def test_a_program_that_comes_later_is_noted_by_check(hand: Hand) -> None:
@@ -61,7 +61,7 @@ def test_a_program_that_comes_later_is_noted_by_check(hand: Hand) -> None:
     assert "note:" not in hand.well("CHECK", "lab", "c1")
     with holding(hand.lab["host"], "127.0.0.1", 8080):
         checked = hand.well("CHECK", "lab", "c1")
-    assert "everything is as ADD made it\nnote: port 8080/tcp on 0.0.0.0 is in use by python3" in checked
+    assert "everything is as ADD made it\nnote: port 8080/tcp on 0.0.0.0 is in use by python" in checked
 
 
 def test_families_that_the_network_does_not_have_are_not_looked_at(hand: Hand) -> None:

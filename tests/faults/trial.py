@@ -80,11 +80,10 @@ def delete(trial: Trial) -> None:
 
 
 def collect_garbage(trial: Trial) -> None:
-    """Without a record there is nothing yet but that, half-written, or its lock."""
-    if trial.is_recorded:
-        trial.good("GC", "", **{"cni.dev/valid-attachments": []})
-    else:
+    """Without a record there is nothing yet but that, half-written, or its lock. GC also takes a subnet's unused chains."""
+    if not trial.is_recorded:
         trial.good("DEL")
+    trial.good("GC", "", **{"cni.dev/valid-attachments": []})
 
 
 def add_again(trial: Trial) -> None:
@@ -123,6 +122,7 @@ def kill_add(trial: Trial, recover: Callable[[Trial], None], start: int = 0, ste
     Before each change is everywhere: between two of them it makes no difference. `start` and `step` choose among the points.
     """
     points = trial.points("ADD", "change")
+    recover(trial)
     before = trial.state()
     for number, point in points[start::step]:
         outcome = trial.go("ADD", f"change:{number}:kill")

@@ -95,7 +95,7 @@ def test_refuse_is_an_error_that_names_the_program_and_changes_nothing(network: 
     with holding(host, "0.0.0.0", 8080):
         refused = network.add("c1", mapping(8080, 80), hostListener="refuse", backend=backend)
         assert (refused.status, refused.code) == (1, 110)
-        assert refused.json["msg"].startswith("port 8080/tcp on 0.0.0.0 is in use by python3")
+        assert refused.json["msg"].startswith("port 8080/tcp on 0.0.0.0 is in use by python")
         assert "(pid " in refused.json["msg"]
         assert "hostListener" in refused.json["details"]
         assert refused.stderr == ""
@@ -111,7 +111,7 @@ def test_by_default_it_is_said_and_published(network: Asked, keys: dict[str, obj
     with holding(network.lab["host"], "0.0.0.0", 8080):
         done = network.add("c1", mapping(8080, 80), **keys)
     assert done.status == 0, done.stdout
-    assert done.stderr.startswith("cni-py: port 8080/tcp on 0.0.0.0 is in use by python3")
+    assert done.stderr.startswith("cni-py: port 8080/tcp on 0.0.0.0 is in use by python")
     assert done.stderr.endswith(", whose clients now come to container c1\n")
     assert done.stderr.count("\n") == 1
 
@@ -177,7 +177,7 @@ def test_a_port_is_held_as_bind_sees_it(
     with holding(network.lab["host"], ip, 8080, protocol, **fields):
         refused = network.add("c1", *ports, **REFUSE)
     assert refused.code == 110, refused.stdout
-    assert refused.json["msg"].startswith(f"port 8080/{protocol} on {where} is in use by python3")
+    assert refused.json["msg"].startswith(f"port 8080/{protocol} on {where} is in use by python")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_what_portfwd_serves_alone_it_does_not_take_from_others(network: Asked, 
     with holding(network.lab["host"], "0.0.0.0", 8090):
         always = network.add("c1", mapping(8090, 80), userlandProxy="always", hostListener=said)
         assert (always.code, always.stderr) == (110, "")
-        assert always.json["msg"].startswith("port 8090/tcp on 0.0.0.0 is in use by python3")
+        assert always.json["msg"].startswith("port 8090/tcp on 0.0.0.0 is in use by python")
     with holding(network.lab["host"], "::1", 8091):
         beside = network.add("c1", mapping(8091, 80))
         assert beside.status == 0

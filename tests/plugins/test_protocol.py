@@ -36,8 +36,8 @@ Env = dict[str, str | None]
 @pytest.fixture(autouse=True, scope="module")
 def unchanged(shared_lab: Lab) -> Iterator[None]:
     """None of these leaves a trace on the host or in the container, the folders for locks and for what is published aside."""
-    folders = ["/run/cni-py", "/run/cni-py/lock", "/run/cni-py/published"]
-    shared_lab["host"].run(["mkdir", "-m", "0700", *folders], check=True)
+    make = "umask 077; mkdir -p /run/cni-py/lock /run/cni-py/published; : >/run/cni-py/lock/nftables"
+    shared_lab["host"].run(["sh", "-c", make], check=True)
 
     def state() -> dict[str, object]:
         return {node: shared_lab.snapshot(node) for node in ("host", "c1")}

@@ -1,4 +1,4 @@
-"""nftops.AllowLoopbackClients: 127.0.0.0/8 passes by an interface only behind two guards, one that a flush leaves."""
+"""hostclients.AllowLoopbackClients: 127.0.0.0/8 passes by an interface only behind two guards, one that a flush leaves."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from cni_py import nftops, restore
+from cni_py import hostclients, restore
 from cni_py.kernel import tc
 from cni_py.kernel.context import Kernel
 from cni_py.records import Attachment
@@ -36,7 +36,7 @@ def test_loopback_is_opened_to_an_interface_only_behind_its_guard_and_never_to_l
         ("192.0.2.5", False),
         ("198.51.100.2", True),
     ):
-        op = nftops.AllowLoopbackClients(address=address)
+        op = hostclients.AllowLoopbackClients(address=address)
         assert op.apply(kernel) is changed, address
         assert op.check(kernel) is None
     link = kernel.host.link("br7")
@@ -65,7 +65,7 @@ def test_loopback_open_by_the_setting_of_all_is_guarded_and_not_set_again() -> N
     run("sysctl -qw net.ipv4.conf.all.route_localnet=1")
     run("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys")
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
-    op = nftops.AllowLoopbackClients(address="198.51.100.2")
+    op = hostclients.AllowLoopbackClients(address="198.51.100.2")
     assert "open" in (op.check(kernel) or "")  # all opens every interface
     assert op.apply(kernel) is False
     assert op.check(kernel) is None
@@ -79,7 +79,7 @@ def test_loopback_open_by_the_setting_of_all_is_guarded_and_not_set_again() -> N
 def test_guard_made_by_an_earlier_version_gets_its_filter_and_a_new_bridge_of_the_name_too() -> None:
     prepare()
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
-    op = nftops.AllowLoopbackClients(address="198.51.100.2")
+    op = hostclients.AllowLoopbackClients(address="198.51.100.2")
     kernel.nft.ensure_table()
     run("nft add element inet cni_py local_links { br7 }")
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_a_filter_of_somebody_else_in_the_place_of_the_guard_stays_and_is_said()
     run("ip link add br7 type bridge; ip addr add 198.51.100.1/24 dev br7; ip link set br7 up")
     run("tc qdisc add dev br7 clsact; tc filter add dev br7 ingress pref 1 protocol all u32 match u32 0 0 classid 1:1")
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
-    op = nftops.AllowLoopbackClients(address="198.51.100.2")
+    op = hostclients.AllowLoopbackClients(address="198.51.100.2")
     with contextlib.redirect_stderr(io.StringIO()) as said:
         assert op.apply(kernel) is True
     assert op.check(kernel) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_py import ops
+from cni_py import ops, vlangateway
 from cni_py.errors import CniError
 from cni_py.kernel.context import Kernel
 from cni_py.kernel.rtnl import Rtnl
@@ -66,7 +66,7 @@ def test_gateway_of_a_vlan_is_completed(left: str, peer: str) -> None:
     if left == "all":
         run("ip link set br7.5 up")
     kernel, host = host_with_vlans()
-    op = ops.EnsureVlanGateway(bridge="br7", vlan=5)
+    op = vlangateway.EnsureVlanGateway(bridge="br7", vlan=5)
     assert op.apply(kernel) is (left != "all")
     gateway, bridge = ops.need(kernel.host, "br7.5"), ops.need(kernel.host, "br7")
     port = ops.need(kernel.host, "br7.5p" if left == "nothing" else peer)
@@ -89,10 +89,10 @@ def test_bridges_with_like_names_have_gateways_of_their_own(bridges: tuple[str, 
     kernel, _ = host_with_vlans()
     for bridge in bridges:
         run(f"ip link add {bridge} type bridge; ip link set {bridge} up")
-        assert ops.EnsureVlanGateway(bridge=bridge, vlan=100).apply(kernel) is True
+        assert vlangateway.EnsureVlanGateway(bridge=bridge, vlan=100).apply(kernel) is True
     ports = []
     for bridge in bridges:
-        op = ops.EnsureVlanGateway(bridge=bridge, vlan=100)
+        op = vlangateway.EnsureVlanGateway(bridge=bridge, vlan=100)
         assert op.apply(kernel) is False
         gateway = ops.need(kernel.host, op.gateway)
         port = kernel.host.link(gateway.link)
@@ -108,14 +108,14 @@ def test_a_gateways_port_that_the_version_before_named_is_used_and_none_of_anoth
     run(f"ip link add {first} type bridge; ip link add {second} type bridge")
     run(f"ip link add {first}.100 type veth peer name bcdefghijk.100p; ip link set bcdefghijk.100p master {first} up")
     kernel, _ = host_with_vlans()
-    assert ops.EnsureVlanGateway(bridge=second, vlan=100).apply(kernel) is True
-    assert ops.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel) is True
+    assert vlangateway.EnsureVlanGateway(bridge=second, vlan=100).apply(kernel) is True
+    assert vlangateway.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel) is True
     assert ops.need(kernel.host, "bcdefghijk.100p").master == ops.need(kernel.host, first).index
     run(f"ip link set bcdefghijk.100p master {second}")
     with pytest.raises(
         CniError, match=rf"{first}\.100 is not the gateway's interface of bridge {first} but of {second}"
     ):
-        ops.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel)
+        vlangateway.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel)
 
 
 @pytest.mark.netns
@@ -123,7 +123,7 @@ def test_an_interface_that_has_the_name_of_the_gateways_port_is_left_alone() -> 
     run("ip link add br7 type bridge; ip link add br7.5p type dummy 2>/dev/null || ip link add br7.5p type bridge")
     kernel, _ = host_with_vlans()
     with pytest.raises(CniError, match=r"br7\.5p exists"):
-        ops.EnsureVlanGateway(bridge="br7", vlan=5).apply(kernel)
+        vlangateway.EnsureVlanGateway(bridge="br7", vlan=5).apply(kernel)
     assert ops.need(kernel.host, "br7.5p").master == 0
     assert kernel.host.link("br7.5") is None
 
@@ -133,7 +133,7 @@ def test_an_interface_of_that_name_that_is_no_veth_serves_as_it_is() -> None:
     """A VLAN device on the bridge is how people do it by hand; the kernel here may have none."""
     run("ip link add br7 type bridge; ip link add link br7 name br7.5 type vlan id 5 || ip link add br7.5 type bridge")
     kernel, host = host_with_vlans()
-    op = ops.EnsureVlanGateway(bridge="br7", vlan=5)
+    op = vlangateway.EnsureVlanGateway(bridge="br7", vlan=5)
     assert op.apply(kernel) is True
     assert (ops.need(kernel.host, "br7.5").up, host.vlans, op.check(kernel)) == (True, [], None)
 

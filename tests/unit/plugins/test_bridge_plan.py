@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from cni_py import backends, ops
+from cni_py import backends, ops, vlangateway
 from cni_py.addr import parse_address, parse_ip
 from cni_py.call import Call
 from cni_py.engine import Op
@@ -131,7 +131,7 @@ def test_vlans_need_a_filtering_bridge_and_are_set_on_the_port(
 
 def test_with_a_vlan_the_gateway_lives_on_an_interface_of_that_vlan() -> None:
     plan = plan_of(result_of("192.0.2.5/24"), vlan=100, isGateway=True)
-    assert [(op.bridge, op.vlan) for op in find(plan, ops.EnsureVlanGateway)] == [("br0", 100)]
+    assert [(op.bridge, op.vlan) for op in find(plan, vlangateway.EnsureVlanGateway)] == [("br0", 100)]
     assert [op.name for op in find(plan, ops.EnsureGatewayAddress)] == ["br0.100"]
 
 
@@ -219,7 +219,7 @@ def test_gateways_of_the_networks_other_ranges_are_not_in_the_way() -> None:
 def test_a_bridge_with_a_long_name_has_a_gateway_interface_of_its_own_in_each_vlan() -> None:
     """Too long for <bridge>.<vlan>: nothing is cut off, where names may differ."""
     bridges = ["br0", "bridge-of-some-a", "bridge-of-some-b"]
-    names = {ops.vlan_gateway_name(bridge, vlan) for bridge in bridges for vlan in (1, 100, 4094)}
+    names = {vlangateway.vlan_gateway_name(bridge, vlan) for bridge in bridges for vlan in (1, 100, 4094)}
     assert len(names) == 9
     assert max(map(len, names)) <= 15
     assert "br0.100" in names
