@@ -13,13 +13,13 @@ from cni_py.run import MODULES
 ROOT = Path(__file__).parents[2]
 SECTIONS = {
     re.sub(r" \(IPAM\)$", "", title): text
-    for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/plugins.md").read_text(), re.M | re.S)
+    for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE | re.DOTALL)
 }
 
 
 def documented(plugin: str) -> set[str]:
     """The words in backquotes of the first column of the section's tables."""
-    rows = re.findall(r"^\| (`[^|]*)\|", SECTIONS[plugin], re.M)
+    rows = re.findall(r"^\| (`[^|]*)\|", SECTIONS[plugin], re.MULTILINE)
     return {word for first in rows for word in re.findall(r"`([^`]+)`", first)}
 
 
