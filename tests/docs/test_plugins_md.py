@@ -11,9 +11,10 @@ from cni_py.plugins.known_keys import COMMON, IPAM, LIST, PLUGINS, Keys
 from cni_py.run import MODULES
 
 ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/plugins.md").read_text()
 SECTIONS = {
     re.sub(r" \(IPAM\)$", "", title): text
-    for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE | re.DOTALL)
+    for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
 }
 
 
@@ -46,7 +47,7 @@ def test_what_is_documented_as_a_key_is_one(plugin: str) -> None:
 
 
 def test_common_keys_are_documented() -> None:
-    introduction = (ROOT / "docs/plugins.md").read_text().partition("\n## ")[0]
+    introduction = TEXT.partition("\n## ")[0]
     words = set(re.findall(r"`([A-Za-z]+)`", introduction))
     assert set(COMMON) | set(LIST) <= words
 
