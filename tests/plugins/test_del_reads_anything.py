@@ -109,6 +109,16 @@ def test_a_del_after_an_add_that_was_refused_succeeds(net: BridgeNetwork, plugin
         runner.well("DEL", hostile)
 
 
+@pytest.mark.parametrize("plugin", ["firewall", "bandwidth"])
+def test_a_version_that_a_plugin_alone_does_not_speak_is_no_reason_to_fail(net: BridgeNetwork, plugin: str) -> None:
+    """The bridge before it does, so that it has done its ADD: libcni comes to its DEL when this one succeeds."""
+    runner = Runner(net, plugin)
+    old = {**runner.conf, "cniVersion": "0.2.0"}
+    assert runner.run("ADD", old).code == 1
+    runner.well("DEL", old)
+    net.well("DEL", net.conf())
+
+
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.1.0"])
 def test_a_prev_result_of_another_version_is_read_all_the_same(net: BridgeNetwork, version: str) -> None:
     runner = Runner(net, "portmap")
