@@ -246,8 +246,13 @@ class Rtnl:
     # Links
 
     def link(self, link: int | str) -> Link | None:
-        """The link with this index or name (an alternative name, too); None when there is none."""
-        index, name = _which(link)
+        """The link with this index or name (an alternative name, too); None when there is none, or cannot be."""
+        try:
+            index, name = _which(link)
+        except OSError:
+            if isinstance(link, str):
+                return None
+            raise
         body = _IFINFOMSG.pack(0, 0, index, 0, 0) + name + attr(IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
         try:
             answers = self.request(RTM_GETLINK, 0, body)
