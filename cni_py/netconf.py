@@ -110,7 +110,10 @@ def lookup(obj: Object, name: str) -> "Value | Missing":
 
 def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
     """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
-    shown = encode(value, None)
+    try:
+        shown = encode(value, None)
+    except ValueError:  # 1e999 is JSON, and read as infinity
+        shown = "a number without end"
     return Undecodable(
         f"{name} must be {wanted}, not {shown if len(shown) <= SHOWN_MAX else shown[:SHOWN_MAX] + '...'}"
     )
@@ -118,12 +121,11 @@ def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
 
 def _refuse(value: "Value", name: str, wanted: str) -> None:
     """Undecodable; a note, once for each key, while a DEL reads."""
-    error = undecodable(value, name, wanted)
     if not Tolerant.depth:
-        raise error
-    if name not in Tolerant.noted:
+        raise undecodable(value, name, wanted)
+    if name not in Tolerant.noted:  # else not even put into words: there may be 100,000 of them
         Tolerant.noted += (name,)
-        warn(f"passed over, since this is a DEL: {error}")
+        warn(f"passed over, since this is a DEL: {undecodable(value, name, wanted)}")
 
 
 def optional_string(obj: Object, name: str) -> str | None:

@@ -107,6 +107,8 @@ def test_what_is_there_has_its_value() -> None:
         (netconf.integer, '{"k": "1"}', 'k must be a whole number, not "1"'),
         (netconf.integer, '{"k": 1.5}', "k must be a whole number, not 1.5"),
         (netconf.integer, '{"k": true}', "k must be a whole number, not true"),
+        (netconf.integer, '{"k": 1e999}', "k must be a whole number, not a number without end"),
+        (netconf.string, '{"k": [-1e999]}', "k must be a text in quotes, not a number without end"),
         (netconf.integer, '{"k": 9223372036854775808}', "k must be a number of 64 bits, not 9223372036854775808"),
         (netconf.child, '{"k": []}', "k must be an object {...}, not []"),
         (netconf.strings, '{"k": {}}', "k must be a list [...], not {}"),
