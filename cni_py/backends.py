@@ -212,17 +212,33 @@ def forget_chains(kernel: "Kernel", key: "records.Attachment", goes: "Callable[[
 
 
 def known_addresses(call: "Call") -> set[bytes]:
-    """DEL: the addresses of the container's interface, by the result that the runtime remembers, else as they are now."""
+    """DEL: the addresses of the container's interface, by the result that the runtime remembers, else as they are now.
+
+    Where the container is gone, too, host-local's reservations name them.
+    """
     earlier = known_result(call.conf)
     if earlier is not None and earlier.ips:
         return {address.packed for address in addresses_of(earlier, call.ifname)}
     try:
-        link = call.kernel.container.link(call.ifname) if call.kernel.has_container else None
+        if not call.kernel.has_container:
+            return reserved(call)
+        link = call.kernel.container.link(call.ifname)
         return (
             {held.address.packed for held in call.kernel.container.addresses(link.index)} if link is not None else set()
         )
     except (CniError, OSError):
         return set()
+
+
+def reserved(call: "Call") -> set[bytes]:
+    """What host-local has reserved for the attachment. CniError."""
+    from cni_py.addr import parse_ip
+    from cni_py.plugins.host_local import directory_of
+    from cni_py.reservations import Pool, is_address
+
+    with Pool(directory_of(call.conf), look=True) as pool:
+        names = pool.of_attachment(call.container_id, call.ifname)[1]
+    return {parse_ip(name) for name in names if is_address(name)}
 
 
 def is_gone(call: "Call") -> bool:
