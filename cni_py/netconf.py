@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 INT64_MIN = -(1 << 63)  # Go's int
 IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 SHOWN_MAX = 40  # characters of a value in an error
+UNSHOWN = ("args", "cni", "runtimeConfig", "io.kubernetes.cri.pod-annotations")  # secrets may be in them
+KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list", Object: "an object"}
 NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 NAME_REST = NAME_FIRST | frozenset("_.-")
 
@@ -110,6 +112,8 @@ def lookup(obj: Object, name: str) -> "Value | Missing":
 
 def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
     """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
+    if name in UNSHOWN and value:
+        return Undecodable(f"{name} must be {wanted}, not {KINDS[type(value)]}")
     try:
         shown = encode(value, None)
     except ValueError:  # 1e999 is JSON, and read as infinity

@@ -167,9 +167,7 @@ def test_a_malformed_variable_is_refused_for_every_verb_that_needs_it(
 
 @pytest.mark.ours_alone
 @every
-def test_a_del_of_a_name_that_no_interface_can_have_succeeds(
-    shared_lab: Lab, plugins: Plugins, name: str
-) -> None:
+def test_a_del_of_a_name_that_no_interface_can_have_succeeds(shared_lab: Lab, plugins: Plugins, name: str) -> None:
     """The rules for CNI_IFNAME let it pass, the kernel does not: no ADD can have made it."""
     assert run(shared_lab, plugins, "DEL", name, env={"CNI_IFNAME": "eth%d"}).status == 0
 

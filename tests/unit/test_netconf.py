@@ -123,6 +123,14 @@ def test_a_value_of_another_type_is_undecodable(reader, text: str, message: str)
     assert caught.value.msg == message
 
 
+@pytest.mark.parametrize("name", ["args", "runtimeConfig", "io.kubernetes.cri.pod-annotations"])
+def test_what_may_be_secret_is_not_shown_in_the_error(name: str) -> None:
+    for value, kind in (("secret", "a text"), (["secret"], "a list"), (4711, "a number")):
+        with pytest.raises(Undecodable) as caught:
+            netconf.child(obj(json.dumps({name: value})), name)
+        assert caught.value.msg == f"{name} must be an object {{...}}, not {kind}"
+
+
 def test_a_long_value_is_cut_in_the_error() -> None:
     with pytest.raises(Undecodable) as caught:
         netconf.boolean(obj(json.dumps({"k": "x" * 10_000})), "k")
