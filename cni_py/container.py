@@ -77,28 +77,36 @@ def forget_marked(call: "Call") -> None:
 
 
 def release_addresses(call: "Call") -> None:
-    """DEL: give the addresses back to IPAM.
-
-    An IPAM plugin that cannot be found (a wrong or unreadable `ipam.type`) will have kept the ADD from succeeding, so that
-    is no error unless prevResult, or a finished record without reservations of ours, shows that it did succeed: then
-    addresses would leak. What host-local holds for the attachment is released in any case.
-    """
+    """DEL: give the addresses back to IPAM."""
     kind = invoke.ipam_type(call)
     try:
         path = invoke.find(kind, call.path)
         plugin = invoke.own_plugin(path)
     except CniError as error:
-        released = release_reservations(call)
-        earlier = known_result(call.conf) if kind else None
-        left = [ip.address for ip in earlier.ips if ip_text(ip.address.packed) not in released] if earlier else []
-        if left:
-            raise CniError(f"the IPAM plugin cannot give back {', '.join(map(str, left))}", str(error)) from error
-        if kind and call.record is not None and call.record.done and not call.record.damage and not released:
-            raise
-        if kind:
-            warn(f"nothing is given back to the IPAM plugin: {error}")
+        release_without_plugin(call, kind, error)
         return
-    invoke.run(call, "DEL", path, plugin)
+    try:
+        invoke.run(call, "DEL", path, plugin)
+    except invoke.NotRunnable as error:
+        release_without_plugin(call, kind, error)
+
+
+def release_without_plugin(call: "Call", kind: str, error: CniError) -> None:
+    """The same where the IPAM plugin cannot be found or started (`ipam.type` is wrong, unreadable, or no program's name).
+
+    That will have kept the ADD from succeeding, so that it is no error unless prevResult, or a finished record without
+    reservations of ours, shows that it did succeed: then addresses would leak. What host-local holds for the attachment is
+    released in any case.
+    """
+    released = release_reservations(call)
+    earlier = known_result(call.conf) if kind else None
+    left = [ip.address for ip in earlier.ips if ip_text(ip.address.packed) not in released] if earlier else []
+    if left:
+        raise CniError(f"the IPAM plugin cannot give back {', '.join(map(str, left))}", str(error)) from error
+    if kind and call.record is not None and call.record.done and not call.record.damage and not released:
+        raise error
+    if kind:
+        warn(f"nothing is given back to the IPAM plugin: {error}")
 
 
 def release_reservations(call: "Call") -> set[str]:
