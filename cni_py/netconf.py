@@ -346,6 +346,14 @@ class NetConf:
                 return [(string(entry, "containerID"), string(entry, "ifname")) for entry in entries]
         return None
 
+    def check_attachments(self) -> None:
+        """InvalidNetworkConfig when an attachment that GC is to keep is not named: all of the network would go."""
+        if not all(container_id and ifname for container_id, ifname in self.valid_attachments or ()):
+            raise InvalidNetworkConfig(
+                'an element of "cni.dev/valid-attachments" lacks containerID or ifname',
+                "nothing is removed, since it cannot be told what is in use",
+            )
+
 
 def parse_cni_args(text: str, known: tuple[str, ...]) -> dict[str, str]:
     """The pairs of CNI_ARGS whose keys the plugin knows; the last of a key wins.

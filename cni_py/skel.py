@@ -193,6 +193,8 @@ def _run_verb(call: "Call", plugin: "Plugin") -> None:
         with attachment_lock(call.key, plugin.type, needed=is_add):
             _add(call, plugin) if is_add else plugin.delete(call)
     else:
+        if call.verb == "GC":
+            call.conf.check_attachments()
         {"CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}[call.verb](call)
 
 
