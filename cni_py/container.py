@@ -1,6 +1,6 @@
 """What the plugins that make the container's interface have in common, a step each: bridge, ptp, macvlan."""
 
-from cni_py import invoke
+from cni_py import invoke, records
 from cni_py.addr import ip_text, mac_text
 from cni_py.errors import CniError, warn
 from cni_py.kernel.context import NetnsGone
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cni_py.call import Call
     from cni_py.kernel.rtnl import Link
     from cni_py.result import Result
+
+PAIRING = ("bridge", "ptp")  # the plugins that make veth pairs
 
 
 # ADD
@@ -137,6 +139,26 @@ def sweep_elements(call: "Call") -> None:
     nftops.sweep(call.kernel, call.conf.name, valid, *marked_sets())
     leftovers.of_network(call, valid)
     nftops.sweep_chains(call.kernel)
+
+
+def sweep_pairs(call: "Call") -> None:
+    """GC: delete the veth pairs of stale attachments whose record is lost: IPAM is about to give their addresses to others.
+
+    The alias of the host's end says of which network it is. An ADD that is under way has a record.
+    """
+    if call.conf.valid_attachments is None:
+        return
+    from cni_py import garbage
+
+    valid = {Attachment(call.conf.name, *listed).hex for listed in call.conf.valid_attachments}
+    for link in call.kernel.host.links():
+        hexed, _, label = link.alias.partition(" ")
+        stale = hexed not in valid and label.startswith(call.conf.name + "/")
+        if not stale or link.kind != "veth" or link.name != f"veth{hexed[:8]}":
+            continue
+        names = garbage.entries(f"{records.run_dir()}/attachments/{hexed}")
+        if not any(name.partition(".")[0] in PAIRING for name in names):
+            call.kernel.host.delete_link(link.index)
 
 
 def marked_sets() -> tuple[tuple[str, int], ...]:
