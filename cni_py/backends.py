@@ -33,8 +33,11 @@ def chain_name(prefix: str, network: str, container_id: str) -> str:
     return prefix + sha512_hex(network + container_id)[: CHAIN_MAX - len(prefix)]
 
 
-def concerned(kernel: "Kernel", *chains: str, table: str = NAT) -> list[int]:
-    """The families whose iptables may have one of the chains, and can be asked: the others cost no process."""
+def concerned(kernel: "Kernel", *chains: str, table: str = NAT, own: str = "") -> list[int]:
+    """The families whose iptables may have one of the chains, and can be asked: the others cost no process.
+
+    Where iptables is missing, a family whose chain `own` is seen counts all the same: what runs iptables then says that it is.
+    """
     found = []
     for family in (4, 6):
         try:
@@ -47,11 +50,15 @@ def concerned(kernel: "Kernel", *chains: str, table: str = NAT) -> list[int]:
         return []
     from cni_py import iptables
 
-    return list(filter(iptables.is_there, found))
+    return [
+        family
+        for family in found
+        if iptables.is_there(family) or (own and has_chain(kernel, NFPROTO[family], table, own))
+    ]
 
 
 def has_chain(kernel: "Kernel", family: int, table: str, chain: str) -> bool:
-    """Whether a table of a newer Go plugin is there, told in one netlink message."""
+    """Whether nftables shows a chain of that table, told in one netlink message."""
     try:
         return kernel.nft.chain_policy(family, table, chain) is not None
     except NftUnavailable:
@@ -181,7 +188,7 @@ def forget_ports(call: "Call") -> None:
     """
     addresses = known_addresses(call)
     obsolete = chain_name(OBSOLETE, call.key.network, call.key.container_id)
-    if concerned(call.kernel, ENTRIES, obsolete):
+    if concerned(call.kernel, ENTRIES, obsolete, own=chain_name(PUBLISH, call.key.network, call.key.container_id)):
         from cni_py import iptablesops
 
         iptablesops.forget_ports(call.kernel)
@@ -197,24 +204,41 @@ def forget_ports(call: "Call") -> None:
 
 def forget_chains(kernel: "Kernel", key: "records.Attachment", goes: "Callable[[bytes], bool]") -> None:
     """Take out what publishes by iptables for an attachment, but for addresses that do not go."""
-    if concerned(kernel, *(chain_name(prefix, key.network, key.container_id) for prefix in (PUBLISH, OBSOLETE))):
+    chain, obsolete = (chain_name(prefix, key.network, key.container_id) for prefix in (PUBLISH, OBSOLETE))
+    if concerned(kernel, chain, obsolete, own=chain):
         from cni_py import iptablesops
 
         iptablesops.withdraw(kernel, key, lambda ip: not goes(ip))
 
 
 def known_addresses(call: "Call") -> set[bytes]:
-    """DEL: the addresses of the container's interface, by the result that the runtime remembers, else as they are now."""
+    """DEL: the addresses of the container's interface, by the result that the runtime remembers, else as they are now.
+
+    Where the container is gone, too, host-local's reservations name them.
+    """
     earlier = known_result(call.conf)
     if earlier is not None and earlier.ips:
         return {address.packed for address in addresses_of(earlier, call.ifname)}
     try:
-        link = call.kernel.container.link(call.ifname) if call.kernel.has_container else None
+        if not call.kernel.has_container:
+            return reserved(call)
+        link = call.kernel.container.link(call.ifname)
         return (
             {held.address.packed for held in call.kernel.container.addresses(link.index)} if link is not None else set()
         )
     except (CniError, OSError):
         return set()
+
+
+def reserved(call: "Call") -> set[bytes]:
+    """What host-local has reserved for the attachment. CniError."""
+    from cni_py.addr import parse_ip
+    from cni_py.plugins.host_local import directory_of
+    from cni_py.reservations import Pool, is_address
+
+    with Pool(directory_of(call.conf), look=True) as pool:
+        names = pool.of_attachment(call.container_id, call.ifname)[1]
+    return {parse_ip(name) for name in names if is_address(name)}
 
 
 def is_gone(call: "Call") -> bool:

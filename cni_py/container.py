@@ -1,6 +1,6 @@
 """What the plugins that make the container's interface have in common, a step each: bridge, ptp, macvlan."""
 
-from cni_py import invoke
+from cni_py import invoke, records
 from cni_py.addr import ip_text, mac_text
 from cni_py.errors import CniError, warn
 from cni_py.kernel.context import NetnsGone
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cni_py.call import Call
     from cni_py.kernel.rtnl import Link
     from cni_py.result import Result
+
+PAIRING = ("bridge", "ptp")  # the plugins that make veth pairs
 
 
 # ADD
@@ -77,28 +79,36 @@ def forget_marked(call: "Call") -> None:
 
 
 def release_addresses(call: "Call") -> None:
-    """DEL: give the addresses back to IPAM.
-
-    An IPAM plugin that cannot be found (a wrong or unreadable `ipam.type`) will have kept the ADD from succeeding, so that
-    is no error unless prevResult, or a finished record without reservations of ours, shows that it did succeed: then
-    addresses would leak. What host-local holds for the attachment is released in any case.
-    """
+    """DEL: give the addresses back to IPAM."""
     kind = invoke.ipam_type(call)
     try:
         path = invoke.find(kind, call.path)
         plugin = invoke.own_plugin(path)
     except CniError as error:
-        released = release_reservations(call)
-        earlier = known_result(call.conf) if kind else None
-        left = [ip.address for ip in earlier.ips if ip_text(ip.address.packed) not in released] if earlier else []
-        if left:
-            raise CniError(f"the IPAM plugin cannot give back {', '.join(map(str, left))}", str(error)) from error
-        if kind and call.record is not None and call.record.done and not call.record.damage and not released:
-            raise
-        if kind:
-            warn(f"nothing is given back to the IPAM plugin: {error}")
+        release_without_plugin(call, kind, error)
         return
-    invoke.run(call, "DEL", path, plugin)
+    try:
+        invoke.run(call, "DEL", path, plugin)
+    except invoke.NotRunnable as error:
+        release_without_plugin(call, kind, error)
+
+
+def release_without_plugin(call: "Call", kind: str, error: CniError) -> None:
+    """The same where the IPAM plugin cannot be found or started (`ipam.type` is wrong, unreadable, or no program's name).
+
+    That will have kept the ADD from succeeding, so that it is no error unless prevResult, or a finished record without
+    reservations of ours, shows that it did succeed: then addresses would leak. What host-local holds for the attachment is
+    released in any case.
+    """
+    released = release_reservations(call)
+    earlier = known_result(call.conf) if kind else None
+    left = [ip.address for ip in earlier.ips if ip_text(ip.address.packed) not in released] if earlier else []
+    if left:
+        raise CniError(f"the IPAM plugin cannot give back {', '.join(map(str, left))}", str(error)) from error
+    if kind and call.record is not None and call.record.done and not call.record.damage and not released:
+        raise error
+    if kind:
+        warn(f"nothing is given back to the IPAM plugin: {error}")
 
 
 def release_reservations(call: "Call") -> set[str]:
@@ -129,6 +139,26 @@ def sweep_elements(call: "Call") -> None:
     nftops.sweep(call.kernel, call.conf.name, valid, *marked_sets())
     leftovers.of_network(call, valid)
     nftops.sweep_chains(call.kernel)
+
+
+def sweep_pairs(call: "Call") -> None:
+    """GC: delete the veth pairs of stale attachments whose record is lost: IPAM is about to give their addresses to others.
+
+    The alias of the host's end says of which network it is. An ADD that is under way has a record.
+    """
+    if call.conf.valid_attachments is None:
+        return
+    from cni_py import garbage
+
+    valid = {Attachment(call.conf.name, *listed).hex for listed in call.conf.valid_attachments}
+    for link in call.kernel.host.links():
+        hexed, _, label = link.alias.partition(" ")
+        stale = hexed not in valid and label.startswith(call.conf.name + "/")
+        if not stale or link.kind != "veth" or link.name != f"veth{hexed[:8]}":
+            continue
+        names = garbage.entries(f"{records.run_dir()}/attachments/{hexed}")
+        if not any(name.partition(".")[0] in PAIRING for name in names):
+            call.kernel.host.delete_link(link.index)
 
 
 def marked_sets() -> tuple[tuple[str, int], ...]:

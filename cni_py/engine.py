@@ -37,6 +37,8 @@ HOMES = {  # where the operations are defined that a record may hold: a DEL load
 
 
 FILTERING = ("cni_py.nftops", "cni_py.firewallops", "cni_py.iptablesops")  # whose operations a firewall's reload undoes
+NAMES = ("name", "ifname", "bridge", "ifb", "master")  # fields with the name of an interface, or "" for none
+NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 RESTORED = (*FILTERING, "cni_py.userland")  # and whose `cni-py restore` does again
 
 
@@ -115,6 +117,10 @@ def op_from_json(fields: object) -> Op:
     cls = REGISTRY.get(name)
     if cls is None or fields.keys() - {"op"} != cls.FIELDS.keys():
         raise ValueError(f"no such operation: {dict(fields)}")
+    for field in NAMES:
+        value = str(fields.get(field, ""))
+        if "\0" in value or len(value.encode("utf-8", "replace")) > NAME_MAX:
+            raise ValueError(f"{field} is no interface name: {value!r}")
     return cls(**{field: _typed(fields[field], kind) for field, kind in cls.FIELDS.items()})
 
 

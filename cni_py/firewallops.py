@@ -28,7 +28,7 @@ PLUGIN = "firewall"  # whose records they are
 ISOLATED = "isolated"  # a set of the bridge family
 SETS = ("policed", "same_bridge")
 # of rmdir: gone, in use, no folder at all, or on a file system that takes nothing
-HARMLESS = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EROFS)
+HARMLESS = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EROFS)
 BRIDGES = ("bridge", "openvswitch")  # kinds of link whose ports are containers
 POLICIES = ("same-bridge", "isolated")
 

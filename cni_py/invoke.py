@@ -32,6 +32,10 @@ class NotExecuted(CniError):
     code = 0
 
 
+class NotRunnable(NotExecuted):
+    """The delegate is a file that cannot be started: no program, or one that lacks its interpreter or the mode."""
+
+
 def ipam_add(call: "Call") -> "Result":
     """ADD of the IPAM plugin; an IPAM DEL follows if the calling ADD fails later."""
     path = find(ipam_type(call), call.path)
@@ -174,7 +178,7 @@ def _start(path: str, environ: "dict[str, str]", actions: "list[tuple[int, int, 
             if error.errno == errno.ETXTBSY and attempt < BUSY_TRIES - 1:
                 time.sleep(1)
                 continue
-            raise NotExecuted(f"netplugin failed with no error message: {cannot_run(path, error)}") from error
+            raise NotRunnable(f"netplugin failed with no error message: {cannot_run(path, error)}") from error
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 

@@ -262,7 +262,11 @@ def unmasquerade(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:
 
 
 def withdraw(kernel: "Kernel", key: "Attachment", stays: "Callable[[bytes], bool]") -> None:
-    """Take out an attachment's published ports, but for those of addresses that stay."""
+    """Take out an attachment's published ports, but for those of addresses that stay.
+
+    CniError where they are seen and iptables is missing: a DEL that left them would let the port lead to whoever is next to
+    have the address.
+    """
     chain, obsolete = (own_chain(key, prefix) for prefix in (PUBLISH, OBSOLETE))
     gone: list[Mapping] = []
 
@@ -270,7 +274,7 @@ def withdraw(kernel: "Kernel", key: "Attachment", stays: "Callable[[bytes], bool
         gone.extend(iptrules.withdraw(rules, chain, stays))
         rules.remove_chain(NAT, obsolete)
 
-    if iptables.change(concerned(kernel, chain, obsolete), (NAT,), decide):
+    if iptables.change(concerned(kernel, chain, obsolete, own=chain), (NAT,), decide):
         forget_flows(kernel, gone, added=False)
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 INT64_MIN = -(1 << 63)  # Go's int
 IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 SHOWN_MAX = 40  # characters of a value in an error
+UNSHOWN = ("args", "cni", "runtimeConfig", "io.kubernetes.cri.pod-annotations")  # secrets may be in them
+KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list", Object: "an object"}
 NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 NAME_REST = NAME_FIRST | frozenset("_.-")
 
@@ -110,7 +112,12 @@ def lookup(obj: Object, name: str) -> "Value | Missing":
 
 def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
     """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
-    shown = encode(value, None)
+    if name in UNSHOWN and value:
+        return Undecodable(f"{name} must be {wanted}, not {KINDS[type(value)]}")
+    try:
+        shown = encode(value, None)
+    except ValueError:  # 1e999 is JSON, and read as infinity
+        shown = "a number without end"
     return Undecodable(
         f"{name} must be {wanted}, not {shown if len(shown) <= SHOWN_MAX else shown[:SHOWN_MAX] + '...'}"
     )
@@ -118,12 +125,11 @@ def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
 
 def _refuse(value: "Value", name: str, wanted: str) -> None:
     """Undecodable; a note, once for each key, while a DEL reads."""
-    error = undecodable(value, name, wanted)
     if not Tolerant.depth:
-        raise error
-    if name not in Tolerant.noted:
+        raise undecodable(value, name, wanted)
+    if name not in Tolerant.noted:  # else not even put into words: there may be 100,000 of them
         Tolerant.noted += (name,)
-        warn(f"passed over, since this is a DEL: {error}")
+        warn(f"passed over, since this is a DEL: {undecodable(value, name, wanted)}")
 
 
 def optional_string(obj: Object, name: str) -> str | None:
@@ -339,6 +345,14 @@ class NetConf:
                 entries = as_objects(listed, key)
                 return [(string(entry, "containerID"), string(entry, "ifname")) for entry in entries]
         return None
+
+    def check_attachments(self) -> None:
+        """InvalidNetworkConfig when an attachment that GC is to keep is not named: all of the network would go."""
+        if not all(container_id and ifname for container_id, ifname in self.valid_attachments or ()):
+            raise InvalidNetworkConfig(
+                'an element of "cni.dev/valid-attachments" lacks containerID or ifname',
+                "nothing is removed, since it cannot be told what is in use",
+            )
 
 
 def parse_cni_args(text: str, known: tuple[str, ...]) -> dict[str, str]:

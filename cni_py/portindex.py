@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 ENTRY_MAX = 1 << 16  # bytes that are read of an entry
 HEX = 16
-HARMLESS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EROFS)  # gone; another attachment is listed there, too
+# gone; another attachment is listed there, too; nothing can be taken out
+HARMLESS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY, errno.EROFS)
 
 
 class Publication:
@@ -123,7 +124,7 @@ def forget(publication: Publication) -> None:
     """Take the attachment out of the index. On a disk that is read-only it stays, which is harmless. OSError."""
     for name in publication.names:
         folder = f"{records.published_dir()}/{name}"
-        for remove, path in ((os.unlink, f"{folder}/{publication.hex}"), (os.rmdir, folder)):
+        for remove, path in ((records.remove_file, f"{folder}/{publication.hex}"), (os.rmdir, folder)):
             try:
                 remove(path)
             except OSError as error:
@@ -138,7 +139,7 @@ def write(top: str, publication: Publication) -> None:
     for name in names:
         folder, path = f"{top}/{name}", f"{top}/{name}/{publication.hex}"
         records.make_folders(folder, 0o700)
-        _unlink(path)
+        records.remove_file(path)
         if path != first and _linked(first, path):
             continue
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -154,13 +155,6 @@ def _linked(first: str, path: str) -> bool:
             return False
         raise
     return True
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _fields(publication: Publication) -> "dict[str, jsontext.Encodable]":

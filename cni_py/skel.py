@@ -134,6 +134,8 @@ def _check_version(verb: str, cni_version: str, supported: "Sequence[str]") -> N
             raise IncompatibleCniVersion(f"config version does not allow {verb}")
         if not any(version.at_least(ours, cni_version) for ours in supported):
             raise IncompatibleCniVersion(f"plugin version does not allow {verb}")
+    if verb == "DEL" and cni_version in version.SUPPORTED:
+        return  # one that this plugin alone does not speak: the plugins before it in the list did ADD, and are to be DELed
     if cni_version not in supported:
         listed = " ".join(f'"{ours}"' for ours in supported)
         raise IncompatibleCniVersion(
@@ -191,6 +193,8 @@ def _run_verb(call: "Call", plugin: "Plugin") -> None:
         with attachment_lock(call.key, plugin.type, needed=is_add):
             _add(call, plugin) if is_add else plugin.delete(call)
     else:
+        if call.verb == "GC":
+            call.conf.check_attachments()
         {"CHECK": plugin.check, "GC": plugin.gc, "STATUS": plugin.status}[call.verb](call)
 
 

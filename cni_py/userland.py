@@ -67,7 +67,7 @@ class Service:
             pid, uid, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
         except OSError as error:
             sock.close()
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED):
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ECONNREFUSED):
                 return None
             raise IOFailure("portfwd does not answer", error.strerror or str(error)) from error
         if uid not in (0, os.geteuid()):

@@ -22,6 +22,7 @@ from cni_py.container import (
     refuse_existing,
     release_addresses,
     sweep_elements,
+    sweep_pairs,
 )
 from cni_py.errors import CniError, PluginNotAvailable
 from cni_py.kernel import rtnl
@@ -81,7 +82,8 @@ def check(call: Call) -> None:
 def gc(call: Call) -> None:
     """Take away what stale attachments left, here and in IPAM."""
     call.finish_delete(
-        collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_masquerading, collect_addresses)
+        collect_garbage(call)
+        + call.run_all(sweep_elements, backends.sweep_masquerading, sweep_pairs, collect_addresses)
     )
 
 

@@ -29,6 +29,7 @@ from cni_py.container import (
     refuse_existing,
     release_addresses,
     sweep_elements,
+    sweep_pairs,
 )
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.netconf import boolean, integer, string
@@ -179,7 +180,8 @@ def host_end(call: Call, result: Result) -> str:
 def gc(call: Call) -> None:
     """Take away what stale attachments left, here and in IPAM."""
     call.finish_delete(
-        collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_masquerading, collect_addresses)
+        collect_garbage(call)
+        + call.run_all(sweep_elements, backends.sweep_masquerading, sweep_pairs, collect_addresses)
     )
 
 

@@ -246,13 +246,13 @@ class Rtnl:
     # Links
 
     def link(self, link: int | str) -> Link | None:
-        """The link with this index or name (an alternative name, too); None when there is none."""
-        index, name = _which(link)
-        body = _IFINFOMSG.pack(0, 0, index, 0, 0) + name + attr(IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
+        """The link with this index or name (an alternative name, too); None when there is none, or cannot be."""
         try:
+            index, name = _which(link)
+            body = _IFINFOMSG.pack(0, 0, index, 0, 0) + name + attr(IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
             answers = self.request(RTM_GETLINK, 0, body)
         except OSError as error:
-            if error.errno == errno.ENODEV:
+            if error.errno == errno.ENODEV or (error.errno == errno.EINVAL and isinstance(link, str)):
                 return None
             raise
         return Link(answers[0][1])

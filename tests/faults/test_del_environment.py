@@ -152,6 +152,16 @@ def test_a_record_that_cannot_be_read_does_not_stop_a_del(host: Host, what: str)
     assert not host.delete([BRIDGE], host.add([BRIDGE]))
 
 
+def test_a_reservation_is_enough_to_go_by(host: Host) -> None:
+    """Neither record nor prevResult nor namespace: the address that is masqueraded is known to host-local alone."""
+    host.add([BRIDGE])
+    host.do(f"rm -r {FOLDER}/attachments")
+    host.lab["c1"].run(["ip", "link", "del", "eth0"], check=True)
+    outcome = host.plugins.run(host.lab, "DEL", "bridge", BRIDGE, "c1", "")
+    assert outcome.status == 0, outcome
+    assert not host.left()
+
+
 @pytest.mark.parametrize("what", ["a FIFO", "a folder", "a link to a device", "bytes"])
 @pytest.mark.parametrize("path", ["/var/lib/cni/networks/full/{}", "/run/cni-py/lock/nftables"])
 def test_other_files_of_ours_are_never_waited_for(host: Host, what: str, path: str) -> None:

@@ -325,6 +325,30 @@ def test_gc_with_an_empty_list_takes_all_of_the_network(net: BridgeNetwork) -> N
 
 
 @pytest.mark.ours_alone
+@pytest.mark.parametrize("loss", ["rm -r {}", "echo x >{}/bridge.json"], ids=["lost", "damaged"])
+def test_gc_without_a_record_takes_the_pair_with_the_address(net: BridgeNetwork, loss: str) -> None:
+    """Else the stale container would go on with an address that the next one is given."""
+    conf = net.conf("1.1.0")
+    for name in (net.a, net.b):
+        net.well("ADD", conf, name)
+        net.do("host", loss.format(f"/run/cni-py/attachments/{net.attachment(name)}"))
+    net.well("GC", {**conf, **valid(net.a)})
+    assert (set(net.links(net.a)), set(net.links(net.b))) == ({"lo", "eth0"}, {"lo"})
+    assert len(net.reservations()) == 1
+    net.well("DEL", conf)
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize("entry", [{}, {"ifname": "eth0"}, {"containerID": ""}, None])
+def test_gc_with_a_list_that_names_nobody_is_refused(net: BridgeNetwork, entry: object) -> None:
+    net.well("ADD", net.conf())
+    conf = {**net.conf("1.1.0"), "cni.dev/valid-attachments": [entry]}
+    assert net.run("GC", conf).code == 7
+    assert (len(net.reservations()), "eth0" in net.links(net.a), len(net.records())) == (1, True, 1)
+    net.well("DEL", net.conf())
+
+
+@pytest.mark.ours_alone
 def test_gc_without_a_list_takes_nothing(net: BridgeNetwork) -> None:
     conf = net.conf("1.1.0", families=(4, 6), ipMasq=True)
     net.well("ADD", conf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,16 @@ def test_a_del_after_an_add_that_was_refused_succeeds(net: BridgeNetwork, plugin
         runner.well("DEL", hostile)
 
 
+@pytest.mark.parametrize("plugin", ["firewall", "bandwidth"])
+def test_a_version_that_a_plugin_alone_does_not_speak_is_no_reason_to_fail(net: BridgeNetwork, plugin: str) -> None:
+    """The bridge before it does, so that it has done its ADD: libcni comes to its DEL when this one succeeds."""
+    runner = Runner(net, plugin)
+    old = {**runner.conf, "cniVersion": "0.2.0"}
+    assert runner.run("ADD", old).code == 1
+    runner.well("DEL", old)
+    net.well("DEL", net.conf())
+
+
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.1.0"])
 def test_a_prev_result_of_another_version_is_read_all_the_same(net: BridgeNetwork, version: str) -> None:
     runner = Runner(net, "portmap")
@@ -123,6 +134,20 @@ def test_addresses_are_given_back_whatever_ipam_type_says_by_then(net: BridgeNet
         assert net.reservations()
         assert net.run("DEL", {**net.conf(), "ipam": ipam}).status == 0
         assert not net.reservations()
+
+
+def test_an_ipam_type_that_names_no_program_is_like_one_that_is_not_there(net: BridgeNetwork, tmp_path: Path) -> None:
+    """The README of the Go plugins lies in /opt/cni/bin."""
+    (tmp_path / "README.md").write_text("no program")
+    path = f"{tmp_path}:{net.plugins.directory}"
+    conf = {**net.conf(), "ipam": {"type": "README.md"}}
+    assert net.run("ADD", conf, CNI_PATH=path).status == 1
+    net.well("DEL", conf, CNI_PATH=path)
+    net.well("ADD", net.conf())
+    net.well("DEL", conf, CNI_PATH=path)
+    assert not net.reservations()
+    held = {"cniVersion": "1.0.0", "ips": [{"address": "10.251.0.2/24"}]}
+    assert net.run("DEL", {**conf, "prevResult": held}, CNI_PATH=path).status == 1
 
 
 def test_an_address_that_would_leak_is_an_error(net: BridgeNetwork) -> None:

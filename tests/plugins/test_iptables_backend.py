@@ -570,6 +570,24 @@ def test_without_nf_tables_del_has_nothing_to_look_for(site: Site, without_nftab
     site.well("DEL", site.portmap([]), name, by=without_nftables)
 
 
+@pytest.mark.parametrize("record", ["with a record", "without"])
+def test_a_port_that_nothing_is_there_to_take_away_is_an_error(site: Site, record: str) -> None:
+    """With iptables gone, success would let the port lead to the next container that has the address."""
+    name, port = site.container(), site.port()
+    site.attach(name, mapping(port, 80))
+    if record == "without":
+        site.shell("rm -rf /run/cni-py/attachments /run/cni-py/published")
+    hidden = site.shell("readlink -f $(command -v iptables-save) $(command -v ip6tables-save) | sort -u").split()
+    try:
+        site.shell("".join(f"mount --bind /dev/null {path};" for path in hidden))
+        outcome = site.run("DEL", site.portmap([]), name)
+        assert (outcome.status, "iptables-save is needed" in outcome.stdout) == (1, True)
+    finally:
+        site.shell("".join(f"umount {path};" for path in hidden))
+    site.detach(name)
+    assert site.of(name) == []
+
+
 @pytest.mark.parametrize("kernel", ["with nf_tables", "without"])
 def test_the_legacy_variant_serves_as_well(site: Site, without_nftables: Plugins, tmp_path: Path, kernel: str) -> None:
     by = without_nftables if kernel == "without" else site.plugins

@@ -165,6 +165,13 @@ def test_a_malformed_variable_is_refused_for_every_verb_that_needs_it(
         refused(run(shared_lab, plugins, verb, "bridge", env=env), 4, text)
 
 
+@pytest.mark.ours_alone
+@every
+def test_a_del_of_a_name_that_no_interface_can_have_succeeds(shared_lab: Lab, plugins: Plugins, name: str) -> None:
+    """The rules for CNI_IFNAME let it pass, the kernel does not: no ADD can have made it."""
+    assert run(shared_lab, plugins, "DEL", name, env={"CNI_IFNAME": "eth%d"}).status == 0
+
+
 @every
 def test_an_unknown_verb_is_refused_after_the_configuration_was_read(
     shared_lab: Lab, plugins: Plugins, name: str

@@ -229,6 +229,8 @@ def test_every_operation_that_a_record_may_hold_is_found_again() -> None:
         {"op": "NoSuch"},
         {"op": "Put"},
         {"op": "Put", "name": 3},
+        {"op": "Put", "name": "a\0b"},
+        {"op": "Put", "name": "sixteen-bytes-xx"},
         {"op": "Put", "name": "a", "more": 1},
         {"op": "Mixed", "text": "x", "number": True, "flag": True, "data": ""},
         {"op": "Mixed", "text": "x", "number": 1, "flag": True, "data": "zz"},

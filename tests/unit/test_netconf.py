@@ -107,6 +107,8 @@ def test_what_is_there_has_its_value() -> None:
         (netconf.integer, '{"k": "1"}', 'k must be a whole number, not "1"'),
         (netconf.integer, '{"k": 1.5}', "k must be a whole number, not 1.5"),
         (netconf.integer, '{"k": true}', "k must be a whole number, not true"),
+        (netconf.integer, '{"k": 1e999}', "k must be a whole number, not a number without end"),
+        (netconf.string, '{"k": [-1e999]}', "k must be a text in quotes, not a number without end"),
         (netconf.integer, '{"k": 9223372036854775808}', "k must be a number of 64 bits, not 9223372036854775808"),
         (netconf.child, '{"k": []}', "k must be an object {...}, not []"),
         (netconf.strings, '{"k": {}}', "k must be a list [...], not {}"),
@@ -119,6 +121,14 @@ def test_a_value_of_another_type_is_undecodable(reader, text: str, message: str)
         reader(obj(text), "k")
     assert caught.value.code == 6
     assert caught.value.msg == message
+
+
+@pytest.mark.parametrize("name", ["args", "runtimeConfig", "io.kubernetes.cri.pod-annotations"])
+def test_what_may_be_secret_is_not_shown_in_the_error(name: str) -> None:
+    for value, kind in (("secret", "a text"), (["secret"], "a list"), (4711, "a number")):
+        with pytest.raises(Undecodable) as caught:
+            netconf.child(obj(json.dumps({name: value})), name)
+        assert caught.value.msg == f"{name} must be an object {{...}}, not {kind}"
 
 
 def test_a_long_value_is_cut_in_the_error() -> None:

@@ -72,6 +72,17 @@ def test_a_fifo_or_a_link_in_the_place_of_an_entry_hangs_nobody(top: Path) -> No
     assert {hexed for hexed, _ in listed("192.0.2.5")} == {KEY.hex, OTHER.hex, "0" * 16}
 
 
+def test_a_folder_in_the_place_of_an_entry_is_no_obstacle(top: Path) -> None:
+    op = ListPublication(addresses=ADDRESSES)
+    for _ in range(2):
+        (top / "192.0.2.5" / KEY.hex).mkdir(parents=True)
+        op.apply(kernel())
+        (top / "192.0.2.5" / KEY.hex).unlink()
+        (top / "192.0.2.5" / KEY.hex).mkdir()
+        op.undo(kernel())
+    assert os.listdir(top) == []
+
+
 def test_an_index_that_is_not_there_is_made_from_the_records(top: Path) -> None:
     record = Record(OTHER, "portmap")
     record.ops = [
