@@ -256,7 +256,9 @@ def go_plugins() -> Plugins:
     return Plugins("go", Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
 
 
-@pytest.mark.parametrize("way", ["DEL", "ADD", "ADD that publishes by iptables", "ADD that publishes by nftables"])
+@pytest.mark.parametrize(
+    "way", ["DEL", "DEL without portmap", "ADD", "ADD that publishes by iptables", "ADD that publishes by nftables"]
+)
 def test_chains_that_go_made_under_another_name_are_withdrawn(
     lab: Lab, plugins: Plugins, go_plugins: Plugins, way: str
 ) -> None:
@@ -269,7 +271,9 @@ def test_chains_that_go_made_under_another_name_are_withdrawn(
     if way == "DEL":
         network.call("DEL", "portmap", "c1")
         assert not published(lab)
+    if way.startswith("DEL"):
         network.call("DEL", "bridge", "c1")
+        assert not published(lab)
     lab["host"].run(["ip", "-n", "c1", "link", "del", "eth0"])
     if way.startswith("ADD that"):
         network.keys = {"backend": way.rsplit(maxsplit=1)[-1]}
