@@ -110,7 +110,7 @@ def lookup(obj: Object, name: str) -> "Value | Missing":
 
 def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
     """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
-    shown = encode(value, None)
+    shown = repr(value) if isinstance(value, float) else encode(value, None)  # 80.0 is no whole number, and 80 is
     return Undecodable(
         f"{name} must be {wanted}, not {shown if len(shown) <= SHOWN_MAX else shown[:SHOWN_MAX] + '...'}"
     )
