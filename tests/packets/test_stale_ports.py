@@ -99,6 +99,7 @@ def test_del_under_another_name_of_the_network_withdraws(lab: Lab, plugins: Plug
     network.call("DEL", "portmap", "c1", known=known)
     assert not published(lab)
     network.call("DEL", "bridge", "c1", known=known)
+    assert "eth0" not in lab["c1"].run(["ip", "-br", "link"], check=True).stdout
     network.attach("c2")
     assert network.address_in("c2") == before
     assert not strangers(lab, "c2")
