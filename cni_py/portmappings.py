@@ -380,7 +380,7 @@ def is_served(entry: Entry, addresses: "Iterable[Address]") -> bool:
 def _add(found: "dict[tuple[bytes | None, int, str, int], Mapping]", one: Mapping) -> None:
     """The same mapping twice is one."""
     known = found.setdefault((one.host_ip, one.family, one.protocol, one.first), one)
-    if known != one:
+    if known is not one and known != one:
         raise InvalidNetworkConfig(f"host port {one.first}/{one.protocol} is mapped twice", f"{known}; {one}")
 
 

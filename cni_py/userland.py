@@ -273,7 +273,7 @@ class RelayPorts(Op):
 
 
 def needs_relay(mapping: "Object | dict[str, Encodable]") -> bool:
-    """Whether NAT serves no client of the mapping: all it listens on is of a family that the container has not, or not for NAT."""
+    """Whether NAT serves no client of the mapping: none of its addresses is_for_nat() and of a family that the container has."""
     hosts, targets = mapping.get("host_ips"), mapping.get("targets")
     target = targets[0] if isinstance(targets, list | tuple) and targets else Object()
     inside = ":" in str(target.get("address")) if isinstance(target, dict) else False
