@@ -50,7 +50,9 @@ def add(call: Call) -> "Result":
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
     say_what_lacks(conf, addresses)
-    if steps:
+    if not steps:
+        backends.oust_strangers(call, addresses)
+    else:
         for step in steps:
             if isinstance(step, nftops.PublishPorts):
                 backends.make_room(call, step.ports)

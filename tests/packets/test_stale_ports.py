@@ -258,13 +258,23 @@ def go_plugins() -> Plugins:
 
 
 @pytest.mark.parametrize(
-    "way", ["DEL", "DEL without portmap", "ADD", "ADD that publishes by iptables", "ADD that publishes by nftables"]
+    "way",
+    [
+        "DEL",
+        "DEL without portmap",
+        "ADD",
+        "ADD that publishes nothing",
+        "ADD that publishes by iptables",
+        "ADD that publishes by nftables",
+    ],
 )
 def test_chains_that_go_made_under_another_name_are_withdrawn(
     lab: Lab, plugins: Plugins, go_plugins: Plugins, way: str
 ) -> None:
     go = RenamedNetwork(lab, go_plugins)
-    go.attach("c1", mapping(WEB, 80))
+    go.attach("c1", mapping(WEB, 80), mapping(DNS, 53, "udp"))
+    lab.serve("c1", 53, "udp")
+    assert lab.fetch("client", HOST[4], DNS, "udp", source_port=CLIENT_PORT).name == "c1"
     network = RenamedNetwork(lab, plugins)
     network.rename("new")
     network.results |= go.results
@@ -277,8 +287,11 @@ def test_chains_that_go_made_under_another_name_are_withdrawn(
         assert not published(lab)
     lab["host"].run(["ip", "-n", "c1", "link", "del", "eth0"])
     if way.startswith("ADD that"):
-        network.keys = {"backend": way.rsplit(maxsplit=1)[-1]}
+        backend = way.rsplit(maxsplit=1)[-1]
+        network.keys = {} if backend == "nothing" else {"backend": backend}
         lab["host"].run(["mkdir", "-p", "/run/cni-py/published"], check=True)  # an index that knows nothing of it
-    network.attach("c2", *([mapping(8090, 80)] if "publishes" in way else []))
+    network.attach("c2", *([mapping(8090, 80)] if "publishes by" in way else []))
     assert network.address_in("c2") == go.address_in("c1")
     assert not strangers(lab, "c2")
+    with pytest.raises((ConnectionError, TimeoutError)):  # nor does the flow go on
+        lab.fetch("client", HOST[4], DNS, "udp", source_port=CLIENT_PORT, timeout_s=0.5)
