@@ -14,10 +14,9 @@ With nothing known the path is believed, as the Go plugins do.
 
 import os
 
-from cni_py import heirs
+from cni_py import heirs, records
 from cni_py.addr import ip_text, mac_text
 from cni_py.errors import CniError
-from cni_py.portsurvey import attachment_in
 from cni_py.reservations import Pool, holder
 from cni_py.result import Result, known_result
 
@@ -68,7 +67,7 @@ def is_of_interface(alias: str, key: "Attachment") -> bool:
 
     A path that leads to another container now leads to another container's ID, whatever the network is called.
     """
-    hexed, named = attachment_in(alias)
+    hexed, named = records.attachment_in(alias)
     same = named is not None and (named.container_id, named.ifname) == (key.container_id, key.ifname)
     return same or hexed == key.hex
 
