@@ -181,6 +181,19 @@ def make_room(call: "Call", ports: str) -> None:
         iptablesops.make_room(call.kernel, parse_mappings(ports))
 
 
+def oust_strangers(call: "Call", addresses: "Iterable[Address]") -> None:
+    """ADD that publishes nothing: take out what still leads to the addresses under the name of another attachment.
+
+    The index of published ports knows of the Go plugins' chains only what there was when it was made.
+    """
+    packed = {address.packed for address in addresses}
+    families = concerned(call.kernel, ENTRIES) if packed else []
+    if families and not call.dry_run:
+        from cni_py import iptablesops
+
+        iptablesops.take_out_strangers(call.kernel, families, packed)
+
+
 def forget_ports(call: "Call") -> None:
     """DEL: take out what publishes for the attachment by iptables, record or not, the Go plugin's too.
 

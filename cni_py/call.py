@@ -165,11 +165,15 @@ class Call:
             leftovers.of_addresses(self, addresses)
 
     def withdraw_ports(self) -> None:
-        """DEL: take away what the container's interface still publishes, under whatever name of the network. CniError."""
-        if records.may_be_published(records.interface_name(self.key)):
+        """DEL: take away what the container's interface still publishes, under whatever name of the network. CniError.
+
+        With it what the Go plugins made, whose rules name the container alone.
+        """
+        names = [records.interface_name(key) for key in (self.key, Attachment("", self.container_id, ""))]
+        if any(map(records.may_be_published, names)):
             from cni_py import leftovers
 
-            leftovers.of_interface(self)
+            self.finish_delete(self.run_all(leftovers.of_interface, leftovers.of_go))
 
     def check_plan(self, plan: "Sequence[Op]") -> None:
         """CHECK: CniError with everything that differs from what `plan` would make, and whether a command puts it back."""

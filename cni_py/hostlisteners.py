@@ -13,7 +13,7 @@ namespaces. What is held for the very container that is to have the port is not 
 from cni_py import settings, userland
 from cni_py.errors import PortInUse
 from cni_py.nftops import say
-from cni_py.portmappings import LOOPBACK6, bracketed
+from cni_py.portmappings import bracketed, is_for_nat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cni_py.portmappings import Mapping
 
 SAID_MAX = 3  # programs that a warning names
-MULTICAST4 = range(224, 240)  # first bytes
 ADVICE = 'stop it, or publish another port; with "hostListener": "warn" in portmap\'s configuration the port is taken from it'
 
 
@@ -70,7 +69,7 @@ def settle(
     if (asked or settings.load().host_listener) == "refuse":
         raise PortInUse(str(foreign[0]), ADVICE)
     if not any(isinstance(step, userland.RelayPorts) and step.required for step in steps):
-        warn([one for one in foreign if is_taken(one.listener.ip)], container)
+        warn([one for one in foreign if is_for_nat(one.listener.ip)], container)
     taken = {(one.mapping.protocol, one.listener.port) for one in foreign}
     return [step.beside(taken) if isinstance(step, userland.RelayPorts) else step for step in steps]
 
@@ -94,14 +93,6 @@ def conflicts(mapping: "Mapping", listener: "Listener") -> bool:
     if len(listener.ip) != len(mapping.container_ip):
         return mapping.family == 4 and not any(listener.ip) and not listener.v6only
     return mapping.host_ip is None or not any(listener.ip) or listener.ip == mapping.host_ip
-
-
-def is_taken(ip: bytes) -> bool:
-    """Whether NAT takes clients from a socket on this address: it passes over ::1, link-local and multicast ones."""
-    if len(ip) == 4:
-        return ip[0] not in MULTICAST4
-    link_local = ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
-    return ip != LOOPBACK6 and not link_local and ip[0] != 0xFF
 
 
 def in_the_way(wanted: "Sequence[Mapping]", listeners: "Iterable[Listener]") -> "list[tuple[Mapping, Listener]]":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")  # after PATH, which runtimes leave without sbin
 TOOLS = {4: "iptables", 6: "ip6tables"}
+SHOWN_MAX = 2000  # characters of what a tool has refused, in an error
 WAIT_S = "5"  # for xtables' own lock, which iptables-legacy takes; ours keeps our own calls from meeting there
 UNQUOTED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/,!=+[]@%")
 COMMENT_MAX = 255  # XT_MAX_COMMENT_LEN - 1, linux/netfilter/xt_comment.h
@@ -276,7 +277,9 @@ class Run:
         if status != 0:
             ended = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             why = refusal.strip() or ended
-            raise IptablesFailed(f"{self.name} failed", "\nin:\n".join(filter(None, (why, self.text.strip()))))
+            text = self.text.strip()
+            shown = text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
+            raise IptablesFailed(f"{self.name} failed", "\nin:\n".join(filter(None, (why, shown))))
         return printed
 
 

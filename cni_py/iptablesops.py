@@ -118,13 +118,16 @@ class PublishByIptables(Op):
         for hexed in portclaims.dead_holders(kernel, wanted):
             nftops.sweep_ports(kernel, "", [], hexed)
 
+        gone: list[Mapping] = []
+
         def decide(rules: Rules) -> None:
             publication = found[rules.family]
-            oust_dead_holders(rules, publication.mappings, kernel.key, strangers=True)
-            oust_strangers(rules, {publication.address.packed}, kernel.key)
+            gone.extend(oust_dead_holders(rules, publication.mappings, kernel.key, strangers=True))
+            gone.extend(oust_strangers(rules, {publication.address.packed}, kernel.key))
             publication.make(rules, staying.__contains__)
 
         changed = iptables.change(found, (NAT,), decide)
+        forget_flows(kernel, gone, added=False)
         for publication in found.values():
             forget_flows(kernel, publication.mappings, added=True)
         return changed
@@ -207,29 +210,37 @@ def records_of(network: str, container_id: str, plugin: str) -> "list[Record]":
     ]
 
 
-def oust_dead_holders(rules: Rules, mappings: "Iterable[Mapping]", key: "Attachment", *, strangers: bool) -> None:
+def oust_dead_holders(
+    rules: Rules, mappings: "Iterable[Mapping]", key: "Attachment", *, strangers: bool
+) -> "list[Mapping]":
     """PortInUse when another container publishes a port of the mappings, unless it is provably dead: then its rules go.
 
     One without a record may be dead or alive: `strangers` says whether it counts. A container never conflicts with itself:
-    runtimes give all its networks the same mappings, and the first serves.
+    runtimes give all its networks the same mappings, and the first serves. Returns what went.
     """
+    gone: list[Mapping] = []
     for mapping, other, entry in iptrules.conflicts(rules, mappings, own_chain(key, PUBLISH)):
         network, container_id = iptrules.label_in(entry)
         if container_id == key.container_id or not rules.has_chain(NAT, entry[-1]):
             continue
         known = records_of(network, container_id, PORTMAP)
         if known and all(map(heirs.is_dead, known)):
-            iptrules.withdraw(rules, entry[-1], lambda _: False)
+            gone += iptrules.withdraw(rules, entry[-1], lambda _: False)
         elif known or strangers:
             holder = f"{network}/{container_id}" if network else f"chain {entry[-1]}"
             port = f"{other.first}/{other.protocol}"
             raise PortInUse(
                 f"host port {port} is in use by {holder}", f"wanted on {str(mapping).split(' ')[1]}, by iptables"
             )
+    return gone
 
 
-def oust_strangers(rules: Rules, addresses: set[bytes], key: "Attachment") -> None:
-    """Take out what leads to the addresses of this attachment under the name of another of which nothing is recorded."""
+def oust_strangers(rules: Rules, addresses: set[bytes], key: "Attachment") -> "list[Mapping]":
+    """Take out what leads to the addresses of this attachment under the name of another of which nothing is recorded.
+
+    Returns what went.
+    """
+    gone: list[Mapping] = []
     for entry in list(rules.chains.get((NAT, ENTRIES), ())):
         chain, (network, container_id) = entry[-1], iptrules.label_in(entry)
         if not chain.startswith(PUBLISH) or chain == own_chain(key, PUBLISH):
@@ -237,7 +248,15 @@ def oust_strangers(rules: Rules, addresses: set[bytes], key: "Attachment") -> No
         led = map(iptrules.mapping_of, rules.chains.get((NAT, chain), ()))
         here = any(mapping is not None and mapping.container_ip in addresses for mapping in led)
         if here and not (network and records_of(network, container_id, PORTMAP)):
-            iptrules.withdraw(rules, chain, lambda ip: ip not in addresses)
+            gone += iptrules.withdraw(rules, chain, lambda ip: ip not in addresses)
+    return gone
+
+
+def take_out_strangers(kernel: "Kernel", families: "Iterable[int]", addresses: set[bytes]) -> None:
+    """oust_strangers() alone."""
+    gone: list[Mapping] = []
+    iptables.change(families, (NAT,), lambda rules: gone.extend(oust_strangers(rules, addresses, kernel.key)))
+    forget_flows(kernel, gone, added=False)
 
 
 def make_room(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
@@ -246,13 +265,15 @@ def make_room(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
     What a container of which nothing is known has left is no reason to refuse.
     """
     families = [family for family in concerned(kernel, ENTRIES) if any(one.family == family for one in wanted)]
+    gone: list[Mapping] = []
 
     def decide(rules: Rules) -> None:
         ours = [one for one in wanted if one.family == rules.family]
-        oust_dead_holders(rules, ours, kernel.key, strangers=False)
-        oust_strangers(rules, {one.container_ip for one in ours}, kernel.key)
+        gone.extend(oust_dead_holders(rules, ours, kernel.key, strangers=False))
+        gone.extend(oust_strangers(rules, {one.container_ip for one in ours}, kernel.key))
 
     iptables.change(families, (NAT,), decide)
+    forget_flows(kernel, gone, added=False)
 
 
 def unmasquerade(kernel: "Kernel", stays: "Callable[[bytes], bool]") -> None:

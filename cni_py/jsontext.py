@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Encodable: TypeAlias = "bool | int | float | str | Sequence[Encodable] | Mapping[str, Encodable] | None"
 
 BLANK = " \t\r\n"  # RFC 8259 section 2, "ws"
+DIGITS_MAX = 100  # that are read of a whole number with too many
 DEPTH_MAX = 256  # objects and lists in each other; Go takes 10,000, configurations have 10
 
 
@@ -105,11 +106,17 @@ def _scan_slowly(characters: str, start: int) -> "tuple[Value, int]":
     from json.decoder import JSONDecodeError, JSONDecoder
 
     try:
-        return JSONDecoder(object_pairs_hook=Object, parse_constant=_reject_constant).raw_decode(characters, start)
+        decoder = JSONDecoder(object_pairs_hook=Object, parse_int=_whole_number, parse_constant=_reject_constant)
+        return decoder.raw_decode(characters, start)
     except JSONDecodeError as error:
         raise _failure(characters, error.pos, error.msg) from None
-    except ValueError as error:  # a constant or a number beyond what int() takes
+    except ValueError as error:  # a constant
         raise DecodingFailure(f"the JSON cannot be read: {error}") from None
+
+
+def _whole_number(text: str) -> int:
+    """The number; of one that int() refuses for its length as many digits as say that it has more than 64 bits."""
+    return int(text[:DIGITS_MAX])
 
 
 REASONS = (  # how the json package begins to say what is wrong, and what we say; {} is the character found

@@ -57,13 +57,14 @@ def of_network(call: Call, valid: "Iterable[Attachment]") -> None:
     _withdraw_all(call, [one for one in listed if one.key is not None and one.key.ifname and one.hex not in living], "")
 
 
-def of_go(call: Call, addresses: "Collection[bytes]") -> None:
+def of_go(call: Call) -> None:
     """DEL: what the Go plugins made for the container, which their rules do not tell apart by interface.
 
-    That is what leads to the `addresses` of this interface; everything where they are not known and the container is gone.
+    That is what leads to the addresses of this interface; everything where they are not known and the container is gone.
     """
-    known = set(map(ip_text, addresses))
-    for one in portindex.of_go(call.key, call.kernel):
+    listed = portindex.of_go(call.key, call.kernel)
+    known = set(map(ip_text, backends.known_addresses(call))) if listed else set()
+    for one in listed:
         gone = one.addresses & known if known else one.addresses if backends.is_gone(call) else set()
         if gone:
             packed = {parse_ip(text) for text in gone}

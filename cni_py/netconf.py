@@ -114,10 +114,9 @@ def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
     """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
     if name in UNSHOWN and value:
         return Undecodable(f"{name} must be {wanted}, not {KINDS[type(value)]}")
-    try:
-        shown = encode(value, None)
-    except ValueError:  # 1e999 is JSON, and read as infinity
-        shown = "a number without end"
+    shown = repr(value) if isinstance(value, float) else encode(value, None)  # 80.0 is no whole number, and 80 is
+    if shown in ("inf", "-inf"):
+        shown = "a number without end"  # 1e999 is JSON
     return Undecodable(
         f"{name} must be {wanted}, not {shown if len(shown) <= SHOWN_MAX else shown[:SHOWN_MAX] + '...'}"
     )

@@ -272,6 +272,7 @@ class GuardAddress(Op):
         return None if found == element else lost
 
 
+SHOWN_MAX = 200  # characters of conditions that an error repeats
 WHOSE = {  # values of PublishPorts.clients in words, with the container's addresses
     "subnet": "; clients in the subnet of {} and on the host's loopback are masqueraded",
     "all": "; all clients of {} are masqueraded",
@@ -348,7 +349,11 @@ class PublishPorts(Op):
             commit(kernel, changes, self.chains)
         except CniError as error:
             if self.conditions4 or self.conditions6:
-                raise InvalidNetworkConfig("nftables does not take the conditions", error.details) from error
+                why = error.details.partition("\n")[
+                    0
+                ]  # what follows is our own text, with a caret in a wrong line of it
+                texts = " and ".join(f'"{text[:SHOWN_MAX]}"' for text in self.conditions().values() if text)
+                raise InvalidNetworkConfig("nftables does not take the conditions", f"{texts}: {why}") from error
             raise
         return bool(changes or waiting)
 

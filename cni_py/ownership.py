@@ -3,7 +3,8 @@
 Needed for what the Go plugins ADDed, or a record that was lost: the path of a dead container (/proc/<pid>/ns/net) may lead
 to a living one by now. What is known of each side, the strongest first:
 
-    the alias of the link or of its peer on the host     names an attachment of ours
+    the alias of the link or of its peer on the host     names an attachment of ours: this one, or the same interface of the
+                                                         same container from before the network had another name
     the peer's name, and the MAC address                 prevResult has those of the attachment
     the link's addresses                                 prevResult and host-local have those of the attachment, host-local
                                                          also those of others
@@ -13,7 +14,7 @@ With nothing known the path is believed, as the Go plugins do.
 
 import os
 
-from cni_py import heirs
+from cni_py import heirs, records
 from cni_py.addr import ip_text, mac_text
 from cni_py.errors import CniError
 from cni_py.reservations import Pool, holder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cni_py.call import Call
     from cni_py.kernel.context import Kernel
     from cni_py.kernel.rtnl import Link
+    from cni_py.records import Attachment
 
 HEX_DIGITS = frozenset("0123456789abcdef")
 
@@ -36,7 +38,7 @@ def is_own(call: "Call", kernel: "Kernel") -> bool:
     peer = peer_of(kernel, link)
     for marked in (link, peer):
         if marked is not None and is_marked(marked.alias):
-            return marked.alias.startswith(kernel.key.hex)
+            return is_of_interface(marked.alias, kernel.key)
     earlier = known_result(call.conf) or Result()
     if peer is not None and any(one.name == peer.name and not one.sandbox for one in earlier.interfaces):
         return True
@@ -58,6 +60,16 @@ def is_link_local(entry: object) -> bool:
 def is_marked(alias: str) -> bool:
     """Whether it is an alias of ours: records.Attachment.comment."""
     return len(alias) > heirs.HEX and alias[heirs.HEX] == " " and HEX_DIGITS.issuperset(alias[: heirs.HEX])
+
+
+def is_of_interface(alias: str, key: "Attachment") -> bool:
+    """Whether an alias of ours names the attachment, or one of the same container and interface.
+
+    A path that leads to another container now leads to another container's ID, whatever the network is called.
+    """
+    hexed, named = records.attachment_in(alias)
+    same = named is not None and (named.container_id, named.ifname) == (key.container_id, key.ifname)
+    return same or hexed == key.hex
 
 
 def peer_of(kernel: "Kernel", link: "Link") -> "Link | None":

@@ -26,6 +26,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers
 PORT_MAX = 65535
 RANGE_MIN = 64  # consecutive ports; fewer are single elements, which the packet path finds in one lookup
 LOOPBACK6 = b"\0" * 15 + b"\1"
+MULTICAST4 = range(224, 240)  # first bytes
+BROADCAST4 = b"\xff" * 4
 SHOWN_MAX = 64  # characters of a wrong value that an error repeats
 UDP_RUN_MAX = 1024  # consecutive UDP ports that portfwd is asked for beside NAT: each costs it a socket
 POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
@@ -351,26 +353,34 @@ def _checked_protocol(entry: Entry) -> str:
 
 
 def _host_ip(text: str, family: int) -> tuple[bytes | None, bool]:
-    """The host address in `text` (None: any), and whether anything is published on it in this family.
-
-    The kernel forwards nothing that is sent to ::1.
-    """
+    """The host address in `text` (None: any), and whether NAT publishes anything on it in this family."""
     if not text:
         return None, True
     host_ip = parse_ip(text)
-    wanted = len(host_ip) == (4 if family == 4 else 16) and host_ip != LOOPBACK6
+    wanted = len(host_ip) == (4 if family == 4 else 16) and is_for_nat(host_ip)
     return host_ip if any(host_ip) else None, wanted
 
 
+def is_for_nat(host_ip: bytes) -> bool:
+    """Whether NAT takes clients of this address: of ::1 and link-local ones the kernel forwards nothing.
+
+    A multicast or broadcast address is nobody's own, so that the rules for what is sent to this host do not see it.
+    """
+    if len(host_ip) == 4:
+        return host_ip[0] not in MULTICAST4 and host_ip != BROADCAST4
+    link_local = host_ip[0] == 0xFE and host_ip[1] & 0xC0 == 0x80
+    return host_ip != LOOPBACK6 and not link_local and host_ip[0] != 0xFF
+
+
 def is_served(entry: Entry, addresses: "Iterable[Address]") -> bool:
-    """Whether NAT leads somebody to a container with these addresses: nobody on ::1, or in a family that it has not."""
+    """Whether NAT leads somebody to a container with these addresses: nobody in a family that it has not; is_for_nat()."""
     return any(_host_ip(entry.host_ip, address.family)[1] for address in addresses)
 
 
 def _add(found: "dict[tuple[bytes | None, int, str, int], Mapping]", one: Mapping) -> None:
     """The same mapping twice is one."""
     known = found.setdefault((one.host_ip, one.family, one.protocol, one.first), one)
-    if known != one:
+    if known is not one and known != one:
         raise InvalidNetworkConfig(f"host port {one.first}/{one.protocol} is mapped twice", f"{known}; {one}")
 
 

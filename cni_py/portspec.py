@@ -35,7 +35,9 @@ class PortMapping:
 
 def parse(text: str) -> list[PortMapping]:
     """The mappings that `text` stands for. ValueError with a sentence for what cannot be meant."""
-    ports, slash, protocol = text.partition("/")
+    ports, slash, protocol = text.rpartition("/")
+    if not slash or ":" in protocol:  # none, or that of a prefix length, which is told with the address
+        ports, slash, protocol = text, "", ""
     protocol = protocol.lower() if slash else "tcp"
     if protocol not in PROTOCOLS:
         raise ValueError(f'{text}: the protocol is one of {", ".join(PROTOCOLS)}, not "{protocol}"')

@@ -3,7 +3,7 @@
 It costs time for each published port, once a boot: see portindex.
 """
 
-from cni_py import backends, heirs, portindex, records
+from cni_py import backends, portindex, records
 from cni_py.addr import ip_text, parse_address
 from cni_py.errors import CniError
 from cni_py.kernel.nftables import NftUnavailable
@@ -74,15 +74,7 @@ def of_nftables(kernel: "Kernel") -> "Iterator[Found]":
             for element in kernel.nft.dump(name):
                 value = element.key if name.startswith("hairpin") else element.value
                 if isinstance(value, bytes) and len(value) in (length, length + PORT) and element.comment:
-                    yield *attachment_in(element.comment), ip_text(value[:length])
-
-
-def attachment_in(comment: str) -> tuple[str, Attachment | None]:
-    """The hex and, where it is not cut, the attachment that a comment of ours names."""
-    hexed, _, label = comment.partition(" ")
-    names = label.split("/")
-    key = Attachment(*names) if len(names) == 3 else None
-    return hexed[: heirs.HEX], key if key is not None and key.hex == hexed else None
+                    yield *records.attachment_in(element.comment), ip_text(value[:length])
 
 
 def of_iptables(kernel: "Kernel") -> "Iterator[Found]":
@@ -117,7 +109,7 @@ def of_portfwd(_kernel: "Kernel") -> "Iterator[Found]":
         for one in service.mappings():
             hexed = userland.owner_of(one)
             if hexed:
-                _, key = attachment_in(f"{hexed} {one.get('label', '')}")
+                _, key = records.attachment_in(f"{hexed} {one.get('label', '')}")
                 for address in targets_of(one):
                     yield hexed, key, address
 

@@ -18,6 +18,7 @@ from cni_py.errors import CniError, os_error, warn
 from cni_py.sha import sha256
 
 SCHEMA = 1
+HEX = 16  # digits that name an attachment, in comments and files
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.kernel.context import Kernel
@@ -162,6 +163,14 @@ def boot_id() -> str:
     """The kernel's id of this boot (proc_sys_kernel(5), random/boot_id)."""
     with open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read().decode().strip()
+
+
+def attachment_in(comment: str) -> "tuple[str, Attachment | None]":
+    """The hex and, where it is not cut, the attachment that a comment or an alias of ours names."""
+    hexed, _, label = comment.partition(" ")
+    names = label.split("/")
+    key = Attachment(*names) if len(names) == 3 else None
+    return hexed[:HEX], key if key is not None and key.hex == hexed else None
 
 
 def interface_name(key: Attachment) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import ModuleType
 
+    from yaml import Node
+
 PATH = "/etc/cni-py/config.yaml"
 BACKENDS = ("nftables", "iptables")
 HOST_LISTENERS = ("warn", "refuse")
@@ -127,13 +129,18 @@ def parse(text: str) -> Settings:
         line = key.start_mark.line
         known = VALUES.get(key.value) if isinstance(key.value, str) else None
         if known is None:
-            raise _invalid(line, f"unknown key {key.value!r}; there is: {', '.join(VALUES)}")
+            raise _invalid(line, f"unknown key {_shown(key)}; there is: {', '.join(VALUES)}")
         if key.value in said:
             raise _invalid(line, f"{key.value} is there twice")
         if value.value not in known:
-            raise _invalid(line, f"{key.value} is one of {', '.join(known)}, not {value.value!r}")
+            raise _invalid(line, f"{key.value} is one of {', '.join(known)}, not {_shown(value)}")
         said[key.value] = value.value
     return Settings(said)
+
+
+def _shown(node: "Node") -> str:
+    """A key or value in an error."""
+    return repr(node.value) if isinstance(node.value, str) else "a list or mapping"
 
 
 def _invalid(line: int, why: str) -> InvalidNetworkConfig:

@@ -12,13 +12,13 @@ import errno
 import os
 
 from cni_py import heirs, records
-from cni_py.addr import ip_text
+from cni_py.addr import ip_text, parse_ip
 from cni_py.engine import Op, op_from_json
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse
 from cni_py.jsontext import Object, decode, encode
 from cni_py.locks import nftables_lock
 from cni_py.nftops import say
-from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX
+from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX, is_for_nat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -273,12 +273,12 @@ class RelayPorts(Op):
 
 
 def needs_relay(mapping: "Object | dict[str, Encodable]") -> bool:
-    """Whether NAT serves no client of the mapping: it listens on ::1 alone, or in a family that the container has not."""
+    """Whether NAT serves no client of the mapping: none of its addresses is_for_nat() and of a family that the container has."""
     hosts, targets = mapping.get("host_ips"), mapping.get("targets")
     target = targets[0] if isinstance(targets, list | tuple) and targets else Object()
     inside = ":" in str(target.get("address")) if isinstance(target, dict) else False
     texts = list(map(str, hosts)) if isinstance(hosts, list | tuple) else []
-    return not any(text != "::1" and (":" in text) == inside for text in texts)
+    return not any((":" in text) == inside and is_for_nat(parse_ip(text)) for text in texts)
 
 
 def make_room(

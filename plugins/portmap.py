@@ -24,7 +24,7 @@ backend. Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import backends, hostclients, netconf, nftops, portindex, records, settings, userland
+from cni_py import backends, hostclients, netconf, nftops, portindex, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
 from cni_py.errors import InvalidNetworkConfig
@@ -50,7 +50,9 @@ def add(call: Call) -> "Result":
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
     say_what_lacks(conf, addresses)
-    if steps:
+    if not steps:
+        backends.oust_strangers(call, addresses)
+    else:
         for step in steps:
             if isinstance(step, nftops.PublishPorts):
                 backends.make_room(call, step.ports)
@@ -89,7 +91,7 @@ def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
 
 def delete(call: Call) -> None:
     """Withdraw the ports, whatever the configuration now says, and what the interface had under other names of the network."""
-    call.finish_delete(call.run_all(withdraw, backends.forget_ports, Call.withdraw_ports, withdraw_of_go))
+    call.finish_delete(call.run_all(withdraw, backends.forget_ports, Call.withdraw_ports))
 
 
 def withdraw(call: Call) -> None:
@@ -99,14 +101,6 @@ def withdraw(call: Call) -> None:
         from cni_py import leftovers
 
         leftovers.withdraw_lost(call, backends.known_addresses(call), certain=call.record is not None)
-
-
-def withdraw_of_go(call: Call) -> None:
-    """Withdraw what the Go plugin made for the container's addresses, whatever the network was called then."""
-    if records.may_be_published(records.interface_name(records.Attachment("", call.container_id, ""))):
-        from cni_py import leftovers
-
-        leftovers.of_go(call, backends.known_addresses(call))
 
 
 def check(call: Call) -> None:

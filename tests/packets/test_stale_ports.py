@@ -99,6 +99,7 @@ def test_del_under_another_name_of_the_network_withdraws(lab: Lab, plugins: Plug
     network.call("DEL", "portmap", "c1", known=known)
     assert not published(lab)
     network.call("DEL", "bridge", "c1", known=known)
+    assert "eth0" not in lab["c1"].run(["ip", "-br", "link"], check=True).stdout
     network.attach("c2")
     assert network.address_in("c2") == before
     assert not strangers(lab, "c2")
@@ -256,12 +257,24 @@ def go_plugins() -> Plugins:
     return Plugins("go", Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
 
 
-@pytest.mark.parametrize("way", ["DEL", "ADD", "ADD that publishes by iptables", "ADD that publishes by nftables"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "DEL",
+        "DEL without portmap",
+        "ADD",
+        "ADD that publishes nothing",
+        "ADD that publishes by iptables",
+        "ADD that publishes by nftables",
+    ],
+)
 def test_chains_that_go_made_under_another_name_are_withdrawn(
     lab: Lab, plugins: Plugins, go_plugins: Plugins, way: str
 ) -> None:
     go = RenamedNetwork(lab, go_plugins)
-    go.attach("c1", mapping(WEB, 80))
+    go.attach("c1", mapping(WEB, 80), mapping(DNS, 53, "udp"))
+    lab.serve("c1", 53, "udp")
+    assert lab.fetch("client", HOST[4], DNS, "udp", source_port=CLIENT_PORT).name == "c1"
     network = RenamedNetwork(lab, plugins)
     network.rename("new")
     network.results |= go.results
@@ -269,11 +282,16 @@ def test_chains_that_go_made_under_another_name_are_withdrawn(
     if way == "DEL":
         network.call("DEL", "portmap", "c1")
         assert not published(lab)
+    if way.startswith("DEL"):
         network.call("DEL", "bridge", "c1")
+        assert not published(lab)
     lab["host"].run(["ip", "-n", "c1", "link", "del", "eth0"])
     if way.startswith("ADD that"):
-        network.keys = {"backend": way.rsplit(maxsplit=1)[-1]}
+        backend = way.rsplit(maxsplit=1)[-1]
+        network.keys = {} if backend == "nothing" else {"backend": backend}
         lab["host"].run(["mkdir", "-p", "/run/cni-py/published"], check=True)  # an index that knows nothing of it
-    network.attach("c2", *([mapping(8090, 80)] if "publishes" in way else []))
+    network.attach("c2", *([mapping(8090, 80)] if "publishes by" in way else []))
     assert network.address_in("c2") == go.address_in("c1")
     assert not strangers(lab, "c2")
+    with pytest.raises((ConnectionError, TimeoutError)):  # nor does the flow go on
+        lab.fetch("client", HOST[4], DNS, "udp", source_port=CLIENT_PORT, timeout_s=0.5)

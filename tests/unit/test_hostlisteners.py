@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_py.addr import parse_ip
-from cni_py.hostlisteners import Held, conflicts, in_the_way, is_taken
+from cni_py.hostlisteners import Held, conflicts, in_the_way
 from cni_py.kernel.sock_diag import Listener, bytecode, joined
-from cni_py.portmappings import Mapping
+from cni_py.portmappings import Mapping, is_for_nat
 
 ANY4, ANY6, MINE4, MINE6 = "0.0.0.0", "::", "198.51.100.1", "2001:db8::1"
 
@@ -82,10 +82,10 @@ def test_each_socket_is_told_once_with_the_mapping_it_is_in_the_way_of() -> None
     ("ip", "expected"), [("::1", False), ("fe80::1", False), ("febf::1", False), ("fec0::1", True)]
 )
 def test_what_nat_passes_over_loses_nothing(ip: str, expected: bool) -> None:
-    assert is_taken(parse_ip(ip)) is expected
-    assert is_taken(parse_ip("127.0.0.1"))
-    assert not is_taken(parse_ip("224.0.0.251"))
-    assert not is_taken(parse_ip("ff02::fb"))
+    assert is_for_nat(parse_ip(ip)) is expected
+    assert is_for_nat(parse_ip("127.0.0.1"))
+    assert not is_for_nat(parse_ip("224.0.0.251"))
+    assert not is_for_nat(parse_ip("ff02::fb"))
 
 
 def passes(program: bytes, port: int) -> bool:

@@ -106,6 +106,7 @@ def test_what_is_there_has_its_value() -> None:
         (netconf.boolean, '{"k": 1}', "k must be true or false, not 1"),
         (netconf.integer, '{"k": "1"}', 'k must be a whole number, not "1"'),
         (netconf.integer, '{"k": 1.5}', "k must be a whole number, not 1.5"),
+        (netconf.integer, '{"k": 80.0}', "k must be a whole number, not 80.0"),
         (netconf.integer, '{"k": true}', "k must be a whole number, not true"),
         (netconf.integer, '{"k": 1e999}', "k must be a whole number, not a number without end"),
         (netconf.string, '{"k": [-1e999]}', "k must be a text in quotes, not a number without end"),

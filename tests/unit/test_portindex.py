@@ -135,6 +135,6 @@ def test_a_record_cannot_lead_to_another_path(addresses: str) -> None:
     [(KEY.comment, True), (KEY.comment[:-1], False), ("x" * 16 + " net1/c1/eth0", False), (KEY.hex, False)],
 )
 def test_a_comment_names_an_attachment_unless_it_was_cut(comment: str, known: bool) -> None:
-    hexed, key = portsurvey.attachment_in(comment)
+    hexed, key = records.attachment_in(comment)
     assert hexed == comment[:16]
     assert (key is not None and key.hex == KEY.hex) == known

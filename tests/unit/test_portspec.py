@@ -42,6 +42,8 @@ def test_what_is_written_is_what_is_mapped(text: str, wanted: list[PortMapping])
         ("[2001:db8::1:8080:80", "not closed"),
         ("[fe80::1%eth0]:8080:80", "no zone"),
         ("300.0.0.1:8080:80", "no address of the host"),
+        ("192.0.2.1/24:8080:80/udp", '"192.0.2.1/24" is no address of the host'),
+        ("8080:80/tcp/udp", "no port"),
         ("8000-8002:80", "3 host ports cannot lead to 1 container ports"),
         ("8002-8000:80-82", "ends before it begins"),
     ],

@@ -76,7 +76,7 @@ def test_a_damaged_copy_is_made_again(config: Path, damage: str) -> None:
         ("# a\nbakend: iptables\n", "line 2: unknown key 'bakend'"),
         ("backend: nftables\nhostListener: no\n", "line 2: hostListener is one of warn, refuse, not 'no'"),
         ("backend: ebtables\n", "line 1: backend is one of nftables, iptables, not 'ebtables'"),
-        ("backend: [iptables]\n", "line 1: backend is one of"),
+        ("backend: [iptables]\n", "line 1: backend is one of nftables, iptables, not a list or mapping"),
         ("backend: iptables\nbackend: nftables\n", "line 2: backend is there twice"),
         ("- backend\n", "line 1: settings are"),
         ("\n\nbackend: {\n", "line 4: "),

@@ -334,8 +334,10 @@ def test_conditions_have_one_chain_and_their_ports_conflict_too(port: str) -> No
 def test_conditions_that_nft_does_not_know_are_refused_as_configuration() -> None:
     prepare()
     with pytest.raises(CniError, match="does not take the conditions") as refused:
-        Container(1).add("tcp 0.0.0.0:80", condition="ip saddr nonsense/99")
+        Container(1).add("tcp 0.0.0.0:80", condition="ip saddr nonsense/99" + " or" * 999)
     assert refused.value.code == 7
+    assert refused.value.details.startswith('"ip saddr nonsense/99 or')
+    assert len(refused.value.details) < 500
     assert nothing_left()
 
 
