@@ -102,7 +102,7 @@ class EnsureBridge(Op):
         link = link or need(kernel.host, self.name)
         if link.kind != "bridge":
             kind = link.kind or "an interface of another kind"
-            raise CniError(
+            raise InvalidNetworkConfig(
                 f'cannot use "{self.name}" as bridge: on the host "{self.name}" already exists but is not a bridge ({kind})',
                 'rename it, or choose another name with "bridge"',
             )
@@ -345,7 +345,8 @@ class AddRoute(Op):
             pass  # this very route: said twice, by IPAM and by isDefaultGateway, or made by the kernel with the address
         except OSError as error:
             via = f" via {self.gw}" if self.gw else ""
-            hint = "; no address or route of the container leads to that gateway" * (error.errno == errno.ENETUNREACH)
+            lost = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) and self.gw
+            hint = "; no address or route before it leads to that gateway from the container" if lost else ""
             action = f"failed to add route '{self.dst}{via} dev {self.ifname}' in the container"
             raise IOFailure(action, f"{kernel_words(error)}{hint}") from error
 
@@ -395,7 +396,7 @@ class EnsureGatewayAddress(Op):
         strange = [address for address in held if str(address) not in self.beside.split()]
         conflicts = [address for address in strange if in_the_way(address, wanted)]
         if not self.force and (conflicts or (strange and wanted.family == 4)):
-            raise CniError(
+            raise InvalidNetworkConfig(
                 f'failed to set bridge addr: "{self.name}" already has an IP address different from {self.address}',
                 f"it is {(conflicts or strange)[0]}; {self._remedy(conflicts)}",
             )
