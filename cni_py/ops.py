@@ -178,7 +178,8 @@ class AddVeth(Op):
                 raise CniError(
                     f'container veth name ("{self.ifname}") peer provided ("{self.name}") already exists'
                 ) from error
-            raise os_error(self.failure(), error) from error
+            hint = f"; an MTU of {self.mtu} may be none for it" * (error.errno == errno.EINVAL and self.mtu != 0)
+            raise IOFailure(self.failure(), f"{kernel_words(error)}{hint}") from error
         kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
         set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
 

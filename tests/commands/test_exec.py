@@ -61,6 +61,7 @@ def test_a_namespace_is_made_on_request_and_may_be_gone_at_del(hand: Hand) -> No
     assert (missing.returncode, "--create-netns makes one" in missing.stderr) == (3, True)
     assert "namespace web made" in hand.well("ADD", "lab", "web", "--create-netns", "-p", "8080:80")
     hand.check("lab", "/run/netns/web")
+    assert "UP" in hand.lab["host"].run(["ip", "-n", "web", "-br", "link", "show", "lo"]).stdout
     hand.lab["host"].run(["ip", "netns", "delete", "web"], check=True)
     hand.well("DEL", "lab", "web")
     assert links(hand.lab, "host") == ["cni0", "lan0", "lo"]
