@@ -3,9 +3,11 @@
 Sides and addresses as in ops.
 """
 
+import errno
+
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.engine import Op
-from cni_py.errors import os_error
+from cni_py.errors import IOFailure, kernel_words, os_error
 from cni_py.kernel import rtnl
 from cni_py.ops import ipv6_off, need
 from cni_py.result import Route
@@ -92,6 +94,12 @@ class AddPeer(Op):
         return None if well else f"the host has no route to {self.address} through {self.name}"
 
 
+MACVLAN_HINTS = {  # macvlan_common_newlink(), macvlan_port_create()
+    errno.EINVAL: "; lo can be no master, and one that has an interface in mode passthru takes no other",
+    errno.EBUSY: "; a port of a bridge or bond can be no master: use that one instead",
+}
+
+
 class AddMacvlan(Op):
     """The container's interface: a macvlan link on `master`, an interface of the host or (`inside`) of the container.
 
@@ -134,7 +142,8 @@ class AddMacvlan(Op):
                 queue=self.queue,
             )
         except OSError as error:
-            raise os_error(f"{self.failure()} in mode {self.mode}", error) from error
+            action = f"{self.failure()} in mode {self.mode}"
+            raise IOFailure(action, kernel_words(error) + MACVLAN_HINTS.get(error.errno or 0, "")) from error
         link = need(kernel.container, made)
         kernel.container.set_link(link.index, alias=kernel.key.comment)
         try:

@@ -237,9 +237,9 @@ def check_name(name: str) -> None:
 
 def check_ifname(name: str, key: str) -> None:
     """InvalidNetworkConfig for what cannot be the name of an interface, which stands under `key`."""
-    bad = not 0 < len(name.encode("utf-8", "replace")) <= IFNAME_MAX or name in (".", "..")
+    bad = not 0 < len(name.encode("utf-8", "replace")) <= IFNAME_MAX or name in (".", "..", "all", "default")
     if bad or any(character in "/:%\0" or character.isspace() for character in name):
-        rule = f'1 to {IFNAME_MAX} bytes, no "/", ":", "%" or blank'
+        rule = f'1 to {IFNAME_MAX} bytes, no "/", ":", "%" or blank, nor "all" or "default"'  # names of sysctls
         raise InvalidNetworkConfig(f'{key}: "{name}" cannot be the name of an interface ({rule})')
 
 

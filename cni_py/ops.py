@@ -56,9 +56,11 @@ def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
     try:
         return sysctl.write(key, value, optional=optional)
     except OSError as error:
-        raise os_error(
-            f"cannot set the sysctl net.{key.replace('/', '.')} to {value} (/proc/sys/net/{key})", error
-        ) from error
+        hint = ""
+        if error.errno == errno.ENOENT and key.startswith("ipv6/"):
+            hint = "; there is no IPv6: the kernel is without it, or the interface has an MTU below 1280"
+        action = f"cannot set the sysctl net.{key.replace('/', '.')} to {value} (/proc/sys/net/{key})"
+        raise IOFailure(action, kernel_words(error, action) + hint) from error
 
 
 def has_assigned_mac(link: "Link") -> bool:

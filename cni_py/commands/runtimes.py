@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cni_py import records
 from cni_py.commands.launchers import START
 from cni_py.run import LAUNCHER_MAX, MODULES
 
@@ -54,7 +55,7 @@ class Host:
     def toml(self, path: str) -> dict[str, object]:
         """What a file says; nothing where there is none, and with a note where it is broken."""
         try:
-            return tomllib.loads((self.root / path).read_text())
+            return tomllib.loads(records.read(str(self.root / path), follow=True).decode())
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:

@@ -225,6 +225,7 @@ def test_disable_check_and_old_versions(hand: Hand) -> None:
         (["DEL", "lab", "c1", "--plan"], 2, "--plan goes with ADD only"),
         (["ADD", "lab", "c1", "-p", "80"], 2, "write HOST_PORT:CONTAINER_PORT"),
         (["ADD", "lab", "c1", "--ifname", "a/b"], 2, "cannot be the name of an interface"),
+        (["ADD", "lab", "c1", "--ifname", "eth%d"], 2, "cannot be the name of an interface"),
         (["ADD", "lab", "c1", "--args", "x"], 2, "not of the form KEY=VALUE"),
         (["ADD", "lab", "\udcff"], 2, "is not UTF-8"),
         (["FROB", "lab", "c1"], 2, "invalid choice"),

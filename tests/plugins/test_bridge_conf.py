@@ -52,6 +52,12 @@ REFUSED_BY_US: dict[str, tuple[dict[str, object], dict[str, str | None], str]] =
     "a trunk back to front": ({"vlanTrunk": [{"minID": 9, "maxID": 3}]}, {}, "minID is greater than maxID"),
     "a name too long for a link": ({"bridge": "bridge-with-a-long-name"}, {}, ""),
     "a name with a slash": ({"bridge": "a/b"}, {}, ""),
+    "a name of sysctls": ({"bridge": "all"}, {}, "cannot be the name of an interface"),
+    "no folder for the addresses": (
+        {"ipam": {"type": "host-local", "subnet": "10.9.0.0/24", "dataDir": "/dev/null"}},
+        {},
+        "mkdir",
+    ),
     "a name of the kernel's": ({"bridge": ".."}, {}, ""),
     "an IPv4 gateway for IPv6": (
         static_ipam("fd00::5/64", "10.0.0.1"),
