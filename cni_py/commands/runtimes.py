@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cni_py import records
 from cni_py.commands.launchers import START
+from cni_py.conflist import CONF_DIR
 from cni_py.run import LAUNCHER_MAX, MODULES
 
 ROOT = Path("/")
@@ -121,6 +122,7 @@ def containerd(host: Host) -> Iterator[Runtime]:
 def cri_folders(host: Host, path: str) -> tuple[tuple[str, ...], str, str]:
     """What the file and those it imports say: folders, the file they are from, the file that disables CRI."""
     folders: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     source, disabled = BUILT_IN, ""
     main = host.toml(path)
     imported = [name for pattern in strings(main.get("imports")) for name in imports(host, path, pattern)]
@@ -132,7 +134,18 @@ def cri_folders(host: Host, path: str) -> tuple[tuple[str, ...], str, str]:
             stated = (*strings(cni.get("bin_dir")), *strings(cni.get("bin_dirs")))
             if stated:
                 folders, source = stated, f"/{name}"
+            networks = strings(cni.get("conf_dir")) or networks
+    tell_of_networks(host, path, networks)
     return folders, source, disabled
+
+
+def tell_of_networks(host: Host, path: str, stated: tuple[str, ...]) -> None:
+    """A note on a runtime whose networks are not where `install` writes one unless told."""
+    if stated and Path(stated[0]) != Path(CONF_DIR):
+        where = shlex.quote(stated[0])
+        host.notes.append(
+            f"the runtime of /{path} reads networks from {where}, not from {CONF_DIR}: see --conf-dir {where}"
+        )
 
 
 def imports(host: Host, path: str, pattern: str) -> list[str]:
@@ -218,6 +231,7 @@ def crio(host: Host) -> Iterator[Runtime]:
         stated = (*strings(network.get("plugin_dirs")), *strings(network.get("plugin_dir")))
         if stated:
             folders, source = stated, f"/{name}"
+        tell_of_networks(host, name, strings(network.get("network_dir")))
     yield Runtime(named("CRI-O", host.asked(program, "--version")), folders, source)
 
 

@@ -247,14 +247,12 @@ class Rtnl:
 
     def link(self, link: int | str) -> Link | None:
         """The link with this index or name (an alternative name, too); None when there is none, or no link is called so."""
-        if isinstance(link, str) and not can_be_name(link):
-            return None
-        index, name = _which(link)
-        body = _IFINFOMSG.pack(0, 0, index, 0, 0) + name + attr(IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
         try:
+            index, name = _which(link)
+            body = _IFINFOMSG.pack(0, 0, index, 0, 0) + name + attr(IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
             answers = self.request(RTM_GETLINK, 0, body)
         except OSError as error:
-            if error.errno == errno.ENODEV:
+            if error.errno == errno.ENODEV or (error.errno == errno.EINVAL and isinstance(link, str)):
                 return None
             raise
         return Link(answers[0][1])
@@ -477,15 +475,6 @@ def _wait(settled: "Callable[[], bool | None]", limit_s: float) -> bool:
             return False
         time.sleep(min(left, _SLEEPS_S[attempt] if attempt < len(_SLEEPS_S) else _LONG_SLEEP_S))
         attempt += 1
-    return True
-
-
-def can_be_name(name: str) -> bool:
-    """Whether an interface can be called so."""
-    try:
-        check_name(name)
-    except OSError:
-        return False
     return True
 
 

@@ -266,7 +266,6 @@ NAMES = ["", ".", "..", "a/b", "a:b", "a b", " a", "a\n", "a\tb", "a\0", "veth%d
 def test_what_cannot_be_a_link_name_is_never_sent(name: str) -> None:
     ours = Recorder()
     calls: list[Callable[[], object]] = [
-        lambda: ours.link(name),
         lambda: ours.add_bridge(name),
         lambda: ours.add_veth(name, "b"),
         lambda: ours.add_veth("a", name),
@@ -277,6 +276,7 @@ def test_what_cannot_be_a_link_name_is_never_sent(name: str) -> None:
     for call in calls:
         with pytest.raises(OSError, match="not an interface name"):
             call()
+    assert ours.link(name) is None
     assert ours.sent == []
 
 
