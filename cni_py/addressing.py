@@ -1,12 +1,16 @@
 """Addresses and routes of the container's interface, planned: what IPAM said in, operations out."""
 
 from cni_py import ops
-from cni_py.addr import ip_text
+from cni_py.addr import Address, ip_text
+from cni_py.errors import InvalidNetworkConfig
+from cni_py.kernel.rtnl import RT_SCOPE_LINK, RT_SCOPE_NOWHERE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.engine import Op
     from cni_py.result import IPConfig, Route
+
+U32_MAX = (1 << 32) - 1
 
 
 def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool | None, announce: bool) -> "list[Op]":
@@ -46,9 +50,17 @@ def container_sysctl(key: str, value: str, *, optional: bool = True) -> ops.SetC
 
 
 def plan_route(ifname: str, route: "Route", ips: "list[IPConfig]") -> ops.AddRoute:
-    """A route of the result; without a gw of its own it goes through the first gateway of its family."""
+    """A route of the result; without a gw of its own it goes through the first gateway of its family.
+
+    Not one that leads to that gateway itself, nor an IPv4 one of scope link or host: the kernel refuses these
+    (fib_check_nh_v4_gw()), and they are how an address of its own (/32, /128) gets to its gateway.
+    """
     gateways = [ip.gateway for ip in ips if ip.gateway is not None and len(ip.gateway) == len(route.dst.packed)]
     gw = route.gw if route.gw is not None else (gateways[0] if gateways else None)
+    narrow = route.dst.family == 4 and (route.scope or 0) >= RT_SCOPE_LINK
+    if route.gw is None and gw is not None and (narrow or route.dst == Address(gw, 0).host()):
+        gw = None
+    check_route(route, gw)
     return ops.AddRoute(
         ifname=ifname,
         dst=str(route.dst),
@@ -59,3 +71,20 @@ def plan_route(ifname: str, route: "Route", ips: "list[IPConfig]") -> ops.AddRou
         table=-1 if route.table is None else route.table,
         scope=-1 if route.scope is None else route.scope,
     )
+
+
+def check_route(route: "Route", gw: bytes | None) -> None:
+    """InvalidNetworkConfig for a route that no kernel has."""
+    if gw is not None and len(gw) != len(route.dst.packed):
+        raise InvalidNetworkConfig(f"the route to {route.dst} has a gateway of the other family, {ip_text(gw)}")
+    for key, value, most in (
+        ("mtu", route.mtu, U32_MAX),
+        ("advmss", route.advmss, U32_MAX),
+        ("priority", route.priority, U32_MAX),
+        ("table", route.table or 0, U32_MAX),
+        ("scope", route.scope or 0, RT_SCOPE_NOWHERE),
+    ):
+        if not 0 <= value <= most:
+            raise InvalidNetworkConfig(
+                f"the route to {route.dst} has the {key} {value}, which is not between 0 and {most}"
+            )

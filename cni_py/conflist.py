@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cni_py import netconf, version
+from cni_py import netconf, records, version
 from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig, os_error
 from cni_py.jsontext import Object, decode, encode
 
@@ -73,13 +73,26 @@ def parse(text: bytes, source: str) -> Network:
             return _of_single(raw, source)
         return _of_list(raw, text, source)
     except CniError as error:
-        raise located(error, source) from None
+        raise located(error, source, text) from None
 
 
-def located(error: CniError, source: str) -> CniError:
-    """The error with the file it is in: "FILE, line 3, column 7: ..." or "FILE: ..."."""
+def located(error: CniError, source: str, text: bytes) -> CniError:
+    """The error with the file it is in, and the line where that is known: "FILE, line 3, column 7: ..." or "FILE: ..."."""
     separator = ", " if error.msg.startswith("line ") else ": "
+    if isinstance(error, netconf.Undecodable):
+        line = line_of(text.decode("utf-8", "replace"), error.msg)
+        separator = f", line {line}: " if line else ": "
     return type(error)(f"{source}{separator}{error.msg}", error.details, error.code)
+
+
+def line_of(text: str, message: str) -> int:
+    """The line, from 1, of the first key that the message names and that one line alone has; 0 where there is none."""
+    lines = text.splitlines()
+    for word in message.replace('"', " ").split():
+        found = [number for number, line in enumerate(lines, 1) if f'"{word.strip(",:.")}"' in line]
+        if len(found) == 1:
+            return found[0]
+    return 0
 
 
 def _object(text: bytes) -> Object:
@@ -135,6 +148,8 @@ def _switch(raw: Object, key: str) -> bool:
 def _checked(plugin: Object) -> Object:
     if not netconf.string(plugin, "type"):
         raise InvalidNetworkConfig('a plugin has no "type"')
+    capabilities(plugin)  # libcni refuses these here, too (pkg/types.PluginConf)
+    netconf.string(netconf.child(plugin, "ipam") or Object(), "type")
     return plugin
 
 
@@ -142,7 +157,7 @@ def read(path: str | Path) -> Network:
     """The network in a file, with its drop-ins. CniError when it is no network configuration."""
     file = Path(path)
     try:
-        network = parse(file.read_bytes(), str(file))
+        network = parse(records.read(str(file), follow=True), str(file))
         if not network.only_inlined:
             network = _with_drop_ins(network, file.parent / network.name)
     except FileNotFoundError as error:
@@ -157,11 +172,11 @@ def read(path: str | Path) -> Network:
 def _with_drop_ins(network: Network, folder: Path) -> Network:
     added = []
     for file in _files(folder, SINGLE_SUFFIXES[:1]):
-        text = file.read_bytes()
+        text = records.read(str(file), follow=True)
         try:
             added.append(_checked(_object(text)))
         except CniError as error:
-            raise located(error, str(file)) from None
+            raise located(error, str(file), text) from None
     if not added:
         return network
     plugins = (*network.plugins, *added)

@@ -10,7 +10,7 @@ import os
 import time
 
 from cni_py import jsontext, result, version
-from cni_py.errors import CniError, DecodingFailure
+from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
 from cni_py.netconf import string
 
 TYPE_CHECKING = False
@@ -88,14 +88,14 @@ def _delete_again(call: "Call") -> None:
 def find(name: str, path: "Sequence[str]") -> str:
     """The first regular file called `name` in the folders of `path`, executable or not, as libcni has it."""
     if not name:
-        raise CniError("no plugin name provided")
+        raise InvalidNetworkConfig('no plugin name provided: ipam needs a "type"')
     if "/" in name:
-        raise CniError(f"invalid plugin name: {name}")
+        raise InvalidNetworkConfig(f"invalid plugin name: {name}")
     for folder in path:
         candidate = f"{folder}/{name}"
         if folder and os.path.isfile(candidate):
             return candidate
-    raise CniError(f'failed to find plugin "{name}" in path [{" ".join(path)}]')
+    raise InvalidNetworkConfig(f'failed to find plugin "{name}" in path [{" ".join(path)}]')
 
 
 def own_plugin(path: str) -> "Plugin | None":
@@ -106,7 +106,7 @@ def own_plugin(path: str) -> "Plugin | None":
     if not launcher.is_own_launcher(path):
         return None
     if name not in IPAM_PLUGINS:  # bridge would delegate to bridge, and so on
-        raise CniError(f'ipam.type: "{name}" is not an IPAM plugin', f"one of {', '.join(IPAM_PLUGINS)}")
+        raise InvalidNetworkConfig(f'ipam.type: "{name}" is not an IPAM plugin', f"one of {', '.join(IPAM_PLUGINS)}")
     return launcher.load(name)
 
 

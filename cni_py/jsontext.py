@@ -142,6 +142,8 @@ def _failure(characters: str, position: int, reason: str = REASONS[0][1]) -> Dec
         return DecodingFailure(
             "line 1, column 1: a byte order mark (U+FEFF) comes before the JSON: save it as plain UTF-8"
         )
+    if "\0" in characters[:4] or characters.startswith("\ufffd\ufffd"):  # U+FEFF of UTF-16 is no UTF-8
+        return DecodingFailure("line 1, column 1: this is not UTF-8 but perhaps UTF-16: save it as plain UTF-8")
     reason = next((words for start, words in REASONS if reason.startswith(start)), reason)
     before = characters[:position].rstrip(BLANK)
     if characters[position : position + 1] in ("]", "}") and before.endswith(","):
@@ -157,6 +159,8 @@ def _failure(characters: str, position: int, reason: str = REASONS[0][1]) -> Dec
 
 
 def _shown(character: str) -> str:
+    if character == '"':
+        return "a text"
     return f'"{character}"' if character.isprintable() else f"U+{ord(character):04X}"
 
 

@@ -3,9 +3,11 @@
 Sides and addresses as in ops.
 """
 
+import errno
+
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.engine import Op
-from cni_py.errors import os_error
+from cni_py.errors import IOFailure, kernel_words, os_error
 from cni_py.kernel import rtnl
 from cni_py.ops import ipv6_off, need
 from cni_py.result import Route
@@ -57,7 +59,8 @@ class AddPeerRoute(Op):
         gw = parse_ip(self.gw) if self.gw else None
         dst, sources = parse_address(self.dst), (parse_ip(self.src), None)
         for route in kernel.container.routes(index, dst.family):
-            if (route.dst, route.gw) == (dst, gw) and route.src in sources:
+            # Another interface's route to there has become one multipath route with ours in IPv6, with one source for both.
+            if (route.dst, route.gw) == (dst, gw) and (route.src in sources or dst.family == 6):
                 return None
         return f"Expected Route {self.dst} not found in routing table of {self.ifname} in the container"
 
@@ -90,6 +93,12 @@ class AddPeer(Op):
         wanted = Address(parse_ip(self.address), 0).host()
         well = any(route.dst == wanted for route in kernel.host.routes(index, wanted.family))
         return None if well else f"the host has no route to {self.address} through {self.name}"
+
+
+MACVLAN_HINTS = {  # macvlan_common_newlink(), macvlan_port_create()
+    errno.EINVAL: "; lo can be no master, and one that has an interface in mode passthru takes no other",
+    errno.EBUSY: "; a port of a bridge or bond can be no master: use that one instead",
+}
 
 
 class AddMacvlan(Op):
@@ -134,7 +143,8 @@ class AddMacvlan(Op):
                 queue=self.queue,
             )
         except OSError as error:
-            raise os_error(f"{self.failure()} in mode {self.mode}", error) from error
+            action = f"{self.failure()} in mode {self.mode}"
+            raise IOFailure(action, kernel_words(error) + MACVLAN_HINTS.get(error.errno or 0, "")) from error
         link = need(kernel.container, made)
         kernel.container.set_link(link.index, alias=kernel.key.comment)
         try:

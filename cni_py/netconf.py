@@ -114,9 +114,11 @@ def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
     """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
     if name in UNSHOWN and value:
         return Undecodable(f"{name} must be {wanted}, not {KINDS[type(value)]}")
-    shown = repr(value) if isinstance(value, float) else encode(value, None)  # 80.0 is no whole number, and 80 is
-    if shown in ("inf", "-inf"):
-        shown = "a number without end"  # 1e999 is JSON
+    try:
+        text = encode(value, None)
+        shown = repr(value) if isinstance(value, float) else text  # 80.0 is no whole number, and 80 is
+    except ValueError:  # 1e999 is JSON, and read as infinity
+        shown = "a number without end"
     return Undecodable(
         f"{name} must be {wanted}, not {shown if len(shown) <= SHOWN_MAX else shown[:SHOWN_MAX] + '...'}"
     )
@@ -242,9 +244,9 @@ def check_name(name: str) -> None:
 
 def check_ifname(name: str, key: str) -> None:
     """InvalidNetworkConfig for what cannot be the name of an interface, which stands under `key`."""
-    bad = not 0 < len(name.encode("utf-8", "replace")) <= IFNAME_MAX or name in (".", "..")
+    bad = not 0 < len(name.encode("utf-8", "replace")) <= IFNAME_MAX or name in (".", "..", "all", "default")
     if bad or any(character in "/:%\0" or character.isspace() for character in name):
-        rule = f'1 to {IFNAME_MAX} bytes, no "/", ":", "%" or blank'
+        rule = f'1 to {IFNAME_MAX} bytes, no "/", ":", "%" or blank, nor "all" or "default"'  # names of sysctls
         raise InvalidNetworkConfig(f'{key}: "{name}" cannot be the name of an interface ({rule})')
 
 

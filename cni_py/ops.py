@@ -56,9 +56,11 @@ def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
     try:
         return sysctl.write(key, value, optional=optional)
     except OSError as error:
-        raise os_error(
-            f"cannot set the sysctl net.{key.replace('/', '.')} to {value} (/proc/sys/net/{key})", error
-        ) from error
+        hint = ""
+        if error.errno == errno.ENOENT and key.startswith("ipv6/"):
+            hint = "; there is no IPv6: the kernel is without it, or the interface has an MTU below 1280"
+        action = f"cannot set the sysctl net.{key.replace('/', '.')} to {value} (/proc/sys/net/{key})"
+        raise IOFailure(action, kernel_words(error, action) + hint) from error
 
 
 def has_assigned_mac(link: "Link") -> bool:
@@ -102,7 +104,7 @@ class EnsureBridge(Op):
         link = link or need(kernel.host, self.name)
         if link.kind != "bridge":
             kind = link.kind or "an interface of another kind"
-            raise CniError(
+            raise InvalidNetworkConfig(
                 f'cannot use "{self.name}" as bridge: on the host "{self.name}" already exists but is not a bridge ({kind})',
                 'rename it, or choose another name with "bridge"',
             )
@@ -178,7 +180,8 @@ class AddVeth(Op):
                 raise CniError(
                     f'container veth name ("{self.ifname}") peer provided ("{self.name}") already exists'
                 ) from error
-            raise os_error(self.failure(), error) from error
+            hint = f"; an MTU of {self.mtu} may be none for it" * (error.errno == errno.EINVAL and self.mtu != 0)
+            raise IOFailure(self.failure(), f"{kernel_words(error)}{hint}") from error
         kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
         set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
 
@@ -345,7 +348,8 @@ class AddRoute(Op):
             pass  # this very route: said twice, by IPAM and by isDefaultGateway, or made by the kernel with the address
         except OSError as error:
             via = f" via {self.gw}" if self.gw else ""
-            hint = "; no address or route of the container leads to that gateway" * (error.errno == errno.ENETUNREACH)
+            lost = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) and self.gw
+            hint = "; no address or route before it leads to that gateway from the container" if lost else ""
             action = f"failed to add route '{self.dst}{via} dev {self.ifname}' in the container"
             raise IOFailure(action, f"{kernel_words(error)}{hint}") from error
 
@@ -395,7 +399,7 @@ class EnsureGatewayAddress(Op):
         strange = [address for address in held if str(address) not in self.beside.split()]
         conflicts = [address for address in strange if in_the_way(address, wanted)]
         if not self.force and (conflicts or (strange and wanted.family == 4)):
-            raise CniError(
+            raise InvalidNetworkConfig(
                 f'failed to set bridge addr: "{self.name}" already has an IP address different from {self.address}',
                 f"it is {(conflicts or strange)[0]}; {self._remedy(conflicts)}",
             )

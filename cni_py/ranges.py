@@ -90,7 +90,7 @@ class Range:
         base, top = int_of(network.packed), int_of(network.broadcast())
         self.gateway = gateway or ip_of(base + 1, width)
         self.end = top if end is None else int_of(end)
-        if start is not None and not (subnet.contains(start) and int_of(start) <= self.end):
+        if start is not None and not subnet.contains(start):
             raise InvalidNetworkConfig(f"RangeStart {ip_text(start)} not in network {subnet}")
         if end is not None and not subnet.contains(end):
             raise InvalidNetworkConfig(f"RangeEnd {ip_text(end)} not in network {subnet}")
@@ -99,7 +99,10 @@ class Range:
         if end is None and width == 4 and spare > 1:
             self.end = top - 1  # the broadcast address; IPv6 has none
         if self.start > self.end:
-            raise InvalidNetworkConfig(f"RangeEnd {ip_text(ip_of(self.end, width))} not in network {subnet}")
+            last = ip_text(ip_of(self.end, width))
+            if start is None:
+                raise InvalidNetworkConfig(f"RangeEnd {last} not in network {subnet}: the network's own address")
+            raise InvalidNetworkConfig(f"RangeStart {ip_text(start)} of {subnet} comes after the range's end, {last}")
         self.excluded = joined([block for block in exclude if block.width == width])
 
     @property
@@ -276,10 +279,11 @@ def choose(
         for ip, one in candidates(ranges, last):
             if is_free(ip):
                 return ip, one
-        raise CniError(f"no IP addresses available in range set: {set_text(ranges)}: all are taken")
+        excluded = " or excluded" * any(one.excluded for one in ranges)
+        raise CniError(f"no IP addresses available in range set: {set_text(ranges)}: all are taken{excluded}")
     wanted = range_of(ranges, requested)
     if wanted is not None and requested == wanted.gateway:
-        raise CniError(f"requested ip {ip_text(requested)} is subnet's gateway")
+        raise InvalidNetworkConfig(f"requested ip {ip_text(requested)} is subnet's gateway")
     if wanted is None or not is_free(requested):
         taken = "it is taken" if wanted is not None else "it is not in it"
         which = f"requested IP address {ip_text(requested)} is not available in range set {set_text(ranges)}"

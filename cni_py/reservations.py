@@ -32,7 +32,7 @@ import time
 from cni_py import records
 from cni_py.addr import ip_text, parse_ip
 from cni_py.engine import Op
-from cni_py.errors import CniError, os_error
+from cni_py.errors import IOFailure, os_error
 from cni_py.locks import Lock
 from cni_py.sha import sha256
 
@@ -283,7 +283,7 @@ class Pool:
             try:
                 records.make_folders(self.directory, 0o755)
             except OSError as error:
-                raise CniError(f"mkdir {self.directory}: {error.strerror}") from error
+                raise IOFailure(f"mkdir {self.directory}: {error.strerror}") from error
         elif not os.path.isdir(self.directory):
             return
         if self.make or not self.look:

@@ -54,6 +54,9 @@ def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) 
         _print_error(CniError(str(stop)))
     except OSError as error:
         _print_error(os_error(f"{name} failed", error))
+    except ImportError as error:  # half of an upgrade, or of a removal
+        lost = f"the Python package that the plugin {name} runs is not whole: {error}"
+        _print_error(CniError(lost, f"install it again in {os.path.dirname(os.path.dirname(__file__))}"))
     except Exception as error:  # noqa: BLE001  the one place: see above
         import traceback
 

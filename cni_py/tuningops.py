@@ -173,5 +173,5 @@ def remove(path: str) -> None:
     """rm -f."""
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass

@@ -84,8 +84,8 @@ def check_addresses(call: Call, result: Result) -> None:
         if str(ip.address) not in held:
             raise CniError(f"Failed to match addr {ip.address} on interface {call.ifname}")
         subnet = ip.address.network()
-        if subnet == ip.address.host():
-            continue  # the kernel makes no route for an IPv4 /32
+        if subnet == ip.address.host() or (subnet.family == 4 and not any(subnet.packed)):
+            continue  # the kernel makes no route for an IPv4 /32, nor for 0.0.0.0/0 (fib_add_ifaddr())
         if not any(route.dst == subnet and route.gw is None for route in routes):
             raise CniError(
                 f"Failed to find Gateway for {ip.address} on interface {call.ifname}: the route to its subnet is missing"

@@ -3,6 +3,7 @@
 from cni_py import backends, ops
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address
 from cni_py.addressing import plan_addresses, plan_route
+from cni_py.errors import InvalidNetworkConfig
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.records import Attachment, derived_mac
 from cni_py.result import Result, Route
@@ -20,6 +21,11 @@ def complete(result: Result, conf: BridgeConf) -> None:
         ip.interface = CONTAINER
         if conf.gateway and ip.gateway is None:
             ip.gateway = first_address(ip.address)
+        if conf.gateway and ip.gateway is not None and len(ip.gateway) != len(ip.address.packed):
+            raise InvalidNetworkConfig(
+                f"the gateway {ip_text(ip.gateway)} of {ip.address} is of the other family",
+                "ipam needs a gateway of the address's own, or none: then the bridge takes the first one of the subnet",
+            )
     if not conf.default_gateway:
         return
     for ip in result.ips:

@@ -59,8 +59,11 @@ def add(call: Call) -> Result:
 
 def examine(call: Call) -> None:
     """Read all that ADD reads of the configuration."""
+    from cni_py.addressing import check_route
+
     ipam, _, _ = parse(call)
-    parse_routes(ipam)
+    for route in parse_routes(ipam):
+        check_route(route, route.gw)
     path = netconf.string(ipam, "resolvConf")
     if path:
         resolver(path)
@@ -83,7 +86,9 @@ def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes],
         if requested:
             there = ", ".join(set_text(ranges) for ranges in range_sets)
             asked = " ".join(ip_text(ip) for ip in requested)
-            raise CniError(f"failed to allocate all requested IPs: {asked} (not in the ranges there are: {there})")
+            raise InvalidNetworkConfig(
+                f"failed to allocate all requested IPs: {asked} (not in the ranges there are: {there})"
+            )
     except CniError:
         for number, (ip, _) in enumerate(() if call.dry_run else chosen):
             pool.move_cursor(number, ip_text(ip))

@@ -130,7 +130,9 @@ def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
             link = side.link(route.index)
             if link is not None and not link.flags & IFF_LOOPBACK:
                 return link
-    raise CniError('no default route interface found: without "master" the interface of the default route is taken')
+    raise InvalidNetworkConfig(
+        'no default route interface found: without "master" the interface of the default route is taken'
+    )
 
 
 def plan(ifname: str, result: Result) -> "list[Op]":

@@ -113,7 +113,8 @@ def plan_gateways(ifname: str, veth: str, result: Result) -> "list[Op]":
     known = set()  # two addresses may have one gateway
     for ip in result.ips:
         if ip.gateway is None or len(ip.gateway) != len(ip.address.packed):
-            raise CniError(f"IPAM plugin returned no gateway for {ip.address}, which ptp needs")
+            what = "no gateway" if ip.gateway is None else f"a gateway of the other family, {ip_text(ip.gateway)},"
+            raise InvalidNetworkConfig(f"IPAM plugin returned {what} for {ip.address}, and ptp needs one")
         gateway, address = ip_text(ip.gateway), ip_text(ip.address.packed)
         steps.append(linkops.AddPeer(name=veth, gateway=gateway, address=address))
         if gateway not in known:

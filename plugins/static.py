@@ -35,6 +35,14 @@ def add(call: Call) -> Result:
     return result
 
 
+def examine(call: Call) -> None:
+    """Read all that ADD reads of the configuration."""
+    from cni_py.addressing import check_route
+
+    for route in parse(call).routes:
+        check_route(route, route.gw)
+
+
 def delete(call: Call) -> None:
     """Nothing was kept; the configuration is not even read."""
     call.withdraw_ports()
@@ -78,7 +86,7 @@ def parse(call: Call) -> Result:
             raise InvalidNetworkConfig(
                 f"CNI version {call.conf.cni_version} does not support more than 1 address per family"
             )
-    return Result(ips=ips, routes=routes, dns=dns_from_json(netconf.child(ipam, "dns") or Object()))
+    return Result(ips=once(ips), routes=routes, dns=dns_from_json(netconf.child(ipam, "dns") or Object()))
 
 
 def configured(ipam: Object) -> "Iterator[IPConfig]":
@@ -113,6 +121,15 @@ def added(call: Call, ipam: Object) -> list[IPConfig]:
             if ip.address.contains(gateway):
                 ip.gateway = gateway
     return ips
+
+
+def once(ips: list[IPConfig]) -> list[IPConfig]:
+    """Each address once, with whatever gateway it was given (the kernel takes none twice, so the Go plugins fail)."""
+    known: dict[Address, IPConfig] = {}
+    for ip in ips:
+        held = known.setdefault(ip.address, ip)
+        held.gateway = held.gateway if held.gateway is not None else ip.gateway
+    return [*known.values()]
 
 
 def listed(text: str) -> list[str]:
@@ -150,4 +167,4 @@ def wished(text: str, ipam: Object, refusal: str) -> IPConfig:
     raise InvalidNetworkConfig(refusal.format(text), "nor is it in the subnet of one of ipam.addresses")
 
 
-PLUGIN = Plugin("static", add=add, delete=delete, check=check, gc=gc, status=status, examine=parse)
+PLUGIN = Plugin("static", add=add, delete=delete, check=check, gc=gc, status=status, examine=examine)

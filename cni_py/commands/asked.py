@@ -134,5 +134,7 @@ def check_usage(options: argparse.Namespace) -> None:
     if options.id and not netconf.is_identifier(options.id):
         raise Failure(f'--id: "{options.id}" has characters that a container ID cannot have', USAGE)
     name = options.ifname
-    if not 0 < len(os.fsencode(name)) < 16 or name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
-        raise Failure(f'--ifname: "{name}" cannot be the name of an interface (15 bytes, no "/", ":" or blank)', USAGE)
+    if not 0 < len(os.fsencode(name)) < 16 or name in (".", "..") or any(c in "/:%" or c.isspace() for c in name):
+        raise Failure(
+            f'--ifname: "{name}" cannot be the name of an interface (15 bytes, no "/", ":", "%" or blank)', USAGE
+        )

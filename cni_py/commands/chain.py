@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ATTACHED = ("ADD", "DEL", "CHECK")  # verbs about one interface of one container
 STOP_S = 5.0  # time for a plugin to take back what it did, before it is killed
 LINE_MAX = 160  # characters of an error and its details on one line
-CONFIGURATION = (2, 6, 7)  # codes of errors whose cause is in the network's file
+CONFIGURATION = (1, 2, 6, 7)  # codes of errors whose cause is in the network's file
 KILLED = "it was killed by"
 GC_SINCE = "1.1.0"  # GC and STATUS came with it
 
@@ -52,14 +52,11 @@ def place_in(network: Network, error: CniError) -> str:
     if error.code not in CONFIGURATION or not network.source.startswith("/") or network.source in error.msg:
         return ""
     try:
-        lines = Path(network.source).read_text(errors="replace").splitlines()
+        text = Path(network.source).read_text(errors="replace")
     except OSError:
         return ""
-    for word in error.msg.replace('"', " ").split():
-        found = [number for number, line in enumerate(lines, 1) if f'"{word.strip(",:.")}"' in line]
-        if len(found) == 1:
-            return f" ({network.source}, line {found[0]})"
-    return f" ({network.source})"
+    line = conflist.line_of(text, error.msg)
+    return f" ({network.source}, line {line})" if line else f" ({network.source})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def perform(options: argparse.Namespace, answers: Answers) -> int:
     if options.verb == "ADD":
         refuse_taken(chain, target, entry)
         refuse_listeners(chain)
-        for note in (*keys.unknown(network), *overlaps.of_network(network, options.conf_dir)):
+        for note in (*keys.unknown(network), *keys.repeated(network), *overlaps.of_network(network, options.conf_dir)):
             complain(f"cni-py-exec: note: {note}")
         return (plan if options.plan else add)(options, chain, target)
     if options.verb == "DEL":

@@ -28,6 +28,30 @@ def unknown(network: Network) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def repeated(network: Network) -> list[str]:
+    """A sentence for each key that one object of the network's file has more than once."""
+    text = _text(network)
+    found = []
+    for key in _repeated_in(_decoded(text)):
+        lines = [str(number) for number, line in enumerate(text.splitlines(), 1) if f'"{key}"' in line]
+        where = f", lines {' and '.join(lines)}" if len(lines) == 2 else ""
+        found.append(
+            f"the key {key} is there more than once in one object: the last one counts ({network.source}{where})"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _repeated_in(value: "Value") -> Iterator[str]:
+    if isinstance(value, list):
+        for element in value:
+            yield from _repeated_in(element)
+    if isinstance(value, Object):
+        keys = [key for key, _ in value.pairs]
+        yield from (key for key in value if len(keys) != len(value) and keys.count(key) > 1)
+        for _, part in value.pairs:
+            yield from _repeated_in(part)
+
+
 def _text(network: Network) -> str:
     """The file, of which the list in memory may be another form."""
     try:
@@ -55,11 +79,15 @@ def _unknown_in(network: Network, text: str) -> Iterator[tuple[str, str, Keys]]:
             yield from _walk(ipam, IPAM[kind], f"{kind} (ipam of {name})")
 
 
-def _top(text: str) -> Object:
+def _decoded(text: str) -> "Value":
     try:
-        raw = decode(text.encode())
+        return decode(text.encode())
     except CniError:
-        return Object()
+        return None
+
+
+def _top(text: str) -> Object:
+    raw = _decoded(text)
     return raw if isinstance(raw, Object) and "plugins" in raw else Object()
 
 

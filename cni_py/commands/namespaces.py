@@ -119,14 +119,16 @@ def libc_call(name: str, *arguments: int | bytes | ctypes.c_ulong | None) -> Non
 
 
 def new_netns() -> int:
-    """A descriptor of a new network namespace, which lives as long as it."""
+    """A descriptor of a new network namespace, which lives as long as it, with lo up as in every container."""
     back = netns.open_netns("/proc/thread-self/ns/net")
     try:
         libc_call("unshare", netns.CLONE_NEWNET)
         try:
-            return netns.open_netns("/proc/thread-self/ns/net")
+            fd = netns.open_netns("/proc/thread-self/ns/net")
         finally:
             netns.setns(back)
+        Rtnl(fd).set_link("lo", up=True)
+        return fd
     except OSError as error:
         raise Failure(f"cannot make a network namespace: {error.strerror}", LACKING) from error
     finally:

@@ -18,7 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cni_py import records
 from cni_py.commands.launchers import START
+from cni_py.conflist import CONF_DIR
 from cni_py.run import LAUNCHER_MAX, MODULES
 
 ROOT = Path("/")
@@ -54,7 +56,7 @@ class Host:
     def toml(self, path: str) -> dict[str, object]:
         """What a file says; nothing where there is none, and with a note where it is broken."""
         try:
-            return tomllib.loads((self.root / path).read_text())
+            return tomllib.loads(records.read(str(self.root / path), follow=True).decode())
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
@@ -120,6 +122,7 @@ def containerd(host: Host) -> Iterator[Runtime]:
 def cri_folders(host: Host, path: str) -> tuple[tuple[str, ...], str, str]:
     """What the file and those it imports say: folders, the file they are from, the file that disables CRI."""
     folders: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     source, disabled = BUILT_IN, ""
     main = host.toml(path)
     imported = [name for pattern in strings(main.get("imports")) for name in imports(host, path, pattern)]
@@ -131,7 +134,18 @@ def cri_folders(host: Host, path: str) -> tuple[tuple[str, ...], str, str]:
             stated = (*strings(cni.get("bin_dir")), *strings(cni.get("bin_dirs")))
             if stated:
                 folders, source = stated, f"/{name}"
+            networks = strings(cni.get("conf_dir")) or networks
+    tell_of_networks(host, path, networks)
     return folders, source, disabled
+
+
+def tell_of_networks(host: Host, path: str, stated: tuple[str, ...]) -> None:
+    """A note on a runtime whose networks are not where `install` writes one unless told."""
+    if stated and Path(stated[0]) != Path(CONF_DIR):
+        where = shlex.quote(stated[0])
+        host.notes.append(
+            f"the runtime of /{path} reads networks from {where}, not from {CONF_DIR}: see --conf-dir {where}"
+        )
 
 
 def imports(host: Host, path: str, pattern: str) -> list[str]:
@@ -217,6 +231,7 @@ def crio(host: Host) -> Iterator[Runtime]:
         stated = (*strings(network.get("plugin_dirs")), *strings(network.get("plugin_dir")))
         if stated:
             folders, source = stated, f"/{name}"
+        tell_of_networks(host, name, strings(network.get("network_dir")))
     yield Runtime(named("CRI-O", host.asked(program, "--version")), folders, source)
 
 

@@ -61,6 +61,7 @@ def test_a_namespace_is_made_on_request_and_may_be_gone_at_del(hand: Hand) -> No
     assert (missing.returncode, "--create-netns makes one" in missing.stderr) == (3, True)
     assert "namespace web made" in hand.well("ADD", "lab", "web", "--create-netns", "-p", "8080:80")
     hand.check("lab", "/run/netns/web")
+    assert "UP" in hand.lab["host"].run(["ip", "-n", "web", "-br", "link", "show", "lo"]).stdout
     hand.lab["host"].run(["ip", "netns", "delete", "web"], check=True)
     hand.well("DEL", "lab", "web")
     assert links(hand.lab, "host") == ["cni0", "lan0", "lo"]
@@ -224,6 +225,7 @@ def test_disable_check_and_old_versions(hand: Hand) -> None:
         (["DEL", "lab", "c1", "--plan"], 2, "--plan goes with ADD only"),
         (["ADD", "lab", "c1", "-p", "80"], 2, "write HOST_PORT:CONTAINER_PORT"),
         (["ADD", "lab", "c1", "--ifname", "a/b"], 2, "cannot be the name of an interface"),
+        (["ADD", "lab", "c1", "--ifname", "eth%d"], 2, "cannot be the name of an interface"),
         (["ADD", "lab", "c1", "--args", "x"], 2, "not of the form KEY=VALUE"),
         (["ADD", "lab", "\udcff"], 2, "is not UTF-8"),
         (["FROB", "lab", "c1"], 2, "invalid choice"),

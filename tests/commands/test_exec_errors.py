@@ -83,6 +83,11 @@ ERRORS: dict[str, tuple[list[dict[str, object]], int, str]] = {
         7,
         "must be called as chained plugin",
     ),
+    "a version that is none": (
+        [BRIDGE],
+        1,
+        'incompatible CNI versions (/etc/cni/net.d/60-bad.conflist): config is "1.0"',
+    ),
     "capabilities that are none": ([{**BRIDGE, "args": []}], 6, "args must be an object {...}, not []"),
 }
 
@@ -90,7 +95,7 @@ ERRORS: dict[str, tuple[list[dict[str, object]], int, str]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_a_mistake_in_the_configuration_is_one_line_and_changes_nothing(hand: Hand, name: str) -> None:
     plugins, code, says = ERRORS[name]
-    bad(hand, *plugins)
+    bad(hand, *plugins, **({"cniVersion": "1.0"} if code == 1 else {}))
     before = kernel_of(hand)
     failed = hand("ADD", "bad", "c1")
     assert failed.returncode == 1
@@ -128,6 +133,13 @@ def test_json_that_is_broken_is_told_with_file_line_and_column(hand: Hand) -> No
         0,
         True,
     )
+
+
+def test_a_key_that_is_there_twice_is_noted(hand: Hand) -> None:
+    text = json.dumps({**hand.network, "name": "bad", "plugins": [BRIDGE]}, indent=1)
+    hand.write(CONFLIST, text.replace('"bridge": ', '"bridge": "other",\n"bridge": ', 1))
+    noted = hand("ADD", "bad", "c1", "--plan").stderr
+    assert f"note: the key bridge is there more than once in one object: the last one counts ({CONFLIST}" in noted
 
 
 def test_keys_that_nobody_knows_are_noted_by_add_and_plan_alone(hand: Hand) -> None:

@@ -62,6 +62,28 @@ def test_containerd(host: Path, text: str, folders: tuple[str, ...]) -> None:
     assert only(host).folders == folders
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("etc/containerd/config.toml", V2 + 'conf_dir = "{}"'),
+        ("etc/containerd/config.toml", V3 + 'conf_dir = "{}"'),
+        ("etc/crio/crio.conf", '[crio.network]\nnetwork_dir = "{}"'),
+    ],
+)
+def test_networks_that_are_read_elsewhere_are_noted(host: Path, path: str, text: str) -> None:
+    put(host, path, text.format("/etc/cni/net.d/"))
+    assert runtimes.found(host, BIN_DIR)[1] == []
+    put(host, path, text.format("/etc/my nets"))
+    (note,) = runtimes.found(host, BIN_DIR)[1]
+    assert note.startswith(f"the runtime of /{path} reads networks from '/etc/my nets', not from /etc/cni/net.d")
+
+
+def test_a_pipe_in_place_of_a_file_is_a_note(host: Path) -> None:
+    put(host, "etc/containerd/config.toml", "").unlink()
+    os.mkfifo(host / "etc/containerd/config.toml")
+    assert runtimes.found(host, BIN_DIR)[1] == ["cannot read /etc/containerd/config.toml: not an ordinary file"]
+
+
 def test_containerd_with_imports_takes_the_last_word(host: Path) -> None:
     imports = 'imports = ["/etc/containerd/conf.d/*.toml", "more.toml", "/nowhere/*", ""]\n'
     put(host, "etc/containerd/config.toml", imports + V2 + 'bin_dir = "/first"')

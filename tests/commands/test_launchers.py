@@ -147,6 +147,18 @@ def test_a_lost_environment_is_an_error_object_that_names_it(tmp_path: Path, ver
     assert "cni-py install" in error["details"]
 
 
+def test_half_a_package_is_an_error_object_that_names_it(tmp_path: Path) -> None:
+    """An upgrade or a removal that was interrupted."""
+    home = tmp_path / "venv"
+    bridge = installed_by(environment(home), tmp_path)
+    shutil.rmtree(next(home.glob("lib/python3*/site-packages/cni_py/plugins")))
+    done = run(bridge, {"cniVersion": "1.1.0", "name": "n"}, CNI_COMMAND="STATUS", CNI_PATH="/nowhere")
+    assert (done.returncode, done.stderr) == (1, "")
+    error = json.loads(done.stdout)
+    assert "No module named 'cni_py.plugins'" in error["msg"]
+    assert str(home) in error["details"]
+
+
 def test_the_first_line_names_no_link_of_the_environment(tmp_path: Path) -> None:
     """An upgrade of the distribution's Python, or a move of the environment, then leaves the interpreter where it is."""
     home = tmp_path / "venv"

@@ -18,6 +18,17 @@ def host_end(result: Mapping[str, Any]) -> str:
     return str(result["interfaces"][1]["name"])
 
 
+def static_ipam(address: str = "10.0.0.5/24", gateway: str = "", **route: object) -> dict[str, object]:
+    """IPAM with an address and a route of its own."""
+    return {
+        "ipam": {
+            "type": "static",
+            "addresses": [{"address": address, "gateway": gateway}],
+            "routes": [route] if route else [],
+        }
+    }
+
+
 # ADD that must not be, and what it leaves
 
 REFUSALS: dict[str, tuple[dict[str, object], dict[str, str | None], str]] = {
@@ -41,7 +52,31 @@ REFUSED_BY_US: dict[str, tuple[dict[str, object], dict[str, str | None], str]] =
     "a trunk back to front": ({"vlanTrunk": [{"minID": 9, "maxID": 3}]}, {}, "minID is greater than maxID"),
     "a name too long for a link": ({"bridge": "bridge-with-a-long-name"}, {}, ""),
     "a name with a slash": ({"bridge": "a/b"}, {}, ""),
+    "a name of sysctls": ({"bridge": "all"}, {}, "cannot be the name of an interface"),
+    "no folder for the addresses": (
+        {"ipam": {"type": "host-local", "subnet": "10.9.0.0/24", "dataDir": "/dev/null"}},
+        {},
+        "mkdir",
+    ),
     "a name of the kernel's": ({"bridge": ".."}, {}, ""),
+    "an IPv4 gateway for IPv6": (
+        static_ipam("fd00::5/64", "10.0.0.1"),
+        {},
+        "the gateway 10.0.0.1 of fd00::5/64 is of the other",
+    ),
+    "an IPv6 gateway for IPv4": (
+        static_ipam("10.0.0.5/24", "fe80::1"),
+        {},
+        "the gateway fe80::1 of 10.0.0.5/24 is of the other",
+    ),
+    "a route through the other family": (
+        static_ipam(dst="::/0", gw="10.0.0.1"),
+        {},
+        "::/0 has a gateway of the other family",
+    ),
+    "a negative priority": (static_ipam(dst="10.9.0.0/16", priority=-1), {}, "has the priority -1"),
+    "a table beyond 32 bits": (static_ipam(dst="10.9.0.0/16", table=1 << 32), {}, "has the table 4294967296"),
+    "a scope beyond a byte": (static_ipam(dst="10.9.0.0/16", scope=256), {}, "has the scope 256"),
     "no name at all": ({"bridge": ""}, {}, ""),
     "an mtu below the least": ({"mtu": 60}, {}, ""),
     "an mtu beyond the greatest": ({"mtu": 1 << 20}, {}, ""),

@@ -120,6 +120,14 @@ def test_a_version_that_a_plugin_alone_does_not_speak_is_no_reason_to_fail(net: 
     net.well("DEL", net.conf())
 
 
+def test_a_del_of_a_name_that_no_interface_has_succeeds(net: BridgeNetwork) -> None:
+    """libcni lets "%" through, which the kernel refuses."""
+    for plugin in KEYS:
+        conf = {"cniVersion": "1.0.0", "name": net.name, "type": plugin, **GOOD[plugin]}
+        outcome = net.plugins.run(net.lab, "DEL", plugin, conf, net.a, None, "eth%d")
+        assert (outcome.status, outcome.stdout, outcome.stderr) == (0, "", ""), plugin
+
+
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.1.0"])
 def test_a_prev_result_of_another_version_is_read_all_the_same(net: BridgeNetwork, version: str) -> None:
     runner = Runner(net, "portmap")

@@ -265,6 +265,8 @@ def test_an_address_that_is_taken_is_noticed(net: MacvlanNetwork) -> None:
         ({"mtu": "x"}, "mtu"),
         ({"mac": "zz"}, "invalid MAC address"),
         ours_alone({"bcqueuelen": -1}, "bcqueuelen"),
+        ours_alone({"master": "a/b"}, "Link not found"),
+        ours_alone({"master": "lo", "mode": "bridge"}, "cannot make the macvlan interface eth0 on lo in mode bridge"),
         ours_alone({"ipam": {"type": "nosuch"}}, "failed to find plugin"),
         ours_alone({"ipam": {"type": "static"}}, "missing IP config"),
         ours_alone({"ipam": {"type": "host-local"}}, ""),

@@ -140,9 +140,13 @@ def test_two_interfaces_of_one_container_come_and_go_alone(net: PtpNetwork) -> N
     conf = net.conf(ipMasq=True, families=(4, 6), ipam={"routes": []})
     net.warm(conf)
     before = net.state()
-    net.well("ADD", conf)
+    first = net.well("ADD", conf).json
     with_one = net.state()
-    assert net.run("ADD", conf, ifname="eth1").status == 0
+    second = net.run("ADD", conf, ifname="eth1")
+    assert second.status == 0
+    for ifname, result in (("eth0", first), ("eth1", second.json)):
+        checked = net.run("CHECK", {**conf, "prevResult": result}, ifname=ifname)
+        assert (checked.status, checked.stdout) == (0, ""), ifname
     assert set(net.links(net.a)) == {"lo", "eth0", "eth1"}
     assert net.run("DEL", conf, ifname="eth1").status == 0
     assert not difference(with_one, net.state())

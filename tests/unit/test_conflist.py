@@ -1,6 +1,7 @@
 """Configuration lists as libcni reads them, and what a plugin receives."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,11 @@ def test_switches_may_be_text() -> None:
         (json.dumps(network(plugins=[{}])), 'has no "type"'),
         (json.dumps(network(plugins="bridge")), 'plugins must be a list [...], not "bridge"'),
         (json.dumps(network(disableCheck="perhaps")), "disableCheck"),
+        ('{"name": "n", "plugins": [\n{"type": "t",\n"ipam": []}]}', "a.conflist, line 3: ipam must be an object"),
+        (
+            '{"name": "n", "plugins": [\n{"type": "t",\n"capabilities": {"ips": 1}}]}',
+            "a.conflist, line 3: ips must be true or false",
+        ),
     ],
 )
 def test_a_broken_list_is_an_error_with_its_file(value: str, says: str) -> None:
@@ -75,6 +81,15 @@ def test_a_broken_list_is_an_error_with_its_file(value: str, says: str) -> None:
         conflist.parse(value.encode(), "a.conflist")
     assert says in str(failure.value)
     assert "a.conflist" in str(failure.value)
+
+
+def test_what_is_no_file_does_not_hang_the_search(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.conflist")
+    (tmp_path / "b.conflist").symlink_to("/dev/zero")
+    write(tmp_path, "c.conflist", network("c"))
+    assert len(conflist.find(tmp_path, "c").broken) == 2
+    with pytest.raises(CniError, match=r"cannot read .*/a\.conflist: not an ordinary file"):
+        conflist.find(tmp_path, "other")
 
 
 def test_a_name_is_looked_up_in_lexical_order_lists_first(tmp_path: Path) -> None:

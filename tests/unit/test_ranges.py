@@ -70,9 +70,13 @@ def test_start_and_end_may_be_the_network_and_the_broadcast_address() -> None:
         (("10.1.2.7/24",), "Network has host bits set. For a subnet mask of length 24 the network address is 10.1.2.0"),
         (("10.1.2.0/24", "10.1.3.5"), "RangeStart 10.1.3.5 not in network 10.1.2.0/24"),
         (("10.1.2.0/24", "fd00::5"), "RangeStart fd00::5 not in network 10.1.2.0/24"),
-        (("10.1.2.0/24", "10.1.2.50", "10.1.2.40"), "RangeStart 10.1.2.50 not in network 10.1.2.0/24"),
+        (
+            ("10.1.2.0/24", "10.1.2.50", "10.1.2.40"),
+            "RangeStart 10.1.2.50 of 10.1.2.0/24 comes after the range's end, 10.1.2.40",
+        ),
+        (("10.1.2.0/24", "10.1.2.255"), "RangeStart 10.1.2.255 of 10.1.2.0/24 comes after the range's end, 10.1.2.254"),
         (("10.1.2.0/24", "", "10.1.3.5"), "RangeEnd 10.1.3.5 not in network 10.1.2.0/24"),
-        (("10.1.2.0/24", "", "10.1.2.0"), "RangeEnd 10.1.2.0 not in network 10.1.2.0/24"),
+        (("10.1.2.0/24", "", "10.1.2.0"), "RangeEnd 10.1.2.0 not in network 10.1.2.0/24: the network's own address"),
         (("10.1.2.0/24", "", "fd00::5"), "RangeEnd fd00::5 not in network 10.1.2.0/24"),
     ],
 )
