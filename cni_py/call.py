@@ -126,6 +126,7 @@ class Call:
         record = records.load(self.key, self.plugin)
         if record is None:
             records.Record(self.key, self.plugin).remove()  # half of one, from a call killed while it wrote its first
+            self._undo_former()
             return
         self.record = record
         if record.damage:
@@ -133,6 +134,26 @@ class Call:
         failures = engine.undo_record(record, self.kernel)
         if failures:
             raise CniError(f"DEL of {self.key.label} is incomplete", "; ".join(failures))
+
+    def _undo_former(self) -> None:
+        """DEL without a record: undo what this plugin made for the interface while the network had another name. CniError.
+
+        What is left would be undone by a GC: at the cost of the next attachment, which may have the address.
+        """
+        if not self.kernel.has_container:
+            return
+        from cni_py import ownership
+
+        former = ownership.former(self.kernel, self.ifname)
+        record = records.load(former, self.plugin) if former is not None else None
+        if former is not None and record is not None:
+            kernel = Kernel(former, self.netns)
+            try:
+                failures = engine.undo_record(record, kernel)
+            finally:
+                kernel.leave()
+            if failures:
+                raise CniError(f"DEL of {self.key.label}, once {former.label}, is incomplete", "; ".join(failures))
 
     @property
     def is_recorded(self) -> bool:

@@ -62,6 +62,16 @@ def is_marked(alias: str) -> bool:
     return len(alias) > heirs.HEX and alias[heirs.HEX] == " " and HEX_DIGITS.issuperset(alias[: heirs.HEX])
 
 
+def former(kernel: "Kernel", ifname: str) -> "Attachment | None":
+    """The attachment that the container's own link was made for, when the network had another name then."""
+    link = kernel.container.link(ifname)
+    for marked in (link, peer_of(kernel, link)) if link is not None else ():
+        if marked is not None and is_marked(marked.alias):
+            named = records.attachment_in(marked.alias)[1]
+            return named if named is not None and named.hex != kernel.key.hex else None
+    return None
+
+
 def is_of_interface(alias: str, key: "Attachment") -> bool:
     """Whether an alias of ours names the attachment, or one of the same container and interface.
 

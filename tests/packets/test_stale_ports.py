@@ -73,6 +73,10 @@ def published(lab: Lab) -> set[str]:
     return found | set(lab["host"].run(["sh", "-c", command]).stdout.split())
 
 
+def list_records(lab: Lab) -> str:
+    return lab["host"].run(["find", "/run/cni-py/attachments", "-name", "*.json"]).stdout
+
+
 def strangers(lab: Lab, name: str) -> list[str]:
     """By which host ports a container that publishes nothing is reached."""
     lab.serve(name, 80)
@@ -100,6 +104,7 @@ def test_del_under_another_name_of_the_network_withdraws(lab: Lab, plugins: Plug
     assert not published(lab)
     network.call("DEL", "bridge", "c1", known=known)
     assert "eth0" not in lab["c1"].run(["ip", "-br", "link"], check=True).stdout
+    assert not list_records(lab)
     network.attach("c2")
     assert network.address_in("c2") == before
     assert not strangers(lab, "c2")
