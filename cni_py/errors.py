@@ -18,14 +18,17 @@ Numbers and their meaning: SPEC.md, section 5 "Error". 8 and 999 are not in its 
 The Go plugins answer 999 for 2, 4 (CNI_ARGS), 5, 6 and 7 as well; no client of theirs looks at these.
 """
 
-import sys
+import posix
 
 
 def warn(text: str) -> None:
-    """A line on stderr, if anybody listens there: no reason to fail."""
+    """A line on stderr, if anybody listens there: no reason to fail.
+
+    Not by sys.stderr, which keeps what it could not write, and fails with it again when the process ends.
+    """
     try:
-        sys.stderr.write(f"cni-py: {text}\n")
-    except (OSError, ValueError):  # ValueError: the stream is closed
+        posix.write(2, f"cni-py: {text}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
         pass
 
 

@@ -27,7 +27,7 @@ backend. Keys beyond the reference's:
 from cni_py import backends, hostclients, netconf, nftops, portindex, records, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import InvalidNetworkConfig
+from cni_py.errors import InvalidNetworkConfig, warn
 from cni_py.kernel import sock_diag, sysctl
 from cni_py.kernel.nftables import INET
 from cni_py.portmappings import PortmapConf, container_addresses, is_served, mappings, relays
@@ -84,7 +84,7 @@ def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
         never = conf.userland_proxy == "never" or entry.protocol.lower() == "sctp"
         if never and addresses and not is_served(entry, addresses):
             what = f"{entry.host_port}/{entry.protocol.lower()} on {entry.host_ip}"
-            nftops.say(f"not published, since NAT alone cannot serve it: host port {what}")
+            warn(f"not published, since NAT alone cannot serve it: host port {what}")
 
 
 def delete(call: Call) -> None:

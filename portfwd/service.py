@@ -13,12 +13,12 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
+from cni_py.commands import report
 from portfwd import control, handover, options, store, systemd
 from portfwd.control import Call, Json, Lock, Peer, Server
 from portfwd.errors import Lacking, PortfwdError
@@ -65,7 +65,7 @@ class Options:
 
 def read(arguments: Sequence[str]) -> Options:
     """Options from the command line; ends the process for what cannot be meant."""
-    parser = argparse.ArgumentParser(
+    parser = report.Parser(
         prog="portfwd serve",
         description="Publish ports until told to stop.",
         epilog=EPILOG,
@@ -375,5 +375,4 @@ def redirects_here() -> Redirects | None:
 def end_without_a_word(status: int) -> NoReturn:
     """End without closing anything in order: another process goes on with our sockets."""
     logging.shutdown()
-    sys.stdout.flush()
     os._exit(status)
