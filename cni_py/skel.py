@@ -257,7 +257,7 @@ def fill_closed_streams() -> None:
                 os.dup2(fd, number)
                 os.close(fd)
     if sys.__stderr__ is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def _read_stdin() -> bytes:
