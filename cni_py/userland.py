@@ -122,8 +122,10 @@ class Service:
         return notes
 
     def remove(self, owner: str) -> None:
-        """Remove all of an attachment's, whose connections end with the container."""
-        self.ask({"verb": "remove", "owner": OWNER + owner, "drain_s": 0.0})
+        """Remove all of an attachment's, whose connections end with the container. What stays on its disk is said on stderr."""
+        notes = self.ask({"verb": "remove", "owner": OWNER + owner, "drain_s": 0.0}).get("notes")
+        for note in notes if isinstance(notes, list) else ():
+            warn(f"portfwd: {note}")
 
     def mappings(self) -> list[Object]:
         """All that there are."""

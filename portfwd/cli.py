@@ -301,11 +301,13 @@ def rm(chosen: argparse.Namespace) -> int:
         live = listing(client)
         ids = choose.of_people(live) if chosen.all else choose.ids(chosen.name, live)
         drain_s = 0.0 if chosen.now else chosen.drain
-        removed = _texts(client.request({"verb": "remove", "ids": ids, "drain_s": drain_s}).get("ids")) if ids else []
+        answer = client.request({"verb": "remove", "ids": ids, "drain_s": drain_s}) if ids else {}
+    removed = _texts(answer.get("ids"))
     if chosen.json:
         put_json({"removed": removed})
     else:
         put("".join(f"{name}\n" for name in removed))
+        note(_texts(answer.get("notes")))
     if chosen.all and len(live) > len(ids):
         note([f"{len(live) - len(ids)} mappings of portmap or Docker stay: end them by name, or with their containers"])
     return 0
