@@ -33,15 +33,14 @@ def bind(sock: socket.socket, ip: str, port: int) -> None:
 
 
 def is_tentative(ip: str) -> bool:
-    """Whether an interface has the address and checks it; one that was found to be a duplicate is none."""
+    """Whether an interface checks the address, and none has it already. One that was found to be a duplicate is none."""
     found = assigned(ip)
-    return found is not None and found.tentative and not found.dad_failed
+    return all(one.tentative for one in found) and not all(one.dad_failed for one in found)
 
 
 def is_duplicate(ip: str) -> bool:
     """Whether an interface has the address, and does not use it, since another machine on its link has it, too."""
-    found = assigned(ip)
-    return found is not None and found.dad_failed
+    return any(one.dad_failed for one in assigned(ip))
 
 
 def notes(mappings: Iterable[Mapping]) -> list[str]:
@@ -54,11 +53,11 @@ def notes(mappings: Iterable[Mapping]) -> list[str]:
     ]
 
 
-def assigned(ip: str) -> Addr | None:
-    """The address as an interface of this host has it; None when none has it, or the kernel does not tell."""
+def assigned(ip: str) -> list[Addr]:
+    """An IPv6 address as interfaces of this host have it; nothing where the kernel does not tell."""
     if ":" not in ip or ip in LOOPBACK_OR_ANY:
-        return None
+        return []
     wanted = socket.inet_pton(socket.AF_INET6, ip)
     with suppress(OSError), closing(Rtnl()) as host:
-        return next((one for one in host.addresses(family=6) if one.address.packed == wanted), None)
-    return None
+        return [one for one in host.addresses(family=6) if one.address.packed == wanted]
+    return []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +15,12 @@ from lab import Lab
 from cni_py import records
 from portfwd.errors import PortfwdError
 from portfwd.mapping import Mapping
-from portfwd.places import Places
-from portfwd.poller import Poller
 from portfwd.registry import Registry
-from portfwd.relay import Relay
 from portfwd.requests import Publish, Remove
 from portfwd.store import Store
+from tests.portfwd.publisher import SOCKET, await_socket, exchange, serving
+from tests.portfwd.publisher import STATE as SERVED
+from tests.portfwd.stage import started
 
 HEX = "0123456789abcdef"
 OWNER = f"attachment {HEX}"
@@ -60,24 +60,6 @@ KEPT, OTHER, CONTAINERS, NEW = (
     mapping("new", 8083),
 )
 ELSEWHERE = mapping("kept", 8080, 81)
-
-
-@contextlib.contextmanager
-def started() -> Iterator[Registry]:
-    """A service as far as mappings go, which has published what is on disk."""
-    poller = Poller()
-    loop = asyncio.SelectorEventLoop(poller)
-    places = Places()
-    relay = Relay(poller, places)
-    registry = Registry(loop, relay, Store(STATE))
-    try:
-        registry.restore()
-        yield registry
-    finally:
-        registry.owners.close()
-        relay.close()
-        places.close()
-        loop.close()
 
 
 def publish(registry: Registry, *mappings: Mapping, replace: bool = False) -> str:
@@ -126,7 +108,7 @@ def with_a_broken_disk(breaks: str, mends: str, uid: int) -> dict[str, object]:
     attachment.mkdir(parents=True, exist_ok=True)  # it is there all the time, as when the container is connected again
     found: dict[str, object] = {}
     with disk():
-        with started() as registry:
+        with started(STATE) as registry:
             assert not publish(registry, KEPT, OTHER, CONTAINERS)
             shell(breaks, uid)
             found["p"] = publish(registry, mapping("first", 8084), NEW)
@@ -140,7 +122,7 @@ def with_a_broken_disk(breaks: str, mends: str, uid: int) -> dict[str, object]:
             found["differs"] = on_disk() ^ set(registry.known().values())
             again = [publish(registry, NEW), publish(registry, ELSEWHERE, replace=True)]
             found["again"] = [*again, remove(registry, *registry.known().keys() - {"kept"})]
-        with started() as registry:
+        with started(STATE) as registry:
             found["restarted"] = set(registry.known().values())
         found["files"] = sorted(os.listdir(FOLDER))
     return found
@@ -162,3 +144,60 @@ def test_a_command_that_a_disk_refuses_has_changed_nothing_and_can_be_repeated(m
     assert found["again"] == ["", "", ""]
     assert found["restarted"] == {ELSEWHERE}
     assert found["files"] == ["kept.json"]
+
+
+# A reload
+
+SMALL = os.path.dirname(SOCKET)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def pid_and_ids() -> tuple[int, list[str]]:
+    """Of the service that answers."""
+    service = exchange(SOCKET, {"verb": "stats"})
+    return service["service"]["pid"], sorted(service["mappings"])
+
+
+def reloaded() -> tuple[dict[str, object], int, list[str]]:
+    """The answer, the pid of who serves then, and what."""
+    answer = exchange(SOCKET, {"verb": "reload"})
+    await_socket(SOCKET)
+    return answer, *pid_and_ids()
+
+
+def reload_on_a_broken_disk(state: str) -> dict[str, object]:
+    """With a socket's folder that is full, then with a folder of mappings that is none."""
+    found: dict[str, object] = {}
+    first = pid_and_ids()[0]
+    exchange(SOCKET, {"verb": "publish", "mappings": [KEPT.to_json()]})
+    shell(f"dd if=/dev/zero of={SMALL}/filler bs=4k 2>/dev/null || :")
+    answer, second, found["full"] = reloaded()
+    found["taken over"] = (answer.get("ok"), second != first)
+    os.unlink(f"{SMALL}/filler")
+    shell(f"mv {state}/mappings {state}/away; touch {state}/mappings")
+    answer, third, found["unreadable"] = reloaded()
+    found["refused"] = (answer.get("ok"), third == second)
+    shell(f"rm {state}/mappings; mv {state}/away {state}/mappings")
+    found["serves"] = listens(KEPT.first)
+    return found
+
+
+def test_a_reload_on_a_broken_disk_serves_on(machine: Lab) -> None:
+    host = machine["host"]
+    host.run(["sh", "-ec", f"mkdir -p {SMALL}; mount -t tmpfs -o size=64k tmpfs {SMALL}"], check=True)
+    try:
+        with serving(host):
+            found = host.python(reload_on_a_broken_disk, SERVED)
+    finally:
+        host.run(["umount", "--lazy", SMALL], check=True)
+    assert found == {
+        "full": ["kept"],
+        "taken over": (True, True),
+        "unreadable": ["kept"],
+        "refused": (False, True),
+        "serves": True,
+    }
