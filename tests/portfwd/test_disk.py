@@ -82,7 +82,6 @@ def refusal(command: Callable[[], object]) -> str:
 @contextlib.contextmanager
 def disk() -> Iterator[None]:
     """A small one below STATE."""
-    os.makedirs(STATE, exist_ok=True)
     shell(f"mount -t tmpfs -o size=128k tmpfs {STATE}")
     try:
         yield
@@ -94,7 +93,7 @@ def disk() -> Iterator[None]:
 def shell(script: str, uid: int = 0) -> None:
     """Break or mend the disk; then we are the user `uid`."""
     os.seteuid(0)
-    subprocess.run(["sh", "-ec", script], cwd=STATE, check=True, timeout=10)
+    subprocess.run(["sh", "-ec", f"mkdir -p {STATE}; cd {STATE}; {script}"], check=True, timeout=10)
     os.seteuid(uid)
 
 
