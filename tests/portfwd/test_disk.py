@@ -148,6 +148,7 @@ def test_a_command_that_a_disk_refuses_has_changed_nothing_and_can_be_repeated(m
 # A reload
 
 SMALL = os.path.dirname(SOCKET)
+FILL = f"dd if=/dev/zero of={SMALL}/filler bs=4k 2>/dev/null || :"
 
 
 def listens(port: int) -> bool:
@@ -169,14 +170,12 @@ def reloaded() -> tuple[dict[str, object], int, list[str]]:
 
 
 def reload_on_a_broken_disk(state: str) -> dict[str, object]:
-    """With a socket's folder that is full, then with a folder of mappings that is none."""
+    """The folder of the socket is full; then the folder of mappings is none."""
     found: dict[str, object] = {}
     first = pid_and_ids()[0]
     exchange(SOCKET, {"verb": "publish", "mappings": [KEPT.to_json()]})
-    shell(f"dd if=/dev/zero of={SMALL}/filler bs=4k 2>/dev/null || :")
     answer, second, found["full"] = reloaded()
     found["taken over"] = (answer.get("ok"), second != first)
-    os.unlink(f"{SMALL}/filler")
     shell(f"mv {state}/mappings {state}/away; touch {state}/mappings")
     answer, third, found["unreadable"] = reloaded()
     found["refused"] = (answer.get("ok"), third == second)
@@ -187,7 +186,7 @@ def reload_on_a_broken_disk(state: str) -> dict[str, object]:
 
 def test_a_reload_on_a_broken_disk_serves_on(machine: Lab) -> None:
     host = machine["host"]
-    host.run(["sh", "-ec", f"mkdir -p {SMALL}; mount -t tmpfs -o size=64k tmpfs {SMALL}"], check=True)
+    host.run(["sh", "-ec", f"mkdir -p {SMALL}; mount -t tmpfs -o size=64k tmpfs {SMALL}; {FILL}"], check=True)
     try:
         with serving(host):
             found = host.python(reload_on_a_broken_disk, SERVED)
