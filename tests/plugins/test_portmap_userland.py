@@ -201,6 +201,20 @@ def test_delete_needs_no_configuration_and_leaves_nothing(
     assert refused(lab, "host", "::1", 8080)
 
 
+def test_delete_says_what_a_disk_that_is_read_only_keeps(lab: Lab, plugins: Plugins, service: Publisher) -> None:
+    host = lab["host"]
+    host.run(["sh", "-ec", f"mkdir {STATE}; mount -t tmpfs tmpfs {STATE}"], check=True)
+    network = Tuned(lab, plugins, userlandProxy="always")
+    network.attach("c1", WEB)
+    files = host.run(["ls", STORE]).stdout
+    host.run(["mount", "-o", "remount,ro", STATE], check=True)
+    outcome = network.run("DEL", "c1", WEB)
+    assert outcome.status == 0
+    assert f"stay in {STORE} until they can be removed: Read-only file system" in outcome.stderr
+    assert listed(service) == {}
+    assert host.run(["ls", STORE]).stdout == files
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_garbage_collection_withdraws(lab: Lab, plugins: Plugins, service: Publisher, recorded: bool) -> None:
     network = Tuned(lab, plugins)
