@@ -12,6 +12,7 @@ relays by itself. There is one per port and address family, so the way to the se
 """
 
 import _socket
+import errno
 import os
 import sys
 from _signal import SIG_BLOCK, SIG_UNBLOCK, pthread_sigmask
@@ -126,7 +127,7 @@ def say(fd: int, text: str) -> int:
     try:
         os.write(fd, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        if fd == 1:
+        if fd == 1 and error.errno != errno.EPIPE:
             say(2, f"portfwd-docker-proxy: cannot write to stdout: {error.strerror}\n")
         return 1
     return 0
