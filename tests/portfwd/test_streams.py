@@ -49,7 +49,7 @@ def standard_streams(pid: int) -> set[str]:
 
 
 def long_lived() -> tuple[set[str], list[int]]:
-    """A service that is reloaded, `portfwd run` and a docker-proxy, all with closed streams; in the node, where the service stays."""
+    """A service that is reloaded (and stays), `portfwd run` and a docker-proxy, all with closed streams; called in the node."""
     first = begin("serve", CLOSED)
     await_socket(SOCKET)
     streams = standard_streams(first.pid)
