@@ -14,7 +14,8 @@ backend. Keys beyond the reference's:
     userlandProxy   auto     portfwd, if it runs, serves what NAT cannot: [::1], link-local clients, IPv6 clients of a container
                              without IPv6 (and the reverse); what it cannot have is said on stderr. Not SCTP, no shared port,
                              no family with conditions
-                    always   portfwd serves all, and nf_tables is not touched: for a host without NAT
+                    always   portfwd serves all, and nf_tables is not touched: for a host without NAT, or where its firewall (ufw,
+                             firewalld) is to decide about published ports, which are local input then: see docs/backends.md
                     never    NAT alone
     ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see portoptions
     hostListener    warn     a port that a program of the host listens on is published, which is said on stderr: its clients
