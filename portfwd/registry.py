@@ -203,8 +203,8 @@ class Registry:
     def _try(self, mapping: Mapping) -> None:
         """Publish it, or let it wait; no error of one may cost the others."""
         name = mapping.id
-        if not owners.is_there(mapping.owner):
-            log.info("%s: not published again: its owner, %s, is gone", name, mapping.owner)
+        if not owners.is_there(mapping.owner) or not owners.is_wanted(mapping):
+            log.info("%s: not published again: its owner, %s, is gone, or asks for it no more", name, mapping.owner)
             self.waiting.pop(name, None)
             self.store.forget_in_time([mapping])
             return
