@@ -18,18 +18,16 @@ Numbers and their meaning: SPEC.md, section 5 "Error". 8 and 999 are not in its 
 The Go plugins answer 999 for 2, 4 (CNI_ARGS), 5, 6 and 7 as well; no client of theirs looks at these.
 """
 
-import posix
+import sys
 
 
 def warn(text: str) -> None:
-    """A line on stderr, if anybody listens there: no reason to fail.
-
-    Not by sys.stderr, which keeps what it could not write, and fails with it again when the process ends.
-    """
+    """A line on stderr, if anybody listens there: no reason to fail."""
     try:
-        posix.write(2, f"cni-py: {text}\n".encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass
+        sys.stderr.write(f"cni-py: {text}\n")
+    except (OSError, ValueError, AttributeError):  # it is full; it is closed; there is none
+        # It keeps what it could not write, and would fail again when the process ends.
+        sys.stderr = None  # as it is where it was closed from the start
 
 
 class CniError(Exception):

@@ -16,9 +16,9 @@ def call(ifname: str, target: str) -> Call:
 
 
 @pytest.mark.parametrize("target", ["/nowhere/x", "/tmp/\0x", "/"])
-def test_log_that_cannot_be_written_is_said_on_stderr(target: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_log_that_cannot_be_written_is_said_on_stderr(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert logged(call("eth0", target), lambda: 0) == 0
-    assert "cannot log to" in capfd.readouterr().err
+    assert "cannot log to" in capsys.readouterr().err
 
 
 def test_interface_name_that_is_not_utf8_is_logged(tmp_path: Path) -> None:
