@@ -25,8 +25,9 @@ def warn(text: str) -> None:
     """A line on stderr, if anybody listens there: no reason to fail."""
     try:
         sys.stderr.write(f"cni-py: {text}\n")
-    except (OSError, ValueError):  # ValueError: the stream is closed
-        pass
+    except (OSError, ValueError, AttributeError):  # it is full; it is closed; there is none
+        # It keeps what it could not write, and would fail again when the process ends.
+        sys.stderr = None  # as it is where it was closed from the start
 
 
 class CniError(Exception):

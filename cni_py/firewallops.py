@@ -6,7 +6,7 @@ import os
 from cni_py import backends, firewallrules, iptables, nftops, records
 from cni_py.addr import Address, by_family
 from cni_py.engine import Op
-from cni_py.errors import InvalidNetworkConfig, os_error
+from cni_py.errors import InvalidNetworkConfig, os_error, warn
 from cni_py.iptables import Rules
 from cni_py.kernel import nftrules
 from cni_py.kernel.context import Kernel
@@ -15,7 +15,6 @@ from cni_py.kernel.rtnl import check_name
 from cni_py.kernel.sysctl import bridged_packets_pass_ip_rules
 from cni_py.kernel.xtables import FILTER, NFPROTO, is_chain_name, legacy_tables
 from cni_py.locks import nftables_lock
-from cni_py.nftops import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -259,7 +258,7 @@ class IsolatePort(Op):
         try:
             return nftops.put(kernel, ISOLATED, self.element(kernel), family=BRIDGE)
         except NftUnavailable as error:
-            say(f"containers on the bridge of {self.name} reach each other unless br_netfilter is on: {error}")
+            warn(f"containers on the bridge of {self.name} reach each other unless br_netfilter is on: {error}")
             return False
 
     def undo(self, kernel: Kernel) -> None:

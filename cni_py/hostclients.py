@@ -4,11 +4,11 @@ import errno
 
 from cni_py.addr import parse_ip
 from cni_py.engine import Op
+from cni_py.errors import warn
 from cni_py.kernel import rtnl, sysctl
 from cni_py.kernel.netlink import attr
 from cni_py.kernel.nftables import Change, Element, NftUnavailable, ifname_key
 from cni_py.locks import nftables_lock
-from cni_py.nftops import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class AllowLoopbackClients(Op):
             return
         noted = f"{WITHOUT_FILTER}: {why_not}" if why_not else "filtered by tc, too"
         if why_not:
-            say(
+            warn(
                 f"the host's 127.0.0.0/8 is closed to {link.name} by nftables alone, until somebody flushes it: {why_not}"
             )
         element = Element(key, None, f"{link.index} {noted}")

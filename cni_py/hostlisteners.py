@@ -11,8 +11,7 @@ namespaces. What is held for the very container that is to have the port is not 
 """
 
 from cni_py import settings, userland
-from cni_py.errors import PortInUse
-from cni_py.nftops import say
+from cni_py.errors import PortInUse, warn
 from cni_py.portmappings import bracketed, is_for_nat
 
 TYPE_CHECKING = False
@@ -69,18 +68,18 @@ def settle(
     if (asked or settings.load().host_listener) == "refuse":
         raise PortInUse(str(foreign[0]), ADVICE)
     if not any(isinstance(step, userland.RelayPorts) and step.required for step in steps):
-        warn([one for one in foreign if is_for_nat(one.listener.ip)], container)
+        tell([one for one in foreign if is_for_nat(one.listener.ip)], container)
     taken = {(one.mapping.protocol, one.listener.port) for one in foreign}
     return [step.beside(taken) if isinstance(step, userland.RelayPorts) else step for step in steps]
 
 
-def warn(foreign: "Sequence[Held]", container: Container) -> None:
+def tell(foreign: "Sequence[Held]", container: Container) -> None:
     """Say whose clients NAT takes."""
     for one in foreign[:SAID_MAX]:
-        say(f"{one}, whose clients now come to container {container.id}")
+        warn(f"{one}, whose clients now come to container {container.id}")
     if len(foreign) > SAID_MAX:
         more = len(foreign) - SAID_MAX
-        say(f"{more} more ports of container {container.id} are taken from programs of the host")
+        warn(f"{more} more ports of container {container.id} are taken from programs of the host")
 
 
 # Pure: which sockets are in the way

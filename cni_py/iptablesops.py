@@ -4,12 +4,12 @@ from cni_py import heirs, hostclients, iptables, iptrules, nftops, portclaims, r
 from cni_py.addr import Address, by_family, parse_ip
 from cni_py.backends import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PUBLISH, chain_name, concerned
 from cni_py.engine import Op
-from cni_py.errors import InvalidNetworkConfig, PortInUse
+from cni_py.errors import InvalidNetworkConfig, PortInUse, warn
 from cni_py.iptables import Rules
 from cni_py.iptrules import Publication, parse_ports
 from cni_py.kernel.nftables import NftUnavailable, ifname_key
 from cni_py.kernel.xtables import NAT, is_chain_name
-from cni_py.nftops import forget_flows, say
+from cni_py.nftops import forget_flows
 from cni_py.portmappings import mappings
 
 TYPE_CHECKING = False
@@ -155,7 +155,7 @@ class OpenLoopback(hostclients.AllowLoopbackClients):
         try:
             super().guard(kernel, link)
         except NftUnavailable as error:
-            say(f"127.0.0.0/8 is open to {link.name}: {error}")
+            warn(f"127.0.0.0/8 is open to {link.name}: {error}")
 
     def check(self, kernel: "Kernel") -> str | None:
         """Only where one of the two guards is there: what the Go plugin built has none, and is to be accepted."""

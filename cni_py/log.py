@@ -10,10 +10,9 @@ A log that cannot be written never fails a call.
 """
 
 import os
-import sys
 import time
 
-from cni_py.errors import CniError
+from cni_py.errors import CniError, warn
 from cni_py.netconf import string
 
 TYPE_CHECKING = False
@@ -55,7 +54,7 @@ def _write(target: str, line: str) -> None:
             with open(fd, "wb") as file:
                 file.write(f"{stamp} {line}\n".encode("utf-8", "replace"))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        sys.stderr.write(f"cni-py: cannot log to {target!a}: {error}\n")
+        warn(f"cannot log to {target!a}: {error}")
 
 
 def _send(message: bytes) -> None:

@@ -1,12 +1,11 @@
 """Operations on nftables: elements of the constant tables in kernel/nftables.py, each with its attachment in its comment."""
 
 import errno
-import sys
 
 from cni_py import heirs, portclaims
 from cni_py.addr import Address, mac_text, parse_address, parse_ip
 from cni_py.engine import Op
-from cni_py.errors import CniError, InvalidNetworkConfig, os_error
+from cni_py.errors import CniError, InvalidNetworkConfig, os_error, warn
 from cni_py.kernel import nftrules
 from cni_py.kernel.nftables import BRIDGE, INET, Change, Element, NftUnavailable, concat, ifname_key
 from cni_py.locks import nftables_lock
@@ -389,7 +388,7 @@ class PublishPorts(Op):
         except (CniError, OSError) as error:
             if not waiting:
                 raise
-            say(f"nobody takes over the ports of {kernel.key.label}: {error}")
+            warn(f"nobody takes over the ports of {kernel.key.label}: {error}")
             self._withdraw(kernel, mappings, bequeath=False)  # what is to go must go
             return
         heirs.forget_heirs(kernel.key.hex)
@@ -429,14 +428,6 @@ def mapping_chains(conditions: dict[int, str], ports: str) -> str:
     return "".join(texts.values())
 
 
-def say(text: str) -> None:
-    """A line on stderr, if anybody listens there: no reason to fail."""
-    try:
-        sys.stderr.write(f"cni-py: {text}\n")
-    except OSError:
-        pass
-
-
 def _promote(draft: Draft, heir: Claimant, text: str) -> None:
     """The heir gets what it waits for, or goes on waiting for another attachment of its container that holds it."""
     waiting: dict[str, list[str]] = {}
@@ -448,7 +439,7 @@ def _promote(draft: Draft, heir: Claimant, text: str) -> None:
         try:
             holder = portclaims.obtain(draft, heir, mapping)
         except CniError as error:  # a third party was quicker: this DEL must not fail for it
-            say(f"{heir.key.label} does not get {mapping}: {error}")
+            warn(f"{heir.key.label} does not get {mapping}: {error}")
             continue
         if holder:
             waiting.setdefault(holder, []).append(str(mapping))
@@ -467,7 +458,7 @@ def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool
             try:
                 _forget_flows(kernel, concerned, added=added)
             except OSError as error:
-                say(f"cannot look through the tracked UDP flows: {error}")
+                warn(f"cannot look through the tracked UDP flows: {error}")
 
 
 def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:

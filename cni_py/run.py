@@ -35,18 +35,27 @@ def main(plugin: str = "") -> None:
     name = sys.argv[0].rpartition("/")[2]
     if name not in MODULES:
         name = plugin or _linked_to(sys.argv[0]) or name
-    if posix.environ.get(b"CNI_COMMAND") == b"VERSION":
-        from cni_py import version
-
-        posix.write(1, version.reply(version.spoken_by(name)).encode())
-        status = 0
-    else:
+    status = 0
+    if posix.environ.get(b"CNI_COMMAND") != b"VERSION" or not _told_versions(name):
         from cni_py import skel
 
         status = skel.main(name, load)
-    if sys.stderr is not None:  # it was closed
+    try:
         sys.stderr.flush()
+    except (OSError, AttributeError):  # it is full, or was closed
+        pass
     posix._exit(status)
+
+
+def _told_versions(name: str) -> bool:
+    """Answer VERSION. False where nobody can be told: skel says so."""
+    from cni_py import version
+
+    try:
+        posix.write(1, version.reply(version.spoken_by(name)).encode())
+    except OSError:
+        return False
+    return True
 
 
 def _linked_to(path: str) -> str:

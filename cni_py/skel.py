@@ -45,7 +45,7 @@ def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) 
     Catches everything: an exception without a CNI error object on stdout would reach the user as "netplugin failed".
     """
     name = plugin if isinstance(plugin, str) else plugin.type
-    _fill_closed_streams()
+    fill_closed_streams()
     try:
         return _run(name, lambda: load(plugin) if isinstance(plugin, str) and load else plugin)  # type: ignore[arg-type, return-value]  # one or the other
     except CniError as error:
@@ -250,10 +250,11 @@ def _interrupted(number: int, _frame: "FrameType | None") -> None:
     raise Interrupted(f"interrupted by signal {number}")
 
 
-def _fill_closed_streams() -> None:
+def fill_closed_streams() -> None:
     """Of a closed stream (it is None) the number would go to the next file or socket that is opened.
 
     It goes to /dev/null instead, in the direction that makes reading the configuration, or writing the result, an error.
+    For every executable of ours, before it opens anything.
     """
     streams = (sys.__stdin__, os.O_WRONLY), (sys.__stdout__, os.O_RDONLY), (sys.__stderr__, os.O_WRONLY)
     for number, (stream, flags) in enumerate(streams):
@@ -263,7 +264,7 @@ def _fill_closed_streams() -> None:
                 os.dup2(fd, number)
                 os.close(fd)
     if sys.__stderr__ is None:
-        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def _read_stdin() -> bytes:

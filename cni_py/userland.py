@@ -14,10 +14,9 @@ import os
 from cni_py import heirs, records
 from cni_py.addr import ip_text, parse_ip
 from cni_py.engine import Op, op_from_json
-from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse
+from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse, warn
 from cni_py.jsontext import Object, decode, encode
 from cni_py.locks import nftables_lock
-from cni_py.nftops import say
 from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX, is_for_nat
 
 TYPE_CHECKING = False
@@ -123,8 +122,10 @@ class Service:
         return notes
 
     def remove(self, owner: str) -> None:
-        """Remove all of an attachment's, whose connections end with the container."""
-        self.ask({"verb": "remove", "owner": OWNER + owner, "drain_s": 0.0})
+        """Remove all of an attachment's, whose connections end with the container. What stays on its disk is said on stderr."""
+        notes = self.ask({"verb": "remove", "owner": OWNER + owner, "drain_s": 0.0}).get("notes")
+        for note in notes if isinstance(notes, list) else ():
+            warn(f"portfwd: {note}")
 
     def mappings(self) -> list[Object]:
         """All that there are."""
@@ -197,18 +198,18 @@ class RelayPorts(Op):
                 if self.required:
                     raise PluginNotAvailable("portfwd does not run", "userlandProxy: always needs `portfwd serve`")
                 for one in filter(needs_relay, self.wanted()):
-                    say(f"not published, since NAT cannot serve it and portfwd does not run: {in_words(one)}")
+                    warn(f"not published, since NAT cannot serve it and portfwd does not run: {in_words(one)}")
                 return False
             with service:
                 self._publish(service, kernel.key)
         except Refused as error:
             if self.required:
                 raise _as_error(error) from error
-            say(f"portfwd does not publish the ports of {kernel.key.label}: {error}")
+            warn(f"portfwd does not publish the ports of {kernel.key.label}: {error}")
         except (PluginNotAvailable, IOFailure) as error:
             if self.required:
                 raise
-            say(f"{error}; ports of {kernel.key.label} that NAT cannot serve are not published")
+            warn(f"{error}; ports of {kernel.key.label} that NAT cannot serve are not published")
         return True
 
     def _publish(self, service: Service, key: "Attachment") -> None:
@@ -229,13 +230,13 @@ class RelayPorts(Op):
         if refusal is not None:
             raise refusal
         for note in notes:
-            say(f"portfwd, for {key.label}: {note}")
+            warn(f"portfwd, for {key.label}: {note}")
 
     def undo(self, kernel: "Kernel") -> None:
         try:
             service = Service.connect(ALWAYS_S if self.required else AUTO_S)
         except Untrusted as error:  # which has nothing of ours
-            say(str(error))
+            warn(str(error))
             service = None
         if service is not None:
             with service:
@@ -320,9 +321,9 @@ def _succeed(service: Service, heir: "Attachment") -> None:
             op = op_from_json(fields) if _op_name(fields) == RelayPorts.__name__ else None
             if isinstance(op, RelayPorts):
                 for note in service.publish(op.named(heir), may_fail=True):
-                    say(f"portfwd, for {heir.label}: {note}")
+                    warn(f"portfwd, for {heir.label}: {note}")
         except (CniError, ValueError) as error:
-            say(f"{heir.label} does not get its ports of portfwd: {error}")
+            warn(f"{heir.label} does not get its ports of portfwd: {error}")
 
 
 def relay(mappings: "Sequence[dict[str, Encodable]]", *, required: bool) -> list[Op]:
@@ -337,7 +338,7 @@ def sweep(network: str, valid: "Iterable[Attachment]") -> None:
     try:
         service = Service.connect(AUTO_S)
     except Untrusted as error:
-        say(str(error))
+        warn(str(error))
         return
     if service is not None:
         living = {key.hex for key in valid}
@@ -355,7 +356,7 @@ def forget(hexed: str) -> None:
     try:
         service = Service.connect(AUTO_S)
     except Untrusted as error:  # which has nothing of ours
-        say(str(error))
+        warn(str(error))
         return
     if service is not None:
         with service:

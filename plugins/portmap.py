@@ -14,7 +14,8 @@ backend. Keys beyond the reference's:
     userlandProxy   auto     portfwd, if it runs, serves what NAT cannot: [::1], link-local clients, IPv6 clients of a container
                              without IPv6 (and the reverse); what it cannot have is said on stderr. Not SCTP, no shared port,
                              no family with conditions
-                    always   portfwd serves all, and nf_tables is not touched: for a host without NAT
+                    always   portfwd serves all, and nf_tables is not touched: for a host without NAT, or where its firewall (ufw,
+                             firewalld) is to decide about published ports, which are local input then: see docs/backends.md
                     never    NAT alone
     ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see portoptions
     hostListener    warn     a port that a program of the host listens on is published, which is said on stderr: its clients
@@ -27,7 +28,7 @@ backend. Keys beyond the reference's:
 from cni_py import backends, hostclients, netconf, nftops, portindex, settings, userland
 from cni_py.addr import Address, ip_text
 from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.errors import InvalidNetworkConfig
+from cni_py.errors import InvalidNetworkConfig, warn
 from cni_py.kernel import sock_diag, sysctl
 from cni_py.kernel.nftables import INET
 from cni_py.portmappings import PortmapConf, container_addresses, is_served, mappings, relays
@@ -86,7 +87,7 @@ def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
         never = conf.userland_proxy == "never" or entry.protocol.lower() == "sctp"
         if never and addresses and not is_served(entry, addresses):
             what = f"{entry.host_port}/{entry.protocol.lower()} on {entry.host_ip}"
-            nftops.say(f"not published, since NAT alone cannot serve it: host port {what}")
+            warn(f"not published, since NAT alone cannot serve it: host port {what}")
 
 
 def delete(call: Call) -> None:

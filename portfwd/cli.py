@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -40,6 +39,7 @@ COMMANDS = {
     "serve": "be the service",
     "reload": "have the service replaced by a new process, without losing a connection",
 }
+ASKED = ("ls", "stats")  # run for what they print: where that cannot be written they have failed
 SPECS = """\
 SPEC: [[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]
   8080:80               port 8080 of every address of this host leads to port 80 of the target
@@ -189,6 +189,7 @@ def _add_run(one: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    report.open_streams()
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["serve"]:
         lean.without_tls()
@@ -199,14 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format=f"portfwd {chosen.command}: %(message)s", level=logging.INFO)
     try:
         function: Command = chosen.run
-        return function(chosen)
+        status = function(chosen)
     except PortfwdError as error:
-        return complain(chosen.command, error)
+        status = complain(chosen.command, error)
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
-        return 1
+        status = INTERRUPTED
+    return report.ended(f"portfwd {chosen.command}", status, asked=chosen.command in ASKED)
 
 
 def read(given: Sequence[str]) -> argparse.Namespace:
@@ -302,11 +301,13 @@ def rm(chosen: argparse.Namespace) -> int:
         live = listing(client)
         ids = choose.of_people(live) if chosen.all else choose.ids(chosen.name, live)
         drain_s = 0.0 if chosen.now else chosen.drain
-        removed = _texts(client.request({"verb": "remove", "ids": ids, "drain_s": drain_s}).get("ids")) if ids else []
+        answer = client.request({"verb": "remove", "ids": ids, "drain_s": drain_s}) if ids else {}
+    removed = _texts(answer.get("ids"))
     if chosen.json:
         put_json({"removed": removed})
     else:
         put("".join(f"{name}\n" for name in removed))
+        note(_texts(answer.get("notes")))
     if chosen.all and len(live) > len(ids):
         note([f"{len(live) - len(ids)} mappings of portmap or Docker stay: end them by name, or with their containers"])
     return 0

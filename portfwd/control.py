@@ -75,9 +75,12 @@ class Lock:
         return lock
 
     def sign(self) -> None:
-        """Write down whose it is."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        """Write down whose it is, for people. On a disk that is full nobody learns it, which is no reason to end."""
+        try:
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            log.warning("cannot write our pid to %s.lock: %s", self.path, error.strerror)
 
     def close(self) -> None:
         """Let go of it, unless another process has the descriptor, too."""

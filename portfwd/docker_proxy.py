@@ -12,6 +12,7 @@ relays by itself. There is one per port and address family, so the way to the se
 """
 
 import _socket
+import errno
 import os
 import sys
 from _signal import SIG_BLOCK, SIG_UNBLOCK, pthread_sigmask
@@ -92,19 +93,21 @@ class Options:
 
 def main() -> int:
     """Serve until told to stop; the exit status. Does not return where the service serves."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from cni_py.skel import fill_closed_streams
+
+        fill_closed_streams()
     try:
         given = parse(sys.argv[1:])
     except Failed as failure:
-        sys.stderr.write(f"{failure}\n{USAGE}")
+        say(2, f"{failure}\n{USAGE}")
         return report(failure)
     if "h" in given or "help" in given:
-        sys.stderr.write(USAGE)
-        return 0
+        return say(2, USAGE)
     if "v" in given or "version" in given:
-        sys.stdout.write(f"portfwd-docker-proxy version {__version__}\n")
-        return 0
+        return say(1, f"portfwd-docker-proxy version {__version__}\n")
     if not is_open(STATUS_FD):
-        sys.stderr.write("portfwd-docker-proxy: no descriptor 3: it is dockerd who starts this program\n")
+        say(2, "portfwd-docker-proxy: no descriptor 3: it is dockerd who starts this program\n")
         return 1
     try:
         options = Options(given)
@@ -117,6 +120,17 @@ def main() -> int:
         return report(failure)
     report(None)
     return become_waiter(sys.argv)
+
+
+def say(fd: int, text: str) -> int:
+    """Write it; 0, or the exit status for a text that could not be written."""
+    try:
+        os.write(fd, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        if fd == 1 and error.errno != errno.EPIPE:
+            say(2, f"portfwd-docker-proxy: cannot write to stdout: {error.strerror}\n")
+        return 1
+    return 0
 
 
 def parse(arguments: "Sequence[str]") -> "dict[str, str]":

@@ -8,7 +8,7 @@ import resource
 import signal
 from collections.abc import Callable, Sequence
 
-from portfwd import options
+from portfwd import options, tentative
 from portfwd.mapping import Mapping
 from portfwd.options import Wish
 from portfwd.places import Places, absent_notes
@@ -45,7 +45,7 @@ def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
                 relay.remove(mapping.id)
 
         done = options.settle(wish, offer, withdraw)
-        notes += absent_notes(places, done)
+        notes += [*absent_notes(places, done), *tentative.notes(done)]
         stop = Stop(relay, drain_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.asked)

@@ -9,7 +9,7 @@ import struct
 
 from cni_py import processes
 from cni_py.kernel import sock_diag
-from portfwd import holders
+from portfwd import holders, tentative
 from portfwd.claims import conflict
 from portfwd.errors import Lacking, PortfwdError, PortInUse
 from portfwd.mapping import ANY
@@ -77,7 +77,7 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:  # a restart need not wait for TIME_WAIT; for UDP it would let two have one port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((ip, port))
+        tentative.bind(sock, ip, port)
     except OSError as error:
         sock.close()
         raise _failure(protocol, ip, port, error) from error
@@ -106,6 +106,11 @@ def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
         return PortInUse(f"{where} is in use by {holders.describe(protocol, ip, port)}")
     if error.errno in NO_FAMILY and ip in ANY:
         return NoSuchFamily(f"cannot listen on {where}", error.strerror or str(error))
+    if error.errno == errno.EADDRNOTAVAIL and tentative.is_duplicate(ip):
+        why = (
+            "an interface of this host has that address, and so has another machine on its link (duplicate, dadfailed)"
+        )
+        return PortfwdError(f"cannot listen on {where}", why)
     if error.errno == errno.EADDRNOTAVAIL:
         return PortfwdError(f"cannot listen on {where}", "no interface of this host has that address")
     if error.errno in (errno.EACCES, errno.EPERM):

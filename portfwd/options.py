@@ -186,7 +186,10 @@ def settle(wish: Wish, offer: Offer, withdraw: Withdraw) -> list[Mapping]:
                 tell(len(done))
     except BaseException:
         if done:
-            withdraw(done)
+            try:
+                withdraw(done)
+            except PortfwdError as error:
+                log.error("still published, and to be ended with rm: %s: %s", ", ".join(one.id for one in done), error)
         raise
     return done
 

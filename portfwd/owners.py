@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 from collections.abc import Callable
 
-from cni_py import records
+from cni_py import heirs, records
 from portfwd.errors import Lacking, NotFound, PortfwdError
 from portfwd.mapping import Mapping
 from portfwd.requests import ASKER
@@ -44,6 +45,35 @@ def is_there(owner: str) -> bool:
         except NotFound:
             return False
     return True
+
+
+def is_wanted(mapping: Mapping) -> bool:
+    """Whether its attachment still asks for it: a DEL and another ADD may have come and gone while no service ran.
+
+    The other ADD's container has another address, and the one before may be a stranger's by now.
+    """
+    kind, _, hexed = mapping.owner.partition(" ")
+    record = heirs.record_of(hexed) if kind == "attachment" else None
+    if record is None or record.damage:
+        return True
+    wanted = [one for fields in record.ops for one in _relayed(fields)]
+    number = mapping.id.rpartition("-")[2]
+    if not number.isdecimal() or int(number) >= len(wanted):
+        return False
+    targets = [{"address": target.address, "port": target.port} for target in mapping.targets]
+    has = {"first": mapping.first, "last": mapping.last, "protocol": mapping.protocol, "targets": targets}
+    return has.items() <= wanted[int(number)].items()
+
+
+def _relayed(fields: object) -> list[dict[str, object]]:
+    """The mappings of an operation in a record, if it is cni_py.userland's, which named them by their numbers."""
+    if not isinstance(fields, dict) or fields.get("op") != "RelayPorts":
+        return []
+    try:
+        found = json.loads(str(fields.get("mappings")))
+    except ValueError:
+        return []
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def process(owner: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
-from portfwd import owners
+from portfwd import owners, tentative
 from portfwd.errors import NotFound, PortfwdError, Usage
 from portfwd.owners import Owners
 from portfwd.places import absent, absent_notes
@@ -67,9 +67,9 @@ class Registry:
         wanted = [dataclasses.replace(one, owner=owners.resolved(one.owner, asker)) for one in request.mappings]
         if request.must_exist:
             refuse_absent(self.relay.places, wanted)
-        notes = absent_notes(self.relay.places, wanted)
+        notes = [*absent_notes(self.relay.places, wanted), *tentative.notes(wanted)]
         done: dict[str, Mapping] = {}
-        before = self.relay.mappings
+        known, before = self.known(), self.relay.mappings
         with ExitStack() as undo:
             sockets = adopted(descriptors, undo)
             if sockets and (len(wanted) > 1 or request.replace):
@@ -86,8 +86,7 @@ class Registry:
                     close_all(sockets)
                 else:
                     done[mapping.id] = mapping
-            undo.callback(self._put_back, done, before)
-            self.store.save(done.values())
+            self.store.save(list(done.values()), known)
             undo.pop_all()
         for name, mapping in done.items():
             self.waiting.pop(name, None)
@@ -125,14 +124,12 @@ class Registry:
         self.owners.forget(name)
         self.relay.remove(name, 0.0)
 
-    def _put_back(self, done: dict[str, Mapping], before: dict[str, Mapping]) -> None:
-        """What was on disk before a publish that failed."""
-        with suppress(PortfwdError):
-            self.store.forget(mapping for name, mapping in done.items() if name not in before)
-            self.store.save(before[name] for name in done if name in before)
-
     def remove(self, request: Remove, asker: int) -> Json:
-        """Those of the ids, all of which must be there, or of the owner. NotFound, PortfwdError."""
+        """Those of the ids, all of which must be there and end on disk first: the command can be repeated when that fails.
+
+        Those of an owner end in any case. It is gone, and its ports may lead to a stranger tomorrow; no later start publishes for
+        it again, and its files go when they can. NotFound, PortfwdError.
+        """
         known = self.known()
         if request.owner:
             owner = owners.resolved(request.owner, asker)
@@ -142,18 +139,22 @@ class Registry:
             missing = [name for name in ids if name not in known]
             if missing:
                 raise NotFound(f"there is no mapping {', '.join(missing)}")
-        self._drop(ids, request.drain_s)
-        return {"ok": True, "ids": ids}
+            self.store.forget([known[name] for name in ids])
+        notes = self._drop(ids, request.drain_s)
+        return {"ok": True, "ids": ids, **({"notes": notes} if notes else {})}
 
-    def _drop(self, ids: Sequence[str], drain_s: float) -> None:
-        """Remove them here, then on disk: killed between the two, the next service publishes them again. PortfwdError."""
+    def _drop(self, ids: Sequence[str], drain_s: float) -> list[str]:
+        """End them here, and on disk at once or in time; returns what is to be known."""
         known = self.known()
         for name in ids:
             self.owners.forget(name)
             if self.waiting.pop(name, None) is None:
                 self.relay.remove(name, drain_s)
             log.info("%s: removed", name)
-        self.store.forget(known[name] for name in ids)
+        notes = self.store.forget_in_time([known[name] for name in ids])
+        for note in notes:
+            log.warning("%s", note)
+        return notes
 
     def listing(self) -> Json:
         """All mappings with their state; those that wait say why."""
@@ -194,18 +195,18 @@ class Registry:
                 self._try(mapping)
 
     def retry(self) -> None:
-        """Try again what waits; every RETRY_S."""
+        """Try again what waits, and what the disk refused; every RETRY_S."""
+        self.store.retry()
         for one in list(self.waiting.values()):
             self._try(one.mapping)
 
     def _try(self, mapping: Mapping) -> None:
         """Publish it, or let it wait; no error of one may cost the others."""
         name = mapping.id
-        if not owners.is_there(mapping.owner):
-            log.info("%s: not published again: its owner, %s, is gone", name, mapping.owner)
+        if not owners.is_there(mapping.owner) or not owners.is_wanted(mapping):
+            log.info("%s: not published again: its owner, %s, is gone, or asks for it no more", name, mapping.owner)
             self.waiting.pop(name, None)
-            with suppress(PortfwdError):
-                self.store.forget([mapping])
+            self.store.forget_in_time([mapping])
             return
         try:
             with ExitStack() as undo:
@@ -223,10 +224,7 @@ class Registry:
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""
         log.info("%s: its process has ended", name)
-        try:
-            self._drop([name], 0.0)
-        except PortfwdError as error:
-            log.error("%s: %s", name, error)
+        self._drop([name], 0.0)
 
 
 def refuse_absent(places: Places, mappings: Sequence[Mapping]) -> None:

@@ -13,12 +13,12 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
+from cni_py.commands import report
 from portfwd import control, handover, options, store, systemd
 from portfwd.control import Call, Json, Lock, Peer, Server
 from portfwd.errors import Lacking, PortfwdError
@@ -65,7 +65,7 @@ class Options:
 
 def read(arguments: Sequence[str]) -> Options:
     """Options from the command line; ends the process for what cannot be meant."""
-    parser = argparse.ArgumentParser(
+    parser = report.Parser(
         prog="portfwd serve",
         description="Publish ports until told to stop.",
         epilog=EPILOG,
@@ -184,6 +184,7 @@ class Service:
 
     def take_over(self) -> None:
         """In place of the service that runs. PortfwdError before anything of it is touched."""
+        self.registry.store.names()  # what waits comes from there, and there is no way back later
         parcel, peer = handover.ask(self.options.socket)
         try:
             self.listener, lock = handover.unpack(self.relay, parcel)
@@ -201,7 +202,7 @@ class Service:
         """Serve; the exit status."""
         assert self.listener is not None
         try:
-            self.registry.restore()
+            self._restore()
             self._tidy_redirects()
             self.watch = Watch(self.loop, self.redirects)
             self.server = Server(self.loop, self.listener, self)
@@ -219,6 +220,15 @@ class Service:
         finally:
             self.close()
         return 0
+
+    def _restore(self) -> None:
+        """Publish what is on disk. PortfwdError when that cannot be told, unless there are mappings of a predecessor to serve."""
+        try:
+            self.registry.restore()
+        except PortfwdError as error:
+            if not self.relay.mappings:
+                raise
+            log.error("%s", error)
 
     def _tidy_redirects(self) -> None:
         """Rules of a service that was killed lead to a socket that nobody has any more."""
@@ -375,5 +385,4 @@ def redirects_here() -> Redirects | None:
 def end_without_a_word(status: int) -> NoReturn:
     """End without closing anything in order: another process goes on with our sockets."""
     logging.shutdown()
-    sys.stdout.flush()
     os._exit(status)

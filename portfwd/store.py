@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Mapping as Object
+from collections.abc import Sequence
 
 from cni_py import records
 from portfwd.errors import PortfwdError
@@ -24,6 +25,7 @@ log = logging.getLogger("portfwd")
 SCHEMA = 1
 SUFFIX = ".json"
 SIZE_MAX = 1 << 20  # bytes; no request that made one was longer
+NAMED_MAX = 5  # mappings in a sentence
 
 
 def state_dir() -> str:
@@ -40,56 +42,118 @@ class Store:
     def __init__(self, state: str) -> None:
         self.folder = f"{state}/mappings"
         self._boot = records.boot_id()
+        self._unforgotten: dict[str, Mapping] = {}  # what has ended and is still on disk, by id
 
-    def save(self, mappings: Iterable[Mapping]) -> None:
-        """Write all of them, over what was there. PortfwdError; then some may be written."""
-        lasting = False
+    def save(self, mappings: Sequence[Mapping], before: Object[str, Mapping] | None = None) -> None:
+        """Write all of them, in place of those `before`, by id. PortfwdError: then none."""
+        named: list[Mapping] = []
+        try:
+            self._put(mappings, named)
+        except OSError as error:
+            self._put_back(named, before or {})
+            raise PortfwdError(f"cannot keep mappings in {self.folder}", _unchanged(error)) from error
+
+    def _put(self, mappings: Sequence[Mapping], named: list[Mapping]) -> None:
+        """Write all, then name all, and tell which are named. OSError: a disk that is full refuses the first as a rule."""
         try:
             records.make_folders(self.folder, 0o700)
             for mapping in mappings:
-                lasting = lasting or not mapping.owner
                 self._write(mapping)
-            if lasting:
+            for mapping in mappings:
+                os.rename(self._temporary(mapping), self._path(mapping.id))
+                named.append(mapping)
+                self._unforgotten.pop(mapping.id, None)
+            if any(not mapping.owner for mapping in mappings):
                 self._sync()
+        except OSError:
+            for mapping in mappings:
+                with contextlib.suppress(OSError):  # what is half written takes room on a disk that is full
+                    os.unlink(self._temporary(mapping))
+            raise
+
+    def _put_back(self, named: Sequence[Mapping], before: Object[str, Mapping]) -> None:
+        """What was on disk."""
+        self.forget_in_time([mapping for mapping in named if mapping.id not in before])
+        old = [before[mapping.id] for mapping in named if mapping.id in before]
+        try:
+            if old:
+                self._put(old, [])
         except OSError as error:
-            raise PortfwdError(f"cannot keep mappings in {self.folder}", error.strerror or str(error)) from error
+            log.error("the files of %s are not as they should be: %s", _listed(old), error)
 
     def _write(self, mapping: Mapping) -> None:
         content: dict[str, object] = {"schema": SCHEMA, "mapping": mapping.to_json()}
         if mapping.owner:
             content["boot"] = self._boot
-        temporary = f"{self.folder}/.{mapping.id}.tmp"
+        temporary = self._temporary(mapping)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
             file.flush()
             if not mapping.owner:
                 os.fsync(fd)
-        os.rename(temporary, self._path(mapping.id))
 
-    def forget(self, mappings: Iterable[Mapping]) -> None:
-        """Remove them; one that is not there is well. PortfwdError."""
-        lasting = False
+    def forget(self, mappings: Sequence[Mapping]) -> None:
+        """Remove all of them; one that is not there is well. PortfwdError: then none."""
+        try:
+            self._forget(mappings)
+        except OSError as error:
+            raise PortfwdError(f"cannot remove mappings from {self.folder}", _unchanged(error)) from error
+
+    def _forget(self, mappings: Sequence[Mapping]) -> None:
+        gone: list[Mapping] = []
         try:
             for mapping in mappings:
-                lasting = lasting or not mapping.owner
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._path(mapping.id))
-            if lasting:
+                if self._remove(mapping):
+                    gone.append(mapping)  # noqa: PERF401  what went before an error must be known
+            if any(not mapping.owner for mapping in gone):
                 self._sync()
-        except OSError as error:
-            raise PortfwdError(f"cannot remove mappings from {self.folder}", error.strerror or str(error)) from error
+        except OSError:
+            self._put_back(gone, {mapping.id: mapping for mapping in gone})
+            raise
 
-    def load(self) -> list[Mapping]:
-        """All that can be read, by id. What is damaged is logged and stays; what another boot had ended with it."""
+    def _remove(self, mapping: Mapping) -> bool:
+        """False when it is not there, which unlink(2) does not tell on a disk that is read-only."""
+        path = self._path(mapping.id)
         try:
-            names = sorted(os.listdir(self.folder))
+            os.lstat(path)
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def forget_in_time(self, mappings: Sequence[Mapping]) -> list[str]:
+        """Remove each of them, or else at a later retry(), since what it was for has ended. Sentences on those that stay."""
+        why = ""
+        for mapping in mappings:
+            try:
+                self._forget([mapping])
+                self._unforgotten.pop(mapping.id, None)
+            except OSError as error:
+                self._unforgotten[mapping.id] = mapping
+                why = error.strerror or str(error)
+        left = [mapping for mapping in mappings if mapping.id in self._unforgotten]
+        return [f"the files of {_listed(left)} stay in {self.folder} until they can be removed: {why}"] if left else []
+
+    def retry(self) -> None:
+        """Remove what could not be removed before."""
+        before = list(self._unforgotten.values())
+        if before and not self.forget_in_time(before):
+            log.info("removed the files that had stayed of %s", _listed(before))
+
+    def names(self) -> list[str]:
+        """What is in the folder. PortfwdError when that cannot be told."""
+        try:
+            return sorted(os.listdir(self.folder))
         except FileNotFoundError:
             return []
         except OSError as error:
             raise PortfwdError(f"cannot read the mappings in {self.folder}", error.strerror or str(error)) from error
+
+    def load(self) -> list[Mapping]:
+        """All that can be read, by id. What is damaged is logged and stays; what another boot had ended with it. PortfwdError."""
         found = []
-        for name in names:
+        for name in self.names():
             if name.startswith(".") and name.endswith(".tmp"):  # a service was killed while writing
                 with contextlib.suppress(OSError):
                     os.unlink(f"{self.folder}/{name}")
@@ -119,9 +183,13 @@ class Store:
         if mapping.id != name:
             raise ValueError(f"it holds mapping {mapping.id}")
         if mapping.owner and content.get("boot") != self._boot:
-            os.unlink(path)
+            with contextlib.suppress(OSError):  # later, then
+                os.unlink(path)
             return None
         return mapping
+
+    def _temporary(self, mapping: Mapping) -> str:
+        return f"{self.folder}/.{mapping.id}.tmp"
 
     def _path(self, name: str) -> str:
         return f"{self.folder}/{name}{SUFFIX}"
@@ -133,3 +201,13 @@ class Store:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _unchanged(error: OSError) -> str:
+    return f"{error.strerror or error}; nothing was changed, and it can be repeated"
+
+
+def _listed(mappings: Sequence[Mapping]) -> str:
+    names = [mapping.id for mapping in mappings]
+    more = len(names) - NAMED_MAX
+    return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")

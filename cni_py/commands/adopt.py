@@ -7,12 +7,11 @@ podman/4f5e/eth0 firewall: left out: it has a record
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from cni_py import libcni_cache
 from cni_py.adopt import Adopted, adopt_all
-from cni_py.commands.report import FAILED, LACKING, Answers, Failure
+from cni_py.commands.report import FAILED, LACKING, Failure, complain
 from cni_py.jsontext import encode
 
 DESCRIPTION = """\
@@ -49,26 +48,25 @@ def run(options: argparse.Namespace) -> int:
         raise Failure("this takes root (CAP_NET_ADMIN)", LACKING)
     if not options.cache_dir.is_dir():
         raise Failure(f"there is no cache of libcni in {options.cache_dir}", LACKING)
-    answers = Answers()
     done = []
     for one in adopt_all(libcni_cache.everything(options.cache_dir), dry_run=options.dry_run):
         done.append(one)
         if not options.json:
-            _tell(one, answers)
+            _tell(one)
     if options.json:
-        answers.say(encode({"attachments": [one.to_json() for one in done]}))
+        print(encode({"attachments": [one.to_json() for one in done]}))
     else:
         parts = [one for one in done if one.found]
         said = "would be adopted" if options.dry_run else "adopted"
-        answers.say(f"{len(parts)} parts of {len({one.key.hex for one in parts})} attachments {said}")
-    return FAILED if answers.lost or any(one.error for one in done) else 0
+        print(f"{len(parts)} parts of {len({one.key.hex for one in parts})} attachments {said}")
+    return FAILED if any(one.error for one in done) else 0
 
 
-def _tell(one: Adopted, answers: Answers) -> None:
+def _tell(one: Adopted) -> None:
     who = f"{one.key.label} {one.plugin}".rstrip()
     for text in one.found:
-        answers.say(f"{who}: adopted: {text}")
+        print(f"{who}: adopted: {text}")
     if one.skipped:
-        answers.say(f"{who}: left out: {one.skipped}")
+        print(f"{who}: left out: {one.skipped}")
     if one.error:
-        print(f"{who}: error: {one.error}", file=sys.stderr)
+        complain(f"{who}: error: {one.error}")

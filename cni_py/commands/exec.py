@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from cni_py import __version__, conflist, libcni_cache, netconf, version
-from cni_py.commands import keys, namespaces, overlaps
+from cni_py.commands import keys, namespaces, overlaps, report
 from cni_py.commands.asked import check_usage, network_for, requests_of
 from cni_py.commands.chain import ATTACHED, GC_SINCE, Chain, PluginFailed, answer_in, planned
 from cni_py.commands.describe import described
 from cni_py.commands.listeners import notes, refuse_listeners
 from cni_py.commands.namespaces import NETNS_DIR, Target
-from cni_py.commands.report import CLOSED, FAILED, LACKING, USAGE, Answers, Failure, Parser, complain
+from cni_py.commands.report import FAILED, LACKING, USAGE, Failure, Parser, complain
 from cni_py.conflist import Network
 from cni_py.errors import CniError
 from cni_py.jsontext import Object, encode
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    answers = Answers()
+    report.open_streams()
     top = parser()
     for word in words:
         if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
@@ -90,19 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
             signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt: what was begun is taken back
-    status = ended(options, answers)
-    if answers.lost and answers.lost != CLOSED:
-        complain(f"cni-py-exec: cannot write to stdout: {answers.lost}")
-    return status or (FAILED if answers.lost else 0)
+    asked = options.plan or options.verb == "VERSION"
+    return report.ended("cni-py-exec", performed(options), asked=asked)
 
 
-def ended(options: argparse.Namespace, answers: Answers) -> int:
+def performed(options: argparse.Namespace) -> int:
     """Perform the verb, and say on stderr how it failed."""
     try:
-        return perform(options, answers)
+        return perform(options)
     except PluginFailed as failure:
         if options.json:
-            answers.say(encode({"plugin": failure.plugin, **failure.error.to_json()}))
+            print(encode({"plugin": failure.plugin, **failure.error.to_json()}))
         complain(f"cni-py-exec: {failure}")
         return FAILED
     except Failure as failure:
@@ -119,7 +117,7 @@ def ended(options: argparse.Namespace, answers: Answers) -> int:
 # The verbs
 
 
-def perform(options: argparse.Namespace, answers: Answers) -> int:
+def perform(options: argparse.Namespace) -> int:
     """From the command line to the verb's function."""
     check_usage(options)
     if options.verb != "VERSION":
@@ -129,7 +127,7 @@ def perform(options: argparse.Namespace, answers: Answers) -> int:
     network, entry = network_for(options, container_id)
     folders = options.bin_dir or [os.environ.get("CNI_PATH") or BIN_DIRS]
     path = [os.path.abspath(folder) for text in folders for folder in text.split(":") if folder]
-    chain = Chain(network, path, (lambda _: None) if options.json else answers.say, answers.say)
+    chain = Chain(network, path, (lambda _: None) if options.json else print, print)
     chain.check_plugins()
     if options.verb in ATTACHED:
         capability_args, cni_args = requests_of(options, network)

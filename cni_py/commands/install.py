@@ -24,7 +24,7 @@ from cni_py.commands import default_network, runtimes
 from cni_py.commands.launchers import START, launcher
 from cni_py.commands.leftovers import FORWARDING
 from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, link, write
-from cni_py.commands.report import FAILED, LACKING, Failure
+from cni_py.commands.report import FAILED, LACKING, Failure, complain
 from cni_py.commands.uninstall import uninstall
 from cni_py.kernel import sysctl
 from cni_py.run import MODULES
@@ -80,8 +80,6 @@ def told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespa
     def instead(options: argparse.Namespace) -> int:
         try:
             return run(options)
-        except BrokenPipeError:
-            raise  # nobody reads on, which is main's to answer
         except OSError as error:
             if error.errno in NOT_ALLOWED:
                 advice = "run it as root, or name other folders (--bin-dir, --conf-dir)"
@@ -206,4 +204,4 @@ def tell_of_runtimes(target: Target) -> None:
 
 
 def note(sentence: str) -> None:
-    print(f"cni-py install: {sentence}", file=sys.stderr)
+    complain(f"cni-py install: {sentence}")

@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from cni_py import conflist, heirs, libcni_cache, netconf, records, restore, run
 from cni_py.call import Call
 from cni_py.commands import default_network
 from cni_py.commands.launchers import launcher
+from cni_py.commands.report import complain
 from cni_py.conflist import Network
 from cni_py.errors import CniError
 from cni_py.jsontext import Object
@@ -268,7 +268,7 @@ def purge(network: Network, off: list[str], say: Say, *, dry_run: bool) -> bool:
             if not dry_run:
                 one.remove()
         except (CniError, OSError) as error:
-            print(f"cni-py uninstall: {one.what} stays: {error}", file=sys.stderr)
+            complain(f"cni-py uninstall: {one.what} stays: {error}")
             well = False
     if not dry_run:
         for folder in (NETWORKS_DIR, libcni_cache.RESULTS_DIR):
@@ -291,7 +291,7 @@ def disconnect_all(network: Network, say: Say) -> bool:
             try:
                 collect(network, conf, folder)
             except (CniError, OSError) as error:
-                print(f"cni-py uninstall: {netconf.string(conf, 'type')}: {error}", file=sys.stderr)
+                complain(f"cni-py uninstall: {netconf.string(conf, 'type')}: {error}")
                 well = False
     return well
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import adopt, install, restore
-from cni_py.commands.report import FAILED, Failure, Parser, complain, discard_output, take_any_text
+from cni_py.commands import adopt, install, report, restore
+from cni_py.commands.report import Failure, Parser, complain
 
 DESCRIPTION = """\
 Put the CNI plugins where container runtimes find them, and take them away again; put back what a firewall flushed;
@@ -31,20 +31,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    take_any_text()
+    report.open_streams()
     options = parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
     except Failure as failure:
         complain(f"cni-py {options.command}: {failure}")
-        return failure.status
-    except BrokenPipeError:  # nobody reads on: as others do, without a word
-        discard_output()
-        return FAILED
+        status = failure.status
     except KeyboardInterrupt:
-        return 130
-    return status
+        status = 130
+    return report.ended(f"cni-py {options.command}", status, asked=getattr(options, "dry_run", False))
 
 
 if __name__ == "__main__":

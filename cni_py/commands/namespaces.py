@@ -3,14 +3,13 @@
 import ctypes
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cni_py import netconf
-from cni_py.commands.report import LACKING, USAGE, Failure
+from cni_py.commands.report import LACKING, USAGE, Failure, complain
 from cni_py.errors import CniError
 from cni_py.kernel import netns
 from cni_py.kernel.rtnl import Rtnl
@@ -161,4 +160,4 @@ def unbind_netns(path: str) -> None:
         libc_call("umount2", os.fsencode(path), MNT_DETACH)
         os.unlink(path)
     except OSError as error:
-        print(f"cni-py-exec: {path} is left: {error.strerror}", file=sys.stderr)
+        complain(f"cni-py-exec: {path} is left: {error.strerror}")

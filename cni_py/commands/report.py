@@ -1,4 +1,13 @@
-"""How the commands answer, and how they end when they cannot do what they were asked."""
+"""How the commands answer, and how they end when they cannot do what they were asked.
+
+stdout may be closed, full, or a pipe that nobody reads: no reason to leave an operation half-way. What cannot be written is
+lost, and the end tells:
+
+    what was asked for is the output (a list, a plan, --help)      status 1, and a sentence on stderr
+    a deed (publish, ADD, install), or an answer by the status     the status tells of the deed alone; a sentence on stderr
+    the reader had enough (EPIPE)                                  the same status without a word, as others do
+    closed before we began, and a deed                             the same: nobody wanted to know
+"""
 
 import argparse
 import errno
@@ -6,12 +15,16 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from cni_py.skel import fill_closed_streams
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 FAILED = 1  # the operation failed
 USAGE = 2
 LACKING = 3  # the environment lacks something: root, a program, a namespace
-CLOSED = "closed"  # what Answers.lost says where nobody reads stdout any more
 
 
 class Failure(Exception):
@@ -22,50 +35,86 @@ class Failure(Exception):
         self.status = status
 
 
-class Answers:
-    """stdout, which may be full or closed: no reason to leave an operation half-way. `lost` tells that afterwards."""
+class Lenient(io.RawIOBase):
+    """A descriptor that takes everything; `lost` is why something could not be written."""
 
-    def __init__(self) -> None:
-        self.lost = ""
-        take_any_text()
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.fd = fd
+        self.lost: OSError | None = None
 
-    def say(self, text: str) -> None:
-        """One line, or a JSON document, at once: a step is seen when it is done."""
-        if self.lost:
-            return
+    def write(self, data: "Buffer") -> int:
+        """All of it."""
+        rest = memoryview(data)
+        size = len(rest)
         try:
-            print(text, flush=True)
+            while rest:
+                rest = rest[os.write(self.fd, rest) :]
         except OSError as error:
-            self.lost = CLOSED if error.errno == errno.EPIPE else error.strerror or str(error)
-            discard_output()
+            self.lost = self.lost or error
+        return size
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self.fd)
 
 
-def take_any_text() -> None:
-    """Write what the terminal's encoding lacks as an escape: names come from others, and LC_ALL may be C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def open_streams() -> None:
+    """Let no write to stdout or stderr fail; to be called before anything is opened.
+
+    Each line goes out at once: a step is seen when it is done. What the terminal's encoding lacks is written as an escape: names
+    come from others, and LC_ALL may be C.
+    """
+    given = sys.__stdout__, sys.__stderr__
+    fill_closed_streams()
+    if sys.stdout is given[0]:
+        sys.stdout = _lenient(1, given[0])
+    if given[1] is None or sys.stderr is given[1]:
+        sys.stderr = _lenient(2, given[1])
 
 
-def discard_output() -> None:
-    """Lead stdout to /dev/null: what is buffered still goes out at exit, and would fail again."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+def _lenient(fd: int, given: TextIO | None) -> TextIO:
+    encoding = given.encoding if given is not None else "utf-8"
+    return io.TextIOWrapper(io.BufferedWriter(Lenient(fd)), encoding, "backslashreplace", line_buffering=True)
+
+
+def lost_output() -> OSError | None:
+    """Why something could not be written to stdout."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.lost if isinstance(raw, Lenient) else None
+
+
+def ended(program: str, status: int, *, asked: bool) -> int:
+    """The exit status of a command that has ended with `status`. `asked`: it was run for what it prints."""
+    sys.stdout.flush()
+    lost = lost_output()
+    if lost is None:
+        return status
+    if lost.errno != errno.EPIPE and (asked or lost.errno != errno.EBADF):
+        complain(f"{program}: cannot write to stdout: {lost.strerror or lost}")
+    return (status or FAILED) if asked else status
 
 
 def complain(text: str) -> None:
-    """A line on stderr. Nobody may listen there, which is no reason to stop half-way."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError):  # closed by the other side; by us; never there
-        pass
+    """A line on stderr."""
+    print(text, file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are one sentence, with the option that was probably meant."""
 
     refuses_rest = True  # a subcommand tells of its own unknown options, which argparse leaves to the top
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """After --help and --version."""
+        if message:
+            complain(message.rstrip())
+        sys.exit(ended(self.prog, status, asked=True))
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""

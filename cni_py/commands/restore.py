@@ -9,11 +9,10 @@ portfwd's service runs it when the kernel tells that a table of ours was emptied
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 
 from cni_py import restore
-from cni_py.commands.report import FAILED, LACKING, Answers, Failure
+from cni_py.commands.report import FAILED, LACKING, Failure, complain
 from cni_py.errors import CniError
 from cni_py.jsontext import encode
 from cni_py.kernel.nftables import NftUnavailable
@@ -43,27 +42,26 @@ def run(options: argparse.Namespace) -> int:
     """Put back what is missing; returns the exit status."""
     if os.geteuid() != 0:
         raise Failure("this takes root (CAP_NET_ADMIN)", LACKING)
-    answers = Answers()
     done: list[Restored] = []
     try:
         for one in restore.restore_all():
             done.append(one)
-            _tell(one, (lambda _: None) if options.json or options.quiet else answers.say)
+            _tell(one, (lambda _: None) if options.json or options.quiet else print)
     except NftUnavailable as error:
         raise Failure(str(error), LACKING) from error
     except CniError as error:
         raise Failure(str(error)) from error
     if options.json:
-        answers.say(encode({"attachments": [one.to_json() for one in done]}))
+        print(encode({"attachments": [one.to_json() for one in done]}))
     elif not options.quiet:
         needy = {one.key.hex for one in done if one.put_back or one.errors}
-        answers.say(f"{len(needy)} of {len({one.key.hex for one in done})} attachments needed something")
-    return FAILED if answers.lost or any(one.errors for one in done) else 0
+        print(f"{len(needy)} of {len({one.key.hex for one in done})} attachments needed something")
+    return FAILED if any(one.errors for one in done) else 0
 
 
 def _tell(one: Restored, say: Callable[[str], None]) -> None:
     for error in one.errors:
-        print(f"{_who(one)}: error: {error}", file=sys.stderr)
+        complain(f"{_who(one)}: error: {error}")
     for text in one.put_back:
         say(f"{_who(one)}: put back: {text}")
     if one.skipped:

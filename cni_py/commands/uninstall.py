@@ -8,12 +8,11 @@ import argparse
 import contextlib
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from cni_py.commands import default_network, leftovers
 from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, link
-from cni_py.commands.report import FAILED, LACKING, Failure
+from cni_py.commands.report import FAILED, LACKING, Failure, complain
 
 NAMED_MAX = 10  # containers in a message
 
@@ -56,7 +55,7 @@ def refuse_connected(options: argparse.Namespace) -> None:
             "(`cni-py-exec DEL NETWORK NETNS`) what is connected, or add --force"
         )
     if not options.purge:
-        print(f"cni-py uninstall: what {who} has stays until plugins that are in place DEL it", file=sys.stderr)
+        complain(f"cni-py uninstall: what {who} has stays until plugins that are in place DEL it")
 
 
 def own_files(target: Target) -> list[Path]:
@@ -84,7 +83,7 @@ def take_back(target: Target, manifest: Manifest, path: Path) -> bool:
     is_back = had_one and there and os.path.samestat(path.lstat(), old.lstat())
     if there and not is_back and digest(contents(path)) != manifest.files[str(path)]:
         hint = f"; what was there before is {old}" if had_one else ""
-        print(f"cni-py uninstall: {path} was changed since: left as it is{hint}", file=sys.stderr)
+        complain(f"cni-py uninstall: {path} was changed since: left as it is{hint}")
         return False
     if had_one:
         target.say(f"put back {path}")

@@ -19,8 +19,17 @@ import tempfile
 from pathlib import Path
 
 # The reference plugins, a runtime that uses them, and the only program its containers need; then Docker Engine with
-# its docker-proxy, and what the bench compares portfwd with.
-PACKAGES = ("containerd", "runc", "containernetworking-plugins", "busybox-static", "docker.io", "socat", "podman")
+# its docker-proxy, what the bench compares portfwd with, and a firewall that hosts have.
+PACKAGES = (
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "busybox-static",
+    "docker.io",
+    "socat",
+    "podman",
+    "ufw",
+)
 SPLIT_OFF = ("docker-cli",)  # the client, in a package of its own from Debian 13 on
 DOWNLOAD_S = 600  # 85 MB; a slow mirror is no reason to fail
 

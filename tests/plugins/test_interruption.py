@@ -149,9 +149,10 @@ def test_a_configuration_that_cannot_be_read_is_an_error(net: BridgeNetwork, she
     assert not difference(before, net.state())
 
 
-def test_a_closed_stderr_disturbs_nothing(net: BridgeNetwork, foreign: ForeignIpam) -> None:
-    conf = net.conf(families=(4, 6), ipMasq=True)
-    done = add_with(net, conf, '"$@" 2>&-')
+@pytest.mark.parametrize("shell", ['"$@" 2>&-', '"$@" 2>/dev/full'], ids=["closed", "full"])
+def test_a_stderr_that_takes_nothing_disturbs_nothing(net: BridgeNetwork, shell: str) -> None:
+    conf = net.conf(families=(4, 6), ipMasq=True, log="/nowhere/log")  # which is said there
+    done = add_with(net, conf, shell)
     assert done.returncode == 0
     assert net.check(conf, json.loads(done.stdout)).status == 0
 

@@ -16,7 +16,7 @@ from conversation import CLIENT, HOST
 from lab import Lab
 from runtime import GATEWAY, Network, Outcome, Plugins, mapping
 
-from tests.portfwd.publisher import STATE, Publisher
+from tests.portfwd.publisher import STATE, Publisher, serving
 from tests.portfwd.talk import until
 
 pytestmark = pytest.mark.ours_alone
@@ -199,6 +199,38 @@ def test_delete_needs_no_configuration_and_leaves_nothing(
     assert listed(service) == {}
     assert lab["host"].run(["ls", STORE]).stdout.split() == []
     assert refused(lab, "host", "::1", 8080)
+
+
+def test_delete_says_what_a_disk_that_is_read_only_keeps(lab: Lab, plugins: Plugins, service: Publisher) -> None:
+    host = lab["host"]
+    host.run(["sh", "-ec", f"mkdir {STATE}; mount -t tmpfs tmpfs {STATE}"], check=True)
+    network = Tuned(lab, plugins, userlandProxy="always")
+    network.attach("c1", WEB)
+    files = host.run(["ls", STORE]).stdout
+    host.run(["mount", "-o", "remount,ro", STATE], check=True)
+    outcome = network.run("DEL", "c1", WEB)
+    assert outcome.status == 0
+    assert f"stay in {STORE} until they can be removed: Read-only file system" in outcome.stderr
+    assert listed(service) == {}
+    assert host.run(["ls", STORE]).stdout == files
+
+
+def test_a_service_that_missed_a_delete_and_an_add_serves_the_new_one(
+    lab: Lab, plugins: Plugins, service: Publisher
+) -> None:
+    network = Tuned(lab, plugins)
+    network.attach("c1", WEB, mapping(8081, 81))
+    before = network.address("c1", 6)
+    service.end(signal.SIGKILL)  # what it published is on disk
+    network.detach("c1")
+    network.attach("c2", ips=[before])
+    network.attach("c1", WEB)
+    serve(lab)
+    with serving(lab["host"]) as later:
+        assert before not in str(listed(later))  # what was on disk leads to c2 by now
+        assert until(lambda: len(listed(later)) == 2)  # by cni-py restore
+        assert before not in str(listed(later))
+        assert lab.fetch("host", "::1", 8080).name == "c1"
 
 
 @pytest.mark.parametrize("recorded", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -14,7 +15,9 @@ from portfwd.mapping import Mapping
 from portfwd.places import Places
 from portfwd.poller import Poller
 from portfwd.port import TcpPort
+from portfwd.registry import Registry
 from portfwd.relay import Redirector, Relay
+from portfwd.store import Store
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
 WAIT_S = 3.0
@@ -114,6 +117,24 @@ class Stage:
         if not self.until(through):
             how = "nothing more"
         return got, how
+
+
+@contextlib.contextmanager
+def started(state: str) -> Iterator[Registry]:
+    """A service as far as mappings go, which has published what is on disk."""
+    poller = Poller()
+    loop = asyncio.SelectorEventLoop(poller)
+    places = Places()
+    relay = Relay(poller, places)
+    registry = Registry(loop, relay, Store(state))
+    try:
+        registry.restore()
+        yield registry
+    finally:
+        registry.owners.close()
+        relay.close()
+        places.close()
+        loop.close()
 
 
 def mapping_of(**fields: object) -> Mapping:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -46,58 +45,60 @@ def test_a_subcommand_speaks_for_itself(capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
-def run(program: str, words: list[str]) -> tuple[int, str]:
-    """Exit status and stderr of an installed command whose stdout nobody reads."""
-    reading, writing = os.pipe()
-    os.close(reading)
+LINES = (
+    "from cni_py.commands import report as r; r.open_streams(); print('\\U0001f600'); print('z'); r.complain('heard')"
+)
+FULL = "p: cannot write to stdout: No space left on device\n"
+CLOSED = "p: cannot write to stdout: Bad file descriptor\n"
+
+
+def ended(redirection: str, *, asked: bool) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a program that prints two lines and says a word."""
+    program = f"{LINES}; raise SystemExit(r.ended('p', 0, asked={asked}))"
     done = subprocess.run(
-        [Path(sys.executable).with_name(program), *words],
-        stdout=writing,
-        stderr=subprocess.PIPE,
+        ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-c", program],
+        env={"PYTHONPATH": str(HOME), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
-    os.close(writing)
-    return done.returncode, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "asked", "deed"),
+    [
+        ("", (0, "\\U0001f600\nz\n", "heard\n"), (0, "\\U0001f600\nz\n", "heard\n")),
+        (">/dev/full", (1, "", "heard\n" + FULL), (0, "", "heard\n" + FULL)),
+        (">&-", (1, "", "heard\n" + CLOSED), (0, "", "heard\n")),
+        ("<&- >&- 2>&-", (1, "", ""), (0, "", "")),
+        (">/dev/full 2>/dev/full", (1, "", ""), (0, "", "")),
+    ],
+    ids=["well", "full", "closed", "all closed", "both full"],
+)
+def test_output_that_is_lost_fails_who_was_asked_for_it(
+    redirection: str, asked: tuple[int, str, str], deed: tuple[int, str, str]
+) -> None:
+    assert ended(redirection, asked=True) == asked
+    assert ended(redirection, asked=False) == deed
 
 
 def test_a_reader_that_has_gone_is_no_error_to_tell() -> None:
-    answers = (
-        "from cni_py.commands.report import Answers; a = Answers(); a.say('x'); a.say('y'); print('z'); print(a.lost)"
-    )
     reading, writing = os.pipe()
     os.close(reading)
+    program = f"{LINES}; raise SystemExit(r.ended('p', 0, asked=True))"
     done = subprocess.run(
-        [sys.executable, "-c", answers],
+        [sys.executable, "-c", program],
         env={"PYTHONPATH": str(HOME)},
         stdout=writing,
         stderr=subprocess.PIPE,
         check=False,
     )
     os.close(writing)
-    assert (done.returncode, done.stderr) == (0, b"")
-    status, error = run("cni-py", ["install", "--dry-run", "--bin-dir", "/nowhere/bin", "--conf-dir", "/nowhere/conf"])
-    assert "Traceback" not in error
-    assert "Broken pipe" not in error
-    assert status in (0, 1, 3)
+    assert (done.returncode, done.stderr) == (1, b"heard\n")
 
 
-def test_a_terminal_that_knows_ascii_alone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    answers = report.Answers()
-    answers.say("naïve \U0001f600")
-    assert (raw.getvalue(), answers.lost) == (b"na\\xefve \\U0001f600\n", "")
-
-
-def test_nobody_on_stderr_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w", buffering=1) as closed:
-        monkeypatch.setattr(sys, "stderr", closed)
-        report.complain("x")
-        monkeypatch.undo()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
-    monkeypatch.setattr(sys, "stderr", None)
-    report.complain("x")
+def test_what_is_opened_later_gets_no_closed_streams_number() -> None:
+    program = f"{LINES}; import os; raise SystemExit(os.open('/dev/null', os.O_RDONLY))"
+    closed = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program]
+    assert subprocess.run(closed, env={"PYTHONPATH": str(HOME)}, check=False).returncode == 3
