@@ -25,6 +25,7 @@ from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
 
 if TYPE_CHECKING:
+    from portfwd.descriptors import Descriptors
     from portfwd.mapping import Mapping
     from portfwd.places import Places
     from portfwd.relay import Relay
@@ -49,9 +50,12 @@ class Waiting:
 class Registry:
     """See the module."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store, descriptors: Descriptors
+    ) -> None:
         self.relay = relay
         self.store = store
+        self.descriptors = descriptors
         self.owners = Owners(loop, self._ended)
         self.waiting: dict[str, Waiting] = {}
         self.started = time.time()
@@ -104,7 +108,7 @@ class Registry:
         if waiting is not None and not replace and waiting.mapping.owner != mapping.owner:
             raise Usage(f"there is a mapping {mapping.id} already", f"it waits to be published: {waiting.why}")
         old = self.relay.mappings.get(mapping.id) if replace else None
-        with ExitStack() as one:
+        with self.descriptors.for_listeners(), ExitStack() as one:
             if old is not None:
                 notes: list[str] = []
                 self.relay.replace(mapping)
@@ -186,9 +190,11 @@ class Registry:
         for mapping in list(self.relay.mappings.values()):
             try:
                 self.owners.watch(mapping)
-            except PortfwdError as error:
+            except NotFound as error:
                 log.info("%s: %s", mapping.id, error)
                 self._ended(mapping.id)
+            except PortfwdError as error:
+                log.error("%s: %s", mapping.id, error)
         for mapping in self.store.load():
             if mapping.id not in self.relay.mappings:
                 self._try(mapping)
@@ -224,7 +230,8 @@ class Registry:
         """The process that a mapping belongs to has ended."""
         log.info("%s: its process has ended", name)
         try:
-            self._drop([name], 0.0)
+            with self.descriptors.for_commands():
+                self._drop([name], 0.0)
         except PortfwdError as error:
             log.error("%s: %s", name, error)
 
