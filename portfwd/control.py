@@ -31,11 +31,10 @@ from typing import Protocol
 from cni_py import records
 from portfwd.descriptors import Descriptors
 from portfwd.errors import Lacking, PortfwdError, Usage
-from portfwd.requests import Handover, Request, failure, parse
+from portfwd.requests import LINE_MAX, Handover, Request, failure, parse
 
 log = logging.getLogger("portfwd")
 
-LINE_MAX = 1 << 20  # bytes of a request; 4,000 mappings
 DESCRIPTORS_MAX = 253  # of a request: SCM_MAX_FD, include/net/scm.h
 CLIENTS_MAX = 64  # at a time; more wait in the backlog
 BACKLOG = 4096  # at most net.core.somaxconn: while a successor takes over, nobody accepts

@@ -2,7 +2,8 @@
 
     /var/lib/cni-py/portfwd/mappings/<id>.json      mode 0600, in folders of 0700; written in full or not at all
 
-What people publish survives a power loss. What belongs to a container or a process ends with them, at the latest with this
+What is accepted can be read again: whatever would be beyond the limits of load() or of an answer to `list` is refused. What people
+publish survives a power loss. What belongs to a container or a process ends with them, at the latest with this
 boot: it has the boot's id, and need not reach the disk at once.
 """
 
@@ -13,17 +14,20 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cni_py import records
-from portfwd.errors import PortfwdError
+from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
+from portfwd.requests import LINE_MAX
 
 log = logging.getLogger("portfwd")
 
 SCHEMA = 1
 SUFFIX = ".json"
-SIZE_MAX = 1 << 20  # bytes; no request that made one was longer
+SIZE_MAX = 4 * LINE_MAX  # bytes of a file: escapes make a text three times as long as in the request, spaces a list twice
+TOTAL_MAX = 32 << 20  # bytes of all
+MAPPINGS_MAX = 65536
 
 
 def state_dir() -> str:
@@ -40,28 +44,52 @@ class Store:
     def __init__(self, state: str) -> None:
         self.folder = f"{state}/mappings"
         self._boot = records.boot_id()
+        self._sizes: dict[str, int] = {}
+        self._total = 0
 
     def save(self, mappings: Iterable[Mapping]) -> None:
-        """Write all of them, over what was there. PortfwdError; then some may be written."""
+        """Write all of them, over what was there. Usage when they are too large; PortfwdError, then some may be written."""
+        texts = [(mapping, self._text(mapping)) for mapping in mappings]
+        self._refuse_too_much(texts)
         lasting = False
         try:
             records.make_folders(self.folder, 0o700)
-            for mapping in mappings:
+            for mapping, text in texts:
                 lasting = lasting or not mapping.owner
-                self._write(mapping)
+                self._write(mapping, text)
+                self._note(mapping.id, len(text))
             if lasting:
                 self._sync()
         except OSError as error:
             raise PortfwdError(f"cannot keep mappings in {self.folder}", error.strerror or str(error)) from error
 
-    def _write(self, mapping: Mapping) -> None:
+    def _text(self, mapping: Mapping) -> bytes:
         content: dict[str, object] = {"schema": SCHEMA, "mapping": mapping.to_json()}
         if mapping.owner:
             content["boot"] = self._boot
+        return json.dumps(content, indent=1).encode() + b"\n"
+
+    def _refuse_too_much(self, texts: Sequence[tuple[Mapping, bytes]]) -> None:
+        for mapping, text in texts:
+            if len(text) > SIZE_MAX:
+                raise Usage(f"mapping {mapping.id} is too large to be kept", f"{len(text)} bytes, {SIZE_MAX} at most")
+        known = [mapping.id for mapping, _ in texts if mapping.id in self._sizes]
+        total = self._total - sum(self._sizes[name] for name in known) + sum(len(text) for _, text in texts)
+        count = len(self._sizes) - len(known) + len(texts)
+        if total > TOTAL_MAX or count > MAPPINGS_MAX:
+            raise Usage("this service cannot keep more mappings", f"{MAPPINGS_MAX} of together {TOTAL_MAX} bytes")
+
+    def _note(self, name: str, size: int) -> None:
+        """0 for one that is gone."""
+        self._total += size - self._sizes.pop(name, 0)
+        if size:
+            self._sizes[name] = size
+
+    def _write(self, mapping: Mapping, text: bytes) -> None:
         temporary = f"{self.folder}/.{mapping.id}.tmp"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            file.write(text)
             file.flush()
             if not mapping.owner:
                 os.fsync(fd)
@@ -75,6 +103,7 @@ class Store:
                 lasting = lasting or not mapping.owner
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path(mapping.id))
+                self._note(mapping.id, 0)
             if lasting:
                 self._sync()
         except OSError as error:
@@ -113,6 +142,7 @@ class Store:
                 raise ValueError("it is no ordinary file")
             text = file.read(SIZE_MAX + 1)
         content = json.loads(text.decode()) if len(text) <= SIZE_MAX else None
+        self._note(name, len(text))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"it is no object of schema {SCHEMA}")
         mapping = Mapping.from_json(content.get("mapping"))
@@ -120,6 +150,7 @@ class Store:
             raise ValueError(f"it holds mapping {mapping.id}")
         if mapping.owner and content.get("boot") != self._boot:
             os.unlink(path)
+            self._note(name, 0)
             return None
         return mapping
 

@@ -5,7 +5,7 @@
 
 No datagram is ever kept: what cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
 watched level-triggered and read BATCH datagrams at a time, so that a busy one has its turn and no more.
-A flow ends by idleness in both directions or because a newer one needs its place (flows.py). ICMP errors do not end it:
+A flow ends by idleness in both directions or because a newer one needs its place (flows.py), which is counted and said. ICMP errors do not end it:
 it turns to another target where there is one. They are read from the error queue (ip(7) IP_RECVERR), since a container
 that is gone is told as EHOSTUNREACH, which a socket without the queue never learns.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 from portfwd import proxyproto
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
+from portfwd.counters import Tally
 from portfwd.errors import PortfwdError
 from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
 from portfwd.pktinfo import local_of, reply_control, text_of
@@ -103,10 +105,9 @@ class UdpPort:
         self.balancer = Balancer(mapping.targets, mapping.balance)
         self._places = places
         self._poller = poller
-        self._admission = Admission(
-            mapping, FLOWS_MAX
-        )  # its allow list; a limit is the table's: nobody is refused for it
-        limit = flows_max or mapping.limit or FLOWS_MAX
+        self._admission = Admission(mapping, FLOWS_MAX)  # its allow list; a limit is the table's
+        self._tally = Tally()
+        limit = flows_max or most_flows(mapping)
         self._flows: FlowTable[UdpFlow] = FlowTable(limit, mapping.limit_per_client, idle_s or mapping.idle_s or IDLE_S)
         self._listeners: list[Listener] = []
         self._watched: set[int] = set()
@@ -152,6 +153,8 @@ class UdpPort:
                 flow = self._begin(listener, client, local, now)
             else:
                 self._flows.touch(flow, now)
+                if flow.proven and not flow.talks:
+                    self._flows.talks(flow, now)
             if flow is not None:
                 self._pass_in(flow, data, now)
 
@@ -159,6 +162,12 @@ class UdpPort:
         """A new flow that has a target, or None: its datagram has been counted."""
         if not self._admission.allows(client[0]):
             self.counters.refused += 1
+            self._tally.add("datagrams of clients that are not allowed")
+            return None
+        if self._flows.is_full(client[0], now):
+            self.counters.refused += 1
+            self.counters.limited += 1
+            self._tally.add(f"datagrams of new clients refused, beyond the limit of {self._flows.limit} flows in use")
             return None
         flow = self._flow(listener, client, local, now)
         if not self._dial(flow, now):
@@ -178,7 +187,17 @@ class UdpPort:
     def _enter(self, flow: UdpFlow) -> None:
         self.counters.active += 1
         for gone in self._flows.add(flow):
-            self._end(gone)
+            self._evict(gone, f"flows ended for newer ones, at the limit of {self._flows.limit} flows{self._per_client()}")
+
+    def _per_client(self) -> str:
+        each = self._flows.limit_per_client
+        return f" or {each} of a client" if each else ""
+
+    def _evict(self, flow: UdpFlow, why: str) -> None:
+        """End a flow that is out of the table before its time."""
+        self.counters.evicted += 1
+        self._tally.add(why)
+        self._end(flow)
 
     def _pass_in(self, flow: UdpFlow, data: bytes, now: float) -> None:
         """Send a client's datagram, or drop and count it."""
@@ -227,7 +246,8 @@ class UdpPort:
             except (OSError, PortfwdError) as error:
                 if exhausted(error):
                     self.counters.errors += 1
-                    self._say(f"no socket for a flow: {error}")
+                    self.counters.starved += 1
+                    self._tally.add(f"times no socket for a new flow ({error})")
                     return False
                 self.counters.failed += 1
                 self.balancer.failed(target, now)
@@ -243,11 +263,11 @@ class UdpPort:
             try:
                 self._open(flow, target)
             except (OSError, PortfwdError) as error:
-                oldest = next(iter(self._flows), None)
+                oldest = self._flows.expendable(self._poller.now) or next(iter(self._flows), None)
                 if not exhausted(error) or oldest is None or oldest is flow:
                     raise
                 self._flows.remove(oldest)
-                self._end(oldest)
+                self._evict(oldest, "flows ended for newer ones, for want of descriptors")
             else:
                 return
         self._open(flow, target)
@@ -377,9 +397,14 @@ class UdpPort:
             log.warning("%s: %s", self.mapping.id, text)
 
     def sweep(self, now: float) -> None:
-        """End the flows that have been idle too long."""
+        """End the flows that have been idle too long; say what was turned away."""
         for flow in self._flows.expire(now):
             self._end(flow)
+        self._tell(now)
+
+    def _tell(self, now: float, *, last: bool = False) -> None:
+        if text := self._tally.due(now, last=last):
+            log.warning("%s: turned away: %s", self.mapping.id, text)
 
     def look_at_all(self, now: float) -> None:
         """Nothing: sweep() sees all that time can bring to a flow."""
@@ -391,7 +416,8 @@ class UdpPort:
         self._admission = Admission(mapping, FLOWS_MAX)
         self._retry_at = 0.0
         self._look_up_at.clear()
-        gone = self._flows.resize(mapping.limit or FLOWS_MAX, mapping.limit_per_client, mapping.idle_s or IDLE_S)
+        gone = self._flows.resize(most_flows(mapping), mapping.limit_per_client, mapping.idle_s or IDLE_S)
+        self.counters.evicted += len(gone)
         for flow in [flow for flow in self._flows if not self._admission.allows(flow.client[0])]:
             self._flows.remove(flow)
             gone.append(flow)
@@ -404,6 +430,7 @@ class UdpPort:
 
     def close(self) -> None:
         """Free the ports and end all flows. A second call is harmless."""
+        self._tell(self._poller.now, last=True)
         for flow in self._flows.clear():
             self._end(flow)
         for listener in self._listeners:
@@ -427,6 +454,8 @@ class UdpPort:
                     "target": targets.index(flow.target) if flow.target in targets else None,
                     "upstream": put(flow.upstream.fileno()) if flow.upstream is not None else None,
                     "active": flow.active,  # CLOCK_MONOTONIC, which all processes share
+                    "begun": flow.begun,
+                    "talks": flow.talks,
                 }
                 for flow in self._flows  # least recently used first
             ],
@@ -466,6 +495,9 @@ class UdpPort:
             case [int(label), int(zone)]:
                 client = (ip, port, label, zone)
         flow = self._flow(self._listeners[place], client, bytes.fromhex(local), active)
+        match raw:  # a predecessor of an older version does not say
+            case {"begun": float(begun), "talks": bool(talks)}:
+                flow.begun, flow.talks = begun, talks
         if number is not None:
             upstream = socket.socket(fileno=take(number))
             try:
@@ -473,6 +505,11 @@ class UdpPort:
             except OSError:  # no more watches: the flow's next datagram tries anew
                 upstream.close()
         self._enter(flow)
+
+
+def most_flows(mapping: Mapping) -> int:
+    """The limit of its flows: what it says, or else FLOWS_MAX, and not more than half of what this process may open."""
+    return mapping.limit or min(FLOWS_MAX, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 def make_room(sock: socket.socket) -> None:

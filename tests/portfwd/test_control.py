@@ -358,7 +358,7 @@ def until(true: Callable[[], bool]) -> bool:
 
 def test_a_line_that_is_too_long_is_refused(running: Running) -> None:
     with running.connect() as client, pytest.raises(Usage, match="too long"):
-        client.request({"verb": "x" * (2 * control.LINE_MAX)})
+        client.request({"verb": "x" * (2 * requests.LINE_MAX)})
     with running.connect() as client:
         assert client.request({"verb": "list"}) == {"ok": True}
 
