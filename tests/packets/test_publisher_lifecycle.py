@@ -5,6 +5,7 @@ No CNI call is made to get ports back that the service has once published.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -150,13 +151,35 @@ def test_udp_flow_that_the_service_took_while_the_rules_were_gone_returns_to_nat
     with serving(lab["host"]):
         empty.attach("c1", *usual("c1"))
         assert seen() == CLIENT[family]
-        lab["host"].run(["nft", "flush", "ruleset"], check=True)
-        lab["host"].python(forget_flows)
-        assert seen() == G[family]
+        with nobody_restores(lab):
+            lab["host"].run(["nft", "flush", "ruleset"], check=True)
+            lab["host"].python(forget_flows)
+            assert seen() == G[family]
         end = time.monotonic() + RESTORED_S
         while seen() != CLIENT[family]:
             assert time.monotonic() < end
             time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def nobody_restores(lab: Lab) -> Iterator[None]:
+    """The service notices lost rules within a fraction of a second; what it starts then waits for this lock."""
+    holder = lab["host"].popen([sys.executable, "-c", HOLD_LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield
+    finally:
+        holder.communicate(timeout=RESTORED_S)
+
+
+HOLD_LOCK = """
+import sys
+from cni_py.locks import nftables_lock
+with nftables_lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def forget_flows() -> None:
