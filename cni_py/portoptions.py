@@ -5,8 +5,8 @@
 The key names host port and protocol; a port that is not published is passed over, since the containers of a network differ.
 
     share   other containers that say so too may have the same host port; new connections are spread over them
-    allow   the networks of the only clients; a family of which none is listed has no clients. ::ffff:192.0.2.0/120 is 192.0.2.0/24,
-            ::/0 all of IPv6
+    allow   the networks of the only clients; a family of which none is listed has no clients (::/0 is IPv6 alone, and
+            ::ffff:192.0.2.0/120 is 192.0.2.0/24)
 
 A pod says the same by the annotation `cni-py/ports`, which holds that JSON text (capability io.kubernetes.cri.pod-annotations).
 What the configuration says of a port stands: a pod may only add what is left open there. A stranger may have written that text,

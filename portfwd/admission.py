@@ -90,7 +90,5 @@ def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 def plain_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """The same of a network: ::ffff:192.0.2.0/120 is 192.0.2.0/24. ValueError."""
     found = ipaddress.ip_network(text)
-    inside = plain_address(str(found.network_address))
-    if inside.version == found.version:
-        return found
-    return ipaddress.IPv4Network((inside.packed, found.prefixlen - MAPPED_BITS))
+    inside = found.network_address.ipv4_mapped if isinstance(found, ipaddress.IPv6Network) else None
+    return ipaddress.IPv4Network((inside, found.prefixlen - MAPPED_BITS)) if inside is not None else found

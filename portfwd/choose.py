@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Object
-from collections.abc import Sequence
 
 from portfwd import spec
 from portfwd.errors import NotFound, PortfwdError, Usage

@@ -91,8 +91,8 @@ def repeatable(request: Json) -> bool:
 def connected(path: str, limit_s: float) -> socket.socket:
     """A connection whose operations wait so long. Lacking when nobody is there, or not for us.
 
-    A socket with Python's time limit does not block, and connect(2) of such a one fails at once where the backlog is full, as it may
-    be while a successor takes over (unix(7), EAGAIN). Hence the kernel's own limit for connecting.
+    A socket with Python's time limit does not block, and connect(2) of such a one fails at once where the backlog is full, as
+    it may be while a successor takes over (unix(7), EAGAIN). Hence the kernel's own limit for connecting.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

@@ -5,8 +5,8 @@ The table never closes anything: what leaves it is returned, and the caller ends
 A full table makes room as conntrack does (early_drop() in nf_conntrack_core.c), since a flow that ends in its middle is worse
 than one that does not begin, and a forged source costs the sender nothing. In this order goes the least recently used
 
-    question      whose client has not spoken again after an answer, later than TALKS_S: a resolver's, or a forger's; QUESTION_S idle
-    flow          of any kind, HELD_S idle: as long as conntrack keeps what is no conversation (nf_conntrack_udp_timeout)
+    question      QUESTION_S idle: its client has not spoken again after an answer, TALKS_S or more after its first word
+    flow          HELD_S idle, of any kind: as long as conntrack keeps what is no conversation (nf_conntrack_udp_timeout)
     question      however young
 
 and where there is none, the new one is refused. A client at its own cap loses its own least recently used flow: a resolver that
@@ -19,7 +19,9 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
-FLOWS_MAX = 16384  # per mapping, unless descriptors are few; a flow takes 1 KiB here and 3 to 7 KiB in the kernel (measured)
+FLOWS_MAX = (
+    16384  # per mapping, unless descriptors are few; a flow takes 1 KiB here and 3 to 7 KiB in the kernel (measured)
+)
 TALKS_S = 2.0  # as conntrack's udp_packet() has it
 QUESTION_S = 5.0  # what resolvers wait for an answer
 HELD_S = 30.0

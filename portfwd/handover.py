@@ -252,7 +252,7 @@ def word(peer: socket.socket) -> bytes:
 
 
 def last_word(peer: socket.socket) -> bytes:
-    """The same of a successor that spoke just as time ran out. From now on it cannot, and ends when it tries: one serves, not both."""
+    """The same of a successor that spoke just as time ran out. From now on it cannot, and ends if it tries: one serves."""
     try:
         peer.shutdown(socket.SHUT_RD)
         return word(peer)

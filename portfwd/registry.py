@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("portfwd")
 
 RETRY_S = 5.0
+SHOWN_MAX, NOTES_SHOWN = 500, 20  # characters of a mapping, and notes on a request, in the log
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 Json = dict[str, object]
@@ -50,9 +51,7 @@ class Waiting:
 class Registry:
     """See the module."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store, descriptors: Descriptors
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store, descriptors: Descriptors) -> None:
         self.relay = relay
         self.store = store
         self.descriptors = descriptors
@@ -95,9 +94,9 @@ class Registry:
             undo.pop_all()
         for name, mapping in done.items():
             self.waiting.pop(name, None)
-            log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", mapping)
-        for note in notes:
-            log.info("%s", note)
+            log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", short(str(mapping)))
+        for note in notes[:NOTES_SHOWN]:
+            log.info("%s", short(note))
         return {"ok": True, "ids": list(done), "notes": notes}
 
     def _publish(
@@ -224,7 +223,7 @@ class Registry:
             self.waiting[name] = Waiting(mapping, str(error))
         else:
             self.waiting.pop(name, None)
-            log.info("%s: published again %s", name, mapping)
+            log.info("%s: published again %s", name, short(str(mapping)))
 
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""
@@ -240,6 +239,11 @@ def refuse_absent(places: Places, mappings: Sequence[Mapping]) -> None:
     """The first error of a namespace that is not there, or cannot be entered."""
     for error in absent(places, mappings):
         raise type(error)(error.msg, "; ".join(filter(None, (error.details, "with --wait it may come later"))))
+
+
+def short(text: str) -> str:
+    """For the log: a mapping may have thousands of targets."""
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:

@@ -2,9 +2,9 @@
 
     /var/lib/cni-py/portfwd/mappings/<id>.json      mode 0600, in folders of 0700; written in full or not at all
 
-What is accepted can be read again: whatever would be beyond the limits of load() or of an answer to `list` is refused. What people
-publish survives a power loss. What belongs to a container or a process ends with them, at the latest with this
-boot: it has the boot's id, and need not reach the disk at once.
+What is accepted can be read again: whatever would be beyond the limits of load() or of an answer to `list` is refused. What
+people publish survives a power loss. What belongs to a container or a process ends with them, at the latest with this boot: it
+has the boot's id, and need not reach the disk at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ log = logging.getLogger("portfwd")
 
 SCHEMA = 1
 SUFFIX = ".json"
-SIZE_MAX = 4 * LINE_MAX  # bytes of a file: escapes make a text three times as long as in the request, spaces a list twice
+SIZE_MAX = (
+    4 * LINE_MAX
+)  # bytes of a file: escapes make a text three times as long as in the request, spaces a list twice
 TOTAL_MAX = 32 << 20  # bytes of all
 MAPPINGS_MAX = 65536
 

@@ -5,9 +5,9 @@
 
 No datagram is ever kept: what cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
 watched level-triggered and read BATCH datagrams at a time, so that a busy one has its turn and no more.
-A flow ends by idleness in both directions or because a newer one needs its place (flows.py), which is counted and said. ICMP errors do not end it:
-it turns to another target where there is one. They are read from the error queue (ip(7) IP_RECVERR), since a container
-that is gone is told as EHOSTUNREACH, which a socket without the queue never learns.
+A flow ends by idleness in both directions or because a newer one needs its place (flows.py), which is counted and said. ICMP
+errors do not end it: it turns to another target where there is one. They are read from the error queue (ip(7) IP_RECVERR), since
+a container that is gone is told as EHOSTUNREACH, which a socket without the queue never learns.
 """
 
 from __future__ import annotations
@@ -187,7 +187,9 @@ class UdpPort:
     def _enter(self, flow: UdpFlow) -> None:
         self.counters.active += 1
         for gone in self._flows.add(flow):
-            self._evict(gone, f"flows ended for newer ones, at the limit of {self._flows.limit} flows{self._per_client()}")
+            self._evict(
+                gone, f"flows ended for newer ones, at the limit of {self._flows.limit} flows{self._per_client()}"
+            )
 
     def _per_client(self) -> str:
         each = self._flows.limit_per_client
