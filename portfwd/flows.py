@@ -87,11 +87,15 @@ class FlowTable(Generic[F]):
 
     def expendable(self, now: float) -> F | None:
         """The flow that should go first, if any may."""
+        return self.silent(now) or next(iter(self._questions.values()), None)
+
+    def silent(self, now: float) -> F | None:
+        """The flow that nobody would miss, most likely."""
         question = next(iter(self._questions.values()), None)
         if question is not None and question.active <= now - QUESTION_S:
             return question
         oldest = next(iter(self._flows.values()), None)
-        return oldest if oldest is not None and oldest.active <= now - HELD_S else question
+        return oldest if oldest is not None and oldest.active <= now - HELD_S else None
 
     def _at_cap(self, owner: str) -> bool:
         return bool(self.limit_per_client) and len(self._owned.get(owner, ())) >= self.limit_per_client

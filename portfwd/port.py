@@ -56,6 +56,7 @@ class TcpPort:
         self.connections: set[Connection] = set()
         self.connecting: set[Connection] = set()
         self.ended: dict[Connection, None] = {}  # of those: whose client has ended its side, in that order
+        self.starving = False  # clients have had to wait since this was last looked at
         self.cut_at = 0.0  # while draining: when what is left is cut
         self._said = 0.0
         self._tally = Tally()
@@ -75,7 +76,8 @@ class TcpPort:
         self.counters.errors += 1
         self.counters.starved += 1
         self.pipes.close()  # those that are kept for the next bulk: two descriptors each
-        self._tally.add(f"times clients had to wait: {why} (tried again every {BACK_OFF_S:g} s)")
+        self.starving = True
+        self._tally.add(f"times that clients had to wait for {BACK_OFF_S:g} s ({why})")
 
     def out_of_descriptors(self) -> None:
         """A client was accepted whose target's socket cannot be made: leave the next ones in the backlog."""

@@ -67,6 +67,10 @@ class Registry:
 
     def publish(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
         """All of them or none, or those that can be, on sockets that came along. PortfwdError."""
+        with self.descriptors.for_listeners():
+            return self._publish_all(request, asker, descriptors)
+
+    def _publish_all(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
         wanted = [dataclasses.replace(one, owner=owners.resolved(one.owner, asker)) for one in request.mappings]
         if request.must_exist:
             refuse_absent(self.relay.places, wanted)
@@ -90,7 +94,8 @@ class Registry:
                 else:
                     done[mapping.id] = mapping
             undo.callback(self._put_back, done, before)
-            self.store.save(done.values())
+            with self.descriptors.for_commands():
+                self.store.save(done.values())
             undo.pop_all()
         for name, mapping in done.items():
             self.waiting.pop(name, None)
@@ -107,7 +112,7 @@ class Registry:
         if waiting is not None and not replace and waiting.mapping.owner != mapping.owner:
             raise Usage(f"there is a mapping {mapping.id} already", f"it waits to be published: {waiting.why}")
         old = self.relay.mappings.get(mapping.id) if replace else None
-        with self.descriptors.for_listeners(), ExitStack() as one:
+        with ExitStack() as one:
             if old is not None:
                 notes: list[str] = []
                 self.relay.replace(mapping)
@@ -130,7 +135,7 @@ class Registry:
 
     def _put_back(self, done: dict[str, Mapping], before: dict[str, Mapping]) -> None:
         """What was on disk before a publish that failed."""
-        with suppress(PortfwdError):
+        with suppress(PortfwdError), self.descriptors.for_commands():
             self.store.forget(mapping for name, mapping in done.items() if name not in before)
             self.store.save(before[name] for name in done if name in before)
 
@@ -213,7 +218,7 @@ class Registry:
                 self.store.forget([mapping])
             return
         try:
-            with ExitStack() as undo:
+            with self.descriptors.for_listeners(), ExitStack() as undo:
                 self._publish(mapping, [], undo, replace=False)
                 undo.pop_all()
         except (PortfwdError, OSError, ValueError) as error:

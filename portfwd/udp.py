@@ -46,6 +46,8 @@ DATAGRAM_MAX = 65535
 BUFFER = 1 << 20  # bytes; of a listener, which all clients share and which neighbours that do not answer fill, too
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
+GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
+WANT = "flows ended for newer clients, for want of descriptors"
 CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
@@ -269,7 +271,7 @@ class UdpPort:
                 if not exhausted(error) or oldest is None or oldest is flow:
                     raise
                 self._flows.remove(oldest)
-                self._evict(oldest, "flows ended for newer ones, for want of descriptors")
+                self._evict(oldest, WANT)
             else:
                 return
         self._open(flow, target)
@@ -403,6 +405,15 @@ class UdpPort:
         for flow in self._flows.expire(now):
             self._end(flow)
         self._tell(now)
+
+    def give_up(self, now: float) -> None:
+        """TCP clients wait for descriptors: end some flows that nobody would miss."""
+        for _ in range(GIVEN_UP):
+            flow = self._flows.silent(now)
+            if flow is None:
+                return
+            self._flows.remove(flow)
+            self._evict(flow, WANT)
 
     def _tell(self, now: float, *, last: bool = False) -> None:
         if text := self._tally.due(now, last=last):

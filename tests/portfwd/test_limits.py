@@ -9,11 +9,13 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from lab import Lab
 
-from cni_py import jsontext
+from cni_py import jsontext, userland
 from cni_py.portoptions import port_options
 from portfwd.admission import Admission
 from portfwd.client import Client
@@ -26,6 +28,9 @@ from tests.portfwd import talk
 from tests.portfwd.publisher import SOCKET, STATE, exchange, serving
 from tests.portfwd.stage import Log, Stage, mapping_of
 from tests.portfwd.talk import HOST, INSIDE, PORT
+
+if TYPE_CHECKING:
+    from cni_py.jsontext import Encodable
 
 LIMIT = 301
 PATIENCE_S = 10.0
@@ -343,3 +348,53 @@ def test_what_is_turned_away_is_said_at_once_and_then_once_in_a_while() -> None:
     assert tally.due(1.0 + SAY_S) == "1 clients, 1 flows"
     tally.add("flows")
     assert tally.due(2.0 + SAY_S, last=True) == "1 flows"
+
+
+# A service that hangs up, as an older one does on those whom it has not answered when it is replaced
+
+
+@pytest.fixture
+def hangs_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The path of a socket at which the first request is cut off, and the second answered."""
+    path = str(tmp_path / "portfwd.sock")
+    monkeypatch.setattr("cni_py.records.run_dir", lambda: str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(PATIENCE_S)
+
+        def serve() -> None:
+            for answer in (b"", b'{"ok":true,"mappings":[],"notes":["well"]}\n'):
+                with contextlib.suppress(TimeoutError), listener.accept()[0] as peer:
+                    peer.recv(LINE_MAX)
+                    peer.sendall(answer)
+
+        with talk.beside(serve):
+            yield path
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as last:  # where nobody asked again
+                last.connect(path)
+
+
+def test_what_can_be_asked_twice_is_asked_again(hangs_up_once: str) -> None:
+    with contextlib.closing(Client.connect(hangs_up_once)) as client:
+        assert client.request({"verb": "list"})["mappings"] == []
+
+
+def test_what_would_do_more_the_second_time_is_not(hangs_up_once: str) -> None:
+    with contextlib.closing(Client.connect(hangs_up_once)) as client, pytest.raises(PortfwdError, match="hung up"):
+        client.request({"verb": "publish", "mappings": [wanted("m", PORT)]})
+
+
+def test_portmap_asks_again(hangs_up_once: str) -> None:
+    with userland.Service.connect(PATIENCE_S) or contextlib.nullcontext() as service:
+        assert service is not None
+        assert service.publish([{"id": "m"}], may_fail=False) == ["well"]
+
+
+def test_what_portmap_asks_for_at_once_fits_into_a_request() -> None:
+    allow = [f"2001:db8:{number:x}::/64" for number in range(1000)]
+    ports: list[dict[str, Encodable]] = [{"id": f"portmap-0-{number}", "allow": allow} for number in range(300)]
+    chunks = list(userland.requests(ports))
+    assert [one for chunk in chunks for one in chunk] == ports
+    assert 1 < len(chunks) < 12
+    assert all(len(jsontext.encode({"mappings": chunk}, None)) < LINE_MAX - 1000 for chunk in chunks)

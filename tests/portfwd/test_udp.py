@@ -17,7 +17,7 @@ from node import CLONE_NEWNET, Node, enter
 
 from portfwd import proxyproto
 from portfwd.counters import Counters
-from portfwd.flows import TALKS_S
+from portfwd.flows import QUESTION_S, TALKS_S
 from portfwd.mapping import Mapping, Place, Target
 from portfwd.pktinfo import IP_PKTINFO
 from portfwd.places import Places
@@ -331,6 +331,9 @@ def test_a_flood_of_distinct_clients_takes_no_more_than_the_table_holds(stage: S
     assert [line.partition(" flows")[0] for line in log.lines] == [f"m{PORT}: turned away: {port.counters.evicted}"]
     assert len(os.listdir("/proc/self/fd")) - before == 20
     assert stage.ask(stage.bound("host", "127.0.0.1"), "127.0.0.1")[0] == b"host ?"
+    for later, left in ((0.0, 20), (QUESTION_S, 0)):  # TCP clients want their descriptors
+        port.give_up(stage.poller.now + later)
+        assert port.flows == left
 
 
 def test_a_client_that_goes_on_keeps_its_flow_in_a_full_table(stage: Stage) -> None:
