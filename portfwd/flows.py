@@ -28,6 +28,11 @@ HELD_S = 30.0
 IDLE_S = 90.0  # docker-proxy's; the kernel's nf_conntrack_udp_timeout_stream is 120
 
 
+def most(limit: int, descriptors: int) -> int:
+    """How many flows a mapping may have: its limit, or else as many as go into memory and half of the descriptors."""
+    return limit or min(FLOWS_MAX, max(1, descriptors // 2))
+
+
 class Flow:
     """What the table needs to know of a flow: its key, whose it is and when it was last used."""
 

@@ -17,9 +17,7 @@ import logging
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,9 +26,10 @@ from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Tally
 from portfwd.errors import PortfwdError
-from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
-from portfwd.pktinfo import local_of, reply_control, text_of
+from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable, most
+from portfwd.pktinfo import local_of, text_of
 from portfwd.poller import ERROR, LEVEL
+from portfwd.udpsockets import CONTROL_SPACE, Listener, UdpFlow, errors_of, exhausted, keep_errors, make_room
 
 if TYPE_CHECKING:
     from portfwd.counters import Counters
@@ -43,48 +42,10 @@ log = logging.getLogger("portfwd")
 
 BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
-BUFFER = 1 << 20  # bytes; of a listener, which all clients share and which neighbours that do not answer fill, too
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
 GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
 WANT = "flows ended for newer clients, for want of descriptors"
-CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
-IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
-
-
-@dataclass(slots=True, eq=False)
-class Listener:
-    """A bound socket; `port` is the mapping's port it stands for."""
-
-    sock: socket.socket
-    ip: str
-    port: int
-
-
-class UdpFlow(Flow):
-    """One client talking to one address and port of the host."""
-
-    __slots__ = ("client", "header", "listener", "local", "proven", "reply", "target", "upstream")
-
-    def __init__(self, listener: Listener, client: Address, local: bytes, now: float) -> None:
-        super().__init__((listener, client, local), client[0], now)
-        self.listener = listener
-        self.client = client
-        self.local = local
-        self.reply = reply_control(local)
-        self.header = b""  # of the PROXY protocol, before each datagram
-        self.target: Target | None = None
-        self.upstream: socket.socket | None = None  # None: the next datagram has to find a target
-        self.proven = False  # the target has answered since it was last dialled or failed
-
-
-def exhausted(error: BaseException | None) -> bool:
-    """Whether it was for want of descriptors or memory, and not the target's doing."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__
-    return error is not None and error.errno in EXHAUSTED
 
 
 class UdpPort:
@@ -280,10 +241,7 @@ class UdpPort:
         family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
         upstream = self._places.socket(target.place, family, socket.SOCK_DGRAM)
         try:
-            if family == socket.AF_INET6:
-                upstream.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-            else:
-                upstream.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+            keep_errors(upstream)
             upstream.connect((target.address, self.mapping.target_port(target, flow.listener.port)))
             self._attach(flow, target, upstream)
         except BaseException:
@@ -317,24 +275,12 @@ class UdpPort:
 
     def _read_errors(self, flow: UdpFlow, now: float) -> None:
         """Take note of what ICMP and the kernel said, and of nothing twice."""
-        found = False
-        while (upstream := flow.upstream) is not None:
-            try:
-                _, control, _, _ = upstream.recvmsg(0, CONTROL_SPACE, socket.MSG_ERRQUEUE)
-            except OSError:  # EAGAIN: no more
+        upstream = flow.upstream
+        for number in errors_of(upstream) if upstream is not None else ():
+            if flow.upstream is not upstream:
                 break
-            found = True
-            for _, kind, data in control:
-                if kind in (IP_RECVERR, IPV6_RECVERR):  # struct sock_extended_err: errno first
-                    self._note(flow, int.from_bytes(data[:4], sys.byteorder), now)
-        if flow.upstream is not None:
-            pending = flow.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if pending and not found:  # there was no room in the queue
-                self._note(flow, pending, now)
-
-    def _note(self, flow: UdpFlow, number: int, now: float) -> None:
-        if number != errno.EMSGSIZE:  # a narrower path, which the kernel keeps in mind (ip(7) IP_MTU_DISCOVER)
-            self._target_failed(flow, OSError(number, os.strerror(number)), now)
+            if number != errno.EMSGSIZE:  # a narrower path, which the kernel keeps in mind (ip(7) IP_MTU_DISCOVER)
+                self._target_failed(flow, OSError(number, os.strerror(number)), now)
 
     # From targets to clients
 
@@ -521,14 +467,5 @@ class UdpPort:
 
 
 def most_flows(mapping: Mapping) -> int:
-    """The limit of its flows: what it says, or else FLOWS_MAX, and not more than half of what this process may open."""
-    return mapping.limit or min(FLOWS_MAX, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-
-
-def make_room(sock: socket.socket) -> None:
-    """For bursts, beyond net.core.{r,w}mem_max where this process may."""
-    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER)
+    """The limit of a mapping's flows."""
+    return most(mapping.limit, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
