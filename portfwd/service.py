@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from portfwd import control, handover, options, store, systemd
+from portfwd import control, handover, options, returning, store, systemd
 from portfwd.control import Call, Inherited, Json, Lock, Peer, Server
 from portfwd.descriptors import Descriptors
 from portfwd.errors import Lacking, PortfwdError
@@ -29,11 +29,13 @@ from portfwd.registry import RETRY_S, Registry
 from portfwd.relay import SWEEP_S, Relay
 from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats
 from portfwd.succession import Succession
+from portfwd.udp import UdpPort
 from portfwd.watch import Watch
 
 log = logging.getLogger("portfwd")
 
 DRAIN_S = 10.0
+RETURN_AGAIN_S = 1.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 FAULTS_MAX = 10  # errors of our own in FAULTS_S that are survived: each may have cost a connection
 FAULTS_S = 60.0
@@ -204,7 +206,9 @@ class Service:
         try:
             self.registry.restore()
             self._tidy_redirects()
-            self.watch = Watch(self.loop, self.redirects, room=self.descriptors.for_commands)
+            self.watch = Watch(
+                self.loop, self.redirects, room=self.descriptors.for_commands, restored=self._return_flows
+            )
             self.server = Server(self.loop, self.listener, self, self.descriptors)
             for one in self._inherited:
                 self.server.adopt(one)
@@ -320,6 +324,16 @@ class Service:
         if self.watch is not None:
             self.watch.close()
         end_without_a_word(0)
+
+    def _return_flows(self) -> None:
+        """Rules are back: now, and once more for a datagram that was on its way through the kernel."""
+        for delay_s in (0.0, RETURN_AGAIN_S):
+            self.loop.call_later(delay_s, self._return_flows_now)
+
+    def _return_flows_now(self) -> None:
+        with self.descriptors.for_commands():
+            servers = [one.server for one in self.relay.published if one.mapping.owner.startswith("attachment ")]
+            returning.give_back(server for server in servers if isinstance(server, UdpPort))
 
     def _hang_up(self) -> None:
         try:

@@ -44,6 +44,7 @@ BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
+QUEUED_MAX = 4096  # datagrams of a socket's queue
 GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
 WANT = "flows ended for newer clients, for want of descriptors"
 
@@ -74,6 +75,7 @@ class UdpPort:
         self._flows: FlowTable[UdpFlow] = FlowTable(limit, mapping.limit_per_client, idle_s or mapping.idle_s or IDLE_S)
         self._listeners: list[Listener] = []
         self._watched: set[int] = set()
+        self._returning: set[Address] = set()  # clients whose datagrams are dropped
         self._retry_at = 0.0  # until then no target can be used
         self._look_up_at: dict[Target, float] = {}  # until then its place is not looked up anew
         self._said = 0.0
@@ -123,6 +125,9 @@ class UdpPort:
 
     def _begin(self, listener: Listener, client: Address, local: bytes, now: float) -> UdpFlow | None:
         """A new flow that has a target, or None: its datagram has been counted."""
+        if client in self._returning:
+            self.counters.dropped += 1
+            return None
         if not self._admission.allows(client[0]):
             self.counters.refused += 1
             self._tally.add("datagrams of clients that are not allowed")
@@ -351,6 +356,25 @@ class UdpPort:
         for flow in self._flows.expire(now):
             self._end(flow)
         self._tell(now)
+
+    def all_flows(self) -> list[UdpFlow]:
+        """Those there are."""
+        return list(self._flows)
+
+    def end_all(self, flows: Sequence[UdpFlow]) -> None:
+        """End flows that somebody else is to serve."""
+        for flow in flows:
+            self._flows.remove(flow)
+            self._end(flow)
+
+    def drop_queued(self, listener: Listener, clients: set[Address]) -> None:
+        """Drop what these have sent until now; the others are served."""
+        self._returning = clients
+        try:
+            for _ in range(QUEUED_MAX // BATCH):
+                self._incoming(listener, 0)
+        finally:
+            self._returning = set()
 
     def give_up(self, now: float) -> None:
         """TCP clients wait for descriptors: end some flows that nobody would miss."""

@@ -34,13 +34,14 @@ class Listener:
 class UdpFlow(Flow):
     """One client talking to one address and port of the host."""
 
-    __slots__ = ("client", "header", "listener", "local", "proven", "reply", "target", "upstream")
+    __slots__ = ("client", "header", "listener", "local", "port", "proven", "reply", "target", "upstream")
 
     def __init__(self, listener: Listener, client: Address, local: bytes, now: float) -> None:
         super().__init__((listener, client, local), client[0], now)
         self.listener = listener
         self.client = client
         self.local = local
+        self.port = listener.port
         self.reply = reply_control(local)
         self.header = b""  # of the PROXY protocol, before each datagram
         self.target: Target | None = None

@@ -176,12 +176,14 @@ class Watch:
         redirects: Redirects | None,
         *,
         room: Callable[[], AbstractContextManager[None]] = nullcontext,
+        restored: Callable[[], None] = lambda: None,
         command: Sequence[str] = RESTORE,
         debounce_s: float = DEBOUNCE_S,
         every_s: float = EVERY_S,
     ) -> None:
         self._loop = loop
         self._redirects = redirects
+        self._restored = restored  # called when cni-py restore has ended
         self._room = room  # for descriptors, whatever clients hold
         self._command = tuple(command)
         self._debounce_s = debounce_s
@@ -305,6 +307,7 @@ class Watch:
             log.info("cni-py restore: %s", line.decode("utf-8", "backslashreplace"))
         if not part:
             self._reap()
+            self._restored()
 
     def _reap(self) -> None:
         assert self._child is not None
