@@ -1,6 +1,10 @@
-"""What is counted per mapping, for `portfwd stats`, and what of it is said in the log now and then. Pure."""
+"""What is counted per mapping, for `portfwd stats`, and what of it is said in the log now and then."""
 
 from __future__ import annotations
+
+import logging
+
+log = logging.getLogger("portfwd")
 
 SAY_S = 60.0  # between two lines on what a mapping turns away
 
@@ -68,3 +72,8 @@ class Tally:
         self._counted.clear()
         self._said = now
         return text
+
+    def say(self, name: str, now: float, *, last: bool = False) -> None:
+        """Log what is due of a mapping."""
+        if text := self.due(now, last=last):
+            log.warning("%s: turned away: %s", name, text)

@@ -35,7 +35,10 @@ class Descriptors:
 
     def _fence(self, soft: int) -> None:
         self._now = soft
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # fs.nr_open was lowered below the hard limit: then there is no fence
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
     def lower(self) -> None:
         """From now on clients are served."""

@@ -180,15 +180,10 @@ class TcpPort:
             listener.resume(self.poller)
         for connection in [one for one in self.connecting if now >= one.deadline]:
             connection.timed_out()
-        self.tell(now)
+        self._tally.say(self.mapping.id, now)
         if self.cut_at and now >= self.cut_at:
             for connection in list(self.connections):
                 connection.abort()
-
-    def tell(self, now: float, *, last: bool = False) -> None:
-        """Say what was turned away, if it is time."""
-        if text := self._tally.due(now, last=last):
-            log.warning("%s: turned away: %s", self.mapping.id, text)
 
     def look_at_all(self, now: float) -> None:
         """The same for what needs a look at every connection, and seldom."""
@@ -223,6 +218,6 @@ class TcpPort:
     def close(self) -> None:
         """Everything, at once."""
         self.stop_listening()
-        self.tell(self.poller.now, last=True)
+        self._tally.say(self.mapping.id, self.poller.now, last=True)
         for connection in list(self.connections):
             connection.cut()

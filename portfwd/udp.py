@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,10 +25,19 @@ from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Tally
 from portfwd.errors import PortfwdError
-from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable, most
+from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable
 from portfwd.pktinfo import local_of, text_of
 from portfwd.poller import ERROR, LEVEL
-from portfwd.udpsockets import CONTROL_SPACE, Listener, UdpFlow, errors_of, exhausted, keep_errors, make_room
+from portfwd.udpsockets import (
+    CONTROL_SPACE,
+    Listener,
+    UdpFlow,
+    errors_of,
+    exhausted,
+    keep_errors,
+    make_room,
+    most_flows,
+)
 
 if TYPE_CHECKING:
     from portfwd.counters import Counters
@@ -355,7 +363,7 @@ class UdpPort:
         """End the flows that have been idle too long; say what was turned away."""
         for flow in self._flows.expire(now):
             self._end(flow)
-        self._tell(now)
+        self._tally.say(self.mapping.id, now)
 
     def all_flows(self) -> list[UdpFlow]:
         """Those there are."""
@@ -385,10 +393,6 @@ class UdpPort:
             self._flows.remove(flow)
             self._evict(flow, WANT)
 
-    def _tell(self, now: float, *, last: bool = False) -> None:
-        if text := self._tally.due(now, last=last):
-            log.warning("%s: turned away: %s", self.mapping.id, text)
-
     def look_at_all(self, now: float) -> None:
         """Nothing: sweep() sees all that time can bring to a flow."""
 
@@ -413,7 +417,7 @@ class UdpPort:
 
     def close(self) -> None:
         """Free the ports and end all flows. A second call is harmless."""
-        self._tell(self._poller.now, last=True)
+        self._tally.say(self.mapping.id, self._poller.now, last=True)
         for flow in self._flows.clear():
             self._end(flow)
         for listener in self._listeners:
@@ -488,8 +492,3 @@ class UdpPort:
             except OSError:  # no more watches: the flow's next datagram tries anew
                 upstream.close()
         self._enter(flow)
-
-
-def most_flows(mapping: Mapping) -> int:
-    """The limit of a mapping's flows."""
-    return most(mapping.limit, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

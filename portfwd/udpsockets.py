@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from portfwd.flows import Flow
+from portfwd.flows import Flow, most
 from portfwd.pktinfo import reply_control
 
 if TYPE_CHECKING:
-    from portfwd.mapping import Target
+    from portfwd.mapping import Mapping, Target
     from portfwd.pktinfo import Address
 
 BUFFER = 1 << 20  # bytes; of a listener, which all clients share and which neighbours that do not answer fill, too
@@ -54,6 +55,11 @@ def exhausted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__
     return error is not None and error.errno in EXHAUSTED
+
+
+def most_flows(mapping: Mapping) -> int:
+    """The limit of a mapping's flows."""
+    return most(mapping.limit, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def keep_errors(sock: socket.socket) -> None:
