@@ -86,6 +86,11 @@ class FlowTable(Generic[F]):
             flow.talks = True
             del self._questions[flow.key]
 
+    def bounds(self) -> str:
+        """For people."""
+        each = f" or {self.limit_per_client} of a client" if self.limit_per_client else ""
+        return f"the limit of {self.limit} flows{each}"
+
     def is_full(self, owner: str, now: float) -> bool:
         """Whether a new flow has no place, nor any that could be made."""
         return len(self._flows) >= self.limit and not self._at_cap(owner) and self.expendable(now) is None

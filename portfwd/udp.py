@@ -28,16 +28,7 @@ from portfwd.errors import PortfwdError
 from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable
 from portfwd.pktinfo import local_of, text_of
 from portfwd.poller import ERROR, LEVEL
-from portfwd.udpsockets import (
-    CONTROL_SPACE,
-    Listener,
-    UdpFlow,
-    errors_of,
-    exhausted,
-    keep_errors,
-    make_room,
-    most_flows,
-)
+from portfwd.udpsockets import Listener, UdpFlow, errors_of, exhausted, keep_errors, make_room, most_flows
 
 if TYPE_CHECKING:
     from portfwd.counters import Counters
@@ -52,6 +43,7 @@ BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
+CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
 QUEUED_MAX = 4096  # datagrams of a socket's queue
 GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
 WANT = "flows ended for newer clients, for want of descriptors"
@@ -143,7 +135,7 @@ class UdpPort:
         if self._flows.is_full(client[0], now):
             self.counters.refused += 1
             self.counters.limited += 1
-            self._tally.add(f"datagrams of new clients refused, beyond the limit of {self._flows.limit} flows in use")
+            self._tally.add(f"datagrams of new clients refused, beyond {self._flows.bounds()}, all in use")
             return None
         flow = self._flow(listener, client, local, now)
         if not self._dial(flow, now):
@@ -163,13 +155,7 @@ class UdpPort:
     def _enter(self, flow: UdpFlow) -> None:
         self.counters.active += 1
         for gone in self._flows.add(flow):
-            self._evict(
-                gone, f"flows ended for newer ones, at the limit of {self._flows.limit} flows{self._per_client()}"
-            )
-
-    def _per_client(self) -> str:
-        each = self._flows.limit_per_client
-        return f" or {each} of a client" if each else ""
+            self._evict(gone, f"flows ended for newer ones, at {self._flows.bounds()}")
 
     def _evict(self, flow: UdpFlow, why: str) -> None:
         """End a flow that is out of the table before its time."""
