@@ -5,7 +5,8 @@
 The key names host port and protocol; a port that is not published is passed over, since the containers of a network differ.
 
     share   other containers that say so too may have the same host port; new connections are spread over them
-    allow   the networks of the only clients; a family of which none is listed has no clients
+    allow   the networks of the only clients; a family of which none is listed has no clients (::/0 is IPv6 alone, and
+            ::ffff:192.0.2.0/120 is 192.0.2.0/24)
 
 A pod says the same by the annotation `cni-py/ports`, which holds that JSON text (capability io.kubernetes.cri.pod-annotations).
 What the configuration says of a port stands: a pod may only add what is left open there. A stranger may have written that text,
@@ -132,7 +133,7 @@ def _networks(texts: "Sequence[object]", where: str) -> list[Address]:
         try:
             if not isinstance(text, str):
                 raise ValueError(text)
-            found.append(parse_address(text).network() if "/" in text else _host(text))
+            found.append(_network(text) if "/" in text else _host(text))
         except ValueError:
             what = "a list or object" if isinstance(text, list | Object) else _shown(repr(text))
             raise InvalidNetworkConfig(f"{where}: allow: {what} is no network, such as 192.0.2.0/24") from None
@@ -148,6 +149,14 @@ def _networks(texts: "Sequence[object]", where: str) -> list[Address]:
 def _shown(text: str) -> str:
     """As much of a stranger's text as an error repeats."""
     return text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
+
+
+def _network(text: str) -> Address:
+    """An IPv4 network may be written as one of ::ffff:0:0/96; anything larger there is none of IPv4."""
+    found = parse_address(text)
+    if found.family == 4 and ":" in text and int(text.partition("/")[2]) < 96:
+        raise ValueError(text)
+    return found.network()
 
 
 def _host(text: str) -> Address:

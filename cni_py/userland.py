@@ -21,7 +21,7 @@ from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX, is_for_nat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from cni_py.jsontext import Encodable
     from cni_py.kernel.context import Kernel
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from cni_py.records import Attachment
 
 AUTO_S, ALWAYS_S = 2.0, 10.0  # what an answer may take
-CHUNK = 1000  # mappings of a request, which may have 1 MiB
-ANSWER_MAX = 64 << 20  # bytes, of a list
+REQUEST_MAX = 900_000  # characters of mappings in a request, which may have 1 MiB
+ANSWER_MAX = 128 << 20  # bytes, of a list
 OWNER = "attachment "
 _UCRED = _struct.Struct("=iII")  # struct ucred, linux/socket.h
+_TIMEVAL = _struct.Struct("ll")  # struct timeval
 
 
 class Refused(CniError):
@@ -50,10 +51,11 @@ class Untrusted(IOFailure):
 class Service:
     """A connection to the service, to be closed."""
 
-    __slots__ = ("_sock", "pid")
+    __slots__ = ("_sock", "_timeout_s", "pid")
 
-    def __init__(self, sock: _socket.socket, pid: int) -> None:
+    def __init__(self, sock: _socket.socket, pid: int, timeout_s: float) -> None:
         self._sock = sock
+        self._timeout_s = timeout_s
         self.pid = pid  # 0 where it is in another pid namespace
 
     @classmethod
@@ -61,8 +63,10 @@ class Service:
         """None when no service is there. CniError when one does not take us, or is not to be trusted."""
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
-            sock.settimeout(timeout_s)
+            # The kernel's own time limit: a socket with Python's does not wait where the backlog is full, unix(7).
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _TIMEVAL.pack(int(timeout_s), 0))
             sock.connect(records.run_dir() + "/portfwd.sock")
+            sock.settimeout(timeout_s)
             pid, uid, _ = _UCRED.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
         except OSError as error:
             sock.close()
@@ -72,7 +76,7 @@ class Service:
         if uid not in (0, os.geteuid()):
             sock.close()
             raise Untrusted("portfwd's socket is not to be trusted", f"user {uid} listens there")
-        return cls(sock, pid)
+        return cls(sock, pid, timeout_s)
 
     def close(self) -> None:
         self._sock.close()
@@ -84,10 +88,19 @@ class Service:
         self.close()
 
     def ask(self, request: "dict[str, Encodable]") -> Object:
-        """The answer to one request. Refused, CniError."""
+        """The answer to one request. Refused, CniError.
+
+        A service that was replaced may have hung up: asked once more, each of our requests does no more than once.
+        """
+        line = encode(request, None).encode() + b"\n"
         try:
-            self._sock.sendall(encode(request, None).encode() + b"\n")
-            fields = decode(self._line())
+            try:
+                fields = decode(self._exchange(line))
+            except (ConnectionError, EOFError):
+                self._connect_again()
+                fields = decode(self._exchange(line))
+        except EOFError as error:
+            raise IOFailure("portfwd does not answer", "it hung up in the middle of a request") from error
         except OSError as error:
             raise IOFailure("portfwd does not answer", error.strerror or str(error)) from error
         except DecodingFailure as error:
@@ -100,22 +113,32 @@ class Service:
             raise Refused(*(str(words.get(name, "")) for name in ("kind", "msg", "details")))
         return fields
 
-    def _line(self) -> bytes:
+    def _connect_again(self) -> None:
+        again = Service.connect(self._timeout_s)
+        if again is None:
+            raise ConnectionResetError(errno.ECONNRESET, "it has ended")
+        self._sock.close()
+        self._sock, self.pid = again._sock, again.pid
+
+    def _exchange(self, line: bytes) -> bytes:
+        """The answer's line. OSError; EOFError when it hung up."""
+        self._sock.sendall(line)
         parts: list[bytes] = []
         size = 0
         while not parts or not parts[-1].endswith(b"\n"):
             part = self._sock.recv(1 << 16)
             size += len(part)
-            if not part or size > ANSWER_MAX:
-                raise OSError(errno.EPROTO, "the answer is cut off")
+            if not part:
+                raise EOFError
+            if size > ANSWER_MAX:
+                raise OSError(errno.EPROTO, "the answer is too long")
             parts.append(part)
         return b"".join(parts)
 
     def publish(self, mappings: "Sequence[dict[str, Encodable]]", *, may_fail: bool) -> list[str]:
         """Publish, in place of mappings with these names; returns what is to be known. Refused."""
         notes: list[str] = []
-        for start in range(0, len(mappings), CHUNK):
-            chunk = mappings[start : start + CHUNK]
+        for chunk in requests(mappings):
             answer = self.ask({"verb": "publish", "mappings": chunk, "replace": True, "may_fail": may_fail})
             said = answer.get("notes")
             notes += map(str, said) if isinstance(said, list) else ()
@@ -131,6 +154,21 @@ class Service:
         """All that there are."""
         listed = self.ask({"verb": "list"}).get("mappings")
         return [one for one in listed if isinstance(one, Object)] if isinstance(listed, list) else []
+
+
+def requests(mappings: "Sequence[dict[str, Encodable]]") -> "Iterator[list[dict[str, Encodable]]]":
+    """As many at a time as a request may hold: one mapping may have a long list of clients."""
+    chunk: list[dict[str, Encodable]] = []
+    size = 0
+    for one in mappings:
+        length = len(encode(one, None).encode())
+        if chunk and size + length > REQUEST_MAX:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(one)
+        size += length
+    if chunk:
+        yield chunk
 
 
 def owner_of(mapping: Object) -> str:

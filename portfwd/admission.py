@@ -1,4 +1,8 @@
-"""Who may connect: the allow list, and the limits on connections at a time. Pure."""
+"""Who may connect: the allow list, and the limits on connections at a time. Pure.
+
+An IPv4 address has a second form, ::ffff:192.0.2.7 (RFC 4291 section 2.5.5.2), in which a socket of both families names its
+clients and some people write networks. It means the IPv4 address, in the list and of a client. ::/0 means IPv6 clients.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Iterable
 
 from portfwd.mapping import Mapping
 
+MAPPED_BITS = 96  # of ::ffff:0:0/96
 REMEMBERED_MAX = 4096  # clients whose answer from the allow list is kept
 
 
@@ -18,7 +23,7 @@ class Admission:
     def __init__(self, mapping: Mapping, limit: int) -> None:
         self.limit = mapping.limit or limit
         self._per_client = mapping.limit_per_client
-        self._allowed = [ipaddress.ip_network(text) for text in mapping.allow]
+        self._allowed = [plain_network(text) for text in mapping.allow]
         self._judged: dict[str, bool] = {}
         self._present: dict[str, int] = {}  # only kept where there is a limit per client
         self.present = 0
@@ -31,18 +36,26 @@ class Admission:
         if known is None:
             if len(self._judged) >= REMEMBERED_MAX:
                 self._judged.clear()
-            address = ipaddress.ip_address(ip.partition("%")[0])
+            address = plain_address(ip.partition("%")[0])
             known = self._judged[ip] = any(address in network for network in self._allowed)
         return known
 
     def enter(self, ip: str) -> bool:
         """Count a client in, or return False because a limit is reached."""
-        if self.present >= self.limit:
-            return False
-        if self._per_client and self._present.get(ip, 0) >= self._per_client:
+        if self.present >= self.limit or self.at_cap(ip):
             return False
         self.admit(ip)
         return True
+
+    def at_cap(self, ip: str) -> bool:
+        """Whether the client has all that one client may have."""
+        return bool(self._per_client) and self._present.get(ip, 0) >= self._per_client
+
+    def reached(self, ip: str) -> str:
+        """The limit that keeps a client out, in words."""
+        if self.at_cap(ip):
+            return f"the limit of {self._per_client} connections of one client"
+        return f"the limit of {self.limit} connections"
 
     def admit(self, ip: str) -> None:
         """Count a client in, whatever the limits are."""
@@ -66,3 +79,16 @@ class Admission:
         for ip in inside:
             after.admit(ip)
         return after
+
+
+def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address, as IPv4 if it is that inside IPv6. ValueError."""
+    found = ipaddress.ip_address(text)
+    return (isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped) or found
+
+
+def plain_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """The same of a network: ::ffff:192.0.2.0/120 is 192.0.2.0/24. ValueError."""
+    found = ipaddress.ip_network(text)
+    inside = found.network_address.ipv4_mapped if isinstance(found, ipaddress.IPv6Network) else None
+    return ipaddress.IPv4Network((inside, found.prefixlen - MAPPED_BITS)) if inside is not None else found

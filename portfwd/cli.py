@@ -20,7 +20,7 @@ from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
 
 if TYPE_CHECKING:
-    from portfwd.control import Client
+    from portfwd.client import Client
 
 DRAIN_S = 10.0  # for connections to end by themselves, as docker stop gives a container
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -229,8 +229,9 @@ def complain(command: str, error: PortfwdError) -> int:
 def connect(chosen: argparse.Namespace) -> closing[Client]:
     """The service. Lacking when there is none."""
     from portfwd import control
+    from portfwd.client import Client
 
-    return closing(control.Client.connect(chosen.socket or control.socket_path()))
+    return closing(Client.connect(chosen.socket or control.socket_path()))
 
 
 def listing(client: Client) -> list[dict[str, object]]:

@@ -5,13 +5,17 @@
 
 Descriptors (SCM_RIGHTS, unix(7)) belong to the request they came with; a client that sends some waits for the answer
 before it asks again. requests.py says what may be asked. Nothing here waits: a client that is slow holds up itself alone.
+client.py is the other side.
+
+A request is done in one go, so that between two callbacks of the loop each client has either been answered in full or not been
+heard. That is when a successor takes over: it gets the clients' connections with what was read and what is still to be sent.
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
+import base64
 import errno
 import fcntl
 import json
@@ -20,21 +24,22 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cni_py import records
-from portfwd.errors import KINDS, Lacking, PortfwdError, Usage
-from portfwd.requests import Handover, Request, failure, parse
+from portfwd.descriptors import Descriptors
+from portfwd.errors import Lacking, PortfwdError, Usage
+from portfwd.requests import LINE_MAX, Handover, Request, failure, parse
 
 log = logging.getLogger("portfwd")
 
-LINE_MAX = 1 << 20  # bytes of a request; 4,000 mappings
 DESCRIPTORS_MAX = 253  # of a request: SCM_MAX_FD, include/net/scm.h
 CLIENTS_MAX = 64  # at a time; more wait in the backlog
+BACKLOG = 4096  # at most net.core.somaxconn: while a successor takes over, nobody accepts
+CLIENTS_SHARE = 4  # of the descriptors kept for commands, clients may have one in so many
 PATIENCE_S = 10.0  # for the rest of a request, the next request, or the reading of an answer
-ANSWER_S = 60.0  # what a command waits for an answer: a reload starts a process
 PAUSE_S = 0.1  # after accept(2) failed for want of something
 CHUNK = 1 << 16
 UCRED = struct.Struct("iII")  # struct ucred, linux/socket.h
@@ -108,7 +113,7 @@ def listen(path: str) -> socket.socket:
                 raise PortfwdError(f"cannot listen at {path}", "there is something that is no socket")
             os.unlink(path)  # of a service that was killed
         sock.bind(path)
-        sock.listen(CLIENTS_MAX)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise _cannot(f"cannot listen at {path}", error) from error
@@ -137,7 +142,7 @@ def _answers(path: str) -> bool:
         sock.settimeout(1.0)
         try:
             sock.connect(path)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return True  # its backlog is full
         except OSError:
             return False
@@ -187,6 +192,7 @@ class Server:
         loop: asyncio.AbstractEventLoop,
         listener: socket.socket,
         handler: Handler,
+        descriptors: Descriptors,
         *,
         clients_max: int = CLIENTS_MAX,
         patience_s: float = PATIENCE_S,
@@ -195,11 +201,14 @@ class Server:
         self.listener = listener
         self.handler = handler
         self.clients: set[Call] = set()
-        self.clients_max = clients_max
+        self.descriptors = descriptors
+        kept = self.descriptors.commands - self.descriptors.data
+        self.clients_max = min(clients_max, max(1, kept // CLIENTS_SHARE))
         self.patience_s = patience_s
         self._listening = False
         self._closed = False
         listener.setblocking(False)
+        listener.listen(BACKLOG)  # one that was handed down may have another
         self._listen()
 
     def _listen(self) -> None:
@@ -214,7 +223,8 @@ class Server:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self.listener.accept()
+            with self.descriptors.for_commands():
+                sock, _ = self.listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
@@ -234,6 +244,16 @@ class Server:
         self.clients.discard(call)
         self._listen()
 
+    def pack(self, put: Callable[[int], int], successor: socket.socket) -> list[Json]:
+        """The clients, but for the successor's own connection, as JSON for inherited(). Changes nothing."""
+        return [call.pack(put) for call in self.clients if call.sock is not successor]
+
+    def adopt(self, one: Inherited) -> None:
+        """Go on with a predecessor's client."""
+        call = Call(self, one.sock)
+        self.clients.add(call)
+        call.resume(one)
+
     def close(self) -> None:
         """No more commands."""
         self._pause()
@@ -241,6 +261,38 @@ class Server:
         for call in list(self.clients):
             call.close()
         self.listener.close()
+
+
+@dataclass(slots=True)
+class Inherited:
+    """A client of a predecessor: what it has sent and was not answered, and what of an answer it has not taken."""
+
+    sock: socket.socket
+    received: bytes
+    unsent: bytes
+    ended: bool
+    last: bool
+    deferred: bool  # it asked for the reload that has just happened
+    descriptors: list[int] = field(default_factory=list)
+
+
+def inherited(raw: object, take: Callable[[object], int]) -> list[Inherited]:
+    """What Server.pack() made; `take` gives descriptors, which are owned from then on. ValueError, LookupError, TypeError."""
+    found = []
+    for one in raw if isinstance(raw, list) else ():
+        state = dict(one)
+        found.append(
+            Inherited(
+                socket.socket(fileno=take(state["sock"])),
+                base64.b64decode(str(state["received"]), validate=True),
+                base64.b64decode(str(state["unsent"]), validate=True),
+                bool(state["ended"]),
+                bool(state["last"]),
+                bool(state["deferred"]),
+                [take(number) for number in state["descriptors"]],
+            )
+        )
+    return found
 
 
 class Call:
@@ -267,6 +319,30 @@ class Call:
             self.refuse(Lacking("this service takes commands from root and its own user only"))
             return
         self._await(reading=True)
+
+    def pack(self, put: Callable[[int], int]) -> Json:
+        """What a successor has to know to go on."""
+        return {
+            "sock": put(self.sock.fileno()),
+            "received": base64.b64encode(self._received).decode(),
+            "unsent": base64.b64encode(self._unsent).decode(),
+            "ended": self._ended,
+            "last": self._last,
+            "deferred": self._deferred,
+            "descriptors": [put(fd) for fd in self._descriptors],
+        }
+
+    def resume(self, one: Inherited) -> None:
+        """Go on where a predecessor was."""
+        self.sock.setblocking(False)
+        self.peer = Peer.of(self.sock)
+        self._received += one.received
+        self._descriptors, self._ended, self._last = one.descriptors, one.ended, one.last
+        if one.deferred:
+            self.answer({"ok": True, "notes": []})
+        else:
+            self._unsent = memoryview(one.unsent)
+            self._send()
 
     def refuse(self, error: PortfwdError) -> None:
         """Say why, and hang up."""
@@ -309,9 +385,10 @@ class Call:
 
     def _receive(self) -> None:
         try:
-            data, ancillary, flags, _ = self.sock.recvmsg(
-                CHUNK, socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), socket.MSG_CMSG_CLOEXEC
-            )
+            with self.server.descriptors.for_commands():
+                data, ancillary, flags, _ = self.sock.recvmsg(
+                    CHUNK, socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), socket.MSG_CMSG_CLOEXEC
+                )
         except BlockingIOError:
             return
         except OSError:
@@ -345,11 +422,13 @@ class Call:
         try:
             request = parse(line, handler.new_id)
             if isinstance(request, Handover):
-                handler.hand_over(request, self.sock)
+                with self.server.descriptors.for_commands():
+                    handler.hand_over(request, self.sock)
                 self.close()
                 return
             self._deferred = True
-            found = handler.answer(request, self)
+            with self.server.descriptors.for_commands():
+                found = handler.answer(request, self)
         except PortfwdError as error:
             found = failure(error)
         except Exception as error:  # no request may end the service
@@ -405,77 +484,3 @@ def close_all(descriptors: Sequence[int]) -> None:
     """Close what nobody wanted."""
     for fd in descriptors:
         os.close(fd)
-
-
-# The side of commands
-
-
-class Client:
-    """A connection to the service, for commands: it waits."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._received = bytearray()
-
-    @classmethod
-    def connect(cls, path: str) -> Client:
-        """Lacking when no service is there, or not for us."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        sock.settimeout(ANSWER_S)
-        try:
-            sock.connect(path)
-        except OSError as error:
-            sock.close()
-            raise Lacking(f"no portfwd service answers at {path}", _advice(error)) from error
-        return cls(sock)
-
-    def request(self, request: Json, fds: Sequence[int] = ()) -> Json:
-        """The answer. PortfwdError, of the kind that the service tells."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        data = memoryview(json.dumps(request, separators=(",", ":")).encode() + b"\n")
-        try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it says why before it hangs up
-                data = data[self._sock.sendmsg([data], rights) :]
-                self._sock.sendall(data)
-            line = self._line()
-        except OSError as error:
-            raise PortfwdError("the portfwd service does not answer", error.strerror or str(error)) from error
-        return opened(line)
-
-    def _line(self) -> bytes:
-        while (end := self._received.find(b"\n")) < 0:
-            part = self._sock.recv(CHUNK)
-            if not part:
-                raise PortfwdError("the portfwd service hung up in the middle of a request", "its log may say why")
-            self._received += part
-        line = bytes(self._received[:end])
-        del self._received[: end + 1]
-        return line
-
-    def close(self) -> None:
-        """Hang up."""
-        self._sock.close()
-
-
-def _advice(error: OSError) -> str:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "it takes commands from root and its own user only"
-    if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-        return "start one with 'portfwd serve', or publish in the foreground with 'portfwd run'"
-    return error.strerror or str(error)
-
-
-def opened(line: bytes) -> Json:
-    """What an answer says; the error that it tells of is raised."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise PortfwdError("the portfwd service answers in another language", repr(line[:80]))
-    if found.get("ok") is True:
-        return found
-    error = found.get("error")
-    fields: Json = error if isinstance(error, dict) else {}
-    kind = KINDS.get(str(fields.get("kind")), PortfwdError)
-    raise kind(str(fields.get("msg") or "the portfwd service refused"), str(fields.get("details") or ""))

@@ -3,11 +3,12 @@
     successor                                      predecessor
     {"verb": "handover", "version": 1}  ─────────→ stops serving (nothing is read or accepted any more)
               {"ok": true, "descriptors": n} ←──── and n descriptors by SCM_RIGHTS (unix(7)), the first of a memfd with the state
-    serves; "done"  ─────────────────────────────→ ends, without a word to anybody's socket
+    serves; "done clients"  ─────────────────────→ ends, without a word to anybody's socket
     (hangs up, or says nothing for WAIT_S)         serves on as if nothing had happened
 
 A connection is its sockets in the kernel: nothing is lost while nobody reads them. Both run at the same time, so a successor
-that cannot start costs nothing.
+that cannot start costs nothing. "clients" are those of the control socket: a successor that is older does not say the word, and
+hangs up on them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from portfwd.accepting import Listener
+from portfwd.client import connected
+from portfwd.control import Inherited, inherited
 from portfwd.errors import Lacking, PortfwdError
 from portfwd.mapping import Mapping, Target
 from portfwd.port import TcpPort
@@ -38,6 +41,9 @@ WAIT_S = 10.0
 BATCH = 200  # descriptors per message; the kernel takes SCM_MAX_FD, 253
 STATE_MAX = 1 << 28  # bytes
 LINE_MAX = 65536
+CLIENTS = "clients"  # of the control socket
+DONE = b"done"
+WORD_MAX = 64  # bytes
 
 Json = dict[str, object]
 
@@ -161,6 +167,14 @@ def unpack(relay: Relay, parcel: Parcel) -> tuple[socket.socket, int]:
     return control, lock
 
 
+def clients(parcel: Parcel) -> list[Inherited]:
+    """The predecessor's clients at the control socket. PortfwdError."""
+    try:
+        return inherited(parcel.state.get(CLIENTS), parcel.take)
+    except (LookupError, TypeError, ValueError) as error:
+        raise PortfwdError("the predecessor's state is damaged", repr(error)) from error
+
+
 def unpack_server(relay: Relay, mapping: Mapping, raw: Json, parcel: Parcel) -> TcpPort | UdpPort:
     """A mapping's server with its sockets, connections and counters."""
     counters = {name: integer(value) for name, value in objects(raw["counters"]).items()}
@@ -212,8 +226,8 @@ def unpack_connection(server: TcpPort, raw: Json, parcel: Parcel) -> None:
 # Sending
 
 
-def send(parcel: Parcel, peer: socket.socket) -> bool:
-    """Send everything to the successor on a blocking socket and wait for its word. False: it did not take over."""
+def send(parcel: Parcel, peer: socket.socket) -> bytes:
+    """Send everything to the successor on a blocking socket and wait for its word; b"" when it did not take over."""
     peer.settimeout(WAIT_S)
     state = os.memfd_create("portfwd-state", os.MFD_CLOEXEC)
     try:
@@ -224,29 +238,33 @@ def send(parcel: Parcel, peer: socket.socket) -> bool:
         for start in range(0, len(descriptors), BATCH):
             batch = array.array("i", descriptors[start : start + BATCH])
             peer.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, batch)])
-        return peer.recv(16).startswith(b"done")
+        return word(peer)
     except OSError:
         return last_word(peer)
     finally:
         os.close(state)
 
 
-def last_word(peer: socket.socket) -> bool:
-    """Whether the successor spoke just as time ran out. From now on it cannot, and ends when it tries: one serves, not both."""
+def word(peer: socket.socket) -> bytes:
+    """What the successor says; b"" for anything but that it serves. OSError."""
+    said = peer.recv(WORD_MAX)
+    return said if said.startswith(DONE) else b""
+
+
+def last_word(peer: socket.socket) -> bytes:
+    """The same of a successor that spoke just as time ran out. From now on it cannot, and ends if it tries: one serves."""
     try:
         peer.shutdown(socket.SHUT_RD)
-        return peer.recv(16).startswith(b"done")
+        return word(peer)
     except OSError:
-        return False
+        return b""
 
 
 def ask(path: str) -> tuple[Parcel, socket.socket]:
     """Ask the service at a control socket for everything; its connection is to be given to confirm(). PortfwdError."""
-    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    peer.settimeout(WAIT_S)
+    peer = connected(path, WAIT_S)
     descriptors: list[int] = []
     try:
-        peer.connect(path)
         peer.sendall(json.dumps({"verb": "handover", "version": VERSION}).encode() + b"\n")
         answer = json.loads(read_line(peer))
         if not isinstance(answer, dict) or answer.get("ok") is not True:
@@ -278,7 +296,7 @@ def ask(path: str) -> tuple[Parcel, socket.socket]:
 def confirm(peer: socket.socket) -> None:
     """Tell the predecessor that it may end."""
     with peer:
-        peer.sendall(b"done\n")
+        peer.sendall(DONE + b" " + CLIENTS.encode() + b"\n")
 
 
 def receive(peer: socket.socket) -> list[int]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,8 +85,9 @@ def conflicts(held: str, wanted: str) -> bool:
 
 
 def taken(protocol: str, host_ips: Sequence[str]) -> set[int]:
-    """The ports that cannot be had on one of the addresses, as far as sockets tell: to look elsewhere first."""
-    return {one.port for one in sockets(protocol) if any(conflicts(one.ip, ip) for ip in host_ips)}
+    """The ports that cannot be had on one of the addresses, as far as sockets and rules tell: to look elsewhere first."""
+    held = {one.port for one in sockets(protocol) if any(conflicts(one.ip, ip) for ip in host_ips)}
+    return held | published(protocol, {6 if ":" in ip else 4 for ip in host_ips})
 
 
 def sockets(protocol: str) -> Iterator[Socket]:
@@ -120,6 +121,22 @@ def _of_process(one: Socket) -> str:
     if one.connected:
         use = f", for its connection to {ipaddress.ip_address(one.remote[0])} port {one.remote[1]}"
     return processes.described(pids[0]) + use
+
+
+def published(protocol: str, families: Collection[int]) -> set[int]:
+    """The single ports for which portmap has rules, whatever the address: nobody would reach a socket behind them."""
+    from cni_py.errors import CniError
+    from cni_py.kernel.nftables import Nft
+
+    number = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[protocol]
+    nft = Nft()
+    try:  # inet_proto . inet_service, each padded to 4 bytes
+        keys = [element.key[-8:] for family in families for element in nft.dump(f"claims{family}")]
+    except (CniError, OSError):
+        return set()
+    finally:
+        nft.close()
+    return {int.from_bytes(key[4:6], "big") for key in keys if key[0] == number}
 
 
 def by_portmap(protocol: str, host_ip: str, port: int) -> str:

@@ -18,6 +18,9 @@ COUNTERS = {  # name among the counters: (metric, type, help)
     "connections": ("portfwd_connections_total", "counter", "TCP connections accepted, or UDP flows begun."),
     "active": ("portfwd_connections_active", "gauge", "TCP connections or UDP flows now."),
     "refused": ("portfwd_connections_refused_total", "counter", "Refused by the allow list or a limit."),
+    "limited": ("portfwd_connections_limited_total", "counter", "Of the refused: by a limit."),
+    "evicted": ("portfwd_flows_evicted_total", "counter", "UDP flows ended early to make room for newer ones."),
+    "starved": ("portfwd_descriptor_shortages_total", "counter", "Times that no descriptor was left for a client."),
     "failed": ("portfwd_connections_failed_total", "counter", "Connections for which no target could be reached."),
     "errors": ("portfwd_errors_total", "counter", "Connections cut by a reset, a time limit or an error."),
     "bytes_in": ("portfwd_received_bytes_total", "counter", "Bytes from clients to targets."),
@@ -137,14 +140,15 @@ def _targets(raw: Row, mapping: PortMapping) -> str:
 
 def stats(service: Row, mappings: Sequence[Row]) -> str:
     """A line for each mapping with its counters, then one on the service."""
-    heads = ("NAME", "ACTIVE", "TOTAL", "REFUSED", "FAILED", "ERRORS", "DROPPED", "IN", "OUT", "IN KERNEL")
+    heads = ("NAME", "ACTIVE", "TOTAL", "REFUSED", "FAILED", "ERRORS", "DROPPED", "IN", "OUT", "IN KERNEL", "EVICTED")
     rows: list[Sequence[str]] = [heads]
     for raw in mappings:
         counted = state(raw)
         names = ("active", "connections", "refused", "failed", "errors", "dropped")
         numbers = [str(counted.get(name, "?")) for name in names]
         moved = [_number(counted, name) for name in ("bytes_in", "bytes_out", "spliced")]
-        rows.append((_name(raw), *numbers, size(moved[0]), size(moved[1]), _share(moved[2], moved[0] + moved[1])))
+        shares = (size(moved[0]), size(moved[1]), _share(moved[2], moved[0] + moved[1]))
+        rows.append((_name(raw), *numbers, *shares, str(counted.get("evicted", "?"))))
     return table(rows, right=set(range(1, len(heads)))) + _service(service)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from portfwd import holders, places, runtimes, spec
+from portfwd import choose, holders, places, runtimes, spec
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import BALANCES, Mapping, Place
 from portfwd.spec import Destination, Publish, Template
@@ -200,7 +200,7 @@ class Search:
     def __init__(self, template: Template, offer: Offer) -> None:
         self.template = template
         self.offer = offer
-        self.ephemeral = spec.ephemeral_range(_read("/proc/sys/net/ipv4/ip_local_port_range"))
+        self.ephemeral = choose.random_ports(_read)
         self._taken: dict[tuple[str, tuple[str, ...]], set[int]] = {}
 
     def first_free(self, name: str, publish: Publish) -> Mapping:

@@ -25,7 +25,14 @@ def start_time(pid: int) -> int:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[START_TIME])
     except (OSError, ValueError, IndexError) as error:
+        refuse_shortage(error)
         raise NotFound(f"there is no process {pid}") from error
+
+
+def refuse_shortage(error: Exception) -> None:
+    """Lacking for want of descriptors: then nothing is known of the process."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise Lacking("no descriptor is left to watch a process with", "raise LimitNOFILE") from error
 
 
 def resolved(owner: str, asker: int) -> str:
@@ -44,6 +51,8 @@ def is_there(owner: str) -> bool:
             return start_time(pid) == started
         except NotFound:
             return False
+        except Lacking:
+            return True  # nobody can tell
     return True
 
 
@@ -101,8 +110,7 @@ class Owners:
         try:
             fd = os.pidfd_open(pid)
         except (OSError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                raise Lacking("no descriptor is left to watch a process with", "raise LimitNOFILE") from error
+            refuse_shortage(error)
             raise NotFound(f"there is no process {pid}") from error
         try:
             if start_time(pid) != started:

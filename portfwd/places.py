@@ -242,7 +242,7 @@ class Places:
         pids = {place.pid for place in places if place.pid}
         self._started = {pid: started for pid, started in self._started.items() if pid in pids}
         for pid in pids - self._started.keys():
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(PortfwdError):
                 self._started[pid] = start_time(pid)
 
     def expire(self, now: float) -> None:

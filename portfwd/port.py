@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from portfwd import proxyproto
 from portfwd.accepting import BACK_OFF_S
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
-from portfwd.counters import Counters
+from portfwd.counters import Counters, Tally
 from portfwd.errors import Lacking
 from portfwd.tcp import QUIET_S, RESET, Connection
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("portfwd")
 
 CONNECTIONS_MAX = 65536  # of a mapping at a time, where it names no limit
+ENDED_LOOK_MAX = 256  # connections among which one that can make room is looked for
 
 
 class TcpPort:
@@ -53,8 +55,11 @@ class TcpPort:
         self.balancer = Balancer(mapping.targets, mapping.balance)
         self.connections: set[Connection] = set()
         self.connecting: set[Connection] = set()
+        self.ended: dict[Connection, None] = {}  # of those: whose client has ended its side, in that order
+        self.starving = False  # clients have had to wait since this was last looked at
         self.cut_at = 0.0  # while draining: when what is left is cut
         self._said = 0.0
+        self._tally = Tally()
         try:
             for listener in self.listeners:
                 listener.listen(poller, self)
@@ -69,8 +74,10 @@ class TcpPort:
     def lacking(self, why: str) -> None:
         """Clients wait in the backlog."""
         self.counters.errors += 1
+        self.counters.starved += 1
         self.pipes.close()  # those that are kept for the next bulk: two descriptors each
-        self.say(f"cannot accept connections: {why}; trying again every {BACK_OFF_S:g} s")
+        self.starving = True
+        self._tally.add(f"times that clients had to wait for {BACK_OFF_S:g} s ({why})")
 
     def out_of_descriptors(self) -> None:
         """A client was accepted whose target's socket cannot be made: leave the next ones in the backlog."""
@@ -88,8 +95,7 @@ class TcpPort:
     def begin(self, client: socket.socket, address: tuple[str, int], port: int, host_ip: str = "") -> None:
         """Take on a client who connected to `port`, of `host_ip` if that is known already."""
         ip = address[0]
-        if not self.admission.allows(ip) or not self.admission.enter(ip):
-            self.counters.refused += 1
+        if not self._admits(client, ip):
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             client.close()
             return
@@ -100,6 +106,32 @@ class TcpPort:
             self._direct(connection, address, port, host_ip)
         except Exception as error:  # noqa: BLE001  logged there
             connection.fail(error)
+
+    def _admits(self, client: socket.socket, ip: str) -> bool:
+        """Whether the allow list and the limits let a client in, that is still there; it counts from then on."""
+        if not self.admission.allows(ip):
+            self.counters.refused += 1
+            self._tally.add("clients that are not allowed")
+            return False
+        if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # it reset while it waited in the backlog
+            self.counters.connections += 1
+            self.counters.errors += 1
+            return False
+        if self.admission.enter(ip) or (self._cut_one_that_ended(ip) and self.admission.enter(ip)):
+            return True
+        self.counters.refused += 1
+        self.counters.limited += 1
+        self._tally.add(f"clients beyond {self.admission.reached(ip)}")
+        return False
+
+    def _cut_one_that_ended(self, ip: str) -> bool:
+        """Make room: a client that has ended its side before a target answered may wait for an answer, or be gone."""
+        own = self.admission.at_cap(ip)
+        for connection in islice(self.ended, ENDED_LOOK_MAX):
+            if not own or connection.client_ip == ip:
+                connection.abort()
+                return True
+        return False
 
     def _direct(self, connection: Connection, address: tuple[str, int], port: int, host_ip: str) -> None:
         mapping = self.mapping
@@ -123,11 +155,16 @@ class TcpPort:
         self.admission.admit(connection.client_ip)
         self._enter(connection)
 
+    def dialled(self, connection: Connection) -> None:
+        """It is connecting no longer."""
+        self.connecting.discard(connection)
+        self.ended.pop(connection, None)
+
     def left(self, connection: Connection) -> None:
         """A connection has been closed."""
         if connection in self.connections:
             self.connections.remove(connection)
-            self.connecting.discard(connection)
+            self.dialled(connection)
             self.counters.active -= 1
             self.admission.leave(connection.client_ip)
 
@@ -143,6 +180,7 @@ class TcpPort:
             listener.resume(self.poller)
         for connection in [one for one in self.connecting if now >= one.deadline]:
             connection.timed_out()
+        self._tally.say(self.mapping.id, now)
         if self.cut_at and now >= self.cut_at:
             for connection in list(self.connections):
                 connection.abort()
@@ -180,5 +218,6 @@ class TcpPort:
     def close(self) -> None:
         """Everything, at once."""
         self.stop_listening()
+        self._tally.say(self.mapping.id, self.poller.now, last=True)
         for connection in list(self.connections):
             connection.cut()

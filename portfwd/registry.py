@@ -25,6 +25,7 @@ from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
 
 if TYPE_CHECKING:
+    from portfwd.descriptors import Descriptors
     from portfwd.mapping import Mapping
     from portfwd.places import Places
     from portfwd.relay import Relay
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("portfwd")
 
 RETRY_S = 5.0
+SHOWN_MAX, NOTES_SHOWN = 500, 20  # characters of a mapping, and notes on a request, in the log
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 Json = dict[str, object]
@@ -49,9 +51,10 @@ class Waiting:
 class Registry:
     """See the module."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store, descriptors: Descriptors) -> None:
         self.relay = relay
         self.store = store
+        self.descriptors = descriptors
         self.owners = Owners(loop, self._ended)
         self.waiting: dict[str, Waiting] = {}
         self.started = time.time()
@@ -64,6 +67,10 @@ class Registry:
 
     def publish(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
         """All of them or none, or those that can be, on sockets that came along. PortfwdError."""
+        with self.descriptors.for_listeners():
+            return self._publish_all(request, asker, descriptors)
+
+    def _publish_all(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
         wanted = [dataclasses.replace(one, owner=owners.resolved(one.owner, asker)) for one in request.mappings]
         if request.must_exist:
             refuse_absent(self.relay.places, wanted)
@@ -86,13 +93,14 @@ class Registry:
                     close_all(sockets)
                 else:
                     done[mapping.id] = mapping
-            self.store.save(list(done.values()), known)
+            with self.descriptors.for_commands():
+                self.store.save(list(done.values()), known)
             undo.pop_all()
         for name, mapping in done.items():
             self.waiting.pop(name, None)
-            log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", mapping)
-        for note in notes:
-            log.info("%s", note)
+            log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", short(str(mapping)))
+        for note in notes[:NOTES_SHOWN]:
+            log.info("%s", short(note))
         return {"ok": True, "ids": list(done), "notes": notes}
 
     def _publish(
@@ -187,9 +195,11 @@ class Registry:
         for mapping in list(self.relay.mappings.values()):
             try:
                 self.owners.watch(mapping)
-            except PortfwdError as error:
+            except NotFound as error:
                 log.info("%s: %s", mapping.id, error)
                 self._ended(mapping.id)
+            except PortfwdError as error:
+                log.error("%s: %s", mapping.id, error)
         for mapping in self.store.load():
             if mapping.id not in self.relay.mappings:
                 self._try(mapping)
@@ -209,7 +219,7 @@ class Registry:
             self.store.forget_in_time([mapping])
             return
         try:
-            with ExitStack() as undo:
+            with self.descriptors.for_listeners(), ExitStack() as undo:
                 self._publish(mapping, [], undo, replace=False)
                 undo.pop_all()
         except (PortfwdError, OSError, ValueError) as error:
@@ -219,18 +229,24 @@ class Registry:
             self.waiting[name] = Waiting(mapping, str(error))
         else:
             self.waiting.pop(name, None)
-            log.info("%s: published again %s", name, mapping)
+            log.info("%s: published again %s", name, short(str(mapping)))
 
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""
         log.info("%s: its process has ended", name)
-        self._drop([name], 0.0)
+        with self.descriptors.for_commands():
+            self._drop([name], 0.0)
 
 
 def refuse_absent(places: Places, mappings: Sequence[Mapping]) -> None:
     """The first error of a namespace that is not there, or cannot be entered."""
     for error in absent(places, mappings):
         raise type(error)(error.msg, "; ".join(filter(None, (error.details, "with --wait it may come later"))))
+
+
+def short(text: str) -> str:
+    """For the log: a mapping may have thousands of targets."""
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:

@@ -325,11 +325,21 @@ class Relay:
         if thorough:
             self._next_look = now + LOOK_AT_ALL_S
             self.places.expire(now)
+        self._share_descriptors(servers, now)
         for server in servers:
             server.sweep(now)
             if thorough:
                 server.look_at_all(now)
         self._draining = [server for server in self._draining if server.counters.active]
+
+    def _share_descriptors(self, servers: Sequence[TcpPort | UdpPort], now: float) -> None:
+        """TCP clients wait in a backlog for what UDP flows hold to the end of their idle time."""
+        starving = [server for server in servers if isinstance(server, TcpPort) and server.starving]
+        for server in starving:
+            server.starving = False
+        for flows in servers if starving else ():
+            if isinstance(flows, UdpPort):
+                flows.give_up(now)
 
     def drain(self, drain_s: float) -> None:
         """Remove all mappings, each with this limit."""

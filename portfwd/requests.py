@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
 
+LINE_MAX = 1 << 20  # bytes of a request; 4,000 mappings
 DRAIN_S_MAX = 10.0**6
 OWNER = re.compile(r"attachment [0-9a-f]{16}|pid|pid [0-9]{1,10} [0-9]{1,20}")
 ASKER = "pid"  # the owner that stands for the process that asks

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import logging
 import os
-import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -19,8 +18,9 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from cni_py.commands import report
-from portfwd import control, handover, options, store, systemd
-from portfwd.control import Call, Json, Lock, Peer, Server
+from portfwd import control, handover, options, returning, store, systemd
+from portfwd.control import Call, Inherited, Json, Lock, Peer, Server
+from portfwd.descriptors import Descriptors
 from portfwd.errors import Lacking, PortfwdError
 from portfwd.places import Places
 from portfwd.poller import Poller
@@ -29,11 +29,13 @@ from portfwd.registry import RETRY_S, Registry
 from portfwd.relay import SWEEP_S, Relay
 from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats
 from portfwd.succession import Succession
+from portfwd.udp import UdpPort
 from portfwd.watch import Watch
 
 log = logging.getLogger("portfwd")
 
 DRAIN_S = 10.0
+RETURN_AGAIN_S = 1.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 FAULTS_MAX = 10  # errors of our own in FAULTS_S that are survived: each may have cost a connection
 FAULTS_S = 60.0
@@ -118,8 +120,6 @@ def main(arguments: Sequence[str]) -> int:
 def serve(chosen: Options) -> int:
     """Serve until told to stop; the exit status."""
     log_to_stderr(chosen.log_level)
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     given = systemd.activated(os.environ)
     try:
         control.make_folder(chosen.socket)
@@ -152,16 +152,18 @@ class Service:
 
     def __init__(self, chosen: Options) -> None:
         self.options = chosen
+        self.descriptors = Descriptors()
         self.poller = Poller()
         self.loop = asyncio.SelectorEventLoop(self.poller)
         self.places = Places()
         self.redirects = redirects_here() if chosen.redirect else None
         self.relay = Relay(self.poller, self.places, redirects=self.redirects)
-        self.registry = Registry(self.loop, self.relay, store.Store(chosen.state))
+        self.registry = Registry(self.loop, self.relay, store.Store(chosen.state), self.descriptors)
         self.succession = Succession(self.loop, chosen.for_successor())
         self.lock: Lock | None = None
         self.listener: socket.socket | None = None
         self.server: Server | None = None
+        self._inherited: list[Inherited] = []  # a predecessor's clients
         self.watch: Watch | None = None
         self._unlinks = True  # whether the socket's file is ours to remove
         self._stopping = self._ended = False
@@ -190,6 +192,7 @@ class Service:
             self.listener, lock = handover.unpack(self.relay, parcel)
             self.lock = Lock(self.options.socket, lock)
             self._unlinks = parcel.state.get("unlinks") is not False
+            self._inherited = handover.clients(parcel)
             handover.confirm(peer)
         except (PortfwdError, OSError) as error:
             log.error("cannot take over: %s", error)
@@ -204,8 +207,12 @@ class Service:
         try:
             self._restore()
             self._tidy_redirects()
-            self.watch = Watch(self.loop, self.redirects)
-            self.server = Server(self.loop, self.listener, self)
+            self.watch = Watch(
+                self.loop, self.redirects, room=self.descriptors.for_commands, restored=self._return_flows
+            )
+            self.server = Server(self.loop, self.listener, self, self.descriptors)
+            for one in self._inherited:
+                self.server.adopt(one)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.loop.add_signal_handler(number, self.stop)
             self.loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -215,6 +222,7 @@ class Service:
                 self._every(watchdog_s, lambda: systemd.notify("WATCHDOG=1"))
             self._say_ready()
             self.watch.restore()
+            self.descriptors.lower()
             while not self._ended:
                 self._run_loop()
         finally:
@@ -274,7 +282,8 @@ class Service:
 
     def _retry(self) -> None:
         if not self._stopping:
-            self.registry.retry()
+            with self.descriptors.for_commands():
+                self.registry.retry()
 
     # Answering
 
@@ -312,19 +321,34 @@ class Service:
         successor = Peer.of(peer).pid
         parcel = handover.pack(self.relay, self.listener, self.lock.fd)
         parcel.state["unlinks"] = self._unlinks
-        if not handover.send(parcel, peer):
+        if self.server is not None:
+            parcel.state[handover.CLIENTS] = self.server.pack(parcel.put, peer)
+        word = handover.send(parcel, peer)
+        if not word:
             log.warning("process %d did not take over; serving on", successor)
             return
         log.info("process %d has taken over", successor)
         systemd.notify(f"MAINPID={successor}", "READY=1")  # before it is seen that we are gone
-        self.succession.succeeded()
+        if handover.CLIENTS.encode() not in word:
+            self.succession.succeeded()  # a successor that answers our clients tells the one who asked for it, too
         if self.watch is not None:
             self.watch.close()
         end_without_a_word(0)
 
+    def _return_flows(self) -> None:
+        """Rules are back: now, and once more for a datagram that was on its way through the kernel."""
+        for delay_s in (0.0, RETURN_AGAIN_S):
+            self.loop.call_later(delay_s, self._return_flows_now)
+
+    def _return_flows_now(self) -> None:
+        with self.descriptors.for_commands():
+            servers = [one.server for one in self.relay.published if one.mapping.owner.startswith("attachment ")]
+            returning.give_back(server for server in servers if isinstance(server, UdpPort))
+
     def _hang_up(self) -> None:
         try:
-            self.succession.start(None)
+            with self.descriptors.for_commands():
+                self.succession.start(None)
         except PortfwdError as error:
             log.error("cannot reload: %s", error)
 

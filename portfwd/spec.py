@@ -192,7 +192,7 @@ def _parts(publish: Publish) -> list[Publish]:
     ]
 
 
-def candidates(publish: Publish, ephemeral: range, start: int, taken: Container[int] = ()) -> Iterator[int]:
+def candidates(publish: Publish, ephemeral: Sequence[int], start: int, taken: Container[int] = ()) -> Iterator[int]:
     """First host ports to try in turn until one is free: the same number on every address of the mapping.
 
     Random ports are looked for from `start` on; those known to be taken are passed over. A pool whose ports are all taken
@@ -207,7 +207,7 @@ def candidates(publish: Publish, ephemeral: range, start: int, taken: Container[
         yield publish.host_ports[0]
 
 
-def _random(ephemeral: range, start: int, taken: Container[int]) -> Iterator[int]:
+def _random(ephemeral: Sequence[int], start: int, taken: Container[int]) -> Iterator[int]:
     tries = 0
     for step in range(len(ephemeral)):
         port = ephemeral[(start + step) % len(ephemeral)]

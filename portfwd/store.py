@@ -2,8 +2,9 @@
 
     /var/lib/cni-py/portfwd/mappings/<id>.json      mode 0600, in folders of 0700; written in full or not at all
 
-What people publish survives a power loss. What belongs to a container or a process ends with them, at the latest with this
-boot: it has the boot's id, and need not reach the disk at once.
+What is accepted can be read again: whatever would be beyond the limits of load() or of an answer to `list` is refused. What
+people publish survives a power loss. What belongs to a container or a process ends with them, at the latest with this boot: it
+has the boot's id, and need not reach the disk at once.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from collections.abc import Mapping as Object
 from collections.abc import Sequence
 
 from cni_py import records
-from portfwd.errors import PortfwdError
+from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
+from portfwd.requests import LINE_MAX
 
 log = logging.getLogger("portfwd")
 
 SCHEMA = 1
 SUFFIX = ".json"
-SIZE_MAX = 1 << 20  # bytes; no request that made one was longer
+SIZE_MAX = (
+    4 * LINE_MAX
+)  # bytes of a file: escapes make a text three times as long as in the request, spaces a list twice
+TOTAL_MAX = 32 << 20  # bytes of all
+MAPPINGS_MAX = 65536
 NAMED_MAX = 5  # mappings in a sentence
 
 
@@ -43,30 +49,35 @@ class Store:
         self.folder = f"{state}/mappings"
         self._boot = records.boot_id()
         self._unforgotten: dict[str, Mapping] = {}  # what has ended and is still on disk, by id
+        self._sizes: dict[str, int] = {}
+        self._total = 0
 
     def save(self, mappings: Sequence[Mapping], before: Object[str, Mapping] | None = None) -> None:
-        """Write all of them, in place of those `before`, by id. PortfwdError: then none."""
+        """Write all of them, in place of those `before`, by id. Usage when they are too large; PortfwdError: then none."""
+        texts = [(mapping, self._text(mapping)) for mapping in mappings]
+        self._refuse_too_much(texts)
         named: list[Mapping] = []
         try:
-            self._put(mappings, named)
+            self._put(texts, named)
         except OSError as error:
             self._put_back(named, before or {})
             raise PortfwdError(f"cannot keep mappings in {self.folder}", _unchanged(error)) from error
 
-    def _put(self, mappings: Sequence[Mapping], named: list[Mapping]) -> None:
+    def _put(self, texts: Sequence[tuple[Mapping, bytes]], named: list[Mapping]) -> None:
         """Write all, then name all, and tell which are named. OSError: a disk that is full refuses the first as a rule."""
         try:
             records.make_folders(self.folder, 0o700)
-            for mapping in mappings:
-                self._write(mapping)
-            for mapping in mappings:
+            for mapping, text in texts:
+                self._write(mapping, text)
+            for mapping, text in texts:
                 os.rename(self._temporary(mapping), self._path(mapping.id))
                 named.append(mapping)
+                self._note(mapping.id, len(text))
                 self._unforgotten.pop(mapping.id, None)
-            if any(not mapping.owner for mapping in mappings):
+            if any(not mapping.owner for mapping, _ in texts):
                 self._sync()
         except OSError:
-            for mapping in mappings:
+            for mapping, _ in texts:
                 with contextlib.suppress(OSError):  # what is half written takes room on a disk that is full
                     os.unlink(self._temporary(mapping))
             raise
@@ -77,18 +88,37 @@ class Store:
         old = [before[mapping.id] for mapping in named if mapping.id in before]
         try:
             if old:
-                self._put(old, [])
+                self._put([(mapping, self._text(mapping)) for mapping in old], [])
         except OSError as error:
             log.error("the files of %s are not as they should be: %s", _listed(old), error)
 
-    def _write(self, mapping: Mapping) -> None:
+    def _text(self, mapping: Mapping) -> bytes:
         content: dict[str, object] = {"schema": SCHEMA, "mapping": mapping.to_json()}
         if mapping.owner:
             content["boot"] = self._boot
+        return json.dumps(content, indent=1).encode() + b"\n"
+
+    def _refuse_too_much(self, texts: Sequence[tuple[Mapping, bytes]]) -> None:
+        for mapping, text in texts:
+            if len(text) > SIZE_MAX:
+                raise Usage(f"mapping {mapping.id} is too large to be kept", f"{len(text)} bytes, {SIZE_MAX} at most")
+        known = [mapping.id for mapping, _ in texts if mapping.id in self._sizes]
+        total = self._total - sum(self._sizes[name] for name in known) + sum(len(text) for _, text in texts)
+        count = len(self._sizes) - len(known) + len(texts)
+        if total > TOTAL_MAX or count > MAPPINGS_MAX:
+            raise Usage("this service cannot keep more mappings", f"{MAPPINGS_MAX} of together {TOTAL_MAX} bytes")
+
+    def _note(self, name: str, size: int) -> None:
+        """0 for one that is gone."""
+        self._total += size - self._sizes.pop(name, 0)
+        if size:
+            self._sizes[name] = size
+
+    def _write(self, mapping: Mapping, text: bytes) -> None:
         temporary = self._temporary(mapping)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            file.write(text)
             file.flush()
             if not mapping.owner:
                 os.fsync(fd)
@@ -105,7 +135,8 @@ class Store:
         try:
             for mapping in mappings:
                 if self._remove(mapping):
-                    gone.append(mapping)  # noqa: PERF401  what went before an error must be known
+                    gone.append(mapping)
+                self._note(mapping.id, 0)
             if any(not mapping.owner for mapping in gone):
                 self._sync()
         except OSError:
@@ -177,6 +208,7 @@ class Store:
                 raise ValueError("it is no ordinary file")
             text = file.read(SIZE_MAX + 1)
         content = json.loads(text.decode()) if len(text) <= SIZE_MAX else None
+        self._note(name, len(text))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"it is no object of schema {SCHEMA}")
         mapping = Mapping.from_json(content.get("mapping"))
@@ -185,6 +217,7 @@ class Store:
         if mapping.owner and content.get("boot") != self._boot:
             with contextlib.suppress(OSError):  # later, then
                 os.unlink(path)
+                self._note(name, 0)
             return None
         return mapping
 

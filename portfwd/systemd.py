@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -23,10 +24,15 @@ def notify(*words: str) -> None:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
-            sock.sendto("\n".join(words).encode(), address)
+        _sender().sendto("\n".join(words).encode(), address)
     except OSError as error:
         logging.getLogger("portfwd").debug("the service manager does not listen: %s", error.strerror)
+
+
+@functools.cache
+def _sender() -> socket.socket:
+    """Kept: a watchdog that is not told, since clients hold all descriptors, ends the service."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
 
 def activated(environment: Environment) -> list[int]:

@@ -1,10 +1,13 @@
 """TCP connections: a client's socket and a target's, and what flows between them.
 
     accept ─→ admitted? ─→ connect to a target ─→ bytes both ways, each way until its end ─→ close
+                           a client that resets meanwhile is gone, and the dial with it
 
 No task, future or pipe belongs to a connection: its two sockets are watched edge-triggered (poller.py), a small message costs one
 recv(2) and one send(2). A read that fills BULK at once begins to splice (splice.py). The end of one direction is passed on
-by shutdown(2) while the other goes on (half-close, RFC 9293 section 3.6); a reset is passed on as a reset.
+by shutdown(2) while the other goes on (half-close, RFC 9293 section 3.6); a reset is passed on as a reset. A client that ends its
+side before a target has answered has closed, or waits for the answer (`nc -N`): which of them, TCP does not tell. So the dial
+goes on, but where a limit is reached such a client is the first to make room.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING
 from cni_py.errors import CniError
 from portfwd import splice
 from portfwd.errors import PortfwdError
-from portfwd.poller import EDGE, ERROR, READ, URGENT, WRITE
+from portfwd.poller import EDGE, ERROR, HANGUP, READ, URGENT, WRITE
 
 if TYPE_CHECKING:
     from portfwd.mapping import Target
@@ -199,6 +202,7 @@ class Connection:
         "connected",
         "deadline",
         "down",
+        "early",
         "kept_alive",
         "port",
         "preface",
@@ -216,6 +220,7 @@ class Connection:
         self.candidates: list[tuple[Target, int]] = []  # still to be tried, each with the port
         self.preface = b""  # the PROXY protocol's header
         self.connected = False
+        self.early = 0  # events of the client until there is a target
         self.kept_alive = False
         self.active_at = port.poller.now
         self.deadline = 0.0  # of connect(2)
@@ -223,7 +228,9 @@ class Connection:
         self.down: Half | None = None
 
     def dial(self) -> None:
-        """Begin to connect to the next candidate; without one the client is cut off."""
+        """Begin to connect to the next candidate; without one the client is cut off. OSError when the kernel watches no more."""
+        if self.deadline == 0.0:  # the first
+            self.port.poller.watch(self.client.fileno(), EDGE, self.on_client)
         while self.candidates:
             self.serving, number = self.candidates.pop(0)
             try:
@@ -250,6 +257,7 @@ class Connection:
         self.deadline = self.port.poller.now + self.port.mapping.connect_timeout_s
         self.port.poller.watch(self.target.fileno(), EDGE, self.on_target)
         self.port.connecting.add(self)
+        self._note_end()
         return True
 
     def _dial_failed(self, why: str) -> None:
@@ -260,7 +268,7 @@ class Connection:
 
     def _close_target(self) -> None:
         assert self.target is not None
-        self.port.connecting.discard(self)
+        self.port.dialled(self)
         self.port.poller.gone(self.target.fileno())
         self.target.close()
         self.target = None
@@ -291,18 +299,19 @@ class Connection:
             return
         if not events & WRITE:
             return
-        self.port.connecting.discard(self)
+        self.port.dialled(self)
         if self.serving is not None:
             self.port.balancer.worked(self.serving)
-        self._join(target).pending = self.preface
-        self._on_events(events, self.down, self.up)
+        up = self._join(target)
+        up.pending = self.preface
+        self._on_events(events, self.down, up)
+        self._on_events(self.early, self.up, self.down)
 
     def _join(self, target: socket.socket) -> Half:
         """Make the two directions; returns the one to the target."""
         self.connected = True
         self.up = Half(self, self.client, target, inward=True)
         self.down = Half(self, target, self.client, inward=False)
-        self.port.poller.watch(self.client.fileno(), EDGE, self.on_client)
         return self.up
 
     def resume(self, target: socket.socket, serving: Target | None, *, connected: bool) -> None:
@@ -310,18 +319,30 @@ class Connection:
         self.target = target
         self.serving = serving
         self.port.poller.watch(target.fileno(), EDGE, self.on_target)
+        self.port.poller.watch(self.client.fileno(), EDGE, self.on_client)
+        self.deadline = self.port.poller.now + self.port.mapping.connect_timeout_s
         if connected:
             self._join(target)
         else:
-            self.deadline = self.port.poller.now + self.port.mapping.connect_timeout_s
             self.port.connecting.add(self)
 
     def on_client(self, events: int) -> None:
         """Something happened at the client's socket."""
         try:
-            self._on_events(events, self.up, self.down)
+            if self.connected:
+                self._on_events(events, self.up, self.down)
+            elif events & ERROR:
+                self.abort()
+            else:
+                self.early |= events
+                self._note_end()
         except Exception as error:  # noqa: BLE001  logged there
             self.fail(error)
+
+    def _note_end(self) -> None:
+        """A client that has ended its side waits for an answer, or is gone."""
+        if self.early & HANGUP:
+            self.port.ended[self] = None
 
     def _on_events(self, events: int, out: Half | None, back: Half | None) -> None:
         """`out` is read from the socket that has events, `back` is written to it. OSError ends the connection."""
@@ -381,8 +402,7 @@ class Connection:
         for half in (self.up, self.down):
             if half is not None:
                 half.give_back_pipe()
-        if self.connected:
-            self.port.poller.gone(self.client.fileno())
+        self.port.poller.gone(self.client.fileno())
         self.up = self.down = None
         if self.target is not None:
             self._close_target()

@@ -5,9 +5,9 @@
 
 No datagram is ever kept: what cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
 watched level-triggered and read BATCH datagrams at a time, so that a busy one has its turn and no more.
-A flow ends by idleness in both directions or because a newer one needs its place (flows.py). ICMP errors do not end it:
-it turns to another target where there is one. They are read from the error queue (ip(7) IP_RECVERR), since a container
-that is gone is told as EHOSTUNREACH, which a socket without the queue never learns.
+A flow ends by idleness in both directions or because a newer one needs its place (flows.py), which is counted and said. ICMP
+errors do not end it: it turns to another target where there is one. They are read from the error queue (ip(7) IP_RECVERR), since
+a container that is gone is told as EHOSTUNREACH, which a socket without the queue never learns.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import errno
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from portfwd import proxyproto
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
+from portfwd.counters import Tally
 from portfwd.errors import PortfwdError
-from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
-from portfwd.pktinfo import local_of, reply_control, text_of
+from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable
+from portfwd.pktinfo import local_of, text_of
 from portfwd.poller import ERROR, LEVEL
+from portfwd.udpsockets import Listener, UdpFlow, errors_of, exhausted, keep_errors, make_room, most_flows
 
 if TYPE_CHECKING:
     from portfwd.counters import Counters
@@ -41,46 +41,12 @@ log = logging.getLogger("portfwd")
 
 BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
-BUFFER = 1 << 20  # bytes; of a listener, which all clients share and which neighbours that do not answer fill, too
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
 CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
-IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
-
-
-@dataclass(slots=True, eq=False)
-class Listener:
-    """A bound socket; `port` is the mapping's port it stands for."""
-
-    sock: socket.socket
-    ip: str
-    port: int
-
-
-class UdpFlow(Flow):
-    """One client talking to one address and port of the host."""
-
-    __slots__ = ("client", "header", "listener", "local", "proven", "reply", "target", "upstream")
-
-    def __init__(self, listener: Listener, client: Address, local: bytes, now: float) -> None:
-        super().__init__((listener, client, local), client[0], now)
-        self.listener = listener
-        self.client = client
-        self.local = local
-        self.reply = reply_control(local)
-        self.header = b""  # of the PROXY protocol, before each datagram
-        self.target: Target | None = None
-        self.upstream: socket.socket | None = None  # None: the next datagram has to find a target
-        self.proven = False  # the target has answered since it was last dialled or failed
-
-
-def exhausted(error: BaseException | None) -> bool:
-    """Whether it was for want of descriptors or memory, and not the target's doing."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__
-    return error is not None and error.errno in EXHAUSTED
+QUEUED_MAX = 4096  # datagrams of a socket's queue
+GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
+WANT = "flows ended for newer clients, for want of descriptors"
 
 
 class UdpPort:
@@ -103,13 +69,13 @@ class UdpPort:
         self.balancer = Balancer(mapping.targets, mapping.balance)
         self._places = places
         self._poller = poller
-        self._admission = Admission(
-            mapping, FLOWS_MAX
-        )  # its allow list; a limit is the table's: nobody is refused for it
-        limit = flows_max or mapping.limit or FLOWS_MAX
+        self._admission = Admission(mapping, FLOWS_MAX)  # its allow list; a limit is the table's
+        self._tally = Tally()
+        limit = flows_max or most_flows(mapping)
         self._flows: FlowTable[UdpFlow] = FlowTable(limit, mapping.limit_per_client, idle_s or mapping.idle_s or IDLE_S)
         self._listeners: list[Listener] = []
         self._watched: set[int] = set()
+        self._returning: set[Address] = set()  # clients whose datagrams are dropped
         self._retry_at = 0.0  # until then no target can be used
         self._look_up_at: dict[Target, float] = {}  # until then its place is not looked up anew
         self._said = 0.0
@@ -152,13 +118,24 @@ class UdpPort:
                 flow = self._begin(listener, client, local, now)
             else:
                 self._flows.touch(flow, now)
+                if flow.proven and not flow.talks:
+                    self._flows.talks(flow, now)
             if flow is not None:
                 self._pass_in(flow, data, now)
 
     def _begin(self, listener: Listener, client: Address, local: bytes, now: float) -> UdpFlow | None:
         """A new flow that has a target, or None: its datagram has been counted."""
+        if client in self._returning:
+            self.counters.dropped += 1
+            return None
         if not self._admission.allows(client[0]):
             self.counters.refused += 1
+            self._tally.add("datagrams of clients that are not allowed")
+            return None
+        if self._flows.is_full(client[0], now):
+            self.counters.refused += 1
+            self.counters.limited += 1
+            self._tally.add(f"datagrams of new clients refused, beyond {self._flows.bounds()}, all in use")
             return None
         flow = self._flow(listener, client, local, now)
         if not self._dial(flow, now):
@@ -178,7 +155,13 @@ class UdpPort:
     def _enter(self, flow: UdpFlow) -> None:
         self.counters.active += 1
         for gone in self._flows.add(flow):
-            self._end(gone)
+            self._evict(gone, f"flows ended for newer ones, at {self._flows.bounds()}")
+
+    def _evict(self, flow: UdpFlow, why: str) -> None:
+        """End a flow that is out of the table before its time."""
+        self.counters.evicted += 1
+        self._tally.add(why)
+        self._end(flow)
 
     def _pass_in(self, flow: UdpFlow, data: bytes, now: float) -> None:
         """Send a client's datagram, or drop and count it."""
@@ -227,7 +210,8 @@ class UdpPort:
             except (OSError, PortfwdError) as error:
                 if exhausted(error):
                     self.counters.errors += 1
-                    self._say(f"no socket for a flow: {error}")
+                    self.counters.starved += 1
+                    self._tally.add(f"times no socket for a new flow ({error})")
                     return False
                 self.counters.failed += 1
                 self.balancer.failed(target, now)
@@ -243,11 +227,11 @@ class UdpPort:
             try:
                 self._open(flow, target)
             except (OSError, PortfwdError) as error:
-                oldest = next(iter(self._flows), None)
+                oldest = self._flows.expendable(self._poller.now) or next(iter(self._flows), None)
                 if not exhausted(error) or oldest is None or oldest is flow:
                     raise
                 self._flows.remove(oldest)
-                self._end(oldest)
+                self._evict(oldest, WANT)
             else:
                 return
         self._open(flow, target)
@@ -256,10 +240,7 @@ class UdpPort:
         family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
         upstream = self._places.socket(target.place, family, socket.SOCK_DGRAM)
         try:
-            if family == socket.AF_INET6:
-                upstream.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-            else:
-                upstream.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+            keep_errors(upstream)
             upstream.connect((target.address, self.mapping.target_port(target, flow.listener.port)))
             self._attach(flow, target, upstream)
         except BaseException:
@@ -293,24 +274,12 @@ class UdpPort:
 
     def _read_errors(self, flow: UdpFlow, now: float) -> None:
         """Take note of what ICMP and the kernel said, and of nothing twice."""
-        found = False
-        while (upstream := flow.upstream) is not None:
-            try:
-                _, control, _, _ = upstream.recvmsg(0, CONTROL_SPACE, socket.MSG_ERRQUEUE)
-            except OSError:  # EAGAIN: no more
+        upstream = flow.upstream
+        for number in errors_of(upstream) if upstream is not None else ():
+            if flow.upstream is not upstream:
                 break
-            found = True
-            for _, kind, data in control:
-                if kind in (IP_RECVERR, IPV6_RECVERR):  # struct sock_extended_err: errno first
-                    self._note(flow, int.from_bytes(data[:4], sys.byteorder), now)
-        if flow.upstream is not None:
-            pending = flow.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if pending and not found:  # there was no room in the queue
-                self._note(flow, pending, now)
-
-    def _note(self, flow: UdpFlow, number: int, now: float) -> None:
-        if number != errno.EMSGSIZE:  # a narrower path, which the kernel keeps in mind (ip(7) IP_MTU_DISCOVER)
-            self._target_failed(flow, OSError(number, os.strerror(number)), now)
+            if number != errno.EMSGSIZE:  # a narrower path, which the kernel keeps in mind (ip(7) IP_MTU_DISCOVER)
+                self._target_failed(flow, OSError(number, os.strerror(number)), now)
 
     # From targets to clients
 
@@ -377,9 +346,38 @@ class UdpPort:
             log.warning("%s: %s", self.mapping.id, text)
 
     def sweep(self, now: float) -> None:
-        """End the flows that have been idle too long."""
+        """End the flows that have been idle too long; say what was turned away."""
         for flow in self._flows.expire(now):
             self._end(flow)
+        self._tally.say(self.mapping.id, now)
+
+    def all_flows(self) -> list[UdpFlow]:
+        """Those there are."""
+        return list(self._flows)
+
+    def end_all(self, flows: Sequence[UdpFlow]) -> None:
+        """End flows that somebody else is to serve."""
+        for flow in flows:
+            self._flows.remove(flow)
+            self._end(flow)
+
+    def drop_queued(self, listener: Listener, clients: set[Address]) -> None:
+        """Drop what these have sent until now; the others are served."""
+        self._returning = clients
+        try:
+            for _ in range(QUEUED_MAX // BATCH):
+                self._incoming(listener, 0)
+        finally:
+            self._returning = set()
+
+    def give_up(self, now: float) -> None:
+        """TCP clients wait for descriptors: end some flows that nobody would miss."""
+        for _ in range(GIVEN_UP):
+            flow = self._flows.silent(now)
+            if flow is None:
+                return
+            self._flows.remove(flow)
+            self._evict(flow, WANT)
 
     def look_at_all(self, now: float) -> None:
         """Nothing: sweep() sees all that time can bring to a flow."""
@@ -391,7 +389,8 @@ class UdpPort:
         self._admission = Admission(mapping, FLOWS_MAX)
         self._retry_at = 0.0
         self._look_up_at.clear()
-        gone = self._flows.resize(mapping.limit or FLOWS_MAX, mapping.limit_per_client, mapping.idle_s or IDLE_S)
+        gone = self._flows.resize(most_flows(mapping), mapping.limit_per_client, mapping.idle_s or IDLE_S)
+        self.counters.evicted += len(gone)
         for flow in [flow for flow in self._flows if not self._admission.allows(flow.client[0])]:
             self._flows.remove(flow)
             gone.append(flow)
@@ -404,6 +403,7 @@ class UdpPort:
 
     def close(self) -> None:
         """Free the ports and end all flows. A second call is harmless."""
+        self._tally.say(self.mapping.id, self._poller.now, last=True)
         for flow in self._flows.clear():
             self._end(flow)
         for listener in self._listeners:
@@ -427,6 +427,8 @@ class UdpPort:
                     "target": targets.index(flow.target) if flow.target in targets else None,
                     "upstream": put(flow.upstream.fileno()) if flow.upstream is not None else None,
                     "active": flow.active,  # CLOCK_MONOTONIC, which all processes share
+                    "begun": flow.begun,
+                    "talks": flow.talks,
                 }
                 for flow in self._flows  # least recently used first
             ],
@@ -466,6 +468,9 @@ class UdpPort:
             case [int(label), int(zone)]:
                 client = (ip, port, label, zone)
         flow = self._flow(self._listeners[place], client, bytes.fromhex(local), active)
+        match raw:  # a predecessor of an older version does not say
+            case {"begun": float(begun), "talks": bool(talks)}:
+                flow.begun, flow.talks = begun, talks
         if number is not None:
             upstream = socket.socket(fileno=take(number))
             try:
@@ -473,12 +478,3 @@ class UdpPort:
             except OSError:  # no more watches: the flow's next datagram tries anew
                 upstream.close()
         self._enter(flow)
-
-
-def make_room(sock: socket.socket) -> None:
-    """For bursts, beyond net.core.{r,w}mem_max where this process may."""
-    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER)

@@ -22,7 +22,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import cni_py
@@ -174,12 +175,16 @@ class Watch:
         loop: asyncio.AbstractEventLoop,
         redirects: Redirects | None,
         *,
+        room: Callable[[], AbstractContextManager[None]] = nullcontext,
+        restored: Callable[[], None] = lambda: None,
         command: Sequence[str] = RESTORE,
         debounce_s: float = DEBOUNCE_S,
         every_s: float = EVERY_S,
     ) -> None:
         self._loop = loop
         self._redirects = redirects
+        self._restored = restored  # called when cni-py restore has ended
+        self._room = room  # for descriptors, whatever clients hold
         self._command = tuple(command)
         self._debounce_s = debounce_s
         self._losses = Losses()
@@ -235,6 +240,10 @@ class Watch:
         self._timer = self._loop.call_at(when, self._look)
 
     def _look(self) -> None:
+        with self._room():
+            self._look_now()
+
+    def _look_now(self) -> None:
         self._timer = None
         losses = self._losses.take_settled(time.time() - DEL_S)
         now = self._loop.time()
@@ -298,6 +307,7 @@ class Watch:
             log.info("cni-py restore: %s", line.decode("utf-8", "backslashreplace"))
         if not part:
             self._reap()
+            self._restored()
 
     def _reap(self) -> None:
         assert self._child is not None

@@ -22,7 +22,7 @@ CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
-CTA_FILTER_F_CTA_PROTO_NUM, CTA_FILTER_F_CTA_PROTO_DST_PORT = 1 << 3, 1 << 5
+CTA_FILTER_F_CTA_PROTO_NUM, CTA_FILTER_F_CTA_PROTO_SRC_PORT, CTA_FILTER_F_CTA_PROTO_DST_PORT = 1 << 3, 1 << 4, 1 << 5
 AF_INET, AF_INET6 = 2, 10
 UDP = 17
 
@@ -30,14 +30,14 @@ _U32 = _struct.Struct("=I")
 
 
 class Flow:
-    """A tracked UDP flow: where its first packet went (`dst`, `dst_port`), and who answers."""
+    """A tracked UDP flow: where its first packet came from (`src`, `src_port`) and went, and who answers."""
 
-    __slots__ = ("_attributes", "dst", "dst_port", "family", "replier")
+    __slots__ = ("_attributes", "dst", "dst_port", "family", "replier", "src", "src_port")
 
     def __init__(self, body: bytes) -> None:
         self.family = body[0]
         self._attributes = attrs(body[4:])
-        self.dst, self.dst_port = _ends(self._attributes[CTA_TUPLE_ORIG])
+        self.src, self.src_port, self.dst, self.dst_port = _ends(self._attributes[CTA_TUPLE_ORIG])
         self.replier = _source(self._attributes[CTA_TUPLE_REPLY])
 
     def body(self) -> bytes:
@@ -66,6 +66,26 @@ def forget_udp(ip_length: int, ports: "Collection[int]", wrong: "Callable[[Flow]
     return forgotten
 
 
+def forget_udp_of(clients: "Collection[tuple[bytes, int]]", port: int) -> int:
+    """Delete the UDP flows between a port of this host and clients of one family, whichever side began; returns how many.
+
+    A program of the host that goes on answering begins a flow, when that of its client was forgotten.
+    """
+    socket = Socket(NETLINK_NETFILTER)
+    forgotten = 0
+    family = AF_INET if len(next(iter(clients))[0]) == 4 else AF_INET6
+    try:
+        for kind in (CTA_PROTO_DST_PORT, CTA_PROTO_SRC_PORT):
+            for flow in list(_with_port(socket, family, kind, port)):
+                begun_there = kind == CTA_PROTO_DST_PORT
+                client = (flow.src, flow.src_port) if begun_there else (flow.dst, flow.dst_port)
+                if client in clients and port == (flow.dst_port if begun_there else flow.src_port):
+                    forgotten += _delete(socket, flow)
+    finally:
+        socket.close()
+    return forgotten
+
+
 def _delete(socket: Socket, flow: Flow) -> bool:
     try:
         socket.request(IPCTNL_MSG_CT_DELETE, 0, flow.body())
@@ -77,12 +97,18 @@ def _delete(socket: Socket, flow: Flow) -> bool:
 
 
 def _flows(socket: Socket, family: int, ports: "Collection[int]") -> "Iterator[Flow]":
-    """The kernel chooses by protocol, and by port when it is one (since Linux 5.8; an older one shows all)."""
+    for flow in _with_port(socket, family, CTA_PROTO_DST_PORT, next(iter(ports)) if len(ports) == 1 else 0):
+        if flow.dst_port in ports:
+            yield flow
+
+
+def _with_port(socket: Socket, family: int, kind: int, port: int) -> "Iterator[Flow]":
+    """The kernel chooses by protocol, and by port unless it is 0 (since Linux 5.8; an older one shows all)."""
     known = [attr(CTA_PROTO_NUM, bytes((UDP,)))]
     flags = CTA_FILTER_F_CTA_PROTO_NUM
-    if len(ports) == 1:
-        known.append(attr(CTA_PROTO_DST_PORT, next(iter(ports)).to_bytes(2, "big")))
-        flags |= CTA_FILTER_F_CTA_PROTO_DST_PORT
+    if port:
+        known.append(attr(kind, port.to_bytes(2, "big")))
+        flags |= CTA_FILTER_F_CTA_PROTO_DST_PORT if kind == CTA_PROTO_DST_PORT else CTA_FILTER_F_CTA_PROTO_SRC_PORT
     body = (
         bytes((family, 0, 0, 0))
         + nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_PROTO, *known))
@@ -92,11 +118,9 @@ def _flows(socket: Socket, family: int, ports: "Collection[int]") -> "Iterator[F
             attr(CTA_FILTER_REPLY_FLAGS, _U32.pack(0)),
         )
     )
-    for kind, answer in socket.request(IPCTNL_MSG_CT_GET, NLM_F_DUMP, body):
-        if kind == IPCTNL_MSG_CT_NEW and _is_udp(answer):
-            flow = Flow(answer)
-            if flow.dst_port in ports:
-                yield flow
+    for message, answer in socket.request(IPCTNL_MSG_CT_GET, NLM_F_DUMP, body):
+        if message == IPCTNL_MSG_CT_NEW and _is_udp(answer):
+            yield Flow(answer)
 
 
 def _is_udp(body: bytes) -> bool:
@@ -104,11 +128,12 @@ def _is_udp(body: bytes) -> bool:
     return proto.get(CTA_PROTO_NUM) == bytes((UDP,))
 
 
-def _ends(direction: bytes) -> tuple[bytes, int]:
-    """Destination address and port of one direction."""
+def _ends(direction: bytes) -> tuple[bytes, int, bytes, int]:
+    """Address and port of one direction's source, then of its destination."""
     found = attrs(direction)
     ips, proto = attrs(found[CTA_TUPLE_IP]), attrs(found[CTA_TUPLE_PROTO])
-    return ips.get(CTA_IP_V4_DST) or ips[CTA_IP_V6_DST], int.from_bytes(proto[CTA_PROTO_DST_PORT], "big")
+    ports = (int.from_bytes(proto[kind], "big") for kind in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT))
+    return _source(direction), next(ports), ips.get(CTA_IP_V4_DST) or ips[CTA_IP_V6_DST], next(ports)
 
 
 def _source(direction: bytes) -> bytes:

@@ -5,6 +5,7 @@ No CNI call is made to get ports back that the service has once published.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -38,7 +39,7 @@ PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 G = GATEWAYS["lab"]
 G4 = GATEWAYS["four"][4]
 HELD = 8120
-FLOW = 40053  # the client's port
+STREAMED, INSIDE = 8099, 5399
 RESTORED_S = 10.0
 PHASE_S = 0.4  # dozens of requests of each client
 
@@ -141,22 +142,87 @@ def test_port_goes_from_one_container_to_the_next(empty: World) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_udp_flow_that_the_service_took_while_the_rules_were_gone_returns_to_nat(empty: World, family: int) -> None:
-    """A flow that stuck to the relay would hide its client for as long as it lasts."""
-    lab, port = empty.lab, PUBLISHED["c1"]["udp"]
-
-    def seen() -> str:
-        return lab.fetch("client", HOST[family], port, "udp", source_port=FLOW).peer
-
+    """A flow that stuck to the relay would hide its client for as long as it lasts: here for good, since both sides go on."""
+    lab = empty.lab
     with serving(lab["host"]):
-        empty.attach("c1", *usual("c1"))
-        assert seen() == CLIENT[family]
-        lab["host"].run(["nft", "flush", "ruleset"], check=True)
-        lab["host"].python(forget_flows)
-        assert seen() == G[family]
-        end = time.monotonic() + RESTORED_S
-        while seen() != CLIENT[family]:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        empty.attach("c1", mapping(STREAMED, INSIDE, "udp"))
+        streamer = lab["c1"].popen([sys.executable, "-c", STREAM, str(INSIDE)])
+        client = lab["client"].popen(
+            [sys.executable, "-c", LISTEN, HOST[family], str(STREAMED)], stdout=subprocess.PIPE
+        )
+        assert client.stdout is not None
+        try:
+            assert client.stdout.readline().decode() == f"{CLIENT[family]}\n"
+            with nobody_restores(lab):
+                lab["host"].run(["nft", "flush", "ruleset"], check=True)
+                lab["host"].python(forget_flows)
+                assert client.stdout.readline().decode() == f"{G[family]}\n"
+            assert client.stdout.readline().decode() == f"{CLIENT[family]}\n"
+        finally:
+            for process in (client, streamer):
+                process.kill()
+                process.communicate()
+
+
+# Tells each of its clients, again and again, who it takes it for; one that is silent for a second is gone.
+STREAM = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+sock.bind(("::", int(sys.argv[1])))
+sock.settimeout(0.005)
+seen = {}
+while True:
+    try:
+        seen[sock.recvfrom(100)[1]] = time.monotonic()
+    except TimeoutError:
+        pass
+    for peer, last in list(seen.items()):
+        if time.monotonic() - last > 1:
+            del seen[peer]
+        else:
+            sock.sendto(peer[0].removeprefix("::ffff:").encode(), peer)
+"""
+# Goes on asking from one port, and prints what it hears when that is something else than before.
+LISTEN = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+sock.settimeout(0.05)
+heard, asked, end = "", 0.0, time.monotonic() + 20
+while time.monotonic() < end:
+    try:
+        if time.monotonic() > asked + 0.05:
+            asked = time.monotonic()
+            sock.send(b"go on")
+        said = sock.recv(100).decode()
+    except OSError:
+        continue
+    if said != heard:
+        heard = said
+        print(heard, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def nobody_restores(lab: Lab) -> Iterator[None]:
+    """The service notices lost rules within a fraction of a second; what it starts then waits for this lock."""
+    holder = lab["host"].popen([sys.executable, "-c", HOLD_LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield
+    finally:
+        holder.communicate(timeout=RESTORED_S)
+
+
+HOLD_LOCK = """
+import sys
+from cni_py.locks import nftables_lock
+with nftables_lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def forget_flows() -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+from portfwd.descriptors import Descriptors
 from portfwd.mapping import Mapping
 from portfwd.places import Places
 from portfwd.poller import Poller
@@ -126,7 +127,7 @@ def started(state: str) -> Iterator[Registry]:
     loop = asyncio.SelectorEventLoop(poller)
     places = Places()
     relay = Relay(poller, places)
-    registry = Registry(loop, relay, Store(state))
+    registry = Registry(loop, relay, Store(state), Descriptors())
     try:
         registry.restore()
         yield registry

@@ -1,6 +1,8 @@
-"""Which mappings `portfwd rm` means."""
+"""Which mappings `portfwd rm` means, and which ports a random one is chosen from."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 
@@ -71,3 +73,22 @@ def test_each_is_named_once() -> None:
 def test_all_are_those_of_people() -> None:
     assert "portmap-00ff-1" not in choose.of_people(LIVE)
     assert len(choose.of_people(LIVE)) == len(LIVE) - 1
+
+
+@pytest.mark.parametrize(
+    ("local", "kept", "lowest", "expected"),
+    [
+        ("40000\t40003\n", "\n", "1024", [40000, 40001, 40002, 40003]),
+        ("40000\t40005\n", "40001,40003-40004,99999\n", "1024", [40000, 40002, 40005]),
+        ("1022\t1026\n", "", "1024", [1024, 1025, 1026]),
+        ("40000\t40003\n", "", "40002", [40002, 40003]),
+        ("40000\t40003\n", "1024-65530", "1024", [65531, 65532, 65533, 65534, 65535]),
+        ("40000\t40003\n", "what?,40001-,-,7-", "", [40000, 40002, 40003]),
+        ("40000\t40001\n", "0-65535", "1024", range(40000, 40002)),
+    ],
+)
+def test_a_random_port_is_one_that_the_host_may_use(
+    local: str, kept: str, lowest: str, expected: Sequence[int]
+) -> None:
+    files = {"ip_local_port_range": local, "ip_local_reserved_ports": kept, "ip_unprivileged_port_start": lowest}
+    assert choose.random_ports(lambda path: files[path.rpartition("/")[2]]) == expected

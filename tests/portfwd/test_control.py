@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portfwd import control, requests
-from portfwd.control import Call, Client, Json, Lock, Server
+from portfwd import client, control, requests
+from portfwd.client import Client
+from portfwd.control import Call, Json, Lock, Server
+from portfwd.descriptors import Descriptors
 from portfwd.errors import KINDS, Lacking, NotFound, PortfwdError, PortInUse, Usage
 from portfwd.poller import Poller
 from portfwd.requests import Handover, Listing, Publish, Reload, Remove, Request, Stats
@@ -225,7 +227,7 @@ class Running:
         self.handler = Answers()
         self.loop = asyncio.SelectorEventLoop(Poller())
         self.server = Server(
-            self.loop, control.listen(path), self.handler, clients_max=CLIENTS_MAX, patience_s=PATIENCE_S
+            self.loop, control.listen(path), self.handler, Descriptors(), clients_max=CLIENTS_MAX, patience_s=PATIENCE_S
         )
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -356,7 +358,7 @@ def until(true: Callable[[], bool]) -> bool:
 
 def test_a_line_that_is_too_long_is_refused(running: Running) -> None:
     with running.connect() as client, pytest.raises(Usage, match="too long"):
-        client.request({"verb": "x" * (2 * control.LINE_MAX)})
+        client.request({"verb": "x" * (2 * requests.LINE_MAX)})
     with running.connect() as client:
         assert client.request({"verb": "list"}) == {"ok": True}
 
@@ -403,11 +405,11 @@ def test_without_a_service_a_command_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [b"", b"[]", b"nonsense", b"\xff", b'{"ok":1}'])
 def test_an_answer_in_another_language_is_an_error(line: bytes) -> None:
     with pytest.raises(PortfwdError):
-        control.opened(line)
+        client.opened(line)
 
 
 def test_an_error_of_a_kind_not_known_is_a_failure() -> None:
     with pytest.raises(PortfwdError) as caught:
-        control.opened(b'{"ok":false,"error":{"kind":"new","msg":"m","details":""}}')
+        client.opened(b'{"ok":false,"error":{"kind":"new","msg":"m","details":""}}')
     assert type(caught.value) is PortfwdError
     assert not isinstance(caught.value, PortInUse | NotFound)

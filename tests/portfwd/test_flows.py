@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from portfwd.flows import Flow, FlowTable
+from portfwd.flows import HELD_S, QUESTION_S, TALKS_S, Flow, FlowTable
 
 
 def filled(table: FlowTable[Flow], *names: str) -> FlowTable[Flow]:
@@ -62,36 +62,73 @@ def test_tighter_bounds_put_out_the_least_recently_used() -> None:
 
 def test_an_empty_table_has_nothing_to_give() -> None:
     table: FlowTable[Flow] = FlowTable(1)
-    assert table.pop_oldest() is None
+    assert table.expendable(0.0) is None
     assert table.expire(1e9) == []
     assert table.clear() == []
 
 
+def test_conversations_are_not_ended_for_questions() -> None:
+    table = filled(FlowTable(3), "a1", "b1", "c1")
+    for key in ("a1", "b1"):
+        flow = table.get(key)
+        assert flow is not None
+        table.touch(flow, 10.0)
+        table.talks(flow, 10.0)
+    assert keys(table.add(Flow("d1", "d", 10.0))) == ["c1"]
+    for name in ("e1", "f1"):  # many that come once and never again
+        assert len(table.add(Flow(name, name[0], 11.0))) == 1
+    assert keys(table) == ["a1", "b1", "f1"]
+
+
+def test_a_table_full_of_conversations_refuses_until_one_is_silent() -> None:
+    table = filled(FlowTable(1), "a1")
+    flow = table.get("a1")
+    assert flow is not None
+    table.talks(flow, TALKS_S / 2)  # two questions at once are no conversation
+    assert not table.is_full("b", TALKS_S / 2)
+    table.touch(flow, TALKS_S)
+    table.talks(flow, TALKS_S)
+    assert table.is_full("b", TALKS_S + HELD_S - 1)
+    assert not table.is_full("b", TALKS_S + HELD_S)
+
+
 class Model(RuleBasedStateMachine):
-    """A list of (key, owner, last used), least recently used first, says what the table must do."""
+    """A list of (key, owner, last used), least recently used first, says what the table must do; `talking` are conversations."""
 
     now = 0.0
 
     @initialize(limit=st.integers(1, 6), cap=st.integers(0, 3))
     def start(self, limit: int, cap: int) -> None:
-        self.limit, self.cap, self.idle_s = limit, cap, 10.0
+        self.limit, self.cap, self.idle_s = limit, cap, 2 * HELD_S
         self.table: FlowTable[Flow] = FlowTable(limit, cap, self.idle_s)
         self.model: list[tuple[str, str, float]] = []
+        self.talking: set[str] = set()
         self.count = 0
 
-    def make_room(self, owner: str) -> list[str]:
+    def expendable(self, now: float) -> list[tuple[str, str, float]]:
+        questions = [one for one in self.model if one[0] not in self.talking]
+        unanswered = [one for one in questions if now - one[2] >= QUESTION_S]
+        silent = [one for one in self.model if now - one[2] >= HELD_S]
+        return (unanswered or silent or questions)[:1]
+
+    def make_room(self, owner: str, now: float) -> list[str]:
         own = [one for one in self.model if one[1] == owner]
         full = bool(self.cap) and len(own) >= self.cap
-        gone = (own if full else self.model)[:1] if full or len(self.model) >= self.limit else []
+        gone = own[:1] if full else []
+        if not full and len(self.model) >= self.limit:
+            gone = self.expendable(now) or self.model[:1]
         self.model = [one for one in self.model if one not in gone]
         return [one[0] for one in gone]
 
-    @rule(owner=st.sampled_from("abc"), passed=st.integers(0, 4))
+    @rule(owner=st.sampled_from("abc"), passed=st.integers(0, 8))
     def add(self, owner: str, passed: int) -> None:
         self.now += passed
         self.count += 1
         key = f"{owner}{self.count}"
-        expected = self.make_room(owner)
+        full = not (self.cap and sum(one[1] == owner for one in self.model) >= self.cap)
+        full = full and len(self.model) >= self.limit and not self.expendable(self.now)
+        assert self.table.is_full(owner, self.now) is full
+        expected = self.make_room(owner, self.now)
         self.model.append((key, owner, self.now))
         assert keys(self.table.add(Flow(key, owner, self.now))) == expected
 
@@ -106,6 +143,16 @@ class Model(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
+    def talk(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.model))[0]
+        flow = self.table.get(key)
+        assert flow is not None
+        if key not in self.talking:
+            self.table.talks(flow, self.now)
+            self.talking |= {key} if self.now - flow.begun >= TALKS_S else set()
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.model))
         self.model.remove(one)
@@ -113,7 +160,7 @@ class Model(RuleBasedStateMachine):
         assert flow is not None
         self.table.remove(flow)
 
-    @rule(passed=st.integers(0, 20))
+    @rule(passed=st.integers(0, 90))
     def expire(self, passed: int) -> None:
         self.now += passed
         expected = [key for key, _, active in self.model if active <= self.now - self.idle_s]
@@ -126,15 +173,9 @@ class Model(RuleBasedStateMachine):
         before, self.model = self.model, []
         expected: list[str] = []
         for one in before:
-            expected += self.make_room(one[1])
+            expected += self.make_room(one[1], one[2])
             self.model.append(one)
         assert keys(self.table.resize(limit, cap, self.idle_s)) == expected
-
-    @rule()
-    def pop_oldest(self) -> None:
-        expected = self.model.pop(0)[0] if self.model else None
-        flow = self.table.pop_oldest()
-        assert (flow.key if flow else None) == expected
 
     @invariant()
     def holds(self) -> None:

@@ -186,7 +186,7 @@ def test_to_who_may_not_look_the_user_is_named(inside: Inside) -> None:
 
 
 def test_a_port_that_portmap_publishes_is_named(lab: Lab) -> None:
-    def published() -> list[str]:
+    def published() -> list[object]:
         from cni_py.kernel.nftables import Nft
         from cni_py.portclaims import Claimant, Draft, claim
         from cni_py.portmappings import Mapping
@@ -204,10 +204,11 @@ def test_a_port_that_portmap_publishes_is_named(lab: Lab) -> None:
             nft.close()
         asked = [("tcp", "0.0.0.0", 80), ("tcp", "198.51.100.1", 80), ("udp", "127.0.0.1", 53), ("udp", "0.0.0.0", 53)]
         asked += [("udp", "127.0.0.2", 53), ("tcp", "::", 80), ("tcp", "0.0.0.0", 81)]
-        return [holders.describe(*one) for one in asked]
+        free = [(protocol, ip) for protocol in ("tcp", "udp") for ip in ("198.51.100.1", "::")]
+        return [*map(holders.describe, *zip(*asked, strict=True)), *(holders.taken(one, [ip]) for one, ip in free)]
 
     told = "a port that portmap publishes for net/c1/eth0 (network/container/interface)"
-    assert lab["host"].python(published) == [told] * 4 + [holders.NOBODY] * 3
+    assert lab["host"].python(published) == [told] * 4 + [holders.NOBODY] * 3 + [{80}, set(), {53}, set()]
 
 
 def test_asking_where_nothing_was_ever_published_is_harmless(inside: Inside) -> None:

@@ -27,6 +27,7 @@ WEB: dict[str, object] = {
         "bytes_out": 2_500_000,
         "spliced": 2_000_000,
         "dropped": 0,
+        "evicted": 4,
         "dead_targets": ["192.0.2.3:80"],
     },
 }
@@ -54,8 +55,8 @@ def test_ls_shows_what_leads_where_and_whose_it_is() -> None:
 
 def test_stats_shows_what_was_counted() -> None:
     assert metrics.stats(SERVICE, [WEB]) == (
-        "NAME  ACTIVE  TOTAL  REFUSED  FAILED  ERRORS  DROPPED      IN     OUT  IN KERNEL\n"
-        "web        2      7        1       0       3        0  1.5 kB  2.5 MB        80%\n"
+        "NAME  ACTIVE  TOTAL  REFUSED  FAILED  ERRORS  DROPPED      IN     OUT  IN KERNEL  EVICTED\n"
+        "web        2      7        1       0       3        0  1.5 kB  2.5 MB        80%        4\n"
         "portfwd 0.1.0, pid 812\n"
     )
 

@@ -23,7 +23,9 @@ from lab import Lab
 from node import Node
 
 from portfwd import owners, requests
-from portfwd.control import Client, Json
+from portfwd.client import Client
+from portfwd.control import Json
+from portfwd.descriptors import Descriptors
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import Mapping
 from portfwd.places import Places
@@ -700,7 +702,7 @@ def publish_by_retrying(state: str) -> list[list[str]]:
     loop = asyncio.SelectorEventLoop(poller)
     places = Places()
     relay = Relay(poller, places)
-    registry = Registry(loop, relay, Store(state))
+    registry = Registry(loop, relay, Store(state), Descriptors())
     found = []
     try:
         with socket.create_server(("127.0.0.1", 8090)):

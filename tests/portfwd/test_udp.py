@@ -17,11 +17,13 @@ from node import CLONE_NEWNET, Node, enter
 
 from portfwd import proxyproto
 from portfwd.counters import Counters
+from portfwd.flows import QUESTION_S, TALKS_S
 from portfwd.mapping import Mapping, Place, Target
 from portfwd.pktinfo import IP_PKTINFO
 from portfwd.places import Places
 from portfwd.poller import LEVEL, Poller
 from portfwd.udp import UdpPort
+from tests.portfwd.stage import Log
 
 WAIT_S = 2.0
 LONG_S = 3600.0
@@ -322,8 +324,16 @@ def test_a_flood_of_distinct_clients_takes_no_more_than_the_table_holds(stage: S
     assert stage.until(lambda: port.counters.connections >= 1000)
     stage.settle()
     assert most <= port.flows == port.counters.active == 20
+    assert port.counters.evicted == port.counters.connections - 20
+    with Log() as log:
+        port.sweep(stage.poller.now)
+        port.sweep(stage.poller.now)
+    assert [line.partition(" flows")[0] for line in log.lines] == [f"m{PORT}: turned away: {port.counters.evicted}"]
     assert len(os.listdir("/proc/self/fd")) - before == 20
     assert stage.ask(stage.bound("host", "127.0.0.1"), "127.0.0.1")[0] == b"host ?"
+    for later, left in ((0.0, 20), (QUESTION_S, 0)):  # TCP clients want their descriptors
+        port.give_up(stage.poller.now + later)
+        assert port.flows == left
 
 
 def test_a_client_that_goes_on_keeps_its_flow_in_a_full_table(stage: Stage) -> None:
@@ -338,6 +348,21 @@ def test_a_client_that_goes_on_keeps_its_flow_in_a_full_table(stage: Stage) -> N
             stage.bound("host", "127.0.0.1").sendto(b"once", ("127.0.0.1", PORT))
             stage.receive(target)
     assert len(seen) == 1
+
+
+def test_conversations_are_not_ended_for_those_who_ask_once(stage: Stage) -> None:
+    port = stage.publish(WEB, limit=2)
+    stage.echo("host", "127.0.0.1", 53)
+    talking = [stage.bound("host", "127.0.0.1") for _ in range(2)]
+    for client in talking:
+        assert stage.ask(client, "127.0.0.1")[0] == b"host ?"
+    for flow in port._flows:
+        flow.begun -= TALKS_S
+    for client in talking:
+        assert stage.ask(client, "127.0.0.1")[0] == b"host ?"
+    stage.bound("host", "127.0.0.1").sendto(b"one more", ("127.0.0.1", PORT))
+    assert stage.until(lambda: port.counters.limited == 1)
+    assert (port.flows, port.counters.evicted, port.counters.refused) == (2, 0, 1)
 
 
 def test_a_client_at_its_cap_is_served_in_place_of_its_older_flows(stage: Stage) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from cni_py.kernel import conntrack, netlink
-from cni_py.kernel.conntrack import Flow, forget_udp
+from cni_py.kernel.conntrack import Flow, forget_udp, forget_udp_of
 
 TCP, UDP = 6, 17
 LOOPBACK = {4: ("127.0.0.1", b"\x7f\0\0\1"), 16: ("::1", b"\0" * 15 + b"\1")}
@@ -63,6 +63,23 @@ def test_only_wrong_udp_flows_to_the_ports_are_forgotten() -> None:
     assert forget_udp(16, range(50, 60), lambda flow: flow.dst_port == 55) == 1
     assert tracked() == everything - {(4, UDP, 53), (16, UDP, 55)}
     assert forget_udp(4, {53}, lambda _: True) == 0
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("length", [4, 16])
+def test_a_flow_is_forgotten_whichever_side_began(length: int) -> None:
+    """That of a client to port 53 is, seen from the other end, one that the host's program began."""
+    track(53, 54)
+    packed = LOOPBACK[length][1]
+    kernel = netlink.Socket(netlink.NETLINK_NETFILTER)
+    family = conntrack.AF_INET if length == 4 else conntrack.AF_INET6
+    (asked,) = (flow.src_port for flow in conntrack._flows(kernel, family, {53}))
+    (other,) = (flow.src_port for flow in conntrack._flows(kernel, family, {54}))
+    kernel.close()
+    assert forget_udp_of({(packed, 9)}, 53) == forget_udp_of({(packed, asked)}, 9) == 0
+    assert forget_udp_of({(packed, asked)}, 53) == 1
+    assert forget_udp_of({(packed, 54)}, other) == 1
+    assert forget_udp_of({(packed, asked)}, 53) == forget_udp_of({(packed, 54)}, other) == 0
 
 
 @pytest.mark.netns
