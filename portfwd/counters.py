@@ -14,6 +14,7 @@ class Counters:
         "dropped",
         "errors",
         "failed",
+        "loops",
         "refused",
         "spliced",
     )
@@ -21,7 +22,8 @@ class Counters:
     def __init__(self) -> None:
         self.connections = 0  # accepted, or UDP flows begun
         self.active = 0
-        self.refused = 0  # by the allow list or a limit
+        self.refused = 0  # by the allow list or a limit, or for a loop
+        self.loops = 0  # of those refused, or dropped: came back from a socket of our own
         self.failed = 0  # no target could be reached
         self.errors = 0  # cut by a reset, a time limit or an error
         self.bytes_in = 0

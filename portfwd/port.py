@@ -7,12 +7,14 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from portfwd import proxyproto
+from portfwd import hostonly, proxyproto
 from portfwd.accepting import BACK_OFF_S
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Counters
 from portfwd.errors import Lacking
+from portfwd.listeners import original_destination
+from portfwd.loops import link, plain_ip
 from portfwd.tcp import QUIET_S, RESET, Connection
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class TcpPort:
 
     def take_on(self, client: socket.socket, address: tuple[str, int], listener: Listener) -> None:
         """A client of one of its own listeners."""
-        self.begin(client, address, listener.port)
+        self.begin(client, address, listener.port, listener.ip if listener.asks else "")
 
     def lacking(self, why: str) -> None:
         """Clients wait in the backlog."""
@@ -88,18 +90,34 @@ class TcpPort:
     def begin(self, client: socket.socket, address: tuple[str, int], port: int, host_ip: str = "") -> None:
         """Take on a client who connected to `port`, of `host_ip` if that is known already."""
         ip = address[0]
-        if not self.admission.allows(ip) or not self.admission.enter(ip):
-            self.counters.refused += 1
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            client.close()
+        legs = self.places.tcp_legs.at(address)
+        behind = link(legs, asked_for(client)) if legs else None
+        if behind is not None and behind.leads_back_to(self):
+            self.counters.loops += 1
+            self._refuse(client)
+            behind.leg.server.came_back(behind.leg.owner, f"port {port}/tcp of mapping {self.mapping.id}")
+            return
+        foreign = hostonly.is_for_host(host_ip) and not hostonly.came_by_lo(client)
+        if foreign or not self.admission.allows(ip) or not self.admission.enter(ip):
+            self._refuse(client)
             return
         self.counters.connections += 1
-        connection = Connection(self, client, ip)
+        connection = Connection(self, client, ip, behind)
         self._enter(connection)
         try:
             self._direct(connection, address, port, host_ip)
         except Exception as error:  # noqa: BLE001  logged there
             connection.fail(error)
+
+    def _refuse(self, client: socket.socket) -> None:
+        self.counters.refused += 1
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+
+    def came_back(self, owner: object, where: str) -> None:
+        """The target of a connection of ours is this service: see loops.py."""
+        if isinstance(owner, Connection) and owner.serving is not None:
+            self.target_failed(owner.serving, f"it leads back to {where}")
 
     def _direct(self, connection: Connection, address: tuple[str, int], port: int, host_ip: str) -> None:
         mapping = self.mapping
@@ -182,3 +200,10 @@ class TcpPort:
         self.stop_listening()
         for connection in list(self.connections):
             connection.cut()
+
+
+def asked_for(client: socket.socket) -> list[tuple[str, int]]:
+    """Where an accepted client wanted to go: our address, and the one before a NAT of this host."""
+    ip, port, *_ = client.getsockname()
+    original = original_destination(client)
+    return [(plain_ip(ip), port), *([original] if original is not None else [])]

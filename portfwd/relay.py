@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from portfwd import listeners
 from portfwd.accepting import BACK_OFF_S, Listener
-from portfwd.claims import Claims, any_of
+from portfwd.claims import Claims
 from portfwd.counters import Counters
 from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Usage
 from portfwd.listeners import NoSuchFamily
-from portfwd.mapping import RANGE_MIN, Mapping
+from portfwd.loops import way_back
+from portfwd.mapping import RANGE_MIN, Mapping, Target
 from portfwd.port import TcpPort
 from portfwd.splice import Pipes
 from portfwd.tcp import RESET
@@ -113,11 +114,18 @@ class Relay:
 
     def _refuse_loop(self, mapping: Mapping) -> None:
         """A connection that leads back to where it was accepted would make another, and so on."""
-        for target in mapping.targets:
-            last = mapping.target_port(target, mapping.last)
-            overlaps = target.port <= mapping.last and mapping.first <= last
-            if overlaps and not target.place and any(meets(ip, target.address) for ip in mapping.host_ips):
-                raise Usage(f"{mapping} leads to itself", "the target is this host's own address and the same port")
+        way = way_back(mapping, self._having, self._is_here)
+        if way:
+            through = f", by way of {', '.join(one.id for one in way[1:])}" if way[1:] else ""
+            raise Usage(f"{mapping} leads back to itself{through}", "its target is a port of this host that we serve")
+
+    def _having(self, protocol: str, ports: range) -> list[Mapping]:
+        return [self._published[name].mapping for name in self._claims.having(protocol, ports)]
+
+    def _is_here(self, target: Target) -> bool:
+        if target.place:
+            return self.places.means_here(target.place) and listeners.is_local(target.address)
+        return listeners.is_local(target.address)
 
     def _listen(self, bound: Bound, notes: list[str]) -> tuple[str, ...]:
         """Bind what is to be bound; returns the addresses left to a redirect rule."""
@@ -321,6 +329,7 @@ class Relay:
         servers = [published.server for published in self._published.values()] + self._draining
         for listener in self.redirect_listeners.values():
             listener.resume(self.poller)
+        self.places.tcp_legs.sweep()
         thorough = now >= self._next_look
         if thorough:
             self._next_look = now + LOOK_AT_ALL_S
@@ -390,11 +399,6 @@ class Bound:
         """All of them; those given, too."""
         for sock, _, _ in self.sockets:
             sock.close()
-
-
-def meets(host_ip: str, target: str) -> bool:
-    """Whether a connection to `target` arrives at a socket bound to `host_ip`."""
-    return host_ip == target or (host_ip == any_of(target) and listeners.is_local(target))
 
 
 def by_family(ips: Iterable[str]) -> list[tuple[int, tuple[str, ...]]]:
