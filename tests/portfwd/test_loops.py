@@ -1,0 +1,179 @@
+"""Targets that lead back to portfwd itself: refused when publishing where it is plain, and else noticed when a client comes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from lab import Lab
+from node import Node
+
+from portfwd.loops import UNSURE_MAX
+from tests.portfwd.publisher import Publisher, serving
+
+PORT = 8080
+VIP = {4: "203.0.113.1", 6: "2001:db8:99::1"}  # comes to this host when the mappings are there
+ELSEWHERE = {4: "203.0.113.2", 6: "2001:db8:99::2"}  # is led back by somebody's NAT
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+BRIDGED = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8:2::1", "2001:db8:2::2")}  # the host's address and c1's
+ANY = ["0.0.0.0", "::"]
+HOST = {4: "198.51.100.1", 6: "2001:db8:1::1"}
+QUIET_S = 0.2  # a datagram in a loop goes round hundreds of times
+NAT = """
+add table inet led_back
+add chain inet led_back output { type nat hook output priority -100; }
+add rule inet led_back output """
+
+both = pytest.mark.parametrize("protocol", ["tcp", "udp"])
+families = pytest.mark.parametrize("family", [4, 6])
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Lab]:
+    with Lab.from_yaml("lan.yaml") as lab:
+        host, c1 = lab["host"], lab["c1"]
+        host.run(["ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", c1.netns], check=True)
+        for node, link, place in ((host, "v0", 0), (c1, "v1", 1)):
+            node.run(["ip", "link", "set", "lo", "up"], check=True)
+            node.run(["ip", "link", "set", link, "up"], check=True)
+            for family, (length, *nodad) in ((4, ("24",)), (6, ("64", "nodad"))):
+                node.run(["ip", "addr", "add", f"{BRIDGED[family][place]}/{length}", "dev", link, *nodad], check=True)
+        for family in (4, 6):
+            c1.run(["ip", f"-{family}", "route", "add", "default", "via", BRIDGED[family][0]], check=True)
+            host.run(["ip", f"-{family}", "route", "add", ELSEWHERE[family], "dev", "lan0"], check=True)
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def service(machine: Lab) -> Iterator[Publisher]:
+    with serving(machine["host"]) as publisher:
+        yield publisher
+
+
+@pytest.fixture
+def host(service: Publisher) -> Iterator[Node]:
+    yield service.node
+    service.ask("remove", ids=[one["id"] for one in service.ask("list")["mappings"]], drain_s=0.0)
+    for address in VIP.values():
+        service.node.run(["ip", "addr", "del", address, "dev", "lo"])
+
+
+def mapping(name: str, protocol: str, first: int, *targets: tuple[str, int], path: str = "") -> dict[str, object]:
+    led = [{"address": address, "port": port, **({"path": path} if path else {})} for address, port in targets]
+    return {"id": name, "protocol": protocol, "host_ips": ANY, "first": first, "last": first, "targets": led}
+
+
+def publish(service: Publisher, *mappings: dict[str, object]) -> None:
+    answer = service.ask("publish", mappings=list(mappings))
+    assert answer["ok"] is True, answer
+
+
+def moves_here(host: Node) -> None:
+    for address in VIP.values():
+        host.run(["ip", "addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])], check=True)
+
+
+def turned_away(lab: Lab, service: Publisher, protocol: str, address: str) -> dict[str, dict[str, int]]:
+    """One client, or one datagram: what the mappings have counted when all is quiet again."""
+    with pytest.raises((ConnectionError, TimeoutError)):
+        lab.fetch("host", address, PORT, protocol, timeout_s=QUIET_S if protocol == "udp" else 3.0)
+    before: object = None
+    while before != (before := service.ask("stats")["mappings"]):
+        pass
+    assert isinstance(before, dict)
+    return before
+
+
+@both
+@families
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_what_comes_to_lead_back_is_noticed_at_the_first_return(
+    machine: Lab, service: Publisher, host: Node, protocol: str, family: int, others: int
+) -> None:
+    """A mapping to itself, and circles of two and three, once the address has moved here."""
+    ports = [PORT + step for step in range(others + 1)]
+    ring = zip(ports, [*ports[1:], ports[0]], strict=True)
+    publish(service, *(mapping(f"m{first}", protocol, first, (VIP[family], to)) for first, to in ring))
+    moves_here(host)
+    counted = turned_away(machine, service, protocol, LOOPBACK[family])
+    assert [counted[f"m{port}"]["connections"] for port in ports] == [1] * len(ports)
+    assert [counted[f"m{port}"]["loops"] for port in ports] == [1] + [0] * others
+
+
+@contextlib.contextmanager
+def led_back(node: Node, protocol: str, family: int, to: str) -> Iterator[None]:
+    """A NAT that takes what a node sends ELSEWHERE to an address of the host."""
+    word, written = ("ip6", f"[{to}]") if family == 6 else ("ip", to)
+    rule = f"{word} daddr {ELSEWHERE[family]} {protocol} dport 80 dnat {word} to {written}:{PORT}"
+    node.run(["nft", "-f", "-"], input=NAT + rule, check=True)
+    yield
+    node.run(["nft", "delete", "table", "inet", "led_back"], check=True)
+
+
+@both
+@families
+def test_a_way_back_through_a_nat_of_this_host_is_noticed(
+    machine: Lab, service: Publisher, host: Node, protocol: str, family: int
+) -> None:
+    publish(service, mapping("a", protocol, PORT, (ELSEWHERE[family], 80)))
+    with led_back(host, protocol, family, HOST[family]):
+        counted = turned_away(machine, service, protocol, LOOPBACK[family])["a"]
+    assert (counted["connections"], counted["loops"]) == (1, 1)
+
+
+@both
+@families
+def test_what_a_nat_of_another_namespace_hides_is_noticed_after_some_rounds(
+    machine: Lab, service: Publisher, host: Node, protocol: str, family: int
+) -> None:
+    publish(service, mapping("a", protocol, PORT, (ELSEWHERE[family], 80), path=machine["c1"].proc_netns))
+    with led_back(machine["c1"], protocol, family, BRIDGED[family][0]):
+        counted = turned_away(machine, service, protocol, LOOPBACK[family])["a"]
+    assert (counted["connections"], counted["loops"]) == (UNSURE_MAX, 1)
+
+
+@both
+@families
+def test_a_way_back_from_a_container_is_noticed(
+    machine: Lab, service: Publisher, host: Node, protocol: str, family: int
+) -> None:
+    publish(service, mapping("a", protocol, PORT, (BRIDGED[family][0], PORT), path=machine["c1"].proc_netns))
+    counted = turned_away(machine, service, protocol, LOOPBACK[family])["a"]
+    assert (counted["connections"], counted["loops"]) == (1, 1)
+
+
+@both
+@families
+def test_a_chain_of_mappings_is_no_loop(
+    machine: Lab, service: Publisher, host: Node, protocol: str, family: int
+) -> None:
+    target = (BRIDGED[family][1], 80)
+    publish(
+        service, mapping("a", protocol, PORT, (LOOPBACK[family], PORT + 1)), mapping("b", protocol, PORT + 1, target)
+    )
+    server = machine.serve("c1", 80, protocol, address=BRIDGED[family][1])
+    assert machine.fetch("host", LOOPBACK[family], PORT, protocol).name == "c1"
+    server.stop()
+
+
+@families
+def test_a_client_that_has_the_port_of_a_connection_of_ours_is_served(
+    machine: Lab, service: Publisher, host: Node, family: int
+) -> None:
+    """Two TCP connections have one local address and port where they lead to different places, or are in two namespaces."""
+    setting = "net.ipv4.ip_local_port_range"
+    usual = [(node, node.run(["sysctl", "-n", setting], check=True).stdout.strip()) for node in (host, machine["c1"])]
+    server = machine.serve("c1", 80, address=LOOPBACK[family])
+    beside = machine.serve("host", 81, says="beside", address=LOOPBACK[family])
+    inside = {"path": machine["c1"].proc_netns}
+    publish(service, mapping("a", "tcp", 80, (LOOPBACK[family], 80), **inside))
+    publish(service, mapping("b", "tcp", PORT, (LOOPBACK[family], 81)))
+    for node, _ in usual:
+        node.run(["sysctl", "-w", f"{setting}=40000 40000"], check=True)
+    assert machine.fetch("host", LOOPBACK[family], 80).name == "c1"
+    assert machine.fetch("host", LOOPBACK[family], PORT).name == "beside"
+    for node, before in usual:
+        node.run(["sysctl", "-w", f"{setting}={before}"], check=True)
+    for one in (server, beside):
+        one.stop()
