@@ -17,6 +17,7 @@ A NAT or proxy that changes the client's address hides the leg: then nothing is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 UNSURE_MAX = 4
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  what connect(2) takes a wildcard for, ip(7)
-MAPPED = "::ffff:"  # an IPv4 address as a socket of both families has it
+MAPPED = "::ffff:"  # and an IPv4 address, as a socket of both families has it
 
 Ends = tuple[str, int]
 
@@ -143,7 +144,8 @@ def link(legs: Sequence[Leg], asked: Collection[Ends]) -> Link:
 
 def plain_ip(ip: str) -> str:
     """An IPv4 address as such, also where a socket of both families has it."""
-    return ip[len(MAPPED) :] if ip.startswith(MAPPED) and "." in ip else ip
+    mapped = IPv6Address(ip).ipv4_mapped if ip.startswith(MAPPED) else None
+    return ip if mapped is None else str(mapped)
 
 
 # When publishing

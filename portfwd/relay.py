@@ -20,7 +20,7 @@ from portfwd.claims import Claims
 from portfwd.counters import Counters
 from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Usage
 from portfwd.listeners import NoSuchFamily
-from portfwd.loops import way_back
+from portfwd.loops import plain_ip, way_back
 from portfwd.mapping import RANGE_MIN, Mapping, Target
 from portfwd.port import TcpPort
 from portfwd.splice import Pipes
@@ -123,9 +123,7 @@ class Relay:
         return [self._published[name].mapping for name in self._claims.having(protocol, ports)]
 
     def _is_here(self, target: Target) -> bool:
-        if target.place:
-            return self.places.means_here(target.place) and listeners.is_local(target.address)
-        return listeners.is_local(target.address)
+        return self.places.means_here(target.place) and listeners.is_local(plain_ip(target.address))
 
     def _listen(self, bound: Bound, notes: list[str]) -> tuple[str, ...]:
         """Bind what is to be bound; returns the addresses left to a redirect rule."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from lab import Lab
 from node import Node
 
 from portfwd.loops import UNSURE_MAX
-from tests.portfwd.publisher import Publisher, serving
+from tests.portfwd.publisher import STATE, Publisher, serving
 
 PORT = 8080
 VIP = {4: "203.0.113.1", 6: "2001:db8:99::1"}  # comes to this host when the mappings are there
@@ -59,8 +60,8 @@ def host(service: Publisher) -> Iterator[Node]:
         service.node.run(["ip", "addr", "del", address, "dev", "lo"])
 
 
-def mapping(name: str, protocol: str, first: int, *targets: tuple[str, int], path: str = "") -> dict[str, object]:
-    led = [{"address": address, "port": port, **({"path": path} if path else {})} for address, port in targets]
+def mapping(name: str, protocol: str, first: int, *targets: tuple[str, int], **place: object) -> dict[str, object]:
+    led = [{"address": address, "port": port, **place} for address, port in targets]
     return {"id": name, "protocol": protocol, "host_ips": ANY, "first": first, "last": first, "targets": led}
 
 
@@ -177,3 +178,48 @@ def test_a_client_that_has_the_port_of_a_connection_of_ours_is_served(
         node.run(["sysctl", "-w", f"{setting}={before}"], check=True)
     for one in (server, beside):
         one.stop()
+
+
+def test_what_plainly_leads_back_is_refused_when_publishing(machine: Lab, service: Publisher, host: Node) -> None:
+    own = {"pid": service.pid()}
+    refused: list[tuple[str, list[dict[str, object]]]] = [
+        (f"{protocol} to {address}", [mapping("a", protocol, PORT, (address, PORT))])
+        for protocol in ("tcp", "udp")
+        for address in ("0.0.0.0", "127.0.0.1", "127.0.0.9", "::", "::1", "::ffff:7f00:1", HOST[4], HOST[6])
+    ]
+    refused += [
+        ("a process of this namespace", [mapping("a", "tcp", PORT, (HOST[4], PORT), **own)]),
+        ("a wildcard, from one address", [{**mapping("a", "udp", PORT, ("0.0.0.0", PORT)), "host_ips": ["127.0.0.1"]}]),
+        ("one of two targets", [mapping("a", "tcp", PORT, (BRIDGED[4][1], 80), ("::1", PORT))]),
+        ("a range into itself", [{**mapping("a", "tcp", 8000, ("127.0.0.1", 8050)), "last": 8099}]),
+        ("a ring", [mapping(f"m{one}", "udp", 80 + one, ("::", 80 + (one + 1) % 3)) for one in range(3)]),
+    ]
+    for what, mappings in refused:
+        answer = service.ask("publish", mappings=mappings)
+        assert answer["ok"] is False, what
+        assert answer["error"]["kind"] == "usage", what
+        assert "leads back to itself" in answer["error"]["msg"], what
+    assert service.ask("list")["mappings"] == []
+
+
+def test_what_leads_elsewhere_is_not_taken_for_a_loop(service: Publisher, host: Node) -> None:
+    """Also where any address can be bound; and a mapping that would close a ring can be led elsewhere, not back."""
+    host.run(["sysctl", "-w", "net.ipv4.ip_nonlocal_bind=1"], check=True)
+    publish(service, mapping("remote", "tcp", 81, (BRIDGED[4][1], 81)))
+    host.run(["sysctl", "-w", "net.ipv4.ip_nonlocal_bind=0"], check=True)
+    publish(service, {**mapping("other", "tcp", 82, ("127.0.0.2", 82)), "host_ips": ["127.0.0.1"]})
+    publish(service, mapping("udp", "udp", 83, ("127.0.0.1", 84)), mapping("tcp", "tcp", 84, ("127.0.0.1", 83)))
+    publish(service, mapping("chain", "tcp", 85, ("127.0.0.1", 84)))
+    answer = service.ask("publish", mappings=[mapping("tcp", "tcp", 84, ("::1", 85))], replace=True)
+    assert "leads back to itself, by way of chain" in answer["error"]["msg"]
+    answer = service.ask("publish", mappings=[mapping("tcp", "tcp", 84, ("127.0.0.1", 86))], replace=True)
+    assert answer["ok"] is True
+
+
+def test_a_loop_on_disk_waits_and_hurts_nobody(machine: Lab) -> None:
+    loop = mapping("loop", "udp", PORT, ("0.0.0.0", PORT))
+    write = f"mkdir -p {STATE}/mappings; cat >{STATE}/mappings/loop.json"
+    machine["client"].run(["sh", "-c", write], input=json.dumps({"schema": 1, "mapping": loop}), check=True)
+    with serving(machine["client"]) as service:
+        [listed] = service.ask("list")["mappings"]
+    assert "leads back to itself" in listed["state"]["waiting"]
