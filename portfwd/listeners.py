@@ -23,7 +23,7 @@ SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/ne
 IPPROTO_IPV6 = 41
 IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
 RTM_GETROUTE, RTA_DST, RTM_TYPE, RTN_LOCAL = 26, 1, 7, 2  # linux/rtnetlink.h; the third is the place in struct rtmsg
-NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 is not in the kernel, or switched off here
+IF_INET6 = "/proc/thread-self/net/if_inet6"  # proc_net(5): the IPv6 addresses of this namespace
 
 
 def family_of(ip: str) -> socket.AddressFamily:
@@ -101,6 +101,17 @@ def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:
             raise _failure(protocol, ip, one.port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
 
 
+def left_out() -> tuple[str, ...]:
+    """The wildcards at which nobody finds us now: ::, where the kernel has no IPv6, or it is switched off and has no address."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+        with open(IF_INET6, "rb") as file:
+            is_on = bool(file.read(1))
+    except OSError as error:
+        is_on = error.errno not in (errno.EAFNOSUPPORT, errno.ENOENT)
+    return () if is_on else (ANY[1],)
+
+
 class NoSuchFamily(PortfwdError):
     """This host has no such address family."""
 
@@ -109,8 +120,8 @@ def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
     where = f"port {port}/{protocol} on {f'[{ip}]' if ':' in ip else ip}"
     if error.errno == errno.EADDRINUSE:
         return PortInUse(f"{where} is in use by {holders.describe(protocol, ip, port)}")
-    if error.errno in NO_FAMILY and ip in ANY:
-        return NoSuchFamily(f"cannot listen on {where}", error.strerror or str(error))
+    if error.errno == errno.EAFNOSUPPORT or (error.errno == errno.EADDRNOTAVAIL and ip in ANY):
+        return NoSuchFamily(f"cannot listen on {where}", f"this host has no IPv{6 if ':' in ip else 4}")
     if error.errno == errno.EADDRNOTAVAIL:
         return PortfwdError(f"cannot listen on {where}", "no interface of this host has that address")
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -6,6 +6,7 @@ One form serves the command line, the control socket and the disk: `Mapping.to_j
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from collections.abc import Mapping as Object
 from dataclasses import dataclass, field, fields, replace
 
@@ -87,9 +88,19 @@ class Mapping:
 
     def __str__(self) -> str:
         """8080/tcp on 0.0.0.0, [::1] to 192.0.2.2:80."""
-        span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         hosts = ", ".join(f"[{ip}]" if ":" in ip else ip for ip in self.host_ips)
-        return f"{span}/{self.protocol} on {hosts} to {', '.join(map(str, self.targets))}"
+        return f"{self.span} on {hosts} to {', '.join(map(str, self.targets))}"
+
+    @property
+    def span(self) -> str:
+        """8080/tcp or 8000-8010/tcp."""
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{ports}/{self.protocol}"
+
+    def without(self, ips: Collection[str]) -> Mapping:
+        """The mapping as people shall see it where these addresses are not to be had; as it is when nothing would be left."""
+        left = tuple(ip for ip in self.host_ips if ip not in ips)
+        return replace(self, host_ips=left) if left else self
 
     def named(self, name: str) -> Mapping:
         """The same mapping with another id."""

@@ -70,7 +70,7 @@ def escape(text: str) -> str:
 
 
 def _labels(raw: Row) -> dict[str, str]:
-    mapping = as_mapping(raw)
+    mapping = shown(raw)
     if mapping is None:
         return {"mapping": _name(raw)}
     return {
@@ -90,6 +90,12 @@ def as_mapping(raw: Row) -> PortMapping | None:
         return PortMapping.from_json({name: value for name, value in raw.items() if name != "state"})
     except PortfwdError:
         return None
+
+
+def shown(raw: Row) -> PortMapping | None:
+    """The same without the addresses at which nobody finds it: [::] where IPv6 is off."""
+    mapping, left_out = as_mapping(raw), state(raw).get("left_out")
+    return mapping.without(left_out) if mapping is not None and isinstance(left_out, list) else mapping
 
 
 def _name(raw: Row) -> str:
@@ -120,7 +126,7 @@ def ls(mappings: Sequence[Row]) -> str:
     """A line for each mapping: which ports lead where, how many clients it has now, whose it is."""
     rows = [("NAME", "PORTS", "HOST", "TO", "ACTIVE", "OWNER")]
     for raw in mappings:
-        mapping = as_mapping(raw)
+        mapping = shown(raw)
         active = "waiting" if state(raw).get("waiting") else str(state(raw).get("active", "?"))
         if mapping is None:
             rows.append((_name(raw), "?", "?", "?", active, "?"))

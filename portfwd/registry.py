@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
-from portfwd import owners
+from portfwd import listeners, owners
 from portfwd.errors import NotFound, PortfwdError, Usage
 from portfwd.owners import Owners
 from portfwd.places import absent, absent_notes
@@ -89,12 +89,14 @@ class Registry:
             undo.callback(self._put_back, done, before)
             self.store.save(done.values())
             undo.pop_all()
+        left_out = listeners.left_out()
         for name, mapping in done.items():
             self.waiting.pop(name, None)
-            log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", mapping)
+            did = "leads elsewhere:" if name in before else "published"
+            log.info("%s: %s %s", name, did, mapping.without(left_out))
         for note in notes:
             log.info("%s", note)
-        return {"ok": True, "ids": list(done), "notes": notes}
+        return {"ok": True, "ids": list(done), "notes": notes, "left_out": list(left_out)}
 
     def _publish(
         self, mapping: Mapping, sockets: Sequence[socket.socket], undo: ExitStack, *, replace: bool
@@ -218,7 +220,7 @@ class Registry:
             self.waiting[name] = Waiting(mapping, str(error))
         else:
             self.waiting.pop(name, None)
-            log.info("%s: published again %s", name, mapping)
+            log.info("%s: published again %s", name, mapping.without(listeners.left_out()))
 
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""

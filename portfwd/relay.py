@@ -145,7 +145,7 @@ class Relay:
                     bound.bind(ip)
             except NoSuchFamily as error:
                 refusal = error
-                notes.append(str(error))
+                notes.append(f"{mapping.span} is not published on [{ip}]: {error.details}")
             except PortInUse:
                 if mapping.redirect != "fallback" or mapping.protocol != "tcp" or self.redirects is None:
                     raise
@@ -307,11 +307,13 @@ class Relay:
     def stats(self) -> dict[str, dict[str, object]]:
         """Per id: the counters, which targets do not answer, and which addresses a redirect rule serves."""
         now = self.poller.now
+        left_out = listeners.left_out()
         return {
             name: {
                 **published.server.counters.to_json(),
                 "dead_targets": [str(target) for target in published.server.balancer.dead(now)],
                 "redirected": list(published.redirected),
+                "left_out": [ip for ip in published.mapping.host_ips if ip in left_out],
             }
             for name, published in self._published.items()
         }
