@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from cni_py import __version__
 from portfwd import listeners, owners
-from portfwd.errors import NotFound, PortfwdError, Usage
+from portfwd.errors import NotFound, PortfwdError, Unfit, Usage
 from portfwd.owners import Owners
 from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
@@ -77,10 +77,8 @@ class Registry:
             for mapping in wanted:
                 try:
                     notes += self._publish(mapping, sockets, undo, replace=request.replace)
-                except Usage:
-                    raise
                 except PortfwdError as error:
-                    if not request.may_fail:
+                    if not request.may_fail or (isinstance(error, Usage) and not isinstance(error, Unfit)):
                         raise
                     notes.append(f"left out: {mapping}: {error}")
                     close_all(sockets)
@@ -96,7 +94,7 @@ class Registry:
             log.info("%s: %s %s", name, did, mapping.without(left_out))
         for note in notes:
             log.info("%s", note)
-        return {"ok": True, "ids": list(done), "notes": notes, "left_out": list(left_out)}
+        return {"ok": True, "ids": list(done), "notes": notes, **({"left_out": list(left_out)} if left_out else {})}
 
     def _publish(
         self, mapping: Mapping, sockets: Sequence[socket.socket], undo: ExitStack, *, replace: bool

@@ -18,10 +18,10 @@ from portfwd import listeners
 from portfwd.accepting import BACK_OFF_S, Listener
 from portfwd.claims import Claims
 from portfwd.counters import Counters
-from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Usage
+from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Unfit, Usage
 from portfwd.listeners import NoSuchFamily
 from portfwd.loops import plain_ip, way_back
-from portfwd.mapping import RANGE_MIN, Mapping, Target
+from portfwd.mapping import RANGE_MIN, Mapping, Target, check_use
 from portfwd.port import TcpPort
 from portfwd.splice import Pipes
 from portfwd.tcp import RESET
@@ -87,7 +87,7 @@ class Relay:
         if held is not None:
             other = self._published[held[0]].mapping
             raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
-        self._refuse_loop(mapping)
+        self._refuse(mapping)
         notes: list[str] = []
         bound = Bound(mapping, sockets)
         try:
@@ -112,12 +112,13 @@ class Relay:
             targets = [target for published in self._published.values() for target in published.mapping.targets]
             self.places.retain({target.place for target in targets if target.place})
 
-    def _refuse_loop(self, mapping: Mapping) -> None:
-        """A connection that leads back to where it was accepted would make another, and so on."""
+    def _refuse(self, mapping: Mapping) -> None:
+        """Usage for what cannot be meant: a connection that leads back to where it was accepted makes another, and so on."""
+        check_use(mapping)
         way = way_back(mapping, self._having, self._is_here)
         if way:
             through = f", by way of {', '.join(one.id for one in way[1:])}" if way[1:] else ""
-            raise Usage(f"{mapping} leads back to itself{through}", "its target is a port of this host that we serve")
+            raise Unfit(f"{mapping} leads back to itself{through}", "its target is a port of this host that we serve")
 
     def _having(self, protocol: str, ports: range) -> list[Mapping]:
         return [self._published[name].mapping for name in self._claims.having(protocol, ports)]
@@ -248,7 +249,7 @@ class Relay:
     def replace(self, mapping: Mapping) -> None:
         """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
         published = self._found(mapping.id)
-        self._refuse_loop(mapping)
+        self._refuse(mapping)
         old = published.mapping
         same = ("protocol", "host_ips", "first", "last")
         if any(getattr(old, name) != getattr(mapping, name) for name in same):

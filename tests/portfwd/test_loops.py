@@ -202,6 +202,15 @@ def test_what_plainly_leads_back_is_refused_when_publishing(machine: Lab, servic
     assert service.ask("list")["mappings"] == []
 
 
+def test_a_target_that_is_no_machine_is_refused_of_anybody(service: Publisher, host: Node) -> None:
+    for address, kind in (("ff02::1", "multicast"), ("fe80::2", "link-local"), ("255.255.255.255", "broadcast")):
+        answer = service.ask("publish", mappings=[mapping("a", "udp", PORT, (address, 80))])
+        assert kind in answer["error"]["msg"]
+    some = [mapping("a", "udp", PORT, ("ff02::1", 80)), mapping("b", "udp", PORT, (BRIDGED[4][1], 80))]
+    answer = service.ask("publish", mappings=some, may_fail=True)
+    assert (answer["ids"], "multicast" in answer["notes"][0]) == (["b"], True)
+
+
 def test_what_leads_elsewhere_is_not_taken_for_a_loop(service: Publisher, host: Node) -> None:
     """Also where any address can be bound; and a mapping that would close a ring can be led elsewhere, not back."""
     host.run(["sysctl", "-w", "net.ipv4.ip_nonlocal_bind=1"], check=True)
