@@ -6,12 +6,12 @@
 A leg is a socket by which a mapping has dialled a target. In a loop one connection becomes as many as there are descriptors, and
 one datagram keeps a processor busy for good: so a client that comes by a leg and has been at the mapping before is refused.
 
-A client is a leg when its address is the leg's own, and what it asked for is what the leg dialled. Of two sockets in one
-namespace no two have both in common (TCP gives one local port to several destinations; UDP does not, so that there the
-address is enough). What was asked for cannot be seen where a NAT of another namespace changed it, and the loopback of another
-namespace has the same addresses: such a link may be chance, and counts only when UNSURE_MAX of them are behind each other.
+A client is a leg when its address is the leg's own, and what it asked for is what the leg dialled: no two connections of a
+namespace have both in common. (TCP gives one local port to connections to several destinations, and often does; UDP does not, so
+that there the address is enough.) What a leg in another namespace dialled may have been changed by a NAT there. Then the
+address alone may be chance, and counts when UNSURE_MAX such links are behind each other.
 
-A NAT or proxy that changes the client's address hides the leg: then nothing is noticed here, and the mapping's limit holds.
+A NAT or proxy on the way that changes the client's address hides the leg: nothing is noticed then, and the mapping's limits hold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from portfwd.mapping import Mapping, Target
     from portfwd.pktinfo import Address
 
-UNSURE_MAX = 4
+UNSURE_MAX = 16
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  what connect(2) takes a wildcard for, ip(7)
 MAPPED = "::ffff:"  # and an IPv4 address, as a socket of both families has it
 
@@ -43,7 +43,7 @@ class Server(Protocol):
 class Leg:
     """A socket that dialled a target for `owner`, one of `server`'s clients, who came by the link `behind`."""
 
-    __slots__ = ("behind", "local", "lone", "owner", "remote", "server")
+    __slots__ = ("behind", "elsewhere", "local", "lone", "owner", "remote", "server")
 
     def __init__(self, server: Server, owner: object, behind: Link | None, local: Ends, remote: Ends) -> None:
         self.server = server
@@ -52,6 +52,7 @@ class Leg:
         self.local = local
         self.remote = remote
         self.lone = False  # nobody else's packets have its local address
+        self.elsewhere = False  # it is in another namespace
 
 
 class Link:
@@ -90,9 +91,10 @@ class Legs:
 
     def add(
         self, sock: socket.socket, server: Server, owner: object, behind: Link | None, asked: Ends | None, *, here: bool
-    ) -> Leg:
+    ) -> Leg | None:
         """Note a socket that has been connected to `asked` (None: not known any more), in this namespace or another one.
 
+        None for one that cannot lead here: it never leaves its namespace, and its addresses are somebody else's here.
         ConnectionRefusedError when it is connected to itself: the kernel gave it the port that it dialled, where nobody listens.
         """
         ip, port, *_ = sock.getsockname()
@@ -103,11 +105,11 @@ class Legs:
             remote = (local[0] if dialled in LOOPBACK else dialled, asked[1])
         if local == remote:
             raise ConnectionRefusedError("nobody listens there")
+        if not here and (local[0] == remote[0] or local[0].startswith("127.")):
+            return None
         leg = Leg(server, owner, behind, local, remote)
-        if here:
-            leg.lone = self._unshared
-        elif local[0] == remote[0] or local[0].startswith("127."):
-            leg.remote = ("", 0)  # it never leaves its namespace; here the same addresses are somebody else's
+        leg.lone = here and self._unshared
+        leg.elsewhere = not here
         self._by_local.setdefault(local, []).append(leg)
         return leg
 
@@ -134,12 +136,12 @@ class Legs:
         return self._by_local.get((plain_ip(ip), client[1]))
 
 
-def link(legs: Sequence[Leg], asked: Collection[Ends]) -> Link:
-    """The best guess which of the legs a client is that has asked for one of these."""
+def link(legs: Sequence[Leg], asked: Collection[Ends]) -> Link | None:
+    """Which of the legs that have its address a client is that has asked for one of these; None when it is none of them."""
     for leg in legs:
         if leg.lone or leg.remote in asked:
             return Link(leg, sure=True)
-    return Link(legs[0], sure=False)
+    return next((Link(leg, sure=False) for leg in legs if leg.elsewhere), None)
 
 
 def plain_ip(ip: str) -> str:

@@ -291,7 +291,8 @@ class UdpPort:
         try:
             self._watch(upstream, partial(self._outgoing, flow))
         except OSError:
-            self._places.udp_legs.forget(leg)
+            if leg is not None:
+                self._places.udp_legs.forget(leg)
             raise
         flow.leg = leg
         flow.target = target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from lab import Lab
 from node import Node
 
 from portfwd.loops import UNSURE_MAX
+from tests.portfwd import talk
 from tests.portfwd.publisher import STATE, Publisher, serving
 
 PORT = 8080
@@ -72,7 +74,16 @@ def publish(service: Publisher, *mappings: dict[str, object]) -> None:
 
 def moves_here(host: Node) -> None:
     for address in VIP.values():
-        host.run(["ip", "addr", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])], check=True)
+        host.run(["ip", "addr", "add", address, "dev", "lo"], check=True)
+    assert host.python(talk.until, is_here)
+
+
+def is_here() -> bool:
+    """The kernel takes an IPv6 address into use a moment after it was added."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind((VIP[6], 0))
+        return True
+    return False
 
 
 def turned_away(lab: Lab, service: Publisher, protocol: str, address: str) -> dict[str, dict[str, int]]:
