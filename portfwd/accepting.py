@@ -38,7 +38,7 @@ class Listener:
         self.ip = ip
         self.port = port
         hostonly.keep(sock, ip)
-        self.asks = hostonly.asks(sock, ip)  # clients from elsewhere may find it
+        self.asks = hostonly.asks(sock, ip, port)  # clients from elsewhere may find it
         self.paused_until = 0.0
         self._poller: Poller | None = None  # while it is watched
         self._taker: Taker | None = None

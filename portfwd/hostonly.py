@@ -38,9 +38,9 @@ def is_kept(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAME_SIZE))
 
 
-def asks(sock: socket.socket, ip: str) -> bool:
-    """Whether each client of such a socket is to be asked where it came from."""
-    return is_for_host(ip) and not is_kept(sock)
+def asks(sock: socket.socket, ip: str, port: int) -> bool:
+    """Whether each client of such a socket is to be asked where it came from. To one of no `port` a range is led, from anywhere."""
+    return is_for_host(ip) and not (port and is_kept(sock))
 
 
 def came_by_lo(client: socket.socket) -> bool:

@@ -81,7 +81,8 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:  # a restart need not wait for TIME_WAIT; for UDP it would let two have one port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        hostonly.keep(sock, ip)
+        if port:  # one without a port of its own serves what is led to it from elsewhere
+            hostonly.keep(sock, ip)
         sock.bind((ip, port))
     except OSError as error:
         sock.close()

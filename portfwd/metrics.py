@@ -17,7 +17,7 @@ Row = Mapping[str, object]  # what the service says of one mapping, or of itself
 COUNTERS = {  # name among the counters: (metric, type, help)
     "connections": ("portfwd_connections_total", "counter", "TCP connections accepted, or UDP flows begun."),
     "active": ("portfwd_connections_active", "gauge", "TCP connections or UDP flows now."),
-    "refused": ("portfwd_connections_refused_total", "counter", "Refused by the allow list or a limit."),
+    "refused": ("portfwd_connections_refused_total", "counter", "Refused by the allow list, a limit or for a loop."),
     "loops": ("portfwd_loops_total", "counter", "Connections and datagrams that came back from this service itself."),
     "failed": ("portfwd_connections_failed_total", "counter", "Connections for which no target could be reached."),
     "errors": ("portfwd_errors_total", "counter", "Connections cut by a reset, a time limit or an error."),

@@ -66,7 +66,10 @@ class TcpPort:
 
     def take_on(self, client: socket.socket, address: tuple[str, int], listener: Listener) -> None:
         """A client of one of its own listeners."""
-        self.begin(client, address, listener.port, listener.ip if listener.asks else "")
+        if listener.asks and not hostonly.came_by_lo(client):
+            self._refuse(client)
+        else:
+            self.begin(client, address, listener.port)
 
     def lacking(self, why: str) -> None:
         """Clients wait in the backlog."""
@@ -97,8 +100,7 @@ class TcpPort:
             self._refuse(client)
             behind.leg.server.came_back(behind.leg.owner, f"port {port}/tcp of mapping {self.mapping.id}")
             return
-        foreign = hostonly.is_for_host(host_ip) and not hostonly.came_by_lo(client)
-        if foreign or not self.admission.allows(ip) or not self.admission.enter(ip):
+        if not self.admission.allows(ip) or not self.admission.enter(ip):
             self._refuse(client)
             return
         self.counters.connections += 1

@@ -18,7 +18,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,14 +25,14 @@ from portfwd import hostonly, proxyproto
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.errors import PortfwdError
-from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
+from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable
 from portfwd.loops import link
-from portfwd.pktinfo import interface_of, local_of, reply_control, text_of
+from portfwd.pktinfo import interface_of, local_of, text_of
 from portfwd.poller import ERROR, LEVEL
+from portfwd.udpsockets import Listener, UdpFlow, exhausted, make_room
 
 if TYPE_CHECKING:
     from portfwd.counters import Counters
-    from portfwd.loops import Leg, Link
     from portfwd.mapping import Mapping, Target
     from portfwd.pktinfo import Address
     from portfwd.places import Places
@@ -43,49 +42,10 @@ log = logging.getLogger("portfwd")
 
 BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
-BUFFER = 1 << 20  # bytes; of a listener, which all clients share and which neighbours that do not answer fill, too
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
 CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
-
-
-@dataclass(slots=True, eq=False)
-class Listener:
-    """A bound socket; `port` is the mapping's port it stands for."""
-
-    sock: socket.socket
-    ip: str
-    port: int
-    asks: bool  # clients from elsewhere may find it: see hostonly.py
-
-
-class UdpFlow(Flow):
-    """One client talking to one address and port of the host."""
-
-    __slots__ = ("behind", "client", "header", "leg", "listener", "local", "proven", "reply", "target", "upstream")
-
-    def __init__(self, listener: Listener, client: Address, local: bytes, now: float) -> None:
-        super().__init__((listener, client, local), client[0], now)
-        self.listener = listener
-        self.client = client
-        self.local = local
-        self.reply = reply_control(local)
-        self.header = b""  # of the PROXY protocol, before each datagram
-        self.behind: Link | None = None  # the client is a socket of our own
-        self.leg: Leg | None = None
-        self.target: Target | None = None
-        self.upstream: socket.socket | None = None  # None: the next datagram has to find a target
-        self.proven = False  # the target has answered since it was last dialled or failed
-
-
-def exhausted(error: BaseException | None) -> bool:
-    """Whether it was for want of descriptors or memory, and not the target's doing."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__
-    return error is not None and error.errno in EXHAUSTED
 
 
 class UdpPort:
@@ -135,7 +95,7 @@ class UdpPort:
         make_room(sock)
         ip = sock.getsockname()[0]
         hostonly.keep(sock, ip)
-        listener = Listener(sock, ip, port, hostonly.asks(sock, ip))
+        listener = Listener(sock, ip, port, hostonly.asks(sock, ip, port))
         self._watch(sock, partial(self._incoming, listener))
         self._listeners.append(listener)
 
@@ -510,12 +470,3 @@ class UdpPort:
             except OSError:  # no more watches, or it is not connected: the flow's next datagram tries anew
                 upstream.close()
         self._enter(flow)
-
-
-def make_room(sock: socket.socket) -> None:
-    """For bursts, beyond net.core.{r,w}mem_max where this process may."""
-    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER)
