@@ -39,7 +39,7 @@ def is_kept(sock: socket.socket) -> bool:
 
 
 def asks(sock: socket.socket, ip: str, port: int) -> bool:
-    """Whether each client of such a socket is to be asked where it came from. To one of no `port` a range is led, from anywhere."""
+    """Whether clients of such a socket are to be asked where they came from. One without a `port` is led to, from anywhere."""
     return is_for_host(ip) and not (port and is_kept(sock))
 
 

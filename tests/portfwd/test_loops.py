@@ -13,7 +13,7 @@ from node import Node
 
 from portfwd.loops import UNSURE_MAX
 from tests.portfwd import talk
-from tests.portfwd.publisher import STATE, Publisher, serving
+from tests.portfwd.publisher import SOCKET, STATE, Publisher, exchange, serving
 
 PORT = 8080
 VIP = {4: "203.0.113.1", 6: "2001:db8:99::1"}  # comes to this host when the mappings are there
@@ -44,7 +44,8 @@ def machine() -> Iterator[Lab]:
                 node.run(["ip", "addr", "add", f"{BRIDGED[family][place]}/{length}", "dev", link, *nodad], check=True)
         for family in (4, 6):
             c1.run(["ip", f"-{family}", "route", "add", "default", "via", BRIDGED[family][0]], check=True)
-            host.run(["ip", f"-{family}", "route", "add", ELSEWHERE[family], "dev", "lan0"], check=True)
+            for address in (VIP[family], ELSEWHERE[family]):
+                host.run(["ip", f"-{family}", "route", "add", address, "dev", "lan0"], check=True)
         yield lab
 
 
@@ -153,6 +154,24 @@ def test_a_way_back_from_a_container_is_noticed(
     publish(service, mapping("a", protocol, PORT, (BRIDGED[family][0], PORT), path=machine["c1"].proc_netns))
     counted = turned_away(machine, service, protocol, LOOPBACK[family])["a"]
     assert (counted["connections"], counted["loops"]) == (1, 1)
+
+
+def before_and_after(lab: Lab) -> None:
+    """A datagram of one client before a reload, and another when the address has moved here."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((LOOPBACK[4], PORT))
+        sock.send(b"before")
+        assert talk.until(lambda: exchange(SOCKET, {"verb": "stats"})["mappings"]["a"]["active"] == 1)
+        exchange(SOCKET, {"verb": "reload"})
+        moves_here(lab["host"])
+        sock.send(b"after")
+        assert talk.until(lambda: exchange(SOCKET, {"verb": "stats"})["mappings"]["a"]["loops"] == 1)
+
+
+def test_a_flow_that_was_handed_over_is_known_when_it_comes_back(machine: Lab, service: Publisher, host: Node) -> None:
+    publish(service, mapping("a", "udp", PORT, (VIP[4], PORT)))
+    host.python(before_and_after, machine)
+    assert service.stats("a")["connections"] == 1
 
 
 @both
