@@ -188,24 +188,44 @@ def test_a_chain_of_mappings_is_no_loop(
     server.stop()
 
 
+@contextlib.contextmanager
+def one_port(*nodes: Node) -> Iterator[None]:
+    """The kernel has one port to choose for who dials."""
+    setting = "net.ipv4.ip_local_port_range"
+    usual = [(node, node.run(["sysctl", "-n", setting], check=True).stdout.strip()) for node in nodes]
+    for node in nodes:
+        node.run(["sysctl", "-w", f"{setting}=40000 40000"], check=True)
+    try:
+        yield
+    finally:
+        for node, before in usual:
+            node.run(["sysctl", "-w", f"{setting}={before}"], check=True)
+
+
+@both
+def test_where_nobody_listens_no_socket_is_its_own_target(
+    machine: Lab, service: Publisher, host: Node, protocol: str
+) -> None:
+    """Who dials the port that the kernel gives him is connected to himself, and would answer clients with their question."""
+    publish(service, mapping("a", protocol, PORT, (LOOPBACK[4], 40000)))
+    with one_port(host), pytest.raises((ConnectionError, TimeoutError)):
+        machine.fetch("host", LOOPBACK[4], PORT, protocol, source=LOOPBACK[4], source_port=33000, timeout_s=QUIET_S)
+    assert service.stats("a")["failed"] == 1
+
+
 @families
 def test_a_client_that_has_the_port_of_a_connection_of_ours_is_served(
     machine: Lab, service: Publisher, host: Node, family: int
 ) -> None:
     """Two TCP connections have one local address and port where they lead to different places, or are in two namespaces."""
-    setting = "net.ipv4.ip_local_port_range"
-    usual = [(node, node.run(["sysctl", "-n", setting], check=True).stdout.strip()) for node in (host, machine["c1"])]
     server = machine.serve("c1", 80, address=LOOPBACK[family])
     beside = machine.serve("host", 81, says="beside", address=LOOPBACK[family])
     inside = {"path": machine["c1"].proc_netns}
     publish(service, mapping("a", "tcp", 80, (LOOPBACK[family], 80), **inside))
     publish(service, mapping("b", "tcp", PORT, (LOOPBACK[family], 81)))
-    for node, _ in usual:
-        node.run(["sysctl", "-w", f"{setting}=40000 40000"], check=True)
-    assert machine.fetch("host", LOOPBACK[family], 80).name == "c1"
-    assert machine.fetch("host", LOOPBACK[family], PORT).name == "beside"
-    for node, before in usual:
-        node.run(["sysctl", "-w", f"{setting}={before}"], check=True)
+    with one_port(host, machine["c1"]):
+        assert machine.fetch("host", LOOPBACK[family], 80).name == "c1"
+        assert machine.fetch("host", LOOPBACK[family], PORT).name == "beside"
     for one in (server, beside):
         one.stop()
 
