@@ -6,6 +6,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Protocol
 
+from portfwd import hostonly
 from portfwd.poller import LEVEL
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ class Taker(Protocol):
 class Listener:
     """See the module. `port` is 0 for a socket that a redirect rule feeds."""
 
-    __slots__ = ("_poller", "_taker", "ip", "paused_until", "port", "sock")
+    __slots__ = ("_poller", "_taker", "asks", "ip", "paused_until", "port", "sock")
 
     def __init__(self, sock: socket.socket, ip: str, port: int) -> None:
         self.sock = sock
         self.ip = ip
         self.port = port
+        hostonly.keep(sock, ip)
+        self.asks = hostonly.asks(sock, ip, port)  # clients from elsewhere may find it
         self.paused_until = 0.0
         self._poller: Poller | None = None  # while it is watched
         self._taker: Taker | None = None

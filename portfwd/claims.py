@@ -28,6 +28,17 @@ class Claims:
                 return name
         return ""
 
+    def having(self, protocol: str, ports: range) -> set[str]:
+        """The ids of the mappings that have some of the ports."""
+        if len(ports) > len(self._held):
+            return {
+                one
+                for (what, port), held in self._held.items()
+                if what == protocol and port in ports
+                for _, one in held
+            }
+        return {name for port in ports for _, name in self._held.get((protocol, port), ())}
+
     def put(self, mapping: Mapping) -> None:
         """Enter all its ports."""
         for port in mapping.ports:

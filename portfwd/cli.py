@@ -265,6 +265,7 @@ def publish(chosen: argparse.Namespace) -> int:
     """Publish ports through the service, or lead them elsewhere."""
     wish = options.read(chosen)
     notes = options.source_notes(wish.template)
+    left_out: set[str] = set()
     places = any(destination.place for destination in wish.template.destinations)
     must_exist = (
         {"must_exist": True} if places and not chosen.wait else {}
@@ -276,6 +277,7 @@ def publish(chosen: argparse.Namespace) -> int:
             raw = [mapping.to_json() for mapping in mappings]
             answer = client.request({"verb": "publish", "mappings": raw, "replace": replace, **must_exist})
             notes.extend(_texts(answer.get("notes")))
+            left_out.update(_texts(answer.get("left_out")))
 
         def withdraw(mappings: list[Mapping]) -> None:
             client.request({"verb": "remove", "ids": [mapping.id for mapping in mappings], "drain_s": 0.0})
@@ -286,6 +288,7 @@ def publish(chosen: argparse.Namespace) -> int:
             offer(done, replace=True)
         else:
             done = options.settle(wish, offer, withdraw)
+    done = [mapping.without(left_out) for mapping in done]
     if chosen.json:
         put_json({"mappings": [mapping.to_json() for mapping in done], "notes": list(dict.fromkeys(notes))})
     else:
@@ -319,10 +322,15 @@ def ls(chosen: argparse.Namespace) -> int:
     with connect(chosen) as client:
         live = listing(client)
     if chosen.json:
-        put_json({"mappings": live})
+        put_json({"mappings": [{**raw, "host_ips": _shown_ips(raw)} for raw in live]})
     else:
         put(metrics.ls(live))
     return 0
+
+
+def _shown_ips(raw: dict[str, object]) -> object:
+    mapping = metrics.shown(raw)
+    return raw.get("host_ips") if mapping is None else list(mapping.host_ips)
 
 
 def stats(chosen: argparse.Namespace) -> int:

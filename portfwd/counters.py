@@ -22,6 +22,7 @@ class Counters:
         "evicted",
         "failed",
         "limited",
+        "loops",
         "refused",
         "spliced",
         "starved",
@@ -30,8 +31,9 @@ class Counters:
     def __init__(self) -> None:
         self.connections = 0  # accepted, or UDP flows begun
         self.active = 0
-        self.refused = 0  # by the allow list or a limit
+        self.refused = 0  # by the allow list or a limit, or for a loop
         self.limited = 0  # of those: by a limit
+        self.loops = 0  # of those refused, or dropped: came back from a socket of our own
         self.evicted = 0  # UDP flows that ended early, for newer ones
         self.starved = 0  # times that descriptors ran out
         self.failed = 0  # no target could be reached

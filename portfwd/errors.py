@@ -41,6 +41,10 @@ class PortInUse(PortfwdError):
     status = 4
 
 
+class Unfit(Usage):
+    """A mapping that can be of no use as it is; others that came with it can."""
+
+
 class NotFound(PortfwdError):
     """No such mapping, container or namespace."""
 

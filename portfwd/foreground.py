@@ -8,7 +8,7 @@ import resource
 import signal
 from collections.abc import Callable, Sequence
 
-from portfwd import options, tentative
+from portfwd import listeners, options, tentative
 from portfwd.mapping import Mapping
 from portfwd.options import Wish
 from portfwd.places import Places, absent_notes
@@ -49,7 +49,8 @@ def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
         stop = Stop(relay, drain_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.asked)
-        ready(done, notes)
+        left_out = listeners.left_out()
+        ready([mapping.without(left_out) for mapping in done], notes)
         loop.run_until_complete(_serve(relay, stop))
     finally:
         relay.close()

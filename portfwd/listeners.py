@@ -6,10 +6,13 @@ import errno
 import os
 import socket
 import struct
+from contextlib import closing
 
 from cni_py import processes
 from cni_py.kernel import sock_diag
-from portfwd import holders, tentative
+from cni_py.kernel.netlink import NETLINK_ROUTE, attr
+from cni_py.kernel.netlink import Socket as Netlink
+from portfwd import holders, hostonly, tentative
 from portfwd.claims import conflict
 from portfwd.errors import Lacking, PortfwdError, PortInUse
 from portfwd.mapping import ANY
@@ -19,7 +22,8 @@ BACKLOG = 4096  # at most net.core.somaxconn
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/netfilter_ipv6/ip6_tables.h is the same
 IPPROTO_IPV6 = 41
 IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
-NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 is not in the kernel, or switched off here
+RTM_GETROUTE, RTA_DST, RTM_TYPE, RTN_LOCAL = 26, 1, 7, 2  # linux/rtnetlink.h; the third is the place in struct rtmsg
+IF_INET6 = "/proc/thread-self/net/if_inet6"  # proc_net(5): the IPv6 addresses of this namespace
 
 
 def family_of(ip: str) -> socket.AddressFamily:
@@ -77,6 +81,8 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:  # a restart need not wait for TIME_WAIT; for UDP it would let two have one port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:  # one without a port of its own serves what is led to it from elsewhere
+            hostonly.keep(sock, ip)
         tentative.bind(sock, ip, port)
     except OSError as error:
         sock.close()
@@ -96,6 +102,17 @@ def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:
             raise _failure(protocol, ip, one.port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
 
 
+def left_out() -> tuple[str, ...]:
+    """The wildcards at which nobody finds us now: ::, where the kernel has no IPv6, or it is switched off and has no address."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+        with open(IF_INET6, "rb") as file:
+            is_on = bool(file.read(1))
+    except OSError as error:
+        is_on = error.errno not in (errno.EAFNOSUPPORT, errno.ENOENT)
+    return () if is_on else (ANY[1],)
+
+
 class NoSuchFamily(PortfwdError):
     """This host has no such address family."""
 
@@ -104,8 +121,8 @@ def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
     where = f"port {port}/{protocol} on {f'[{ip}]' if ':' in ip else ip}"
     if error.errno == errno.EADDRINUSE:
         return PortInUse(f"{where} is in use by {holders.describe(protocol, ip, port)}")
-    if error.errno in NO_FAMILY and ip in ANY:
-        return NoSuchFamily(f"cannot listen on {where}", error.strerror or str(error))
+    if error.errno == errno.EAFNOSUPPORT or (error.errno == errno.EADDRNOTAVAIL and ip in ANY):
+        return NoSuchFamily(f"cannot listen on {where}", f"this host has no IPv{6 if ':' in ip else 4}")
     if error.errno == errno.EADDRNOTAVAIL and tentative.is_duplicate(ip):
         why = (
             "an interface of this host has that address, and so has another machine on its link (duplicate, dadfailed)"
@@ -121,13 +138,17 @@ def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
 
 
 def is_local(ip: str) -> bool:
-    """Whether an address is one of this host's own: only then it can be bound."""
+    """Whether a connection to an address stays on this host, by its routes: net.ipv4.ip_nonlocal_bind lets one bind any."""
+    packed = socket.inet_pton(family_of(ip), ip)
+    if not any(packed):
+        return True
+    request = bytes((family_of(ip), 8 * len(packed))) + bytes(10)  # struct rtmsg, linux/rtnetlink.h
     try:
-        with socket.socket(family_of(ip), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.bind((ip, 0))
-    except OSError:
+        with closing(Netlink(NETLINK_ROUTE)) as routes:
+            answers = routes.request(RTM_GETROUTE, 0, request + attr(RTA_DST, packed))
+    except OSError:  # no route, no such family
         return False
-    return True
+    return bool(answers) and answers[0][1][RTM_TYPE] == RTN_LOCAL
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:

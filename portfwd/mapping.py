@@ -6,10 +6,11 @@ One form serves the command line, the control socket and the disk: `Mapping.to_j
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from collections.abc import Mapping as Object
 from dataclasses import dataclass, field, fields, replace
 
-from portfwd.errors import Usage
+from portfwd.errors import Unfit, Usage
 
 PROTOCOLS = ("tcp", "udp")
 PORT_MAX = 65535
@@ -19,6 +20,9 @@ BALANCES = ("round-robin", "source")
 REDIRECTS = ("auto", "always", "fallback", "never")
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 ID_MAX = 64
+# what an address is for, and what to do when it cannot be had
+LISTEN = ("listen on", "publish on another address of this host, or on every one")
+CONNECT = ("connect to", "name the target's own address, global or unique local")
 TEXT_MAX = 4096
 
 
@@ -87,9 +91,19 @@ class Mapping:
 
     def __str__(self) -> str:
         """8080/tcp on 0.0.0.0, [::1] to 192.0.2.2:80."""
-        span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         hosts = ", ".join(f"[{ip}]" if ":" in ip else ip for ip in self.host_ips)
-        return f"{span}/{self.protocol} on {hosts} to {', '.join(map(str, self.targets))}"
+        return f"{self.span} on {hosts} to {', '.join(map(str, self.targets))}"
+
+    @property
+    def span(self) -> str:
+        """8080/tcp or 8000-8010/tcp."""
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{ports}/{self.protocol}"
+
+    def without(self, ips: Collection[str]) -> Mapping:
+        """The mapping as people shall see it where these addresses are not to be had; as it is when nothing would be left."""
+        left = tuple(ip for ip in self.host_ips if ip not in ips)
+        return replace(self, host_ips=left) if left else self
 
     def named(self, name: str) -> Mapping:
         """The same mapping with another id."""
@@ -158,6 +172,32 @@ def check(mapping: Mapping) -> None:
     for text in mapping.allow:
         _check_network(text)
     _check_options(mapping)
+
+
+def check_use(mapping: Mapping) -> None:
+    """Usage for addresses that are well-formed and of no use. A mapping may have been stored before they were refused."""
+    for text in mapping.host_ips:
+        refuse_peculiar(text, LISTEN)
+    for target in mapping.targets:
+        refuse_peculiar(target.address, CONNECT)
+
+
+def refuse_peculiar(ip: str, use: tuple[str, str], said: str = "") -> None:
+    """Usage for an address that cannot be used so; `said` is what a person wrote."""
+    if kind := peculiar(ip):
+        raise Unfit(f"{said or ip}: portfwd cannot {use[0]} {ip}: it is {kind}", use[1])
+
+
+def peculiar(text: str) -> str:
+    """What an address is that means several machines, or another one on each interface; "" for any other."""
+    ip = ipaddress.ip_address(text)
+    if ip.is_multicast:
+        return "a multicast address"
+    if text == "255.255.255.255":
+        return "the broadcast address"
+    if ip.version == 6 and ip.is_link_local:
+        return "a link-local address, which belongs to an interface"
+    return ""
 
 
 def _check_options(mapping: Mapping) -> None:

@@ -17,8 +17,9 @@ Row = Mapping[str, object]  # what the service says of one mapping, or of itself
 COUNTERS = {  # name among the counters: (metric, type, help)
     "connections": ("portfwd_connections_total", "counter", "TCP connections accepted, or UDP flows begun."),
     "active": ("portfwd_connections_active", "gauge", "TCP connections or UDP flows now."),
-    "refused": ("portfwd_connections_refused_total", "counter", "Refused by the allow list or a limit."),
+    "refused": ("portfwd_connections_refused_total", "counter", "Refused by the allow list, a limit or for a loop."),
     "limited": ("portfwd_connections_limited_total", "counter", "Of the refused: by a limit."),
+    "loops": ("portfwd_loops_total", "counter", "Connections and datagrams that came back from this service itself."),
     "evicted": ("portfwd_flows_evicted_total", "counter", "UDP flows ended early to make room for newer ones."),
     "starved": ("portfwd_descriptor_shortages_total", "counter", "Times that no descriptor was left for a client."),
     "failed": ("portfwd_connections_failed_total", "counter", "Connections for which no target could be reached."),
@@ -72,7 +73,7 @@ def escape(text: str) -> str:
 
 
 def _labels(raw: Row) -> dict[str, str]:
-    mapping = as_mapping(raw)
+    mapping = shown(raw)
     if mapping is None:
         return {"mapping": _name(raw)}
     return {
@@ -92,6 +93,12 @@ def as_mapping(raw: Row) -> PortMapping | None:
         return PortMapping.from_json({name: value for name, value in raw.items() if name != "state"})
     except PortfwdError:
         return None
+
+
+def shown(raw: Row) -> PortMapping | None:
+    """The same without the addresses at which nobody finds it: [::] where IPv6 is off."""
+    mapping, left_out = as_mapping(raw), state(raw).get("left_out")
+    return mapping.without(left_out) if mapping is not None and isinstance(left_out, list) else mapping
 
 
 def _name(raw: Row) -> str:
@@ -122,7 +129,7 @@ def ls(mappings: Sequence[Row]) -> str:
     """A line for each mapping: which ports lead where, how many clients it has now, whose it is."""
     rows = [("NAME", "PORTS", "HOST", "TO", "ACTIVE", "OWNER")]
     for raw in mappings:
-        mapping = as_mapping(raw)
+        mapping = shown(raw)
         active = "waiting" if state(raw).get("waiting") else str(state(raw).get("active", "?"))
         if mapping is None:
             rows.append((_name(raw), "?", "?", "?", active, "?"))

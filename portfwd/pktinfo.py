@@ -6,6 +6,7 @@ ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO
 from __future__ import annotations
 
 import struct
+import sys
 from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, inet_ntop
 from typing import TypeAlias
 
@@ -25,6 +26,14 @@ def local_of(control: Control, client: Address) -> bytes:
             scoped = data[0] >= LINK_LOCAL or (len(client) == 4 and client[3])
             return data if scoped else data[:16]
     return b""
+
+
+def interface_of(control: Control) -> int:
+    """The index of the interface that an IPv4 datagram came by; 0 when nothing tells."""
+    for level, kind, data in control:
+        if level == IPPROTO_IP and kind == IP_PKTINFO:
+            return int.from_bytes(data[:4], sys.byteorder)
+    return 0
 
 
 def reply_control(local: bytes) -> Control:

@@ -27,6 +27,7 @@ from cni_py.kernel import netns
 from portfwd import runtimes
 from portfwd.entrant import Ended, Entrant, Silent
 from portfwd.errors import Lacking, NotFound, PortfwdError, Usage
+from portfwd.loops import Legs
 from portfwd.mapping import Mapping, Place
 from portfwd.owners import start_time
 
@@ -59,6 +60,7 @@ class Known:
 
     fd: int
     named: Named
+    here: bool  # it is the namespace that we are in
     used_at: float
     looked_at: float  # when the name was last seen to lead here
     resolved_at: float
@@ -90,6 +92,8 @@ class Places:
         self._started: dict[int, int] = {}  # start times of processes, by pid
         self._unknown: dict[Place, tuple[float, PortfwdError]] = {}  # until when
         self._may_return: bool | None = None  # not asked yet
+        self.tcp_legs = Legs(unshared=False)
+        self.udp_legs = Legs(unshared=True)
 
     def socket(self, place: Place, family: int, kind: int) -> Socket:
         """A non-blocking socket made inside `place` (or here).
@@ -107,6 +111,18 @@ class Places:
             self._verify(place, known, made)
         return made
 
+    def is_here(self, place: Place) -> bool:
+        """Whether it is the namespace that we are in, as far as is known without asking; "" is."""
+        known = self._known.get(place)
+        return not place or (known is not None and known.here)
+
+    def means_here(self, place: Place) -> bool:
+        """The same, asked now; False when there is no such namespace."""
+        if place:
+            with contextlib.suppress(PortfwdError, OSError):
+                self._open(place, self._clock())
+        return self.is_here(place)
+
     def _open(self, place: Place, now: float) -> Known:
         known = self._known.get(place)
         if known is not None and now - known.looked_at >= LOOK_S:
@@ -116,7 +132,8 @@ class Places:
                 known = None
         if known is None:
             named = self._resolve(place, now)
-            known = self._known[place] = Known(self._descriptor(place, named.path), named, now, now, now)
+            fd = self._descriptor(place, named.path)
+            known = self._known[place] = Known(fd, named, still_names(OWN_NAMESPACE, fd), now, now, now)
         return known
 
     def _still_means(self, place: Place, known: Known, now: float) -> bool:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from portfwd import proxyproto
+from portfwd import hostonly, proxyproto
 from portfwd.accepting import BACK_OFF_S
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Counters, Tally
 from portfwd.errors import Lacking
+from portfwd.listeners import original_destination
+from portfwd.loops import link, plain_ip
 from portfwd.tcp import QUIET_S, RESET, Connection
 
 if TYPE_CHECKING:
@@ -69,7 +71,11 @@ class TcpPort:
 
     def take_on(self, client: socket.socket, address: tuple[str, int], listener: Listener) -> None:
         """A client of one of its own listeners."""
-        self.begin(client, address, listener.port)
+        if listener.asks and not hostonly.came_by_lo(client):
+            self.counters.refused += 1
+            reset(client)
+        else:
+            self.begin(client, address, listener.port)
 
     def lacking(self, why: str) -> None:
         """Clients wait in the backlog."""
@@ -95,12 +101,19 @@ class TcpPort:
     def begin(self, client: socket.socket, address: tuple[str, int], port: int, host_ip: str = "") -> None:
         """Take on a client who connected to `port`, of `host_ip` if that is known already."""
         ip = address[0]
+        legs = self.places.tcp_legs.at(address)
+        behind = link(legs, asked_for(client)) if legs else None
+        if behind is not None and behind.leads_back_to(self):
+            self.counters.refused += 1
+            self.counters.loops += 1
+            reset(client)
+            behind.leg.server.came_back(behind.leg.owner, f"port {port}/tcp of mapping {self.mapping.id}")
+            return
         if not self._admits(client, ip):
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            client.close()
+            reset(client)
             return
         self.counters.connections += 1
-        connection = Connection(self, client, ip)
+        connection = Connection(self, client, ip, behind)
         self._enter(connection)
         try:
             self._direct(connection, address, port, host_ip)
@@ -132,6 +145,11 @@ class TcpPort:
                 connection.abort()
                 return True
         return False
+
+    def came_back(self, owner: object, where: str) -> None:
+        """The target of a connection of ours is this service: see loops.py."""
+        if isinstance(owner, Connection) and owner.serving is not None:
+            self.target_failed(owner.serving, f"it leads back to {where}")
 
     def _direct(self, connection: Connection, address: tuple[str, int], port: int, host_ip: str) -> None:
         mapping = self.mapping
@@ -221,3 +239,16 @@ class TcpPort:
         self._tally.say(self.mapping.id, self.poller.now, last=True)
         for connection in list(self.connections):
             connection.cut()
+
+
+def reset(client: socket.socket) -> None:
+    """Close with a reset, so that nothing of the client's waits for anything."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    client.close()
+
+
+def asked_for(client: socket.socket) -> list[tuple[str, int]]:
+    """Where an accepted client wanted to go: our address, and the one before a NAT of this host."""
+    ip, port, *_ = client.getsockname()
+    original = original_destination(client)
+    return [(plain_ip(ip), port), *([original] if original is not None else [])]

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
-from portfwd import owners, tentative
-from portfwd.errors import NotFound, PortfwdError, Usage
+from portfwd import listeners, owners, tentative
+from portfwd.errors import NotFound, PortfwdError, Unfit, Usage
 from portfwd.owners import Owners
 from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
@@ -84,10 +84,8 @@ class Registry:
             for mapping in wanted:
                 try:
                     notes += self._publish(mapping, sockets, undo, replace=request.replace)
-                except Usage:
-                    raise
                 except PortfwdError as error:
-                    if not request.may_fail:
+                    if not request.may_fail or (isinstance(error, Usage) and not isinstance(error, Unfit)):
                         raise
                     notes.append(f"left out: {mapping}: {error}")
                     close_all(sockets)
@@ -96,12 +94,14 @@ class Registry:
             with self.descriptors.for_commands():
                 self.store.save(list(done.values()), known)
             undo.pop_all()
+        left_out = listeners.left_out()
         for name, mapping in done.items():
             self.waiting.pop(name, None)
-            log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", short(str(mapping)))
+            did = "leads elsewhere:" if name in before else "published"
+            log.info("%s: %s %s", name, did, short(str(mapping.without(left_out))))
         for note in notes[:NOTES_SHOWN]:
             log.info("%s", short(note))
-        return {"ok": True, "ids": list(done), "notes": notes}
+        return {"ok": True, "ids": list(done), "notes": notes, **({"left_out": list(left_out)} if left_out else {})}
 
     def _publish(
         self, mapping: Mapping, sockets: Sequence[socket.socket], undo: ExitStack, *, replace: bool
@@ -229,7 +229,7 @@ class Registry:
             self.waiting[name] = Waiting(mapping, str(error))
         else:
             self.waiting.pop(name, None)
-            log.info("%s: published again %s", name, short(str(mapping)))
+            log.info("%s: published again %s", name, short(str(mapping.without(listeners.left_out()))))
 
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from portfwd import listeners
 from portfwd.accepting import BACK_OFF_S, Listener
-from portfwd.claims import Claims, any_of
+from portfwd.claims import Claims
 from portfwd.counters import Counters
-from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Usage
+from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Unfit, Usage
 from portfwd.listeners import NoSuchFamily
-from portfwd.mapping import RANGE_MIN, Mapping
+from portfwd.loops import plain_ip, way_back
+from portfwd.mapping import RANGE_MIN, Mapping, Target, check_use
 from portfwd.port import TcpPort
 from portfwd.splice import Pipes
 from portfwd.tcp import RESET
@@ -86,7 +87,7 @@ class Relay:
         if held is not None:
             other = self._published[held[0]].mapping
             raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
-        self._refuse_loop(mapping)
+        self._refuse(mapping)
         notes: list[str] = []
         bound = Bound(mapping, sockets)
         try:
@@ -111,13 +112,19 @@ class Relay:
             targets = [target for published in self._published.values() for target in published.mapping.targets]
             self.places.retain({target.place for target in targets if target.place})
 
-    def _refuse_loop(self, mapping: Mapping) -> None:
-        """A connection that leads back to where it was accepted would make another, and so on."""
-        for target in mapping.targets:
-            last = mapping.target_port(target, mapping.last)
-            overlaps = target.port <= mapping.last and mapping.first <= last
-            if overlaps and not target.place and any(meets(ip, target.address) for ip in mapping.host_ips):
-                raise Usage(f"{mapping} leads to itself", "the target is this host's own address and the same port")
+    def _refuse(self, mapping: Mapping) -> None:
+        """Usage for what cannot be meant: a connection that leads back to where it was accepted makes another, and so on."""
+        check_use(mapping)
+        way = way_back(mapping, self._having, self._is_here)
+        if way:
+            through = f", by way of {', '.join(one.id for one in way[1:])}" if way[1:] else ""
+            raise Unfit(f"{mapping} leads back to itself{through}", "its target is a port of this host that we serve")
+
+    def _having(self, protocol: str, ports: range) -> list[Mapping]:
+        return [self._published[name].mapping for name in self._claims.having(protocol, ports)]
+
+    def _is_here(self, target: Target) -> bool:
+        return self.places.means_here(target.place) and listeners.is_local(plain_ip(target.address))
 
     def _listen(self, bound: Bound, notes: list[str]) -> tuple[str, ...]:
         """Bind what is to be bound; returns the addresses left to a redirect rule."""
@@ -139,7 +146,7 @@ class Relay:
                     bound.bind(ip)
             except NoSuchFamily as error:
                 refusal = error
-                notes.append(str(error))
+                notes.append(f"{mapping.span} is not published on [{ip}]: {error.details}")
             except PortInUse:
                 if mapping.redirect != "fallback" or mapping.protocol != "tcp" or self.redirects is None:
                     raise
@@ -242,7 +249,7 @@ class Relay:
     def replace(self, mapping: Mapping) -> None:
         """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
         published = self._found(mapping.id)
-        self._refuse_loop(mapping)
+        self._refuse(mapping)
         old = published.mapping
         same = ("protocol", "host_ips", "first", "last")
         if any(getattr(old, name) != getattr(mapping, name) for name in same):
@@ -301,11 +308,13 @@ class Relay:
     def stats(self) -> dict[str, dict[str, object]]:
         """Per id: the counters, which targets do not answer, and which addresses a redirect rule serves."""
         now = self.poller.now
+        left_out = listeners.left_out()
         return {
             name: {
                 **published.server.counters.to_json(),
                 "dead_targets": [str(target) for target in published.server.balancer.dead(now)],
                 "redirected": list(published.redirected),
+                "left_out": [ip for ip in published.mapping.host_ips if ip in left_out],
             }
             for name, published in self._published.items()
         }
@@ -321,6 +330,7 @@ class Relay:
         servers = [published.server for published in self._published.values()] + self._draining
         for listener in self.redirect_listeners.values():
             listener.resume(self.poller)
+        self.places.tcp_legs.sweep()
         thorough = now >= self._next_look
         if thorough:
             self._next_look = now + LOOK_AT_ALL_S
@@ -400,11 +410,6 @@ class Bound:
         """All of them; those given, too."""
         for sock, _, _ in self.sockets:
             sock.close()
-
-
-def meets(host_ip: str, target: str) -> bool:
-    """Whether a connection to `target` arrives at a socket bound to `host_ip`."""
-    return host_ip == target or (host_ip == any_of(target) and listeners.is_local(target))
 
 
 def by_family(ips: Iterable[str]) -> list[tuple[int, tuple[str, ...]]]:

@@ -17,7 +17,18 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from portfwd.errors import Usage
-from portfwd.mapping import ANY, PORT_MAX, PROTOCOLS, Mapping, Place, Target
+from portfwd.mapping import (
+    ANY,
+    CONNECT,
+    LISTEN,
+    PORT_MAX,
+    PROTOCOLS,
+    Mapping,
+    Place,
+    Target,
+    peculiar,
+    refuse_peculiar,
+)
 
 RANDOM_TRIES = 10  # docker's; what somebody is known to have does not count as one
 EPHEMERAL = range(49153, 65536)  # docker's, where net.ipv4.ip_local_port_range cannot be read
@@ -138,7 +149,9 @@ def _split(text: str, ports: str) -> tuple[str, str, str]:
 def _host_ips(text: str, host_ip: str) -> tuple[str, ...]:
     if not host_ip:
         return ANY
-    return (address(text, host_ip),)
+    found = address(text, host_ip)
+    refuse_peculiar(found, LISTEN, text)
+    return (found,)
 
 
 def address(text: str, written: str) -> str:
@@ -149,7 +162,9 @@ def address(text: str, written: str) -> str:
         raise Usage(f"{text}: {written!r} is not an IP address") from None
     if isinstance(found, ipaddress.IPv6Address):
         if found.scope_id is not None:
-            raise Usage(f"{text}: {written!r} names an interface, which portfwd cannot listen on")
+            found = ipaddress.IPv6Address(written.partition("%")[0])
+            if not peculiar(str(found)):
+                raise Usage(f"{text}: {written!r} names an interface", "write the address alone")
         found = found.ipv4_mapped or found
     return str(found)
 
@@ -238,4 +253,6 @@ def destination(text: str, place: Place) -> Destination:
         written, _, port = text.partition(":")
         if not port:
             raise Usage(f"{text}: the port is missing behind the colon")
-    return Destination(address(text, written), _port(text, port) if port else 0, place)
+    found = address(text, written)
+    refuse_peculiar(found, CONNECT, text)
+    return Destination(found, _port(text, port) if port else 0, place)

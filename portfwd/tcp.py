@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_py.errors import CniError
@@ -25,6 +26,7 @@ from portfwd.errors import PortfwdError
 from portfwd.poller import EDGE, ERROR, HANGUP, READ, URGENT, WRITE
 
 if TYPE_CHECKING:
+    from portfwd.loops import Leg, Link
     from portfwd.mapping import Target
     from portfwd.port import TcpPort
     from portfwd.splice import Pipe
@@ -196,6 +198,7 @@ class Connection:
 
     __slots__ = (
         "active_at",
+        "behind",
         "candidates",
         "client",
         "client_ip",
@@ -204,6 +207,7 @@ class Connection:
         "down",
         "early",
         "kept_alive",
+        "leg",
         "port",
         "preface",
         "serving",
@@ -211,10 +215,12 @@ class Connection:
         "up",
     )
 
-    def __init__(self, port: TcpPort, client: socket.socket, client_ip: str) -> None:
+    def __init__(self, port: TcpPort, client: socket.socket, client_ip: str, behind: Link | None = None) -> None:
         self.port = port
         self.client = client
         self.client_ip = client_ip
+        self.behind = behind  # the client is a connection of our own
+        self.leg: Leg | None = None
         self.target: socket.socket | None = None
         self.serving: Target | None = None
         self.candidates: list[tuple[Target, int]] = []  # still to be tried, each with the port
@@ -254,6 +260,11 @@ class Connection:
         if result not in (0, errno.EINPROGRESS):
             self._dial_failed(os.strerror(result))
             return False
+        places = self.port.places
+        asked = (target.address, number)
+        self.leg = places.tcp_legs.add(
+            self.target, self.port, self, self.behind, asked, here=places.is_here(target.place)
+        )
         self.deadline = self.port.poller.now + self.port.mapping.connect_timeout_s
         self.port.poller.watch(self.target.fileno(), EDGE, self.on_target)
         self.port.connecting.add(self)
@@ -272,6 +283,9 @@ class Connection:
         self.port.poller.gone(self.target.fileno())
         self.target.close()
         self.target = None
+        if self.leg is not None:
+            self.port.places.tcp_legs.forget(self.leg, linger=True)
+            self.leg = None
 
     def timed_out(self) -> None:
         """connect(2) took too long."""
@@ -318,6 +332,7 @@ class Connection:
         """Go on with what a predecessor began; edges are seen anew, since the watch is."""
         self.target = target
         self.serving = serving
+        self._note_leg(target)
         self.port.poller.watch(target.fileno(), EDGE, self.on_target)
         self.port.poller.watch(self.client.fileno(), EDGE, self.on_client)
         self.deadline = self.port.poller.now + self.port.mapping.connect_timeout_s
@@ -325,6 +340,18 @@ class Connection:
             self._join(target)
         else:
             self.port.connecting.add(self)
+
+    def _note_leg(self, target: socket.socket) -> None:
+        try:
+            ip, number, *_ = target.getpeername()
+        except OSError:  # not connected yet
+            asked = None
+        else:
+            asked = (ip, number)
+        places = self.port.places
+        here = self.serving is not None and places.means_here(self.serving.place)
+        with suppress(OSError):
+            self.leg = places.tcp_legs.add(target, self.port, self, None, asked, here=here)
 
     def on_client(self, events: int) -> None:
         """Something happened at the client's socket."""

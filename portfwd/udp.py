@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from portfwd import proxyproto
+from portfwd import hostonly, proxyproto
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Tally
 from portfwd.errors import PortfwdError
 from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable
-from portfwd.pktinfo import local_of, text_of
+from portfwd.loops import link
+from portfwd.pktinfo import interface_of, local_of, text_of
 from portfwd.poller import ERROR, LEVEL
 from portfwd.udpsockets import Listener, UdpFlow, errors_of, exhausted, keep_errors, make_room, most_flows
 
@@ -94,7 +95,9 @@ class UdpPort:
 
     def _listen(self, sock: socket.socket, port: int) -> None:
         make_room(sock)
-        listener = Listener(sock, sock.getsockname()[0], port)
+        ip = sock.getsockname()[0]
+        hostonly.keep(sock, ip)
+        listener = Listener(sock, ip, port, hostonly.asks(sock, ip, port))
         self._watch(sock, partial(self._incoming, listener))
         self._listeners.append(listener)
 
@@ -112,6 +115,9 @@ class UdpPort:
             except OSError:  # of the socket, not of a client: the interface went away
                 self.counters.errors += 1
                 return
+            if listener.asks and interface_of(control) != hostonly.LO_INDEX:
+                self.counters.dropped += 1
+                continue
             local = local_of(control, client)
             flow = self._flows.get((listener, client, local))
             if flow is None:
@@ -137,7 +143,15 @@ class UdpPort:
             self.counters.limited += 1
             self._tally.add(f"datagrams of new clients refused, beyond {self._flows.bounds()}, all in use")
             return None
+        legs = self._places.udp_legs.at(client)
+        behind = link(legs, ((text_of(local) or listener.ip, listener.port),)) if legs else None
+        if behind is not None and behind.leads_back_to(self):
+            self.counters.loops += 1
+            self.counters.dropped += 1
+            behind.leg.server.came_back(behind.leg.owner, f"port {listener.port}/udp of mapping {self.mapping.id}")
+            return None
         flow = self._flow(listener, client, local, now)
+        flow.behind = behind
         if not self._dial(flow, now):
             self.counters.dropped += 1
             return None
@@ -239,16 +253,25 @@ class UdpPort:
     def _open(self, flow: UdpFlow, target: Target) -> None:
         family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
         upstream = self._places.socket(target.place, family, socket.SOCK_DGRAM)
+        asked = (target.address, self.mapping.target_port(target, flow.listener.port))
         try:
             keep_errors(upstream)
-            upstream.connect((target.address, self.mapping.target_port(target, flow.listener.port)))
-            self._attach(flow, target, upstream)
+            upstream.connect(asked)
+            self._attach(flow, target, upstream, asked)
         except BaseException:
             upstream.close()
             raise
 
-    def _attach(self, flow: UdpFlow, target: Target | None, upstream: socket.socket) -> None:
-        self._watch(upstream, partial(self._outgoing, flow))
+    def _attach(self, flow: UdpFlow, target: Target | None, upstream: socket.socket, asked: tuple[str, int]) -> None:
+        here = target is not None and self._places.means_here(target.place)
+        leg = self._places.udp_legs.add(upstream, self, flow, flow.behind, asked, here=here)
+        try:
+            self._watch(upstream, partial(self._outgoing, flow))
+        except OSError:
+            if leg is not None:
+                self._places.udp_legs.forget(leg)
+            raise
+        flow.leg = leg
         flow.target = target
         flow.upstream = upstream
         flow.proven = False
@@ -271,6 +294,11 @@ class UdpPort:
             moves = True
         if moves:
             self._hang_up(flow)
+
+    def came_back(self, owner: object, where: str) -> None:
+        """The target of a flow of ours is this service: see loops.py."""
+        if isinstance(owner, UdpFlow):
+            self._target_failed(owner, OSError(errno.ELOOP, f"it leads back to {where}"), self._poller.now)
 
     def _read_errors(self, flow: UdpFlow, now: float) -> None:
         """Take note of what ICMP and the kernel said, and of nothing twice."""
@@ -333,6 +361,9 @@ class UdpPort:
             self._forget(flow.upstream.fileno())
             flow.upstream.close()
             flow.upstream = None
+        if flow.leg is not None:
+            self._places.udp_legs.forget(flow.leg)
+            flow.leg = None
 
     def _end(self, flow: UdpFlow) -> None:
         """Of a flow that is no longer in the table."""
@@ -474,7 +505,9 @@ class UdpPort:
         if number is not None:
             upstream = socket.socket(fileno=take(number))
             try:
-                self._attach(flow, self.mapping.targets[index] if index is not None else None, upstream)
-            except OSError:  # no more watches: the flow's next datagram tries anew
+                ip, number, *_ = upstream.getpeername()
+                target = self.mapping.targets[index] if index is not None else None
+                self._attach(flow, target, upstream, (ip, number))
+            except OSError:  # no more watches, or it is not connected: the flow's next datagram tries anew
                 upstream.close()
         self._enter(flow)

@@ -13,6 +13,7 @@ from portfwd.flows import Flow, most
 from portfwd.pktinfo import reply_control
 
 if TYPE_CHECKING:
+    from portfwd.loops import Leg, Link
     from portfwd.mapping import Mapping, Target
     from portfwd.pktinfo import Address
 
@@ -30,12 +31,15 @@ class Listener:
     sock: socket.socket
     ip: str
     port: int
+    asks: bool  # clients from elsewhere may find it: see hostonly.py
 
 
 class UdpFlow(Flow):
     """One client talking to one address and port of the host."""
 
-    __slots__ = ("client", "header", "listener", "local", "port", "proven", "reply", "target", "upstream")
+    __slots__ = (
+        *("behind", "client", "header", "leg", "listener", "local", "port", "proven", "reply", "target", "upstream"),
+    )
 
     def __init__(self, listener: Listener, client: Address, local: bytes, now: float) -> None:
         super().__init__((listener, client, local), client[0], now)
@@ -45,6 +49,8 @@ class UdpFlow(Flow):
         self.port = listener.port
         self.reply = reply_control(local)
         self.header = b""  # of the PROXY protocol, before each datagram
+        self.behind: Link | None = None  # the client is a socket of our own
+        self.leg: Leg | None = None
         self.target: Target | None = None
         self.upstream: socket.socket | None = None  # None: the next datagram has to find a target
         self.proven = False  # the target has answered since it was last dialled or failed

@@ -75,7 +75,9 @@ class Host:
             if not (ip.is_loopback or ip.is_link_local or address.packed in gateways):
                 usable.append(address)
         families = {ip.address.family for ip in ips}
-        return cls({4, 6} if families and relayed else families, usable, gateways, local or relayed, relayed)
+        if families and relayed:
+            families |= {address.family for address in addresses}  # an IPv6 listener takes a host that has IPv6
+        return cls(families, usable, gateways, local or relayed, relayed)
 
     def answering(self, mapping: Object) -> str:
         """Where a published port can be reached, in words."""

@@ -20,7 +20,7 @@ PORTFWD = Path(sys.executable).with_name("portfwd")
 SOCKET = "/run/cni-py/portfwd.sock"
 STATE = "/run/portfwd"  # in a node of a lab /run is its own
 READY_S = 10.0
-REFUSE_SPLICE = str(Path(__file__).with_name("refuse_splice.py"))
+REFUSE = str(Path(__file__).with_name("refuse.py"))
 
 
 def exchange(path: str, request: dict[str, object]) -> dict[str, Any]:

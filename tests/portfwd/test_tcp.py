@@ -16,7 +16,7 @@ import pytest
 from lab import Lab
 
 from tests.portfwd import talk
-from tests.portfwd.publisher import REFUSE_SPLICE, Publisher, serving
+from tests.portfwd.publisher import REFUSE, Publisher, serving
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
 MEGABYTE = 1 << 20
@@ -110,7 +110,7 @@ def test_bulk_is_spliced_in_the_kernel(relayed: Publisher) -> None:
 
 
 def test_where_splice_is_refused_bytes_are_copied(machine: Lab) -> None:
-    with serving(machine["client"], prefix=[sys.executable, REFUSE_SPLICE]) as service:
+    with serving(machine["client"], prefix=[sys.executable, REFUSE, "splice"]) as service:
         service.publish(HOST, PORT, (HOST, INSIDE))
         (size, got), sent = service.node.python(download, 20 * MEGABYTE)
         assert (size, got) == (20 * MEGABYTE, sent)

@@ -66,6 +66,13 @@ def test_with_portfwd_it_answers_in_both_families(ips: list[IPConfig], spec: str
     assert Host.of(ips, HELD, local=True, relayed=True).answering(mapping.to_json()) == f"answers {wanted}"
 
 
+def test_a_host_without_ipv6_answers_at_none_of_it() -> None:
+    (mapping,) = portspec.parse("1:2")
+    held = [address for address in HELD if address.family == 4]
+    wanted = "answers at 198.51.100.1:1, 127.0.0.1:1 on this host"
+    assert Host.of([V4], held, local=True, relayed=True).answering(mapping.to_json()) == wanted
+
+
 def test_the_addresses_of_the_container_are_told_from_the_host_s() -> None:
     result = Result([Interface("cni0"), Interface("eth0", sandbox="/run/netns/c1")], [], [])
     assert [is_own(result, index, "eth0") for index in (0, 1, None, 7)] == [False, True, True, True]
