@@ -11,7 +11,7 @@ import pytest
 from lab import Lab
 from node import Node
 
-from portfwd.loops import UNSURE_MAX
+from portfwd.loops import UNSURE_MAX, Legs
 from tests.portfwd import talk
 from tests.portfwd.publisher import SOCKET, STATE, Publisher, exchange, serving
 
@@ -282,3 +282,24 @@ def test_a_loop_on_disk_waits_and_hurts_nobody(machine: Lab) -> None:
     with serving(machine["client"]) as service:
         [listed] = service.ask("list")["mappings"]
     assert "leads back to itself" in listed["state"]["waiting"]
+
+
+def test_the_loopback_of_another_namespace_is_nobodys_address_here() -> None:
+    """Nor is a connection that was closed a moment ago forgotten, which may wait to be accepted."""
+    legs = Legs(unshared=False)
+    with talk.listening(0) as listener, talk.connect(listener.getsockname()[1]) as sock:
+        asked = listener.getsockname()
+        assert legs.add(sock, Nobody(), None, None, asked, here=False) is None
+        leg = legs.add(sock, Nobody(), None, None, asked, here=True)
+        found = []
+        assert leg is not None
+        legs.forget(leg, linger=True)
+        for _ in range(3):
+            found.append(legs.at(sock.getsockname()) is not None)
+            legs.sweep()
+    assert found == [True, True, False]
+
+
+class Nobody:
+    def came_back(self, owner: object, where: str) -> None:
+        raise AssertionError(owner, where)
