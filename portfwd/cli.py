@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cni_py import __version__
 from cni_py.commands import report
-from portfwd import choose, lean, metrics, options
+from portfwd import choose, lean, metrics, options, portfile
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
 
@@ -266,11 +266,12 @@ def publish(chosen: argparse.Namespace) -> int:
     wish = options.read(chosen)
     notes = options.source_notes(wish.template)
     places = any(destination.place for destination in wish.template.destinations)
+    follows = any(publish.follow for publish in wish.publishes)
     must_exist = (
-        {"must_exist": True} if places and not chosen.wait else {}
+        {"must_exist": True} if (places or follows) and not chosen.wait else {}
     )  # a service of an older version knows no such field
 
-    with connect(chosen) as client:
+    with portfile.PortFile(wish.port_file) as port_file, connect(chosen) as client:
 
         def offer(mappings: list[Mapping], *, replace: bool = False) -> None:
             raw = [mapping.to_json() for mapping in mappings]
@@ -284,14 +285,37 @@ def publish(chosen: argparse.Namespace) -> int:
             live = [mapping for raw in listing(client) if (mapping := metrics.as_mapping(raw)) is not None]
             done = options.replacements(wish, live)
             offer(done, replace=True)
+            port_file.write(done)
+            drop_port_files([one for one in live if one.id in {mapping.id for mapping in done}], keep=wish.port_file)
         else:
-            done = options.settle(wish, offer, withdraw)
+            done = options.settle(wish, offer, withdraw, remembered(client, wish.template.sticky), notes)
+            try:
+                port_file.write(done)
+            except PortfwdError:
+                withdraw(done)
+                raise
     if chosen.json:
         put_json({"mappings": [mapping.to_json() for mapping in done], "notes": list(dict.fromkeys(notes))})
     else:
         put("".join(f"{mapping.id}  {mapping}\n" for mapping in done))
         note(notes)
     return 0
+
+
+def remembered(client: Client, name: str) -> dict[str, int]:
+    """The ports that a sticky name had, by what they lead to."""
+    raw = client.request({"verb": "sticky", "name": name}).get("ports") if name else None
+    return {key: port for key, port in raw.items() if isinstance(port, int)} if isinstance(raw, dict) else {}
+
+
+def drop_port_files(ended: Sequence[Mapping], keep: str | Sequence[str]) -> None:
+    """Remove the port files of mappings that have ended; a file that cannot be removed is told."""
+    kept = {keep} if isinstance(keep, str) else set(keep)
+    for path in dict.fromkeys(one.port_file for one in ended if one.port_file and one.port_file not in kept):
+        try:
+            portfile.remove(path)
+        except PortfwdError as error:
+            note([str(error)])
 
 
 def rm(chosen: argparse.Namespace) -> int:
@@ -303,6 +327,10 @@ def rm(chosen: argparse.Namespace) -> int:
         ids = choose.of_people(live) if chosen.all else choose.ids(chosen.name, live)
         drain_s = 0.0 if chosen.now else chosen.drain
         removed = _texts(client.request({"verb": "remove", "ids": ids, "drain_s": drain_s}).get("ids")) if ids else []
+    known = [mapping for raw in live if (mapping := metrics.as_mapping(raw)) is not None]
+    drop_port_files(
+        [one for one in known if one.id in removed], [one.port_file for one in known if one.id not in removed]
+    )
     if chosen.json:
         put_json({"removed": removed})
     else:
@@ -347,6 +375,7 @@ def run(chosen: argparse.Namespace) -> int:
     wish = options.read(chosen)
 
     def ready(done: Sequence[Mapping], notes: Sequence[str]) -> None:
+        port_file.write(done)
         every = [*options.source_notes(wish.template), *notes]
         if chosen.json:
             put_json({"mappings": [mapping.to_json() for mapping in done], "notes": list(dict.fromkeys(every))})
@@ -354,7 +383,8 @@ def run(chosen: argparse.Namespace) -> int:
             note(every)
             put("".join(f"{mapping.id}  {mapping}\n" for mapping in done))
 
-    return foreground.serve(wish, chosen.drain, ready)
+    with portfile.PortFile(wish.port_file) as port_file:
+        return foreground.serve(wish, chosen.drain, ready, lambda done: drop_port_files(done, keep=""))
 
 
 def reload(chosen: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import resource
 import signal
 from collections.abc import Callable, Sequence
 
-from portfwd import options
+from portfwd import options, sticky, store
 from portfwd.mapping import Mapping
 from portfwd.options import Wish
 from portfwd.places import Places, absent_notes
@@ -18,33 +18,38 @@ from portfwd.relay import SWEEP_S, Relay
 log = logging.getLogger("portfwd")
 
 Ready = Callable[[Sequence[Mapping], Sequence[str]], None]  # all of them listen; with sentences on what was left out
+Ended = Callable[[Sequence[Mapping]], None]  # none of them listens any more
 
 
-def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
+def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
     """Publish, serve, drain; returns the exit status. PortInUse, PortfwdError."""
     _raise_limit()
     poller = Poller()
     loop = asyncio.SelectorEventLoop(poller)
     places = Places()
     relay = Relay(poller, places)
+    known = sticky.memory(store.state_dir())
+    done: list[Mapping] = []
     try:
         notes: list[str] = []
 
         def offer(mappings: list[Mapping]) -> None:
-            done: list[Mapping] = []
+            published: list[Mapping] = []
             try:
                 for mapping in mappings:
                     notes.extend(relay.publish(mapping))
-                    done.append(mapping)
+                    published.append(mapping)
             except BaseException:
-                withdraw(done)
+                withdraw(published)
                 raise
 
         def withdraw(mappings: list[Mapping]) -> None:
             for mapping in mappings:
                 relay.remove(mapping.id)
 
-        done = options.settle(wish, offer, withdraw)
+        had = known.recall(wish.template.sticky) if wish.template.sticky else {}
+        done = options.settle(wish, offer, withdraw, had, notes)
+        notes += sticky.remember(known, done)
         notes += absent_notes(places, done)
         stop = Stop(relay, drain_s)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -53,6 +58,7 @@ def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
         loop.run_until_complete(_serve(relay, stop))
     finally:
         relay.close()
+        ended(done)
         places.close()
         loop.close()
     return 0

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
-from portfwd import owners
-from portfwd.errors import NotFound, PortfwdError, Usage
+from portfwd import owners, portfile, sticky
+from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.owners import Owners
 from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
@@ -53,6 +53,7 @@ class Registry:
         self.relay = relay
         self.store = store
         self.owners = Owners(loop, self._ended)
+        self.sticky = sticky.memory(store.state)
         self.waiting: dict[str, Waiting] = {}
         self.started = time.time()
 
@@ -89,6 +90,7 @@ class Registry:
             undo.callback(self._put_back, done, before)
             self.store.save(done.values())
             undo.pop_all()
+        notes += sticky.remember(self.sticky, done.values())
         for name, mapping in done.items():
             self.waiting.pop(name, None)
             log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", mapping)
@@ -179,6 +181,10 @@ class Registry:
         }
         return {"ok": True, "service": service, "mappings": state}
 
+    def remembered(self, name: str) -> Json:
+        """The ports of a sticky name."""
+        return {"ok": True, "ports": self.sticky.recall(name)}
+
     # What nobody asked for
 
     def restore(self) -> None:
@@ -208,9 +214,7 @@ class Registry:
                 self.store.forget([mapping])
             return
         try:
-            with ExitStack() as undo:
-                self._publish(mapping, [], undo, replace=False)
-                undo.pop_all()
+            self._again(mapping)
         except (PortfwdError, OSError, ValueError) as error:
             before = self.waiting.get(name)
             if before is None or before.why != str(error):
@@ -218,7 +222,39 @@ class Registry:
             self.waiting[name] = Waiting(mapping, str(error))
         else:
             self.waiting.pop(name, None)
-            log.info("%s: published again %s", name, mapping)
+            log.info("%s: published again %s", name, self.relay.mappings[name])
+
+    def _again(self, mapping: Mapping) -> None:
+        """Publish what was published before, a sticky port that is somebody's now on another number. PortfwdError."""
+        try:
+            self._one(mapping)
+        except PortInUse as error:
+            if not mapping.sticky:
+                raise
+            self._elsewhere(mapping, error)
+
+    def _one(self, mapping: Mapping) -> None:
+        with ExitStack() as undo:
+            self._publish(mapping, [], undo, replace=False)
+            undo.pop_all()
+
+    def _elsewhere(self, mapping: Mapping, why: PortInUse) -> None:
+        for other in sticky.elsewhere(mapping):
+            try:
+                self._one(other)
+            except PortInUse:
+                continue
+            log.warning("%s: %s has port %d from now on: %s", other.id, other.sticky, other.first, why)
+            for note in sticky.remember(self.sticky, [other]):
+                log.warning("%s: %s", other.id, note)
+            try:
+                self.store.save([other])
+                if other.port_file:
+                    portfile.change(other)
+            except PortfwdError as error:
+                log.warning("%s: its new port is not written down: %s", other.id, error)
+            return
+        raise why
 
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""

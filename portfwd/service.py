@@ -27,7 +27,7 @@ from portfwd.poller import Poller
 from portfwd.redirect import Redirects, probe
 from portfwd.registry import RETRY_S, Registry
 from portfwd.relay import SWEEP_S, Relay
-from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats
+from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats, Sticky
 from portfwd.succession import Succession
 from portfwd.watch import Watch
 
@@ -287,6 +287,8 @@ class Service:
                 return self.registry.listing()
             case Stats():
                 return self.registry.stats()
+            case Sticky():
+                return self.registry.remembered(request.name)
             case _:
                 self.succession.start(call.answer)
                 return None

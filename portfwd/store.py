@@ -38,6 +38,7 @@ class Store:
     """The mappings below a folder, which is made when first needed."""
 
     def __init__(self, state: str) -> None:
+        self.state = state
         self.folder = f"{state}/mappings"
         self._boot = records.boot_id()
 
