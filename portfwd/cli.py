@@ -264,7 +264,8 @@ def note(texts: Sequence[str]) -> None:
 def publish(chosen: argparse.Namespace) -> int:
     """Publish ports through the service, or lead them elsewhere."""
     wish = options.read(chosen)
-    notes = options.source_notes(wish.template)
+    wish, unresolved = options.resolved(wish, must_exist=not chosen.wait)
+    notes = [*options.source_notes(wish.template), *unresolved]
     places = any(destination.place for destination in wish.template.destinations)
     follows = any(publish.follow for publish in wish.publishes)
     must_exist = (
@@ -372,11 +373,11 @@ def run(chosen: argparse.Namespace) -> int:
     lean.without_tls()
     from portfwd import foreground
 
-    wish = options.read(chosen)
+    wish, unresolved = options.resolved(options.read(chosen), must_exist=False)
 
     def ready(done: Sequence[Mapping], notes: Sequence[str]) -> None:
         port_file.write(done)
-        every = [*options.source_notes(wish.template), *notes]
+        every = [*options.source_notes(wish.template), *unresolved, *notes]
         if chosen.json:
             put_json({"mappings": [mapping.to_json() for mapping in done], "notes": list(dict.fromkeys(every))})
         else:

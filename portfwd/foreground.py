@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from portfwd import options, sticky, store
+from portfwd.following import Following
 from portfwd.mapping import Mapping
 from portfwd.options import Wish
 from portfwd.places import Places, absent_notes
@@ -28,6 +29,7 @@ def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
     loop = asyncio.SelectorEventLoop(poller)
     places = Places()
     relay = Relay(poller, places)
+    following = Following(loop, relay)
     known = sticky.memory(store.state_dir())
     done: list[Mapping] = []
     try:
@@ -37,7 +39,7 @@ def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
             published: list[Mapping] = []
             try:
                 for mapping in mappings:
-                    notes.extend(relay.publish(mapping))
+                    notes.extend(following.publish(mapping) if mapping.follow else relay.publish(mapping))
                     published.append(mapping)
             except BaseException:
                 withdraw(published)
@@ -51,12 +53,13 @@ def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
         done = options.settle(wish, offer, withdraw, had, notes)
         notes += sticky.remember(known, done)
         notes += absent_notes(places, done)
-        stop = Stop(relay, drain_s)
+        stop = Stop(relay, following, drain_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.asked)
         ready(done, notes)
         loop.run_until_complete(_serve(relay, stop))
     finally:
+        following.close()
         relay.close()
         ended(done)
         places.close()
@@ -67,8 +70,9 @@ def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
 class Stop:
     """What signals ask for: the first to drain, the second to end."""
 
-    def __init__(self, relay: Relay, drain_s: float) -> None:
+    def __init__(self, relay: Relay, following: Following, drain_s: float) -> None:
         self.relay = relay
+        self.following = following
         self.drain_s = drain_s
         self.draining = False
         self.ended = False
@@ -79,6 +83,7 @@ class Stop:
             self.ended = True
             return
         self.draining = True
+        self.following.close()
         self.relay.drain(self.drain_s)
         if self.relay.draining:
             log.info("no new connections; %d running ones get %g s", self.relay.draining, self.drain_s)

@@ -12,6 +12,7 @@ from cni_py.kernel import sock_diag
 from portfwd import holders
 from portfwd.claims import conflict
 from portfwd.errors import Lacking, PortfwdError, PortInUse
+from portfwd.follow import unscoped
 from portfwd.mapping import ANY
 from portfwd.tcp import set_keepalive
 
@@ -77,11 +78,17 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:  # a restart need not wait for TIME_WAIT; for UDP it would let two have one port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((ip, port))
+        sock.bind(_sockaddr(ip, port))
     except OSError as error:
         sock.close()
         raise _failure(protocol, ip, port, error) from error
     return sock
+
+
+def _sockaddr(ip: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """For bind(2): Python overwrites the interface behind an address with that of the fourth field."""
+    address, _, interface = ip.partition("%")
+    return (address, port, 0, socket.if_nametoindex(interface)) if interface else (address, port)
 
 
 def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:
@@ -103,7 +110,7 @@ class NoSuchFamily(PortfwdError):
 def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
     where = f"port {port}/{protocol} on {f'[{ip}]' if ':' in ip else ip}"
     if error.errno == errno.EADDRINUSE:
-        return PortInUse(f"{where} is in use by {holders.describe(protocol, ip, port)}")
+        return PortInUse(f"{where} is in use by {holders.describe(protocol, unscoped(ip), port)}")
     if error.errno in NO_FAMILY and ip in ANY:
         return NoSuchFamily(f"cannot listen on {where}", error.strerror or str(error))
     if error.errno == errno.EADDRNOTAVAIL:

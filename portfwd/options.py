@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from portfwd import holders, places, runtimes, spec, sticky
+from portfwd import addresses, follow, holders, places, runtimes, spec, sticky
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import ANY, BALANCES, Mapping, Place
 from portfwd.spec import Destination, Publish, Template
@@ -158,6 +158,23 @@ def read(options: argparse.Namespace) -> Wish:
     for name, publish in zip(wish.names(), wish.publishes, strict=True):
         template.mapping(name, publish, publish.host_ports[0] if publish.host_ports else 1)  # to be refused now
     return wish
+
+
+def resolved(wish: Wish, *, must_exist: bool) -> tuple[Wish, list[str]]:
+    """The wish with the addresses of now where a SPEC has a host name, and what a person should know. PortfwdError."""
+    publishes = []
+    notes = []
+    for publish in wish.publishes:
+        ips: list[str] = []
+        if publish.follow.startswith(follow.NAME):
+            try:
+                ips = addresses.resolve(follow.shown(publish.follow))
+            except PortfwdError as error:
+                if must_exist:
+                    raise
+                notes.append(str(error))
+        publishes.append(replace(publish, host_ips=tuple(ips)) if publish.follow else publish)
+    return replace(wish, publishes=tuple(publishes)), notes
 
 
 def sticky_name(options: argparse.Namespace) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from portfwd import proxyproto
-from portfwd.accepting import BACK_OFF_S
+from portfwd.accepting import BACK_OFF_S, Listener
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Counters
@@ -16,7 +16,6 @@ from portfwd.errors import Lacking
 from portfwd.tcp import QUIET_S, RESET, Connection
 
 if TYPE_CHECKING:
-    from portfwd.accepting import Listener
     from portfwd.mapping import Mapping, Target
     from portfwd.places import Places
     from portfwd.poller import Poller
@@ -165,6 +164,25 @@ class TcpPort:
         inside = [connection.client_ip for connection in self.connections]
         self.admission = self.admission.successor(mapping, CONNECTIONS_MAX, inside)
         self.balancer = Balancer(mapping.targets, mapping.balance)
+
+    def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
+        """Accept clients of these sockets, too, each with its address and port. Lacking; then of none of them."""
+        new = [Listener(sock, ip, port) for sock, ip, port in bound]
+        try:
+            for listener in new:
+                listener.listen(self.poller, self)
+        except OSError as error:
+            for listener in new:
+                listener.close()
+            raise Lacking(f"cannot watch the ports of {self.mapping}", error.strerror or str(error)) from error
+        self.listeners += new
+
+    def leave(self, ips: Sequence[str]) -> None:
+        """Accept no more clients on these addresses; those that were accepted stay."""
+        for listener in self.listeners:
+            if listener.ip in ips:
+                listener.close()
+        self.listeners = [listener for listener in self.listeners if listener.ip not in ips]
 
     def stop_listening(self) -> None:
         """Refuse new connections; those in the backlog are reset by the kernel."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from cni_py import __version__
 from portfwd import owners, portfile, sticky
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
+from portfwd.following import Following
 from portfwd.owners import Owners
 from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
@@ -54,6 +55,7 @@ class Registry:
         self.store = store
         self.owners = Owners(loop, self._ended)
         self.sticky = sticky.memory(store.state)
+        self.following = Following(loop, relay, self._renamed)
         self.waiting: dict[str, Waiting] = {}
         self.started = time.time()
 
@@ -77,7 +79,9 @@ class Registry:
                 raise Usage("sockets come with one new mapping")
             for mapping in wanted:
                 try:
-                    notes += self._publish(mapping, sockets, undo, replace=request.replace)
+                    notes += self._publish(
+                        mapping, sockets, undo, replace=request.replace, must_exist=request.must_exist
+                    )
                 except Usage:
                     raise
                 except PortfwdError as error:
@@ -99,7 +103,13 @@ class Registry:
         return {"ok": True, "ids": list(done), "notes": notes}
 
     def _publish(
-        self, mapping: Mapping, sockets: Sequence[socket.socket], undo: ExitStack, *, replace: bool
+        self,
+        mapping: Mapping,
+        sockets: Sequence[socket.socket],
+        undo: ExitStack,
+        *,
+        replace: bool,
+        must_exist: bool = False,
     ) -> list[str]:
         """One of them; `undo` takes it back."""
         waiting = self.waiting.get(mapping.id)
@@ -109,14 +119,28 @@ class Registry:
         with ExitStack() as one:
             if old is not None:
                 notes: list[str] = []
+                if (
+                    mapping.follow and mapping.follow == old.follow
+                ):  # its addresses may have changed since it was asked for
+                    mapping = dataclasses.replace(mapping, host_ips=old.host_ips)
                 self.relay.replace(mapping)
                 one.callback(self._return_to, old)
             else:
-                notes = self.relay.publish(mapping, sockets)
+                if mapping.follow:
+                    notes = self.following.publish(mapping, must_exist=must_exist)
+                else:
+                    notes = self.relay.publish(mapping, sockets)
                 one.callback(self._take_back, mapping.id)
             self.owners.watch(mapping)
             undo.callback(one.pop_all().close)
         return notes
+
+    def _renamed(self, mapping: Mapping) -> None:
+        """A host name has other addresses now: the next start begins with those."""
+        try:
+            self.store.save([mapping])
+        except PortfwdError as error:
+            log.warning("%s: %s", mapping.id, error)
 
     def _return_to(self, old: Mapping) -> None:
         self.relay.replace(old)
@@ -161,7 +185,8 @@ class Registry:
         """All mappings with their state; those that wait say why."""
         state = self.relay.stats()
         found: list[Json] = [
-            {**mapping.to_json(), "state": state.get(name, {})} for name, mapping in self.relay.mappings.items()
+            {**mapping.to_json(), "state": {**state.get(name, {}), **self.following.state(name)}}
+            for name, mapping in self.relay.mappings.items()
         ]
         found += [{**one.mapping.to_json(), "state": {"waiting": one.why}} for one in self.waiting.values()]
         return {"ok": True, "mappings": found}
@@ -195,6 +220,7 @@ class Registry:
             except PortfwdError as error:
                 log.info("%s: %s", mapping.id, error)
                 self._ended(mapping.id)
+        self.following.adopt()
         for mapping in self.store.load():
             if mapping.id not in self.relay.mappings:
                 self._try(mapping)

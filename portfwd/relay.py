@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from portfwd import listeners
@@ -82,11 +83,7 @@ class Relay:
         """
         if mapping.id in self._published:
             raise Usage(f"there is a mapping {mapping.id} already", "choose another name, or replace it")
-        held = self._claims.holder(mapping)
-        if held is not None:
-            other = self._published[held[0]].mapping
-            raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
-        self._refuse_loop(mapping)
+        self._refuse(mapping)
         notes: list[str] = []
         bound = Bound(mapping, sockets)
         try:
@@ -104,6 +101,38 @@ class Relay:
         self._claims.put(mapping)
         self._retain(mapping)
         return notes
+
+    def _refuse(self, mapping: Mapping) -> None:
+        """PortInUse for ports of another mapping, Usage for a loop."""
+        held = self._claims.holder(mapping)
+        if held is not None:
+            other = self._published[held[0]].mapping
+            raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
+        self._refuse_loop(mapping)
+
+    def move(self, name: str, host_ips: Sequence[str]) -> dict[str, PortfwdError]:
+        """Other addresses for a mapping that follows them; returns those that cannot be had. NotFound.
+
+        Running connections stay; a listener on an address that is meant before and after stays, too.
+        """
+        published = self._found(name)
+        old, server = published.mapping, published.server
+        server.leave([ip for ip in old.host_ips if ip not in host_ips])
+        refused: dict[str, PortfwdError] = {}
+        for ip in host_ips:
+            if ip not in old.host_ips:
+                bound = Bound(replace(old, host_ips=(ip,)), ())
+                try:
+                    self._refuse(bound.mapping)
+                    bound.bind(ip)
+                    server.listen_on(bound.sockets)
+                except PortfwdError as error:
+                    bound.close()
+                    refused[ip] = error
+        self._claims.take(old)
+        published.mapping = server.mapping = replace(old, host_ips=tuple(ip for ip in host_ips if ip not in refused))
+        self._claims.put(published.mapping)
+        return refused
 
     def _retain(self, changed: Mapping) -> None:
         """Tell which namespaces are meant from now on, where a mapping that came, went or changed names one."""

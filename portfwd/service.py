@@ -331,6 +331,7 @@ class Service:
         systemd.notify("STOPPING=1")
         self._close_control()
         self.registry.owners.close()
+        self.registry.following.close()
         self.relay.drain(self.options.drain_s)
         if self.relay.draining:
             log.info("no new connections; %d running ones get %g s", self.relay.draining, self.options.drain_s)
@@ -356,6 +357,7 @@ class Service:
         if self.watch is not None:
             self.watch.close()
         self.registry.owners.close()
+        self.registry.following.close()
         self.relay.close()
         self.places.close()
         self.loop.close()
