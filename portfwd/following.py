@@ -92,7 +92,9 @@ class Following:
             raise next(iter(refused.values()))
         self._refused[mapping.id] = refused
         notes += [f"not on {ip} for now, and tried again: {error}" for ip, error in refused.items()]
-        return [*notes, *([] if ips else [f"{self._absence(mapping)}: the ports open when that changes"])]
+        on = ", ".join(self._relay.mappings[mapping.id].host_ips)
+        now = f"on {on} now" if ips else f"{self._absence(mapping)}: the ports open when that changes"
+        return [*notes, f"{mapping.id}: {now}"]
 
     def _absence(self, mapping: Mapping) -> str:
         name = follow.shown(mapping.follow)
@@ -182,9 +184,9 @@ class Following:
             if str(error) != str(before.get(ip, "")):
                 log.warning("%s: not on %s for now, and tried again: %s", mapping.id, ip, error)
         self._refused[mapping.id] = refused
-        now = self._relay.mappings[mapping.id]
-        if now.host_ips != mapping.host_ips:
-            log.info("%s: follows: %s", mapping.id, now)
+        now = self._relay.mappings[mapping.id].host_ips
+        if now != mapping.host_ips:
+            log.info("%s: of %s now on %s", mapping.id, follow.shown(mapping.follow), ", ".join(now) or "no address")
 
     def _tick(self) -> None:
         """What no message tells: that a port is free again, that a name has another address."""

@@ -95,7 +95,7 @@ class Mapping:
         span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         hosts = ", ".join(f"[{ip}]" if ":" in ip else ip for ip in self.host_ips)
         if self.follow:
-            hosts = f"{follow.shown(self.follow)} ({hosts or 'no address now'})"
+            hosts = follow.shown(self.follow) + (f" ({hosts})" if hosts else "")
         return f"{span}/{self.protocol} on {hosts} to {', '.join(map(str, self.targets))}"
 
     def named(self, name: str) -> Mapping:

@@ -263,7 +263,7 @@ class Search:
         self.offer = offer
         self.had = had
         self.notes: list[str] = []
-        self.ephemeral = spec.ephemeral_range(sticky.local_ports())
+        self.ephemeral = spec.ephemeral_range(_read("/proc/sys/net/ipv4/ip_local_port_range"))
         self._taken: dict[tuple[str, tuple[str, ...]], set[int]] = {}
 
     def first_free(self, name: str, publish: Publish, line: int) -> Mapping:
@@ -295,6 +295,13 @@ class Search:
         if publish.host_ports is not None or not self.had:
             return 0
         return self.had.get(sticky.key_of(self.wish.template.mapping("any", publish, 1)), 0)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def parse(text: str) -> Publish:
         raise Usage(
             f"{text}: {len(host_ports)} host ports cannot lead to {len(container_ports)} container ports one by one"
         )
-    followed = follow.parse(host_ip) if not ports.startswith("[") else ""
+    followed = "" if ports.startswith("[") else _followed(text, host_ip)
     host_ips = () if followed else _host_ips(text, host_ip)
     return Publish(host_ips, host_ports, container_ports, protocol, followed)
 
@@ -144,6 +144,16 @@ def _split(text: str, ports: str) -> tuple[str, str, str]:
     rest, _, container = ports.rpartition(":")
     host_ip, _, host = rest.rpartition(":")
     return host_ip, host, container
+
+
+def _followed(text: str, written: str) -> str:
+    """What is followed, "" where an address stands."""
+    if written == "localhost":
+        raise Usage(f"{text}: 'localhost' is not an IP address", "name=localhost follows a host name")
+    try:
+        return follow.parse(written)
+    except Usage as error:
+        raise Usage(f"{text}: {error.msg}", error.details) from None
 
 
 def _host_ips(text: str, host_ip: str) -> tuple[str, ...]:
