@@ -177,7 +177,8 @@ class Search:
         if protocol not in PROTOCOLS:
             return known or EPHEMERAL[0]  # refused further on, with the right words
         refusal: PortInUse | None = None
-        for port in [*([known] if known else ()), *random_ports()]:
+        candidates: list[int] = [*([known] if known else ()), *random_ports()]
+        for port in candidates:
             if (protocol, port) in self.said or port in self._numbers(protocol):
                 continue
             try:

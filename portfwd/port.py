@@ -166,16 +166,10 @@ class TcpPort:
         self.balancer = Balancer(mapping.targets, mapping.balance)
 
     def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
-        """Accept clients of these sockets, too, each with its address and port. Lacking; then of none of them."""
-        new = [Listener(sock, ip, port) for sock, ip, port in bound]
-        try:
-            for listener in new:
-                listener.listen(self.poller, self)
-        except OSError as error:
-            for listener in new:
-                listener.close()
-            raise Lacking(f"cannot watch the ports of {self.mapping}", error.strerror or str(error)) from error
-        self.listeners += new
+        """Accept clients of these sockets, too, each with its address and port. OSError; then of some of them."""
+        for sock, ip, port in bound:
+            self.listeners.append(Listener(sock, ip, port))
+            self.listeners[-1].listen(self.poller, self)
 
     def leave(self, ips: Sequence[str]) -> None:
         """Accept no more clients on these addresses; those that were accepted stay."""

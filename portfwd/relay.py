@@ -127,8 +127,11 @@ class Relay:
                     bound.bind(ip)
                     server.listen_on(bound.sockets)
                 except PortfwdError as error:
-                    bound.close()
                     refused[ip] = error
+                except OSError as error:
+                    server.leave([ip])
+                    bound.close()
+                    refused[ip] = Lacking(f"cannot watch the ports of {name} on {ip}", error.strerror or str(error))
         self._claims.take(old)
         published.mapping = server.mapping = replace(old, host_ips=tuple(ip for ip in host_ips if ip not in refused))
         self._claims.put(published.mapping)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from portfwd import proxyproto
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
-from portfwd.errors import Lacking, PortfwdError
+from portfwd.errors import PortfwdError
 from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
 from portfwd.follow import unscoped
 from portfwd.pktinfo import local_of, reply_control, text_of
@@ -134,21 +134,13 @@ class UdpPort:
         self._listeners.append(listener)
 
     def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
-        """Take datagrams of these sockets, too, each with its address and port. Lacking; then of none of them."""
-        before = len(self._listeners)
-        try:
-            for sock, _, port in bound:
-                self._listen(sock, port)
-        except OSError as error:
-            self._stop(self._listeners[before:])
-            raise Lacking(f"cannot watch the ports of {self.mapping}", error.strerror or str(error)) from error
+        """Take datagrams of these sockets, too, each with its address and port. OSError; then of some of them."""
+        for sock, _, port in bound:
+            self._listen(sock, port)
 
     def leave(self, ips: Sequence[str]) -> None:
         """Give up these addresses, and the flows that came for them: nothing can be answered from there."""
-        gone = {unscoped(ip) for ip in ips}
-        self._stop([listener for listener in self._listeners if unscoped(listener.ip) in gone])
-
-    def _stop(self, gone: Sequence[Listener]) -> None:
+        gone = [one for one in self._listeners if one.ip in map(unscoped, ips)]
         for flow in [flow for flow in self._flows if flow.listener in gone]:
             self._flows.remove(flow)
             self._end(flow)

@@ -84,7 +84,7 @@ def test_a_pod_has_the_same_port_again_while_it_is_free(pods: Pods) -> None:
     assert lab.fetch("client", HOST[4], port).name == "c1"
     assert lab.fetch("client", HOST[6], port).name == "c1"
     assert pods.call("CHECK", "c1", *ports).status == 0  # libcni's prevResult has no key of ours
-    second = {"name": "lab2", "prevResult": pods.results["c2"]}
+    second: dict[str, Any] = {"name": "lab2", "prevResult": pods.results["c2"]}
     assert pods.number("c1", *ports[:1], **second) == port  # another network of the same container
     assert pods.call("DEL", "c1", *ports[:1], **second).status == 0
     assert pods.number("c2", *ports[:1]) != port  # the pod's name, while the other is alive
