@@ -44,6 +44,8 @@ SPECS = """\
 SPEC: [[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]
   8080:80               port 8080 of every address of this host leads to port 80 of the target
   127.0.0.1:8080:80     of this address only             [::1]:8080:80         brackets may be left out
+  eth0:8080:80          of an interface, whatever its addresses become (also if=NAME:8080:80)
+  name=db.lan:8080:80   of a host name, those of its addresses that this host has
   80                    a random port of the host        127.0.0.1::80         on this address
   8000-8010:8000-8010   one by one                       8000-8010:80          the first that is free
   80-82                 random ports, one for each       53:53/udp             tcp unless udp is written
@@ -55,6 +57,7 @@ examples:
   portfwd publish -p [::1]:8080:80 -p 8443:443 --to 192.0.2.2 --allow 2001:db8::/32
   portfwd publish 80 --to 192.0.2.2 --to 192.0.2.3 --balance source
   portfwd publish 5432:5432 --container db     the database that listens on its own loopback only
+  portfwd publish 80 --to 192.0.2.2 --sticky web --port-file web.port     the port it had before, and where to read it
   portfwd publish --replace --name web 8080:80 --to 192.0.2.9     new connections go there, running ones stay
 """,
     "run": """

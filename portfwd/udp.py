@@ -27,7 +27,6 @@ from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.errors import PortfwdError
 from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
-from portfwd.follow import unscoped
 from portfwd.pktinfo import local_of, reply_control, text_of
 from portfwd.poller import ERROR, LEVEL
 
@@ -140,14 +139,7 @@ class UdpPort:
 
     def leave(self, ips: Sequence[str]) -> None:
         """Give up these addresses, and the flows that came for them: nothing can be answered from there."""
-        gone = [one for one in self._listeners if one.ip in map(unscoped, ips)]
-        for flow in [flow for flow in self._flows if flow.listener in gone]:
-            self._flows.remove(flow)
-            self._end(flow)
-        for listener in gone:
-            self._forget(listener.sock.fileno())
-            listener.sock.close()
-            self._listeners.remove(listener)
+        self._give_up({one for one in self._listeners if one.ip in [ip.partition("%")[0] for ip in ips]})
 
     # From clients to targets
 
@@ -421,12 +413,16 @@ class UdpPort:
 
     def close(self) -> None:
         """Free the ports and end all flows. A second call is harmless."""
-        for flow in self._flows.clear():
+        self._give_up(set(self._listeners))
+
+    def _give_up(self, gone: set[Listener]) -> None:
+        for flow in [flow for flow in self._flows if flow.listener in gone]:
+            self._flows.remove(flow)
             self._end(flow)
-        for listener in self._listeners:
+        for listener in gone:
             self._forget(listener.sock.fileno())
             listener.sock.close()
-        self._listeners.clear()
+        self._listeners = [one for one in self._listeners if one not in gone]
 
     # A successor
 
