@@ -13,7 +13,7 @@ tells all mappings below `cni-py/portMappings`, in the form of runtimeConfig.por
 
 import os
 
-from cni_py import hostlisteners, portclaims, records, stickyports
+from cni_py import heirs, hostlisteners, portclaims, records, stickyports
 from cni_py.engine import Op
 from cni_py.errors import CniError, InvalidNetworkConfig, PortInUse, warn
 from cni_py.jsontext import Object
@@ -37,7 +37,7 @@ EPHEMERAL = range(32768, 61000)  # the kernel's own default, where it does not t
 
 
 class RememberPorts(Op):
-    """The numbers are remembered. `name` is the file's, `whose` says for people what it stands for."""
+    """The numbers are remembered. `name` is the file's, "" when they are not; `whose` says for people what it stands for."""
 
     name: str
     whose: str
@@ -51,7 +51,8 @@ class RememberPorts(Op):
 
     def apply(self, _kernel: "Kernel") -> bool:
         try:
-            memory().remember(self.name, parse(self.ports))
+            if self.name:
+                memory().remember(self.name, parse(self.ports))
         except OSError as error:
             warn(f"the host ports of {self.whose} cannot be remembered in {folder()}: {error.strerror}")
         return True
@@ -92,7 +93,16 @@ def choose(call: "Call", conf: PortmapConf) -> list[Op]:
             entry.host_port = search.chosen.get(key) or search.find(entry, known.get(key, 0))
             search.chosen[key] = entry.host_port
     ports = " ".join(f"{key}={number}" for key, number in search.chosen.items())
-    return [RememberPorts(name=name, whose=whose, ports=ports)]
+    displaced = any(search.chosen[key] != number for key, number in known.items() if key in search.chosen)
+    second = displaced and _is_second(call, name)
+    return [RememberPorts(name="" if second else name, whose=whose, ports=ports)]
+
+
+def _is_second(call: "Call", name: str) -> bool:
+    """Whether another container has the numbers of the name now: this one, beside it, does not displace them."""
+    others = (one for one in records.all_records(call.plugin) if one.key.container_id != call.container_id)
+    ops = (fields for one in others if not heirs.is_dead(one) for fields in one.ops if isinstance(fields, dict))
+    return any(fields.get("op") == RememberPorts.__name__ and fields.get("name") == name for fields in ops)
 
 
 def recorded(call: "Call", conf: PortmapConf) -> None:
@@ -187,7 +197,7 @@ class Search:
                 refusal = error
                 continue
             if refusal is not None and known:
-                warn(f"container port {key_of(entry)} has host port {port} from now on: {refusal}")
+                warn(f"container port {key_of(entry)} gets host port {port} instead of {known}: {refusal}")
             return port
         raise PortInUse(f"no random host port is free for container port {key_of(entry)}", str(refusal or ""))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import closing
+from collections.abc import Sequence
 
 from cni_py.addr import ip_text
 from cni_py.kernel.rtnl import Addr, Rtnl
@@ -22,20 +22,28 @@ def resolve(name: str) -> list[str]:
     return sorted(follow.usable(str(address[0]) for _, _, _, _, address in found), key=lambda ip: (":" in ip, ip))
 
 
-def addresses_of(interface: str) -> list[str] | None:
+def addresses_of(rtnl: Rtnl, interface: str) -> list[str] | None:
     """The addresses of an interface that can be listened on, link-local ones with its name behind them. PortfwdError.
 
     None: there is no such interface.
     """
     try:
-        with closing(Rtnl()) as rtnl:
-            link = rtnl.link(interface)
-            if link is None:
-                return None
-            texts = [_text(one, link.name) for one in rtnl.addresses(link.index) if _is_ready(one)]
+        link = rtnl.link(interface)
+        if link is None:
+            return None
+        texts = [_text(one, link.name) for one in rtnl.addresses(link.index) if _is_ready(one)]
     except OSError as error:
         raise PortfwdError(f"the addresses of {interface} cannot be read", error.strerror or str(error)) from error
     return list(dict.fromkeys(texts))
+
+
+def local(rtnl: Rtnl, ips: Sequence[str]) -> list[str]:
+    """Those of the addresses that this host has and can listen on. PortfwdError."""
+    try:
+        own = {ip_text(one.address.packed) for one in rtnl.addresses() if _is_ready(one)}
+    except OSError as error:
+        raise PortfwdError("the addresses of this host cannot be read", error.strerror or str(error)) from error
+    return [ip for ip in ips if ip in own or (ip.startswith("127.") and "127.0.0.1" in own)]  # it has all of 127/8
 
 
 def _is_ready(one: Addr) -> bool:

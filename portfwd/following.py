@@ -20,8 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from portfwd import follow, listeners
-from portfwd.addresses import addresses_of, resolve
+from cni_py.kernel.rtnl import Rtnl
+from portfwd import follow
+from portfwd.addresses import addresses_of, local, resolve
 from portfwd.errors import NotFound, PortfwdError
 from portfwd.mapping import Mapping
 from portfwd.relay import Relay
@@ -56,6 +57,9 @@ class Following:
         self._relay = relay
         self._changed = changed
         self._socket: socket.socket | None = None
+        self._rtnl: Rtnl | None = (
+            None  # kept: where no descriptor is left, listeners must still go with their addresses
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._next_look = 0.0
         self._refused: dict[str, dict[str, PortfwdError]] = {}  # by mapping and address
@@ -72,6 +76,9 @@ class Following:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
+        if self._rtnl is not None:
+            self._rtnl.close()
+            self._rtnl = None
 
     # Mappings
 
@@ -99,15 +106,18 @@ class Following:
     def _absence(self, mapping: Mapping) -> str:
         name = follow.shown(mapping.follow)
         if mapping.follow.startswith(follow.INTERFACE):
-            return f"there is no interface {name}" if addresses_of(name) is None else f"{name} has no address now"
+            return f"there is no interface {name}" if self._ips(mapping) is None else f"{name} has no address now"
         ips = self._names[name].ips
         return f"{name} has no address of this host" + (f": it is {', '.join(ips)}" if ips else "")
 
     def adopt(self) -> None:
         """Follow what a predecessor followed: its addresses may have changed meanwhile."""
-        for mapping in self._followed():
-            self._watch()
-            self._know_name(mapping)
+        try:
+            for mapping in self._followed():
+                self._watch()
+                self._know_name(mapping)
+        except PortfwdError as error:
+            log.error("%s; listeners stay where they are", error)
         self._look_soon()
 
     def state(self, name: str) -> dict[str, object]:
@@ -120,10 +130,11 @@ class Following:
 
     def _ips(self, mapping: Mapping) -> list[str] | None:
         """The addresses to listen on now; None where there is no such interface."""
+        assert self._rtnl is not None
         name = follow.shown(mapping.follow)
         if mapping.follow.startswith(follow.INTERFACE):
-            return addresses_of(name)
-        return [ip for ip in self._names[name].ips if listeners.is_local(ip)]
+            return addresses_of(self._rtnl, name)
+        return local(self._rtnl, self._names[name].ips)
 
     # Changes
 
@@ -133,6 +144,7 @@ class Following:
             return
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         try:
+            self._rtnl = self._rtnl or Rtnl()
             sock = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
             sock.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -19,6 +20,7 @@ from portfwd.tcp import set_keepalive
 BACKLOG = 4096  # at most net.core.somaxconn
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/netfilter_ipv6/ip6_tables.h is the same
 IPPROTO_IPV6 = 41
+SIOCGIFINDEX = 0x8933  # linux/sockios.h, netdevice(7)
 IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
 NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 is not in the kernel, or switched off here
 
@@ -78,17 +80,21 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:  # a restart need not wait for TIME_WAIT; for UDP it would let two have one port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(_sockaddr(ip, port))
+        sock.bind(_sockaddr(sock, ip, port))
     except OSError as error:
         sock.close()
         raise _failure(protocol, ip, port, error) from error
     return sock
 
 
-def _sockaddr(ip: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    """For bind(2): Python overwrites the interface behind an address with that of the fourth field."""
+def _sockaddr(sock: socket.socket, ip: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """For bind(2): the interface behind an address is the fourth field, which Python sets to 0 otherwise. OSError."""
     address, _, interface = ip.partition("%")
-    return (address, port, 0, socket.if_nametoindex(interface)) if interface else (address, port)
+    if not interface:
+        return address, port
+    # if_nametoindex(3) needs a descriptor of its own, and does not tell when there is none
+    answer = fcntl.ioctl(sock, SIOCGIFINDEX, struct.pack("16si20x", os.fsencode(interface)[:15], 0))
+    return address, port, 0, int(struct.unpack_from("i", answer, 16)[0])
 
 
 def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:

@@ -285,7 +285,7 @@ class Search:
                 log.info("%s: trying another", error)
             else:
                 if had and first != had:
-                    self.notes.append(f"{mapping.sticky} has port {first} from now on: {refusal}")
+                    self.notes.append(f"{mapping.sticky} gets port {first} instead of {had}: {refusal}")
                 return mapping
         wanted = f"{publish.host_ports[0]} to {publish.host_ports[-1]}" if publish.host_ports else "that are random"
         raise PortInUse(f"{publish}: no port is free of those {wanted}", str(refusal or ""))

@@ -94,7 +94,7 @@ class Registry:
             undo.callback(self._put_back, done, before)
             self.store.save(done.values())
             undo.pop_all()
-        notes += sticky.remember(self.sticky, done.values())
+        notes += sticky.remember(self.sticky, done.values(), self.relay.mappings.values())
         for name, mapping in done.items():
             self.waiting.pop(name, None)
             log.info("%s: %s %s", name, "leads elsewhere:" if name in before else "published", mapping)
@@ -270,8 +270,10 @@ class Registry:
                 self._one(other)
             except PortInUse:
                 continue
-            log.warning("%s: %s has port %d from now on: %s", other.id, other.sticky, other.first, why)
-            for note in sticky.remember(self.sticky, [other]):
+            log.warning(
+                "%s: %s gets port %d instead of %d: %s", other.id, other.sticky, other.first, mapping.first, why
+            )
+            for note in sticky.remember(self.sticky, [other], self.relay.mappings.values()):
                 log.warning("%s: %s", other.id, note)
             try:
                 self.store.save([other])

@@ -30,12 +30,20 @@ def key_of(mapping: Mapping) -> str:
     return f"{mapping.targets[0].port}/{mapping.protocol}"
 
 
-def remember(known: stickyports.Memory, mappings: Iterable[Mapping]) -> list[str]:
-    """Remember the numbers of those that have a name; returns what a person should know where that fails."""
+def remember(known: stickyports.Memory, mappings: Iterable[Mapping], live: Iterable[Mapping] = ()) -> list[str]:
+    """Remember the numbers of those that have a name; returns what a person should know where that fails.
+
+    A second mapping of a name does not displace the number that a live one of the same name has.
+    """
     names: dict[str, dict[str, int]] = {}
+    held = {(one.sticky, key_of(one), one.first): one.id for one in live if one.sticky}
     for mapping in mappings:
         if mapping.sticky:
-            names.setdefault(mapping.sticky, {})[key_of(mapping)] = mapping.first
+            key = key_of(mapping)
+            number = known.recall(mapping.sticky).get(key, 0)
+            if held.get((mapping.sticky, key, number), mapping.id) != mapping.id:
+                continue
+            names.setdefault(mapping.sticky, {})[key] = mapping.first
     notes = []
     for name, ports in names.items():
         try:

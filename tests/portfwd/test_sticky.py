@@ -72,14 +72,17 @@ def test_random_ports_stay_while_they_are_free_and_the_file_tells_them(host: Nod
         assert sorted(lines(host)) == sorted([now, udp])
         assert service.ask("sticky", name="web")["ports"] == {"80/tcp": now, "53/udp": udp}
         holder.communicate()
-        assert portfwd(host, "rm", "--all").returncode == 0
+        service.ask("remove", ids=[one["id"] for one in service.ask("list")["mappings"]])
         with holding(host, now) as other:
             done = portfwd(host, "publish", "80", *TO, "--sticky", "web")
-            assert (
-                f"note: web has port {done.stdout.split()[1].partition('/')[0]} from now on: port {now}/tcp"
-                in done.stderr
-            )
             other.communicate()
+        moved = int(done.stdout.split()[1].partition("/")[0])
+        assert (
+            f"note: web gets port {moved} instead of {now}: port {now}/tcp on 0.0.0.0 is in use by python"
+            in done.stderr
+        )
+        service.publish("127.0.0.1", 8090, ("127.0.0.1", 80), sticky="web")  # a second one does not displace the first
+        assert service.ask("sticky", name="web")["ports"]["80/tcp"] == moved
 
 
 def end_run() -> None:
