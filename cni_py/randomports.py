@@ -111,7 +111,10 @@ def recorded(call: "Call", conf: PortmapConf) -> None:
     found = {}
     for fields in record.ops if record is not None else ():
         if isinstance(fields, dict) and fields.get("op") == RememberPorts.__name__:
-            found = parse(str(fields.get("ports")))
+            try:
+                found = parse(str(fields.get("ports")))
+            except ValueError:
+                continue  # a damaged record
     for entry in conf.entries:
         if not entry.host_port:
             entry.host_port = found.get(key_of(entry), 0)
