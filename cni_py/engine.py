@@ -30,6 +30,7 @@ HOMES = {  # where the operations are defined that a record may hold: a DEL load
     "cni_py.iptablesops": ("MasqueradeByIptables", "PublishByIptables"),
     "cni_py.userland": ("RelayPorts",),
     "cni_py.portindex": ("ListPublication",),
+    "cni_py.randomports": ("RememberPorts",),
     "cni_py.shapingops": ("AddIfb", "LimitRate", "RedirectToIfb"),
     "cni_py.tuningops": ("SaveSettings", "TuneLink", "TuneSysctl"),
     "cni_py.plugins.loopback": ("SetLoopbackUp",),

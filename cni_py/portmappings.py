@@ -34,6 +34,7 @@ POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
 MARK_BIT = 13  # of the packet mark that iptables' rules masquerade by: 0x2000
 BACKENDS = ("iptables", "nftables")
 PROXY_USES = ("auto", "always", "never")
+RANDOM_PORTS = ("refuse", "sticky")
 IPTABLES_FIRST = ("-", "!")  # how the first word of an iptables condition begins, as the Go plugin tells them apart
 
 HEX_DIGITS = "0123456789abcdefABCDEF"
@@ -184,7 +185,8 @@ class PortmapConf:
             self.asked_backend = _backend(raw, conditions)
             runtime = netconf.child(raw, "runtimeConfig")
             entries = netconf.objects(runtime, "portMappings") if runtime is not None else []
-            self.entries = [Entry(entry) for entry in entries]
+            sticky = _one_of(raw, "randomHostPort", RANDOM_PORTS) == "sticky"
+            self.entries = [Entry(entry, random=sticky) for entry in entries]
             self.userland_proxy = _one_of(raw, "userlandProxy", PROXY_USES)
             self.block_direct = _one_of(raw, "directAccess", ("allow", "block")) == "block"
         except CniError as error:
@@ -195,20 +197,25 @@ class PortmapConf:
         self.words = conditions
         self.conditions = {family: _condition(words, f"conditionsV{family}") for family, words in conditions.items()}
 
+    @property
+    def has_random(self) -> bool:
+        """Whether host ports are to be found."""
+        return not all(entry.host_port for entry in self.entries)
+
 
 class Entry:
-    """One element of runtimeConfig.portMappings."""
+    """One element of runtimeConfig.portMappings. `host_port` is 0 where a random one is to be found: see randomports.py."""
 
     __slots__ = ("container_port", "host_ip", "host_port", "protocol")
 
-    def __init__(self, entry: "Object") -> None:
+    def __init__(self, entry: "Object", *, random: bool = False) -> None:
         self.container_port = netconf.integer(entry, "containerPort")
         self.host_port = netconf.integer(entry, "hostPort")
         self.protocol = netconf.string(entry, "protocol")
         self.host_ip = netconf.string(entry, "hostIP")
         if self.container_port <= 0:
             raise InvalidNetworkConfig(f"Invalid container port number: {self.container_port} (1 to {PORT_MAX})")
-        if self.host_port <= 0:
+        if self.host_port <= 0 and not (random and self.host_port == 0):
             raise InvalidNetworkConfig(f"Invalid host port number: {self.host_port} (1 to {PORT_MAX})")
 
     def check_host_ip(self) -> None:

@@ -2,7 +2,7 @@
 
     [HOST_IP:]HOST_PORT:CONTAINER_PORT[/PROTOCOL]      8080:80   127.0.0.1:53:53/udp   [2001:db8::1]:8000-8009:80-89
 
-Ranges have equal lengths and become single mappings.
+Ranges have equal lengths and become single mappings. HOST_PORT 0 is a random one, for a network whose portmap finds it.
 """
 
 import ipaddress
@@ -33,8 +33,8 @@ class PortMapping:
         return fields
 
 
-def parse(text: str) -> list[PortMapping]:
-    """The mappings that `text` stands for. ValueError with a sentence for what cannot be meant."""
+def parse(text: str, *, random: bool = False) -> list[PortMapping]:
+    """The mappings that `text` stands for. ValueError with a sentence for what cannot be meant; host port 0 only if `random`."""
     ports, slash, protocol = text.rpartition("/")
     if not slash or ":" in protocol:  # none, or that of a prefix length, which is told with the address
         ports, slash, protocol = text, "", ""
@@ -42,6 +42,8 @@ def parse(text: str) -> list[PortMapping]:
     if protocol not in PROTOCOLS:
         raise ValueError(f'{text}: the protocol is one of {", ".join(PROTOCOLS)}, not "{protocol}"')
     host_ip, host, container = _split(text, ports)
+    if random and host == "0":
+        return [PortMapping(host_ip, 0, port, protocol) for port in _range(text, container)]
     host_ports, container_ports = _range(text, host), _range(text, container)
     if len(host_ports) != len(container_ports):
         raise ValueError(

@@ -6,6 +6,8 @@
 
 Go writes the keys of the first two in the order of its structs, those of the third sorted. It writes the route fields
 that came with 1.1.0 (mtu, advmss, priority, table, scope) from 0.3.0 on.
+
+portmap may add a key of ours that tells chosen host ports (randomports.py); our plugins behind it pass that on, libcni drops it.
 """
 
 from cni_py import netconf, version
@@ -17,6 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.jsontext import Value
     from cni_py.netconf import NetConf
+
+
+PORT_MAPPINGS = "cni-py/portMappings"
 
 
 class Interface:
@@ -100,9 +105,12 @@ class DNS:
 
 
 class Result:
-    """What a plugin found or made. `form` is the family of versions it was read in, None for one of our own making."""
+    """What a plugin found or made. `form` is the family of versions it was read in, None for one of our own making.
 
-    __slots__ = ("dns", "form", "interfaces", "ips", "routes")
+    `port_mappings` is not of the specification: what portmap tells of host ports that it has chosen.
+    """
+
+    __slots__ = ("dns", "form", "interfaces", "ips", "port_mappings", "routes")
 
     def __init__(
         self,
@@ -116,6 +124,7 @@ class Result:
         self.routes = routes if routes is not None else []
         self.dns = dns or DNS()
         self.form: tuple[str, ...] | None = None
+        self.port_mappings: list[Object] = []
 
 
 def to_json(result: Result, cni_version: str) -> Object:
@@ -124,8 +133,10 @@ def to_json(result: Result, cni_version: str) -> Object:
     CniError where that version cannot say it: a result of our own without addresses in 0.1.0 and 0.2.0.
     """
     form = version.family(cni_version)
+    chosen: list[Value] = [*result.port_mappings]
+    told: list[tuple[str, Value]] = [(PORT_MAPPINGS, chosen)] if chosen else []
     if "0.2.0" in form:
-        return Object([("cniVersion", cni_version), *_ip_blocks(result), ("dns", _dns_to_json(result.dns))])
+        return Object([("cniVersion", cni_version), *_ip_blocks(result), ("dns", _dns_to_json(result.dns)), *told])
     old = "0.4.0" in form
     fields = _given(
         cniVersion=cni_version,
@@ -136,6 +147,7 @@ def to_json(result: Result, cni_version: str) -> Object:
     dns = _dns_to_json(result.dns)
     if old or dns:
         fields["dns"] = dns
+    fields.update(told)
     return fields if old else _sorted(fields)
 
 
@@ -216,6 +228,8 @@ def from_json(obj: Object, cni_version: str) -> Result:
         raise CniError(f'result type supports [{supported}] but unmarshalled CNIVersion is "{stated}"')
     result = Result(dns=dns_from_json(netconf.child(obj, "dns") or Object()))
     result.form = form
+    chosen = obj.get(PORT_MAPPINGS)
+    result.port_mappings = [one for one in chosen if isinstance(one, Object)] if isinstance(chosen, list) else []
     try:
         if "0.2.0" in form:
             _read_ip_blocks(obj, result)

@@ -263,6 +263,7 @@ def fill_closed_streams() -> None:
             if fd != number:
                 os.dup2(fd, number)
                 os.close(fd)
+            os.set_inheritable(number, True)  # for who comes by execve(2): a delegate, docker-proxy's waiter
     if sys.__stderr__ is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 

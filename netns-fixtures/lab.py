@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 # A host's own: what CNI plugins, runtimes and we keep on disk.
-HOST_DIRECTORIES = ("/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/etc/cni-py", "/opt/cni")
+HOST_DIRECTORIES = ("/var/lib/cni", "/var/lib/cni-py", "/var/lib/nerdctl", "/etc/cni", "/etc/cni-py", "/opt/cni")
 
 
 @dataclass(frozen=True, slots=True)

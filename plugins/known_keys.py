@@ -38,6 +38,7 @@ PLUGINS: dict[str, Keys] = {
     "portmap": {
         **dict.fromkeys(("snat", "masqAll", "markMasqBit", "externalSetMarkChain", "backend")),
         **dict.fromkeys(("conditionsV4", "conditionsV6", "ports", "userlandProxy", "directAccess", "hostListener")),
+        **dict.fromkeys(("randomHostPort",)),
     },
     "ptp": dict.fromkeys(("ipMasq", "ipMasqBackend", "mtu")),
     "tuning": dict.fromkeys(("sysctl", "mac", "mtu", "promisc", "allmulti", "txQLen", "dataDir")),

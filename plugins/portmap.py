@@ -17,6 +17,8 @@ backend. Keys beyond the reference's:
                     always   portfwd serves all, and nf_tables is not touched: for a host without NAT, or where its firewall (ufw,
                              firewalld) is to decide about published ports, which are local input then: see docs/backends.md
                     never    NAT alone
+    randomHostPort  refuse   a mapping with hostPort 0 is an error, as with the reference
+                    sticky   it gets a random port, the same one when the pod or container comes again: see randomports
     ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see portoptions
     hostListener    warn     a port that a program of the host listens on is published, which is said on stderr: its clients
                              come to the container
@@ -47,7 +49,13 @@ def add(call: Call) -> "Result":
         raise InvalidNetworkConfig(
             "portmap must be called as chained plugin: it needs the result of a plugin before it (prevResult)"
         )
-    steps = beside_listeners(call, conf, plan(conf, conf.prev_result, call.ifname))
+    chosen: list[Op] = []
+    if conf.has_random:
+        from cni_py import randomports
+
+        chosen = randomports.choose(call, conf)
+        conf.prev_result.port_mappings = randomports.told(conf)
+    steps = beside_listeners(call, conf, chosen + plan(conf, conf.prev_result, call.ifname))
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
     say_what_lacks(conf, addresses)
@@ -111,6 +119,10 @@ def check(call: Call) -> None:
         raise InvalidNetworkConfig("Required prevResult missing")
     ops = {"PublishPorts": "nftables", "PublishByIptables": "iptables"}
     conf.asked_backend = backends.in_use(call, conf.asked_backend, backends.PUBLISH, ops)
+    if conf.has_random:
+        from cni_py import randomports
+
+        randomports.recorded(call, conf)
     call.check_plan(plan(conf, conf.prev_result, call.ifname))
 
 

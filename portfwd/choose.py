@@ -38,7 +38,7 @@ def _by_ports(text: str, live: Sequence[Mapping]) -> str:
     sharing = [
         one
         for one in live
-        if one.protocol == protocol and ports[0] in one.ports and (not host_ip or host_ip in one.host_ips)
+        if one.protocol == protocol and ports[0] in one.ports and (host_ip in ("", one.follow, *one.host_ips))
     ]
     same = [one for one in sharing if one.ports == ports]
     if len(same) > 1:
@@ -50,7 +50,7 @@ def _by_ports(text: str, live: Sequence[Mapping]) -> str:
 
 
 def _ports(text: str) -> tuple[str, range, str]:
-    """Host address ("" for any), ports and protocol; the grammar is that of a SPEC without container port. Usage."""
+    """Host address or what is followed ("" for any), ports and protocol, as a SPEC without container port has them. Usage."""
     ports, slash, protocol = text.partition("/")
     host_ip, colon, last = ports.rpartition(":")
     bracketed = host_ip if host_ip.startswith("[") or ":" not in host_ip else f"[{host_ip}]"
@@ -58,7 +58,7 @@ def _ports(text: str) -> tuple[str, range, str]:
     found = spec.parse(f"{bracketed}:{span}" if colon else span)
     if found.host_ports is None:
         raise Usage(f"{text}: no ports")
-    return found.host_ips[0] if colon else "", found.host_ports, found.protocol
+    return (found.follow or found.host_ips[0]) if colon else "", found.host_ports, found.protocol
 
 
 def random_ports(read: Callable[[str], str]) -> Sequence[int]:

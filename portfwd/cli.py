@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cni_py import __version__
 from cni_py.commands import report
-from portfwd import choose, lean, metrics, options
+from portfwd import choose, lean, metrics, options, portfile
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
 
@@ -44,6 +44,8 @@ SPECS = """\
 SPEC: [[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]
   8080:80               port 8080 of every address of this host leads to port 80 of the target
   127.0.0.1:8080:80     of this address only             [::1]:8080:80         brackets may be left out
+  eth0:8080:80          of an interface, whatever its addresses become (also if=NAME:8080:80)
+  name=db.lan:8080:80   of a host name, those of its addresses that this host has
   80                    a random port of the host        127.0.0.1::80         on this address
   8000-8010:8000-8010   one by one                       8000-8010:80          the first that is free
   80-82                 random ports, one for each       53:53/udp             tcp unless udp is written
@@ -55,6 +57,7 @@ examples:
   portfwd publish -p [::1]:8080:80 -p 8443:443 --to 192.0.2.2 --allow 2001:db8::/32
   portfwd publish 80 --to 192.0.2.2 --to 192.0.2.3 --balance source
   portfwd publish 5432:5432 --container db     the database that listens on its own loopback only
+  portfwd publish 80 --to 192.0.2.2 --sticky web --port-file web.port     the port it had before, and where to read it
   portfwd publish --replace --name web 8080:80 --to 192.0.2.9     new connections go there, running ones stay
 """,
     "run": """
@@ -264,14 +267,16 @@ def note(texts: Sequence[str]) -> None:
 def publish(chosen: argparse.Namespace) -> int:
     """Publish ports through the service, or lead them elsewhere."""
     wish = options.read(chosen)
-    notes = options.source_notes(wish.template)
+    wish, unresolved = options.resolved(wish, must_exist=not chosen.wait)
+    notes = [*options.source_notes(wish.template), *unresolved]
     left_out: set[str] = set()
     places = any(destination.place for destination in wish.template.destinations)
+    follows = any(publish.follow for publish in wish.publishes)
     must_exist = (
-        {"must_exist": True} if places and not chosen.wait else {}
+        {"must_exist": True} if (places or follows) and not chosen.wait else {}
     )  # a service of an older version knows no such field
 
-    with connect(chosen) as client:
+    with portfile.PortFile(wish.port_file) as port_file, connect(chosen) as client:
 
         def offer(mappings: list[Mapping], *, replace: bool = False) -> None:
             raw = [mapping.to_json() for mapping in mappings]
@@ -286,8 +291,15 @@ def publish(chosen: argparse.Namespace) -> int:
             live = [mapping for raw in listing(client) if (mapping := metrics.as_mapping(raw)) is not None]
             done = options.replacements(wish, live)
             offer(done, replace=True)
+            port_file.write(done)
+            drop_port_files([one for one in live if one.id in {mapping.id for mapping in done}], keep=wish.port_file)
         else:
-            done = options.settle(wish, offer, withdraw)
+            done = options.settle(wish, offer, withdraw, remembered(client, wish.template.sticky), notes)
+            try:
+                port_file.write(done)
+            except PortfwdError:
+                withdraw(done)
+                raise
     done = [mapping.without(left_out) for mapping in done]
     if chosen.json:
         put_json({"mappings": [mapping.to_json() for mapping in done], "notes": list(dict.fromkeys(notes))})
@@ -295,6 +307,22 @@ def publish(chosen: argparse.Namespace) -> int:
         put("".join(f"{mapping.id}  {mapping}\n" for mapping in done))
         note(notes)
     return 0
+
+
+def remembered(client: Client, name: str) -> dict[str, int]:
+    """The ports that a sticky name had, by what they lead to."""
+    raw = client.request({"verb": "sticky", "name": name}).get("ports") if name else None
+    return {key: port for key, port in raw.items() if isinstance(port, int)} if isinstance(raw, dict) else {}
+
+
+def drop_port_files(ended: Sequence[Mapping], keep: str | Sequence[str]) -> None:
+    """Remove the port files of mappings that have ended; a file that cannot be removed is told."""
+    kept = {keep} if isinstance(keep, str) else set(keep)
+    for path in dict.fromkeys(one.port_file for one in ended if one.port_file and one.port_file not in kept):
+        try:
+            portfile.remove(path)
+        except PortfwdError as error:
+            note([str(error)])
 
 
 def rm(chosen: argparse.Namespace) -> int:
@@ -307,6 +335,10 @@ def rm(chosen: argparse.Namespace) -> int:
         drain_s = 0.0 if chosen.now else chosen.drain
         answer = client.request({"verb": "remove", "ids": ids, "drain_s": drain_s}) if ids else {}
     removed = _texts(answer.get("ids"))
+    known = [mapping for raw in live if (mapping := metrics.as_mapping(raw)) is not None]
+    drop_port_files(
+        [one for one in known if one.id in removed], [one.port_file for one in known if one.id not in removed]
+    )
     if chosen.json:
         put_json({"removed": removed})
     else:
@@ -354,17 +386,19 @@ def run(chosen: argparse.Namespace) -> int:
     lean.without_tls()
     from portfwd import foreground
 
-    wish = options.read(chosen)
+    wish, unresolved = options.resolved(options.read(chosen), must_exist=False)
 
     def ready(done: Sequence[Mapping], notes: Sequence[str]) -> None:
-        every = [*options.source_notes(wish.template), *notes]
+        port_file.write(done)
+        every = [*options.source_notes(wish.template), *unresolved, *notes]
         if chosen.json:
             put_json({"mappings": [mapping.to_json() for mapping in done], "notes": list(dict.fromkeys(every))})
         else:
             note(every)
             put("".join(f"{mapping.id}  {mapping}\n" for mapping in done))
 
-    return foreground.serve(wish, chosen.drain, ready)
+    with portfile.PortFile(wish.port_file) as port_file:
+        return foreground.serve(wish, chosen.drain, ready, lambda done: drop_port_files(done, keep=""))
 
 
 def reload(chosen: argparse.Namespace) -> int:

@@ -8,7 +8,8 @@ import resource
 import signal
 from collections.abc import Callable, Sequence
 
-from portfwd import listeners, options, tentative
+from portfwd import listeners, options, sticky, store, tentative
+from portfwd.following import Following
 from portfwd.mapping import Mapping
 from portfwd.options import Wish
 from portfwd.places import Places, absent_notes
@@ -18,42 +19,49 @@ from portfwd.relay import SWEEP_S, Relay
 log = logging.getLogger("portfwd")
 
 Ready = Callable[[Sequence[Mapping], Sequence[str]], None]  # all of them listen; with sentences on what was left out
+Ended = Callable[[Sequence[Mapping]], None]  # none of them listens any more
 
 
-def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
+def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
     """Publish, serve, drain; returns the exit status. PortInUse, PortfwdError."""
     _raise_limit()
     poller = Poller()
     loop = asyncio.SelectorEventLoop(poller)
     places = Places()
     relay = Relay(poller, places)
+    following = Following(loop, relay)
+    known = sticky.memory(store.state_dir())
+    done: list[Mapping] = []
     try:
         notes: list[str] = []
 
         def offer(mappings: list[Mapping]) -> None:
-            done: list[Mapping] = []
+            published: list[Mapping] = []
             try:
                 for mapping in mappings:
-                    notes.extend(relay.publish(mapping))
-                    done.append(mapping)
+                    notes.extend(following.publish(mapping) if mapping.follow else relay.publish(mapping))
+                    published.append(mapping)
             except BaseException:
-                withdraw(done)
+                withdraw(published)
                 raise
 
         def withdraw(mappings: list[Mapping]) -> None:
             for mapping in mappings:
                 relay.remove(mapping.id)
 
-        done = options.settle(wish, offer, withdraw)
-        notes += [*absent_notes(places, done), *tentative.notes(done)]
-        stop = Stop(relay, drain_s)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.asked)
+        stop = Stop(relay, following, drain_s)
+        loop.add_signal_handler(signal.SIGTERM, stop.asked)  # from the first client on; SIGINT ends a long search for ports
+        had = known.recall(wish.template.sticky) if wish.template.sticky else {}
+        done = options.settle(wish, offer, withdraw, had, notes)
+        notes += [*sticky.remember(known, done), *absent_notes(places, done), *tentative.notes(done)]
+        loop.add_signal_handler(signal.SIGINT, stop.asked)
         left_out = listeners.left_out()
         ready([mapping.without(left_out) for mapping in done], notes)
         loop.run_until_complete(_serve(relay, stop))
     finally:
+        following.close()
         relay.close()
+        ended(done)
         places.close()
         loop.close()
     return 0
@@ -62,8 +70,9 @@ def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
 class Stop:
     """What signals ask for: the first to drain, the second to end."""
 
-    def __init__(self, relay: Relay, drain_s: float) -> None:
+    def __init__(self, relay: Relay, following: Following, drain_s: float) -> None:
         self.relay = relay
+        self.following = following
         self.drain_s = drain_s
         self.draining = False
         self.ended = False
@@ -74,6 +83,7 @@ class Stop:
             self.ended = True
             return
         self.draining = True
+        self.following.close()
         self.relay.drain(self.drain_s)
         if self.relay.draining:
             log.info("no new connections; %d running ones get %g s", self.relay.draining, self.drain_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -15,12 +16,14 @@ from cni_py.kernel.netlink import Socket as Netlink
 from portfwd import holders, hostonly, tentative
 from portfwd.claims import conflict
 from portfwd.errors import Lacking, PortfwdError, PortInUse
+from portfwd.follow import unscoped
 from portfwd.mapping import ANY
 from portfwd.tcp import set_keepalive
 
 BACKLOG = 4096  # at most net.core.somaxconn
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/netfilter_ipv6/ip6_tables.h is the same
 IPPROTO_IPV6 = 41
+SIOCGIFINDEX = 0x8933  # linux/sockios.h, netdevice(7)
 IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
 RTM_GETROUTE, RTA_DST, RTM_TYPE, RTN_LOCAL = 26, 1, 7, 2  # linux/rtnetlink.h; the third is the place in struct rtmsg
 IF_INET6 = "/proc/thread-self/net/if_inet6"  # proc_net(5): the IPv6 addresses of this namespace
@@ -83,11 +86,21 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if port:  # one without a port of its own serves what is led to it from elsewhere
             hostonly.keep(sock, ip)
-        tentative.bind(sock, ip, port)
+        tentative.bind(sock, _sockaddr(sock, ip, port))
     except OSError as error:
         sock.close()
         raise _failure(protocol, ip, port, error) from error
     return sock
+
+
+def _sockaddr(sock: socket.socket, ip: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """For bind(2): the interface behind an address is the fourth field, which Python sets to 0 otherwise. OSError."""
+    address, _, interface = ip.partition("%")
+    if not interface:
+        return address, port
+    # if_nametoindex(3) needs a descriptor of its own, and does not tell when there is none
+    answer = fcntl.ioctl(sock, SIOCGIFINDEX, struct.pack("16si20x", os.fsencode(interface)[:15], 0))
+    return address, port, 0, int(struct.unpack_from("i", answer, 16)[0])
 
 
 def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:
@@ -120,10 +133,10 @@ class NoSuchFamily(PortfwdError):
 def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
     where = f"port {port}/{protocol} on {f'[{ip}]' if ':' in ip else ip}"
     if error.errno == errno.EADDRINUSE:
-        return PortInUse(f"{where} is in use by {holders.describe(protocol, ip, port)}")
+        return PortInUse(f"{where} is in use by {holders.describe(protocol, unscoped(ip), port)}")
     if error.errno == errno.EAFNOSUPPORT or (error.errno == errno.EADDRNOTAVAIL and ip in ANY):
         return NoSuchFamily(f"cannot listen on {where}", f"this host has no IPv{6 if ':' in ip else 4}")
-    if error.errno == errno.EADDRNOTAVAIL and tentative.is_duplicate(ip):
+    if error.errno == errno.EADDRNOTAVAIL and tentative.is_duplicate(unscoped(ip)):
         why = (
             "an interface of this host has that address, and so has another machine on its link (duplicate, dadfailed)"
         )

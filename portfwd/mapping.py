@@ -10,6 +10,7 @@ from collections.abc import Collection
 from collections.abc import Mapping as Object
 from dataclasses import dataclass, field, fields, replace
 
+from portfwd import follow
 from portfwd.errors import Unfit, Usage
 
 PROTOCOLS = ("tcp", "udp")
@@ -77,6 +78,10 @@ class Mapping:
     redirect: str = "auto"  # whether an nftables redirect serves it instead of a socket per port: see listeners.py
     owner: str = ""  # who asked: "attachment <hex>", "pid <pid> <start time>", "" for a person
     label: str = ""  # for people: network/containerID/ifname
+    follow: str = ""  # "if=NAME" or "name=NAME": where host_ips come from, which are those of now: see follow.py
+    sticky: str = ""  # by which name the number is remembered: see sticky.py
+    port_file: str = ""  # the file that tells the number, an absolute path
+    port_line: int = 0  # which of its lines, from 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -92,6 +97,8 @@ class Mapping:
     def __str__(self) -> str:
         """8080/tcp on 0.0.0.0, [::1] to 192.0.2.2:80."""
         hosts = ", ".join(f"[{ip}]" if ":" in ip else ip for ip in self.host_ips)
+        if self.follow:
+            hosts = follow.shown(self.follow) + (f" ({hosts})" if hosts else "")
         return f"{self.span} on {hosts} to {', '.join(map(str, self.targets))}"
 
     @property
@@ -148,12 +155,21 @@ class Mapping:
             redirect=_text(raw, "redirect", "auto"),
             owner=_text(raw, "owner", ""),
             label=_text(raw, "label", ""),
+            follow=_text(raw, "follow", ""),
+            sticky=_text(raw, "sticky", ""),
+            port_file=_text(raw, "port_file", ""),
+            port_line=_integer(raw, "port_line", 0),
         )
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be the name of a mapping, and of a file: letters, digits, dots, dashes and underscores."""
+    return bool(text) and len(text) <= ID_MAX and ID_CHARACTERS.issuperset(text) and text[0] not in "._-"
 
 
 def check(mapping: Mapping) -> None:
     """Usage, with a sentence, for a mapping that cannot be meant."""
-    if not mapping.id or len(mapping.id) > ID_MAX or not ID_CHARACTERS.issuperset(mapping.id) or mapping.id[0] in "._-":
+    if not is_name(mapping.id):
         raise Usage(f"{mapping.id!r} cannot be the name of a mapping", "letters, digits, dots, dashes and underscores")
     if mapping.protocol == "sctp":
         raise Usage("portfwd does not relay SCTP", "publish it with portmap, which the kernel forwards")
@@ -161,10 +177,10 @@ def check(mapping: Mapping) -> None:
         raise Usage(f"unknown protocol {mapping.protocol!r}", "tcp or udp")
     if not 1 <= mapping.first <= mapping.last <= PORT_MAX:
         raise Usage(f"{mapping.first}-{mapping.last} are no ports", f"1 to {PORT_MAX}")
-    if not mapping.host_ips or len(set(mapping.host_ips)) != len(mapping.host_ips):
+    if len(set(mapping.host_ips)) != len(mapping.host_ips) or not (mapping.host_ips or mapping.follow):
         raise Usage("a mapping needs at least one address of the host, each once")
     for text in mapping.host_ips:
-        _check_address(text)
+        _check_address(follow.unscoped(text) if mapping.follow else text)
     if not mapping.targets:
         raise Usage("a mapping needs at least one target")
     for target in mapping.targets:
@@ -177,7 +193,8 @@ def check(mapping: Mapping) -> None:
 def check_use(mapping: Mapping) -> None:
     """Usage for addresses that are well-formed and of no use. A mapping may have been stored before they were refused."""
     for text in mapping.host_ips:
-        refuse_peculiar(text, LISTEN)
+        if not (mapping.follow and "%" in text):  # of the interface that is followed
+            refuse_peculiar(text, LISTEN)
     for target in mapping.targets:
         refuse_peculiar(target.address, CONNECT)
 
@@ -215,6 +232,19 @@ def _check_options(mapping: Mapping) -> None:
         raise Usage("connect_timeout_s is between 0 and 3600 seconds, idle_s not negative")
     if any(len(text) > TEXT_MAX or not text.isprintable() for text in (mapping.owner, mapping.label)):
         raise Usage("owner and label are short printable texts")
+    _check_names(mapping)
+
+
+def _check_names(mapping: Mapping) -> None:
+    if mapping.follow:
+        follow.check(mapping.follow)
+    if mapping.sticky and (not is_name(mapping.sticky) or mapping.first != mapping.last):
+        raise Usage(f"{mapping.sticky!r} cannot be the name of a sticky port", "it is one port, named as a mapping is")
+    path = mapping.port_file
+    if path and (not path.startswith("/") or len(path) > TEXT_MAX or not path.isprintable()):
+        raise Usage(f"{path[:64]!r} cannot be the file of a port", "an absolute path")
+    if mapping.port_line < 0:
+        raise Usage("port_line is the number of a line, from 0")
 
 
 def _check_target(mapping: Mapping, target: Target) -> None:

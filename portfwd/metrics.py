@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from portfwd import follow
 from portfwd.errors import PortfwdError
 from portfwd.mapping import Mapping as PortMapping
 
@@ -136,8 +137,18 @@ def ls(mappings: Sequence[Row]) -> str:
             continue
         ports = f"{span(mapping.first, mapping.last)}/{mapping.protocol}"
         owner = mapping.label or mapping.owner or PEOPLE
-        rows.append((mapping.id, ports, " ".join(mapping.host_ips), _targets(raw, mapping), active, owner))
+        rows.append((mapping.id, ports, _hosts(raw, mapping), _targets(raw, mapping), active, owner))
     return table(rows, right={4})
+
+
+def _hosts(raw: Row, mapping: PortMapping) -> str:
+    """The addresses listened on; of what is followed also those that cannot be had now."""
+    ips = " ".join(mapping.host_ips)
+    if not mapping.follow:
+        return ips
+    refused = state(raw).get("refused")
+    lacking = f" (not {' '.join(map(str, refused))})" if isinstance(refused, dict) and refused else ""
+    return f"{follow.shown(mapping.follow)}: {ips or PEOPLE}{lacking}"
 
 
 def _targets(raw: Row, mapping: PortMapping) -> str:

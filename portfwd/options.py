@@ -9,13 +9,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping as Object
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
-from portfwd import choose, holders, places, runtimes, spec
+from portfwd import addresses, choose, follow, holders, places, runtimes, spec, sticky
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
-from portfwd.mapping import BALANCES, Mapping, Place
+from portfwd.mapping import ANY, BALANCES, Mapping, Place
 from portfwd.spec import Destination, Publish, Template
 
 log = logging.getLogger("portfwd")
@@ -34,6 +36,11 @@ class Wish:
     name: str
     publishes: tuple[Publish, ...]
     template: Template
+    port_file: str = ""
+
+    def told(self, mapping: Mapping, line: int) -> Mapping:
+        """The mapping with the place in the port file, if there is one."""
+        return replace(mapping, port_file=self.port_file, port_line=line) if self.port_file else mapping
 
     def names(self) -> Iterator[str]:
         """Of its mappings, one after the other."""
@@ -91,6 +98,16 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     times.add_argument("--connect-timeout", type=float, default=5.0, metavar="S", help="for reaching a target; 5")
     times.add_argument("--idle", type=float, default=0.0, metavar="S", help="end what is silent; TCP: never, UDP: 90")
     parser.add_argument("--name", default="", help="the mapping's name; with several SPECs NAME-1, NAME-2 ...")
+    parser.add_argument(
+        "--sticky",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="random ports get the numbers that they had under this name before, if they are free; --name's if left out",
+    )
+    parser.add_argument(
+        "--port-file", default="", metavar="PATH", help="write the host's ports there, a line for each mapping"
+    )
 
 
 def _positive(text: str) -> int:
@@ -130,13 +147,49 @@ def read(options: argparse.Namespace) -> Wish:
         proxy_protocol=options.proxy_protocol,
         connect_timeout_s=options.connect_timeout,
         idle_s=options.idle,
+        sticky=sticky_name(options),
     )
-    wish = Wish(options.name, tuple(spec.parse_all(texts)), template)
+    port_file = os.path.abspath(options.port_file) if options.port_file else ""
+    wish = Wish(options.name, tuple(spec.parse_all(texts)), template, port_file)
+    if template.sticky and all(publish.host_ports is not None for publish in wish.publishes):
+        raise Usage("--sticky is for random ports", "leave the host's port out of the SPEC: 80 or 127.0.0.1::80")
     if len(wish.publishes) > 1 and any(destination.port for destination in template.destinations):
         raise Usage("--to with a port goes with one SPEC", "the container port of a SPEC is the target's port")
     for name, publish in zip(wish.names(), wish.publishes, strict=True):
         template.mapping(name, publish, publish.host_ports[0] if publish.host_ports else 1)  # to be refused now
     return wish
+
+
+def resolved(wish: Wish, *, must_exist: bool) -> tuple[Wish, list[str]]:
+    """The wish with the addresses of now where a SPEC has a host name, and what a person should know. PortfwdError."""
+    publishes = []
+    notes = []
+    for publish in wish.publishes:
+        ips: list[str] = []
+        if publish.follow.startswith(follow.NAME):
+            try:
+                ips = addresses.resolve(follow.shown(publish.follow))
+            except PortfwdError as error:
+                if must_exist:
+                    raise
+                notes.append(str(error))
+        publishes.append(replace(publish, host_ips=tuple(ips)) if publish.follow else publish)
+    return replace(wish, publishes=tuple(publishes)), notes
+
+
+def sticky_name(options: argparse.Namespace) -> str:
+    """By which name the ports are remembered, "" for none. Usage."""
+    if options.sticky is None:
+        return ""
+    if not options.sticky:
+        if not options.name:
+            raise Usage(
+                "--sticky needs a name by which the port is remembered", "--sticky NAME, or --name NAME --sticky"
+            )
+        return str(options.name)
+    if not options.sticky[0].isalpha():  # most likely a SPEC that stands behind
+        raise Usage(f"--sticky {options.sticky}: this name does not begin with a letter", "SPECs stand before --sticky")
+    return str(options.sticky)
 
 
 def netns_path(text: str) -> str:
@@ -170,20 +223,31 @@ Offer = Callable[[list[Mapping]], None]  # publish all of them or none: PortInUs
 Withdraw = Callable[[list[Mapping]], None]
 
 
-def settle(wish: Wish, offer: Offer, withdraw: Withdraw) -> list[Mapping]:
-    """Publish all of it or nothing: exact ports together, then each other port by trying. PortInUse, PortfwdError."""
+def settle(
+    wish: Wish, offer: Offer, withdraw: Withdraw, had: Object[str, int] | None = None, notes: list[str] | None = None
+) -> list[Mapping]:
+    """Publish all of it or nothing: exact ports together, then each other port by trying. PortInUse, PortfwdError.
+
+    `had` are the ports of the sticky name; to `notes` is added what a person should know of them.
+    """
     done: list[Mapping] = []
     named = list(zip(wish.names(), wish.publishes, strict=True))
-    exact = [wish.template.mapping(name, one, one.host_ports[0]) for name, one in named if one.exact and one.host_ports]
+    exact = [
+        wish.told(wish.template.mapping(name, one, one.host_ports[0]), line)
+        for line, (name, one) in enumerate(named)
+        if one.exact and one.host_ports
+    ]
     try:
         if exact:
             offer(exact)
             done += exact
-        search = Search(wish.template, offer)
+        search = Search(wish, offer, had or {})
         with progress("ports found", len(named)) as tell:
             for name, publish in named[len(exact) :]:
-                done.append(search.first_free(name, publish))
+                done.append(search.first_free(name, publish, len(done)))
                 tell(len(done))
+        if notes is not None:
+            notes += search.notes
     except BaseException:
         if done:
             try:
@@ -197,23 +261,25 @@ def settle(wish: Wish, offer: Offer, withdraw: Withdraw) -> list[Mapping]:
 class Search:
     """Looks for free ports. What sockets hold is read once; who comes later is met by trying."""
 
-    def __init__(self, template: Template, offer: Offer) -> None:
-        self.template = template
+    def __init__(self, wish: Wish, offer: Offer, had: Object[str, int]) -> None:
+        self.wish = wish
         self.offer = offer
+        self.had = had
+        self.notes: list[str] = []
         self.ephemeral = choose.random_ports(_read)
         self._taken: dict[tuple[str, tuple[str, ...]], set[int]] = {}
 
-    def first_free(self, name: str, publish: Publish) -> Mapping:
+    def first_free(self, name: str, publish: Publish, line: int) -> Mapping:
         """Publish on the first candidate that can be had. PortInUse, PortfwdError."""
-        hosts = (publish.protocol, publish.host_ips)
+        hosts = (publish.protocol, publish.host_ips or ANY)
         taken = self._taken.get(hosts)
         if taken is None:
             taken = self._taken[hosts] = holders.taken(*hosts)
         refusal: PortInUse | None = None
-        for first in spec.candidates(
-            publish, self.ephemeral, int.from_bytes(os.urandom(4), "big") % len(self.ephemeral), taken
-        ):
-            mapping = self.template.mapping(name, publish, first)
+        had = self._had(publish)
+        others = spec.candidates(publish, self.ephemeral, sticky.random_start(self.ephemeral), taken)
+        for first in chain([had] if had else [], others):
+            mapping = self.wish.told(self.wish.template.mapping(name, publish, first), line)
             taken.add(first)
             try:
                 self.offer([mapping])
@@ -221,9 +287,17 @@ class Search:
                 refusal = error
                 log.info("%s: trying another", error)
             else:
+                if had and first != had:
+                    self.notes.append(f"{mapping.sticky} gets port {first} instead of {had}: {refusal}")
                 return mapping
         wanted = f"{publish.host_ports[0]} to {publish.host_ports[-1]}" if publish.host_ports else "that are random"
         raise PortInUse(f"{publish}: no port is free of those {wanted}", str(refusal or ""))
+
+    def _had(self, publish: Publish) -> int:
+        """The number that the sticky name had, 0 for none."""
+        if publish.host_ports is not None or not self.had:
+            return 0
+        return self.had.get(sticky.key_of(self.wish.template.mapping("any", publish, 1)), 0)
 
 
 def _read(path: str) -> str:
@@ -302,7 +376,9 @@ def find_live(publish: Publish, name: str, live: Sequence[Mapping]) -> Mapping |
 
 def same_ports(publish: Publish, live: Mapping) -> bool:
     """Whether the SPEC stands for the ports that the mapping has: those of a pool, and random ones, include them."""
-    if publish.protocol != live.protocol or set(publish.host_ips) != set(live.host_ips):
+    if publish.protocol != live.protocol or publish.follow != live.follow:
+        return False
+    if not publish.follow and set(publish.host_ips) != set(live.host_ips):
         return False
     if len(publish.container_ports) != len(live.ports):
         return False
@@ -314,7 +390,7 @@ def same_ports(publish: Publish, live: Mapping) -> bool:
 def replacements(wish: Wish, live: Sequence[Mapping]) -> list[Mapping]:
     """The mappings to put in the place of live ones; those for which there is none are new. Usage."""
     found = []
-    for name, publish in zip(wish.names(), wish.publishes, strict=True):
+    for line, (name, publish) in enumerate(zip(wish.names(), wish.publishes, strict=True)):
         if not wish.name and not publish.exact:
             raise Usage(f"{publish}: --replace needs --name where the host's port is not said")
         old = find_live(publish, name if wish.name else "", live)
@@ -325,6 +401,6 @@ def replacements(wish: Wish, live: Sequence[Mapping]) -> list[Mapping]:
         first = old.first if old is not None else publish.host_ports[0] if publish.exact and publish.host_ports else 0
         if not first:
             raise PortfwdError(f"there is no mapping {name} to replace", "publish it first, or say the host's port")
-        mapping = wish.template.mapping(old.id if old is not None else name, publish, first)
+        mapping = wish.told(wish.template.mapping(old.id if old is not None else name, publish, first), line)
         found.append(mapping if old is None else replace(mapping, host_ips=old.host_ips))  # in the order they have now
     return found

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from portfwd import hostonly, proxyproto
-from portfwd.accepting import BACK_OFF_S
+from portfwd.accepting import BACK_OFF_S, Listener
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Counters, Tally
@@ -19,7 +19,6 @@ from portfwd.loops import link, plain_ip
 from portfwd.tcp import QUIET_S, RESET, Connection
 
 if TYPE_CHECKING:
-    from portfwd.accepting import Listener
     from portfwd.mapping import Mapping, Target
     from portfwd.places import Places
     from portfwd.poller import Poller
@@ -221,6 +220,19 @@ class TcpPort:
         inside = [connection.client_ip for connection in self.connections]
         self.admission = self.admission.successor(mapping, CONNECTIONS_MAX, inside)
         self.balancer = Balancer(mapping.targets, mapping.balance)
+
+    def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
+        """Accept clients of these sockets, too, each with its address and port. OSError; then of some of them."""
+        for sock, ip, port in bound:
+            self.listeners.append(Listener(sock, ip, port))
+            self.listeners[-1].listen(self.poller, self)
+
+    def leave(self, ips: Sequence[str]) -> None:
+        """Accept no more clients on these addresses; those that were accepted stay."""
+        for listener in self.listeners:
+            if listener.ip in ips:
+                listener.close()
+        self.listeners = [listener for listener in self.listeners if listener.ip not in ips]
 
     def stop_listening(self) -> None:
         """Refuse new connections; those in the backlog are reset by the kernel."""

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
-from portfwd import listeners, owners, tentative
-from portfwd.errors import NotFound, PortfwdError, Unfit, Usage
+from portfwd import listeners, owners, portfile, sticky, tentative
+from portfwd.errors import NotFound, PortfwdError, PortInUse, Unfit, Usage
+from portfwd.following import Following
 from portfwd.owners import Owners
 from portfwd.places import absent, absent_notes
 from portfwd.requests import Publish, Remove
@@ -56,6 +57,8 @@ class Registry:
         self.store = store
         self.descriptors = descriptors
         self.owners = Owners(loop, self._ended)
+        self.sticky = sticky.memory(store.state)
+        self.following = Following(loop, relay, self._renamed)
         self.waiting: dict[str, Waiting] = {}
         self.started = time.time()
 
@@ -83,7 +86,9 @@ class Registry:
                 raise Usage("sockets come with one new mapping")
             for mapping in wanted:
                 try:
-                    notes += self._publish(mapping, sockets, undo, replace=request.replace)
+                    notes += self._publish(
+                        mapping, sockets, undo, replace=request.replace, must_exist=request.must_exist
+                    )
                 except PortfwdError as error:
                     if not request.may_fail or (isinstance(error, Usage) and not isinstance(error, Unfit)):
                         raise
@@ -94,6 +99,7 @@ class Registry:
             with self.descriptors.for_commands():
                 self.store.save(list(done.values()), known)
             undo.pop_all()
+        notes += sticky.remember(self.sticky, done.values(), self.relay.mappings.values())
         left_out = listeners.left_out()
         for name, mapping in done.items():
             self.waiting.pop(name, None)
@@ -104,7 +110,13 @@ class Registry:
         return {"ok": True, "ids": list(done), "notes": notes, **({"left_out": list(left_out)} if left_out else {})}
 
     def _publish(
-        self, mapping: Mapping, sockets: Sequence[socket.socket], undo: ExitStack, *, replace: bool
+        self,
+        mapping: Mapping,
+        sockets: Sequence[socket.socket],
+        undo: ExitStack,
+        *,
+        replace: bool,
+        must_exist: bool = False,
     ) -> list[str]:
         """One of them; `undo` takes it back."""
         waiting = self.waiting.get(mapping.id)
@@ -114,14 +126,29 @@ class Registry:
         with ExitStack() as one:
             if old is not None:
                 notes: list[str] = []
+                if (
+                    mapping.follow and mapping.follow == old.follow
+                ):  # its addresses may have changed since it was asked for
+                    mapping = dataclasses.replace(mapping, host_ips=old.host_ips)
                 self.relay.replace(mapping)
                 one.callback(self._return_to, old)
             else:
-                notes = self.relay.publish(mapping, sockets)
+                if mapping.follow:
+                    notes = self.following.publish(mapping, must_exist=must_exist)
+                else:
+                    notes = self.relay.publish(mapping, sockets)
                 one.callback(self._take_back, mapping.id)
             self.owners.watch(mapping)
             undo.callback(one.pop_all().close)
         return notes
+
+    def _renamed(self, mapping: Mapping) -> None:
+        """A host name has other addresses now: the next start begins with those."""
+        try:
+            with self.descriptors.for_commands():
+                self.store.save([mapping], {mapping.id: mapping})
+        except PortfwdError as error:
+            log.warning("%s: %s", mapping.id, error)
 
     def _return_to(self, old: Mapping) -> None:
         self.relay.replace(old)
@@ -168,7 +195,8 @@ class Registry:
         """All mappings with their state; those that wait say why."""
         state = self.relay.stats()
         found: list[Json] = [
-            {**mapping.to_json(), "state": state.get(name, {})} for name, mapping in self.relay.mappings.items()
+            {**mapping.to_json(), "state": {**state.get(name, {}), **self.following.state(name)}}
+            for name, mapping in self.relay.mappings.items()
         ]
         found += [{**one.mapping.to_json(), "state": {"waiting": one.why}} for one in self.waiting.values()]
         return {"ok": True, "mappings": found}
@@ -188,6 +216,10 @@ class Registry:
         }
         return {"ok": True, "service": service, "mappings": state}
 
+    def remembered(self, name: str) -> Json:
+        """The ports of a sticky name."""
+        return {"ok": True, "ports": self.sticky.recall(name)}
+
     # What nobody asked for
 
     def restore(self) -> None:
@@ -200,6 +232,7 @@ class Registry:
                 self._ended(mapping.id)
             except PortfwdError as error:
                 log.error("%s: %s", mapping.id, error)
+        self.following.adopt()
         for mapping in self.store.load():
             if mapping.id not in self.relay.mappings:
                 self._try(mapping)
@@ -219,9 +252,8 @@ class Registry:
             self.store.forget_in_time([mapping])
             return
         try:
-            with self.descriptors.for_listeners(), ExitStack() as undo:
-                self._publish(mapping, [], undo, replace=False)
-                undo.pop_all()
+            with self.descriptors.for_listeners():
+                self._again(mapping)
         except (PortfwdError, OSError, ValueError) as error:
             before = self.waiting.get(name)
             if before is None or before.why != str(error):
@@ -229,7 +261,42 @@ class Registry:
             self.waiting[name] = Waiting(mapping, str(error))
         else:
             self.waiting.pop(name, None)
-            log.info("%s: published again %s", name, short(str(mapping.without(listeners.left_out()))))
+            shown = self.relay.mappings[name].without(listeners.left_out())
+            log.info("%s: published again %s", name, short(str(shown)))
+
+    def _again(self, mapping: Mapping) -> None:
+        """Publish what was published before, a sticky port that is somebody's now on another number. PortfwdError."""
+        try:
+            self._one(mapping)
+        except PortInUse as error:
+            if not mapping.sticky:
+                raise
+            self._elsewhere(mapping, error)
+
+    def _one(self, mapping: Mapping) -> None:
+        with ExitStack() as undo:
+            self._publish(mapping, [], undo, replace=False)
+            undo.pop_all()
+
+    def _elsewhere(self, mapping: Mapping, why: PortInUse) -> None:
+        for other in sticky.elsewhere(mapping):
+            try:
+                self._one(other)
+            except PortInUse:
+                continue
+            log.warning(
+                "%s: %s gets port %d instead of %d: %s", other.id, other.sticky, other.first, mapping.first, why
+            )
+            for note in sticky.remember(self.sticky, [other], self.relay.mappings.values()):
+                log.warning("%s: %s", other.id, note)
+            try:
+                self.store.save([other], {mapping.id: mapping})
+                if other.port_file:
+                    portfile.change(other)
+            except PortfwdError as error:
+                log.warning("%s: its new port is not written down: %s", other.id, error)
+            return
+        raise why
 
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from portfwd import listeners
@@ -83,10 +84,6 @@ class Relay:
         """
         if mapping.id in self._published:
             raise Usage(f"there is a mapping {mapping.id} already", "choose another name, or replace it")
-        held = self._claims.holder(mapping)
-        if held is not None:
-            other = self._published[held[0]].mapping
-            raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
         self._refuse(mapping)
         notes: list[str] = []
         bound = Bound(mapping, sockets)
@@ -106,13 +103,48 @@ class Relay:
         self._retain(mapping)
         return notes
 
+    def _refuse(self, mapping: Mapping) -> None:
+        """PortInUse for ports of another mapping, Usage for a loop."""
+        held = self._claims.holder(mapping)
+        if held is not None:
+            other = self._published[held[0]].mapping
+            raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
+        self._refuse_loop(mapping)
+
+    def move(self, name: str, host_ips: Sequence[str]) -> dict[str, PortfwdError]:
+        """Other addresses for a mapping that follows them; returns those that cannot be had. NotFound.
+
+        Running connections stay; a listener on an address that is meant before and after stays, too.
+        """
+        published = self._found(name)
+        old, server = published.mapping, published.server
+        server.leave([ip for ip in old.host_ips if ip not in host_ips])
+        refused: dict[str, PortfwdError] = {}
+        for ip in host_ips:
+            if ip not in old.host_ips:
+                bound = Bound(replace(old, host_ips=(ip,)), ())
+                try:
+                    self._refuse(bound.mapping)
+                    bound.bind(ip)
+                    server.listen_on(bound.sockets)
+                except PortfwdError as error:
+                    refused[ip] = error
+                except OSError as error:
+                    server.leave([ip])
+                    bound.close()
+                    refused[ip] = Lacking(f"cannot watch the ports of {name} on {ip}", error.strerror or str(error))
+        self._claims.take(old)
+        published.mapping = server.mapping = replace(old, host_ips=tuple(ip for ip in host_ips if ip not in refused))
+        self._claims.put(published.mapping)
+        return refused
+
     def _retain(self, changed: Mapping) -> None:
         """Tell which namespaces are meant from now on, where a mapping that came, went or changed names one."""
         if any(target.place for target in changed.targets):
             targets = [target for published in self._published.values() for target in published.mapping.targets]
             self.places.retain({target.place for target in targets if target.place})
 
-    def _refuse(self, mapping: Mapping) -> None:
+    def _refuse_loop(self, mapping: Mapping) -> None:
         """Usage for what cannot be meant: a connection that leads back to where it was accepted makes another, and so on."""
         check_use(mapping)
         way = way_back(mapping, self._having, self._is_here)
@@ -249,7 +281,7 @@ class Relay:
     def replace(self, mapping: Mapping) -> None:
         """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
         published = self._found(mapping.id)
-        self._refuse(mapping)
+        self._refuse_loop(mapping)
         old = published.mapping
         same = ("protocol", "host_ips", "first", "last")
         if any(getattr(old, name) != getattr(mapping, name) for name in same):

@@ -3,6 +3,7 @@
     {"verb": "publish", "mappings": [...], "replace": false, "may_fail": false, "must_exist": false}
     {"verb": "remove", "ids": [...], "drain_s": 10.0}     or "owner": "attachment <hex>" in place of the ids
     {"verb": "list"}, {"verb": "stats"}, {"verb": "reload"}, {"verb": "handover", "version": 1}
+    {"verb": "sticky", "name": "web"}       which numbers the name's random ports had, by what they lead to: {"80/tcp": 40123}
 
 A mapping's id may be "" (the service chooses one), and its owner "pid" (the process that asks).
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping as Object
 from dataclasses import dataclass
 
 from portfwd.errors import PortfwdError, Usage
-from portfwd.mapping import Mapping
+from portfwd.mapping import Mapping, is_name
 
 LINE_MAX = 1 << 20  # bytes of a request; 4,000 mappings
 DRAIN_S_MAX = 10.0**6
@@ -27,6 +28,7 @@ FIELDS = {
     "remove": {"ids", "owner", "drain_s"},
     "list": set[str](),
     "stats": set[str](),
+    "sticky": {"name"},
     "reload": set[str](),
     "handover": {"version"},
 }
@@ -65,6 +67,13 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class Sticky:
+    """The ports that are remembered under a name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reload:
     """Start a successor."""
 
@@ -76,7 +85,7 @@ class Handover:
     version: int
 
 
-Request = Publish | Remove | Listing | Stats | Reload | Handover
+Request = Publish | Remove | Listing | Stats | Sticky | Reload | Handover
 
 
 def parse(line: bytes, new_id: Callable[[], str]) -> Request:
@@ -96,6 +105,8 @@ def parse(line: bytes, new_id: Callable[[], str]) -> Request:
             return Listing()
         case "stats":
             return Stats()
+        case "sticky":
+            return _sticky(raw)
         case "reload":
             return Reload()
         case _:
@@ -144,6 +155,13 @@ def _remove(raw: Object[str, object]) -> Remove:
     if isinstance(drain_s, bool) or not isinstance(drain_s, int | float) or not 0 <= drain_s <= DRAIN_S_MAX:
         raise Usage("drain_s is a number of seconds", f"0 to {DRAIN_S_MAX:g}")
     return Remove(tuple(dict.fromkeys(ids or ())), owner or "", float(drain_s))
+
+
+def _sticky(raw: Object[str, object]) -> Sticky:
+    name = raw.get("name")
+    if not isinstance(name, str) or not is_name(name):
+        raise Usage(f"{_shown(name)} cannot be the name of a sticky port")
+    return Sticky(name)
 
 
 def _handover(raw: Object[str, object]) -> Handover:

@@ -27,7 +27,7 @@ from portfwd.poller import Poller
 from portfwd.redirect import Redirects, probe
 from portfwd.registry import RETRY_S, Registry
 from portfwd.relay import SWEEP_S, Relay
-from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats
+from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats, Sticky
 from portfwd.succession import Succession
 from portfwd.udp import UdpPort
 from portfwd.watch import Watch
@@ -193,12 +193,12 @@ class Service:
             self.lock = Lock(self.options.socket, lock)
             self._unlinks = parcel.state.get("unlinks") is not False
             self._inherited = handover.clients(parcel)
+            self.lock.sign()  # before the predecessor ends: whoever waits for that reads whose the service is
             handover.confirm(peer)
         except (PortfwdError, OSError) as error:
             log.error("cannot take over: %s", error)
             end_without_a_word(1)  # the sockets are still the other's: closing them in order would end its connections
         parcel.close()
-        self.lock.sign()
         log.info("took over %d mappings", len(self.relay.mappings))
 
     def run(self) -> int:
@@ -306,6 +306,8 @@ class Service:
                 return self.registry.listing()
             case Stats():
                 return self.registry.stats()
+            case Sticky():
+                return self.registry.remembered(request.name)
             case _:
                 self.succession.start(call.answer)
                 return None
@@ -363,6 +365,7 @@ class Service:
         systemd.notify("STOPPING=1")
         self._close_control()
         self.registry.owners.close()
+        self.registry.following.close()
         self.relay.drain(self.options.drain_s)
         if self.relay.draining:
             log.info("no new connections; %d running ones get %g s", self.relay.draining, self.options.drain_s)
@@ -388,6 +391,7 @@ class Service:
         if self.watch is not None:
             self.watch.close()
         self.registry.owners.close()
+        self.registry.following.close()
         self.relay.close()
         self.places.close()
         self.loop.close()

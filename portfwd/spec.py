@@ -2,6 +2,8 @@
 
     [[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]
 
+In place of HOST_IP stands an interface or, as name=HOST, a host name, whose addresses are followed: see follow.py.
+
     80                      a random port of the host          127.0.0.1::80        the same on one address
     8080:80                 on every address, 0.0.0.0 and ::   [::1]:8080:80        brackets may be left out: ::1:8080:80
     8000-8010:8000-8010     one by one                         8000-8010:80         the first of them that is free
@@ -14,8 +16,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from portfwd import follow
 from portfwd.errors import Usage
 from portfwd.mapping import (
     ANY,
@@ -44,6 +47,7 @@ class Publish:
     host_ports: range | None
     container_ports: range
     protocol: str
+    follow: str = ""  # in place of `host_ips`: see follow.py
 
     @property
     def pool(self) -> bool:
@@ -59,6 +63,8 @@ class Publish:
         """As it may be written: parse() of it is the same value."""
         host = "" if self.host_ports is None else _span(self.host_ports)
         text = f"{host}:{_span(self.container_ports)}/{self.protocol}"
+        if self.follow:
+            return f"{follow.written(self.follow)}:{text}"
         if self.host_ips == ANY:
             return text.removeprefix(":")
         ip = self.host_ips[0]
@@ -90,6 +96,7 @@ class Template:
     proxy_protocol: int = 0
     connect_timeout_s: float = 5.0
     idle_s: float = 0.0
+    sticky: str = ""  # of ports that are not said
 
     def mapping(self, name: str, publish: Publish, first: int) -> Mapping:
         """The mapping of as many ports as `publish` has container ports, from `first` on. Usage."""
@@ -108,6 +115,8 @@ class Template:
             proxy_protocol=self.proxy_protocol,
             connect_timeout_s=self.connect_timeout_s,
             idle_s=self.idle_s,
+            follow=publish.follow,
+            sticky=self.sticky if publish.host_ports is None else "",
         )
 
 
@@ -128,7 +137,9 @@ def parse(text: str) -> Publish:
         raise Usage(
             f"{text}: {len(host_ports)} host ports cannot lead to {len(container_ports)} container ports one by one"
         )
-    return Publish(_host_ips(text, host_ip), host_ports, container_ports, protocol)
+    followed = "" if ports.startswith("[") else _followed(text, host_ip)
+    host_ips = () if followed else _host_ips(text, host_ip)
+    return Publish(host_ips, host_ports, container_ports, protocol, followed)
 
 
 def _split(text: str, ports: str) -> tuple[str, str, str]:
@@ -144,6 +155,16 @@ def _split(text: str, ports: str) -> tuple[str, str, str]:
     rest, _, container = ports.rpartition(":")
     host_ip, _, host = rest.rpartition(":")
     return host_ip, host, container
+
+
+def _followed(text: str, written: str) -> str:
+    """What is followed, "" where an address stands."""
+    if written == "localhost":
+        raise Usage(f"{text}: 'localhost' is not an IP address", "name=localhost follows a host name")
+    try:
+        return follow.parse(written)
+    except Usage as error:
+        raise Usage(f"{text}: {error.msg}", error.details) from None
 
 
 def _host_ips(text: str, host_ip: str) -> tuple[str, ...]:
@@ -202,9 +223,7 @@ def parse_all(texts: Sequence[str]) -> list[Publish]:
 def _parts(publish: Publish) -> list[Publish]:
     if publish.host_ports is not None:
         return [publish]
-    return [
-        Publish(publish.host_ips, None, range(port, port + 1), publish.protocol) for port in publish.container_ports
-    ]
+    return [replace(publish, container_ports=range(port, port + 1)) for port in publish.container_ports]
 
 
 def candidates(publish: Publish, ephemeral: Sequence[int], start: int, taken: Container[int] = ()) -> Iterator[int]:

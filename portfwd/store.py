@@ -46,6 +46,7 @@ class Store:
     """The mappings below a folder, which is made when first needed."""
 
     def __init__(self, state: str) -> None:
+        self.state = state
         self.folder = f"{state}/mappings"
         self._boot = records.boot_id()
         self._unforgotten: dict[str, Mapping] = {}  # what has ended and is still on disk, by id

@@ -21,15 +21,15 @@ IPV6_FREEBIND = 78  # linux/in6.h, Linux 4.15; the socket module does not name i
 LOOPBACK_OR_ANY = ("::", "::1")  # no interface checks these
 
 
-def bind(sock: socket.socket, ip: str, port: int) -> None:
+def bind(sock: socket.socket, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
     """bind(2), also to a tentative address. OSError."""
     try:
-        sock.bind((ip, port))
+        sock.bind(address)
     except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL or not is_tentative(ip):
+        if error.errno != errno.EADDRNOTAVAIL or not is_tentative(address[0]):
             raise
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
-        sock.bind((ip, port))
+        sock.bind(address)
 
 
 def is_tentative(ip: str) -> bool:
@@ -45,7 +45,7 @@ def is_duplicate(ip: str) -> bool:
 
 def notes(mappings: Iterable[Mapping]) -> list[str]:
     """A sentence for each address of mappings that is tentative."""
-    ips = dict.fromkeys(ip for mapping in mappings for ip in mapping.host_ips)
+    ips = dict.fromkeys(ip for mapping in mappings if not mapping.follow for ip in mapping.host_ips)
     return [
         f"{ip} is still checked for duplicates (tentative): clients reach it when that is over"
         for ip in ips

@@ -101,6 +101,15 @@ class UdpPort:
         self._watch(sock, partial(self._incoming, listener))
         self._listeners.append(listener)
 
+    def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
+        """Take datagrams of these sockets, too, each with its address and port. OSError; then of some of them."""
+        for sock, _, port in bound:
+            self._listen(sock, port)
+
+    def leave(self, ips: Sequence[str]) -> None:
+        """Give up these addresses, and the flows that came for them: nothing can be answered from there."""
+        self._give_up({one for one in self._listeners if one.ip in [ip.partition("%")[0] for ip in ips]})
+
     # From clients to targets
 
     def _incoming(self, listener: Listener, _: int) -> None:
@@ -435,12 +444,16 @@ class UdpPort:
     def close(self) -> None:
         """Free the ports and end all flows. A second call is harmless."""
         self._tally.say(self.mapping.id, self._poller.now, last=True)
-        for flow in self._flows.clear():
+        self._give_up(set(self._listeners))
+
+    def _give_up(self, gone: set[Listener]) -> None:
+        for flow in [flow for flow in self._flows if flow.listener in gone]:
+            self._flows.remove(flow)
             self._end(flow)
-        for listener in self._listeners:
+        for listener in gone:
             self._forget(listener.sock.fileno())
             listener.sock.close()
-        self._listeners.clear()
+        self._listeners = [one for one in self._listeners if one not in gone]
 
     # A successor
 

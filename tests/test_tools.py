@@ -36,6 +36,7 @@ PURE = ("addr", "errors", "jsontext", "netconf", "portmappings", "portoptions", 
 PURE_PLUGIN_PARTS = ("plugins.bridge_conf",)
 PURE_PUBLISHER = (
     "errors",
+    "follow",
     "mapping",
     "claims",
     "counters",

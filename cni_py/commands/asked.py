@@ -61,8 +61,9 @@ def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, 
     """What the options ask of the plugins, as capability arguments and CNI_ARGS. Failure 2 for what none would hear."""
     asked = Object()
     pairs = [parse_pair(pair) for pair in options.args.split(";")] if options.args else []
+    random = any(plugin.get("randomHostPort") == "sticky" for plugin in network.plugins)
     try:
-        ports = [port for text in options.publish for port in portspec.parse(text)]
+        ports = [port for text in options.publish for port in portspec.parse(text, random=random)]
     except ValueError as error:
         raise Failure(f"-p {error}", USAGE) from error
     ips = [checked_ip(text) for text in options.ip]

@@ -22,7 +22,7 @@ def described(network: Network, ifname: str, capability_args: Object, result: Re
     for ip in own:
         gateway = f", gateway {ip_text(ip.gateway)}" if ip.gateway is not None else ""
         yield f"  address   {ip.address}{gateway}"
-    mappings = netconf.objects(capability_args, "portMappings")
+    mappings = result.port_mappings or netconf.objects(capability_args, "portMappings")
     host = None
     if mappings:
         addresses = [entry.address for entry in Rtnl().addresses()]

@@ -48,6 +48,11 @@ FORMS = {
     "8000-8010:80": Publish(ANY, ports(8000, 8010), ports(80), "tcp"),
     "80-82": Publish(ANY, None, ports(80, 82), "tcp"),
     "127.0.0.1::80-82": Publish(("127.0.0.1",), None, ports(80, 82), "tcp"),
+    "eth0:8080:80": Publish((), ports(8080), ports(80), "tcp", "if=eth0"),
+    "br-lan.100::80/udp": Publish((), None, ports(80), "udp", "if=br-lan.100"),
+    "dead:8080:80": Publish((), ports(8080), ports(80), "tcp", "if=dead"),  # no IPv6 address: it has no colon
+    "if=127.1:8080:80": Publish((), ports(8080), ports(80), "tcp", "if=127.1"),
+    "name=db.example:8080:80": Publish((), ports(8080), ports(80), "tcp", "name=db.example"),
     "65535:65535": Publish(ANY, ports(65535), ports(65535), "tcp"),
 }
 
@@ -58,6 +63,17 @@ def test_a_form_means_what_docker_means_by_it(text: str) -> None:
 
 
 REFUSED = {
+    "127.1:8080:80": "is not an IP address",
+    "[eth0]:8080:80": "is not an IP address",
+    "if=:8080:80": "cannot be the name of an interface",
+    "if=..:8080:80": "cannot be the name of an interface",
+    "if=a b:8080:80": "cannot be the name of an interface",
+    "sixteen-letters-:8080:80": "cannot be the name of an interface",
+    "name=127.1:8080:80": "cannot be the name of a host",
+    "name=0x7f000001:8080:80": "cannot be the name of a host",
+    "name=2130706433:8080:80": "cannot be the name of a host",
+    "name=-x:8080:80": "cannot be the name of a host",
+    "name=a..b:8080:80": "cannot be the name of a host",
     "": "the container port is missing",
     "8080:": "the container port is missing",
     "127.0.0.1:8080:": "the container port is missing",

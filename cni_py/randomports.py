@@ -1,0 +1,255 @@
+"""portmap's `randomHostPort: sticky`: a mapping with hostPort 0 gets a random port of the host, the same one each time.
+
+The number is remembered (stickyports) by the pod's or container's name, the first of these that the runtime tells:
+
+    the pod's annotation cni-py/sticky       with the pod's namespace (capability io.kubernetes.cri.pod-annotations)
+    K8S_POD_NAMESPACE and K8S_POD_NAME       in CNI_ARGS: Kubernetes, and podman with the container's name
+    the containerID                          nerdctl keeps it when a container is restarted
+
+One that is free now, for all addresses, is taken: what a container that is alive publishes, with either backend, and ports that a
+program of the host listens on are not free, but for what is there for this container (its other networks). The result of the ADD
+tells all mappings below `cni-py/portMappings`, in the form of runtimeConfig.portMappings; the record keeps them for CHECK.
+"""
+
+import os
+
+from cni_py import heirs, hostlisteners, portclaims, records, stickyports
+from cni_py.engine import Op
+from cni_py.errors import CniError, InvalidNetworkConfig, PortInUse, warn
+from cni_py.jsontext import Object
+from cni_py.kernel import sock_diag
+from cni_py.netconf import child
+from cni_py.portmappings import POD_ANNOTATIONS, PORT_MAX, PROTOCOLS, Entry, Mapping, PortmapConf
+from cni_py.sha import sha256
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_py.call import Call
+    from cni_py.kernel.context import Kernel
+
+ANNOTATION = "cni-py/sticky"
+TRIES = 16  # random numbers that are looked at
+TEXT_MAX = 512  # characters of a name
+NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+EPHEMERAL = range(32768, 61000)  # the kernel's own default, where it does not tell
+
+
+class RememberPorts(Op):
+    """The numbers are remembered. `name` is the file's, "" when they are not; `whose` says for people what it stands for."""
+
+    name: str
+    whose: str
+    ports: str  # "80/tcp=40123 53/udp=40124"
+    owned = True
+    line = "disk: host ports of {whose}, kept for when it comes again: {ports}"
+
+    def __init__(self, **values: object) -> None:
+        super().__init__(**values)
+        parse(self.ports)  # ValueError: a damaged record
+
+    def apply(self, _kernel: "Kernel") -> bool:
+        try:
+            if self.name:
+                memory().remember(self.name, parse(self.ports))
+        except OSError as error:
+            warn(f"the host ports of {self.whose} cannot be remembered in {folder()}: {error.strerror}")
+        return True
+
+
+def parse(text: str) -> dict[str, int]:
+    """The numbers by key, as RememberPorts has them. ValueError."""
+    found = {}
+    for part in text.split():
+        key, _, number = part.partition("=")
+        if not 1 <= int(number) <= PORT_MAX:
+            raise ValueError(f"not a port: {part}")
+        found[key] = int(number)
+    return found
+
+
+def folder() -> str:
+    """Where the numbers are remembered, for root or for this user."""
+    home = "/var/lib"
+    if os.geteuid() != 0:
+        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return f"{home}/cni-py/portmap/sticky"
+
+
+def memory() -> stickyports.Memory:
+    """What is remembered."""
+    return stickyports.Memory(folder(), warn)
+
+
+def choose(call: "Call", conf: PortmapConf) -> list[Op]:
+    """ADD: give each mapping with hostPort 0 its number; returns the operation that remembers them. PortInUse."""
+    name, whose = _name(call)
+    known = memory().recall(name)
+    search = Search(call, conf)
+    for entry in conf.entries:
+        if not entry.host_port:
+            key = key_of(entry)
+            entry.host_port = search.chosen.get(key) or search.find(entry, known.get(key, 0))
+            search.chosen[key] = entry.host_port
+    ports = " ".join(f"{key}={number}" for key, number in search.chosen.items())
+    displaced = any(search.chosen[key] != number for key, number in known.items() if key in search.chosen)
+    second = displaced and _is_second(call, name)
+    return [RememberPorts(name="" if second else name, whose=whose, ports=ports)]
+
+
+def _is_second(call: "Call", name: str) -> bool:
+    """Whether another container has the numbers of the name now: this one, beside it, does not displace them."""
+    others = (one for one in records.all_records(call.plugin) if one.key.container_id != call.container_id)
+    ops = (fields for one in others if not heirs.is_dead(one) for fields in one.ops if isinstance(fields, dict))
+    return any(fields.get("op") == RememberPorts.__name__ and fields.get("name") == name for fields in ops)
+
+
+def recorded(call: "Call", conf: PortmapConf) -> None:
+    """CHECK: the same from the record. CniError when it does not tell."""
+    record = records.load(call.key, call.plugin)
+    found = {}
+    for fields in record.ops if record is not None else ():
+        if isinstance(fields, dict) and fields.get("op") == RememberPorts.__name__:
+            try:
+                found = parse(str(fields.get("ports")))
+            except ValueError:
+                continue  # a damaged record
+    for entry in conf.entries:
+        if not entry.host_port:
+            entry.host_port = found.get(key_of(entry), 0)
+            if not entry.host_port:
+                raise CniError(f"no record tells which host port container port {key_of(entry)} has")
+
+
+def told(conf: PortmapConf) -> list[Object]:
+    """For the result: all mappings, as runtimeConfig.portMappings has them."""
+    found = []
+    for entry in conf.entries:
+        one = Object([("hostPort", entry.host_port), ("containerPort", entry.container_port)])
+        one["protocol"] = entry.protocol.lower()
+        if entry.host_ip:
+            one["hostIP"] = entry.host_ip
+        found.append(one)
+    return found
+
+
+def key_of(entry: Entry) -> str:
+    """Which of a name's ports it is: on several addresses it has one number."""
+    return f"{entry.container_port}/{entry.protocol.lower()}"
+
+
+def _name(call: "Call") -> tuple[str, str]:
+    """By what the numbers are remembered: the name of a file, which whatever it is made from may be, and words for people."""
+    args = dict(_pairs(call.args))
+    namespace, pod = args.get("K8S_POD_NAMESPACE", ""), args.get("K8S_POD_NAME", "")
+    runtime = child(call.conf.raw, "runtimeConfig")
+    annotations = child(runtime, POD_ANNOTATIONS) if runtime is not None else None
+    said = annotations.get(ANNOTATION) if annotations is not None else None
+    if said is not None:
+        if not isinstance(said, str) or not _is_plain(said):
+            raise InvalidNetworkConfig(
+                f"annotation {ANNOTATION} is no name", f"1 to {TEXT_MAX} letters, digits, dots, dashes and underscores"
+            )
+        parts, whose = ("sticky", namespace, said), said
+    elif _is_plain(pod):
+        parts, whose = ("pod", namespace, pod), f"{namespace}/{pod}" if _is_plain(namespace) else pod
+    else:
+        parts, whose = ("container", "", call.container_id), f"container {call.container_id}"
+    digest: str = sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    return digest[:32], whose
+
+
+def _pairs(text: str) -> "Iterator[tuple[str, str]]":
+    """Of CNI_ARGS; what is not understood here is none of our business."""
+    for pair in text.split(";"):
+        key, equals, value = pair.partition("=")
+        if equals:
+            yield key, value
+
+
+def _is_plain(text: str) -> bool:
+    return 0 < len(text) <= TEXT_MAX and NAME_CHARACTERS.issuperset(text)
+
+
+class Search:
+    """Looks for host ports that are free for a container."""
+
+    __slots__ = ("_call", "_own", "chosen", "said")
+
+    def __init__(self, call: "Call", conf: PortmapConf) -> None:
+        self._call = call
+        self.chosen: dict[str, int] = {}  # by key
+        self.said = {(entry.protocol.lower(), entry.host_port) for entry in conf.entries}
+        addresses = [ip.address.packed for ip in conf.prev_result.ips] if conf.prev_result is not None else []
+        self._own = hostlisteners.Container(call.container_id, call.netns, addresses)
+
+    def find(self, entry: Entry, known: int) -> int:
+        """A port that is free, the known one if it is. PortInUse."""
+        protocol = entry.protocol.lower()
+        if protocol not in PROTOCOLS:
+            return known or EPHEMERAL[0]  # refused further on, with the right words
+        refusal: PortInUse | None = None
+        candidates: list[int] = [*([known] if known else ()), *random_ports()]
+        for port in candidates:
+            if (protocol, port) in self.said or port in self._numbers(protocol):
+                continue
+            try:
+                self._refuse_taken(protocol, port)
+            except PortInUse as error:
+                refusal = error
+                continue
+            if refusal is not None and known:
+                warn(f"container port {key_of(entry)} gets host port {port} instead of {known}: {refusal}")
+            return port
+        raise PortInUse(f"no random host port is free for container port {key_of(entry)}", str(refusal or ""))
+
+    def _numbers(self, protocol: str) -> set[int]:
+        return {number for key, number in self.chosen.items() if key.endswith(f"/{protocol}")}
+
+    def _refuse_taken(self, protocol: str, port: int) -> None:
+        """PortInUse when somebody else has the port on any address."""
+        wanted = [Mapping(protocol, None, port, bytes(length), port) for length in (4, 16)]
+        listeners = sock_diag.waiting([(protocol, port, port)])
+        for one in hostlisteners.held(hostlisteners.in_the_way(wanted, listeners), self._own):
+            raise PortInUse(str(one))
+        kernel = self._call.kernel
+        portclaims.dead_holders(kernel, wanted)
+        from cni_py import backends
+
+        for family in backends.concerned(kernel, backends.ENTRIES):
+            from cni_py import iptables, iptablesops
+
+            ours = [one for one in wanted if one.family == family]
+            iptablesops.oust_dead_holders(iptables.Rules.read(family, "nat"), ours, self._call.key, strangers=True)
+
+
+def random_ports() -> "Iterator[int]":
+    """Numbers that the kernel may choose from, too, and that nobody has reserved."""
+    try:
+        first, last = map(int, _setting("ip_local_port_range").split())
+        span = range(first, last + 1)
+    except (OSError, ValueError):
+        span = EPHEMERAL
+    try:
+        reserved = _runs(_setting("ip_local_reserved_ports"))
+    except (OSError, ValueError):
+        reserved = []
+    for _ in range(TRIES):
+        port = span[int.from_bytes(os.urandom(4), "big") % len(span)]
+        if not any(port in run for run in reserved):
+            yield port
+
+
+def _setting(name: str) -> str:
+    with open(f"/proc/sys/net/ipv4/{name}", encoding="ascii") as file:
+        return file.read()
+
+
+def _runs(text: str) -> list[range]:
+    """Of "8080,9000-9009". ValueError."""
+    found = []
+    for part in text.strip().split(",") if text.strip() else ():
+        first, _, last = part.partition("-")
+        found.append(range(int(first), int(last or first) + 1))
+    return found
