@@ -21,13 +21,6 @@ class Claims:
                     return name, port
         return None
 
-    def find(self, protocol: str, ip: str, port: int) -> str:
-        """The id of the mapping that serves this address and port, "" for none."""
-        for held, name in self._held.get((protocol, port), ()):
-            if held == ip or held == any_of(ip):
-                return name
-        return ""
-
     def put(self, mapping: Mapping) -> None:
         """Enter all its ports."""
         for port in mapping.ports:

@@ -1,4 +1,4 @@
-"""`portfwd run`: mappings served by this very process, until a signal; no service, no disk, no nftables rules."""
+"""`portfwd run`: mappings served by this very process, until a signal; no service, no disk, no BPF program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def serve(wish: Wish, drain_s: float, ready: Ready) -> int:
     poller = Poller()
     loop = asyncio.SelectorEventLoop(poller)
     places = Places()
-    relay = Relay(poller, places)
+    relay = Relay(poller, places, unsteered="the service does that, not `portfwd run`")
     try:
         notes: list[str] = []
 

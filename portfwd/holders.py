@@ -84,6 +84,42 @@ def conflicts(held: str, wanted: str) -> bool:
     return conflict(held, wanted) or (held == "::" and ":" not in wanted)
 
 
+def waiting(protocol: str, ip: str, first: int, last: int) -> list[sock_diag.Listener]:
+    """Sockets of others that wait for clients on ports of an address, or on that port of any."""
+    found = [one for one in sock_diag.waiting([(protocol, first, last)]) if _in_the_way(one, ip)]
+    ours = processes.sockets_of(os.getpid()) if found else set()
+    return sorted((one for one in found if one.inode not in ours), key=lambda one: one.port)
+
+
+def bound(protocol: str, ip: str, first: int, last: int) -> list[sock_diag.Listener]:
+    """TCP sockets of others that are bound there and nothing more; none where the kernel does not tell."""
+    if protocol != "tcp":
+        return []
+    try:
+        found = sock_diag.dump("tcp", sock_diag.TCP_BOUND_INACTIVE, [(first, last)])
+    except OSError:
+        return []
+    return [one for one in found if first <= one.port <= last and _in_the_way(one, ip)]
+
+
+def _in_the_way(one: sock_diag.Listener, ip: str) -> bool:
+    return conflict(_text(one.ip), ip) or (not any(one.ip) and not one.v6only and ":" not in ip)
+
+
+def foreign(found: Sequence[sock_diag.Listener], owner: str) -> list[sock_diag.Listener]:
+    """Those that nobody holds for the container of an attachment; none where nothing is known of that: portmap has looked."""
+    from cni_py import heirs, listenerowners
+    from cni_py.hostlisteners import Container
+
+    record = heirs.record_of(owner.partition(" ")[2])
+    if record is None:
+        return []
+    container = Container(record.key.container_id, record.netns)
+    reserved = listenerowners.reserved(container.id)
+    pids = processes.having([one.inode for one in found if one.inode not in reserved])
+    return [one for one in found if one.inode not in reserved and not listenerowners.is_for(container, pids[one.inode])]
+
+
 def taken(protocol: str, host_ips: Sequence[str]) -> set[int]:
     """The ports that cannot be had on one of the addresses, as far as sockets tell: to look elsewhere first."""
     return {one.port for one in sockets(protocol) if any(conflicts(one.ip, ip) for ip in host_ips)}

@@ -1,24 +1,22 @@
-"""Sockets that clients find: one per address and port, or one for all that nftables redirects here."""
+"""Sockets that clients find: one per address and port, or one per address for a range whose ports are steered to it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
-import struct
 
-from cni_py import processes
-from cni_py.kernel import sock_diag
 from portfwd import holders
-from portfwd.claims import conflict
 from portfwd.errors import Lacking, PortfwdError, PortInUse
 from portfwd.mapping import ANY
 from portfwd.tcp import set_keepalive
 
 BACKLOG = 4096  # at most net.core.somaxconn
-SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/netfilter_ipv6/ip6_tables.h is the same
-IPPROTO_IPV6 = 41
 IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
+IP_RECVORIGDSTADDR, IPV6_RECVORIGDSTADDR = 20, 74  # linux/in.h, linux/in6.h
+LOOPBACK = ("127.0.0.1", "::1")
+TRIED = 64  # ports for the socket of a UDP range
 NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # IPv6 is not in the kernel, or switched off here
 
 
@@ -65,6 +63,32 @@ def prepare_udp(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
+def bind_steered(protocol: str, ip: str, ports: range) -> socket.socket:
+    """A socket for a range of an address. PortInUse for UDP alone, when sockets with a peer have the first ports.
+
+    It has the first port, so that ss(8) shows it and others see the conflict. Where that is somebody's, which is no matter for
+    what is steered, TCP takes a port of the loopback, by which nobody is served, and UDP the next, which answers can leave from.
+    """
+    if protocol == "tcp":
+        try:
+            return bind_tcp(ip, ports[0])
+        except PortInUse:
+            return bind_tcp(LOOPBACK[":" in ip], 0)
+    for port in ports[:TRIED]:
+        with contextlib.suppress(PortInUse):
+            return tell_port(bind_udp(ip, port))
+    raise _failure(protocol, ip, ports[0], OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
+
+
+def tell_port(sock: socket.socket) -> socket.socket:
+    """The same UDP socket, which tells from now on which port a datagram came for."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVORIGDSTADDR, 1)
+    return sock
+
+
 def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
     family = family_of(ip)
     protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
@@ -84,16 +108,18 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:
-    """PortInUse for a port of a range that somebody waits on: a redirect rule binds nothing, and would take their clients."""
-    ours: set[int] | None = None
-    for one in sock_diag.waiting([(protocol, first, last)]):
-        held = socket.inet_ntop(socket.AF_INET if len(one.ip) == 4 else socket.AF_INET6, one.ip)
-        if not conflict(held, ip) and (any(one.ip) or one.v6only or ":" in ip):
-            continue
-        ours = processes.sockets_of(os.getpid()) if ours is None else ours
-        if one.inode not in ours:
-            raise _failure(protocol, ip, one.port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
+def refuse_held(protocol: str, ip: str, first: int, last: int, owner: str = "") -> None:
+    """PortInUse for a port of a range that somebody waits on: steering would take their clients.
+
+    What a container's runtime holds for the container of an attachment (`owner`) is not in its way.
+    """
+    found = holders.waiting(protocol, ip, first, last)
+    if found and owner:
+        found = holders.foreign(found, owner)
+    elif not found and not owner:
+        found = holders.bound(protocol, ip, first, last)
+    if found:
+        raise _failure(protocol, ip, found[0].port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
 
 
 class NoSuchFamily(PortfwdError):
@@ -123,15 +149,3 @@ def is_local(ip: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def original_destination(sock: socket.socket) -> tuple[str, int] | None:
-    """Where the client wanted to go before a redirect rule sent it here; None when there was none."""
-    try:
-        if sock.family == socket.AF_INET6:
-            raw = sock.getsockopt(IPPROTO_IPV6, SO_ORIGINAL_DST, 28)  # struct sockaddr_in6
-            return socket.inet_ntop(socket.AF_INET6, raw[8:24]), int(struct.unpack("!H", raw[2:4])[0])
-        raw = sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, 16)  # struct sockaddr_in
-        return socket.inet_ntop(socket.AF_INET, raw[4:8]), int(struct.unpack("!H", raw[2:4])[0])
-    except OSError:
-        return None

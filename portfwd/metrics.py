@@ -116,18 +116,27 @@ def span(first: int, last: int) -> str:
 
 
 def ls(mappings: Sequence[Row]) -> str:
-    """A line for each mapping: which ports lead where, how many clients it has now, whose it is."""
-    rows = [("NAME", "PORTS", "HOST", "TO", "ACTIVE", "OWNER")]
+    """A line for each mapping: which ports lead where, how many clients it has now, how it is served, whose it is."""
+    rows = [("NAME", "PORTS", "HOST", "TO", "ACTIVE", "SERVED BY", "OWNER")]
     for raw in mappings:
         mapping = as_mapping(raw)
         active = "waiting" if state(raw).get("waiting") else str(state(raw).get("active", "?"))
         if mapping is None:
-            rows.append((_name(raw), "?", "?", "?", active, "?"))
+            rows.append((_name(raw), "?", "?", "?", active, "?", "?"))
             continue
         ports = f"{span(mapping.first, mapping.last)}/{mapping.protocol}"
         owner = mapping.label or mapping.owner or PEOPLE
-        rows.append((mapping.id, ports, " ".join(mapping.host_ips), _targets(raw, mapping), active, owner))
+        rows.append((mapping.id, ports, " ".join(mapping.host_ips), _targets(raw, mapping), active, _way(raw), owner))
     return table(rows, right={4})
+
+
+def _way(raw: Row) -> str:
+    """How the ports are served; and by what otherwise, or why not by what a range usually is."""
+    found = state(raw)
+    way = str(found.get("served_by", PEOPLE))
+    if "otherwise" in found:
+        return f"{way} (otherwise {found['otherwise']})"
+    return f"{way} ({found['no_sk_lookup']})" if "no_sk_lookup" in found else way
 
 
 def _targets(raw: Row, mapping: PortMapping) -> str:

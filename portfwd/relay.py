@@ -1,10 +1,18 @@
 """All mappings of one process: published, changed, removed, counted.
 
-relay = Relay(poller, places, redirects=Redirects())
+relay = Relay(poller, places, steering=Steering())
 relay.publish(mapping)            listens, all addresses or none; returns what a person should know
 relay.replace(mapping)            the same ports lead elsewhere from the next connection on
 relay.remove(id, drain_s)         stops listening now; what runs may end by itself
 relay.sweep()                     every SWEEP_S: time limits
+
+A long range has one socket for each of its addresses, to which the kernel steers its ports (steering.py); where it does not, and
+for single ports and short ranges, each port has a socket of its own. Mapping.steer says otherwise:
+
+    auto        as above; a range is refused when somebody waits for clients on one of its ports
+    fallback    a TCP port (or each range) that somebody holds is steered: what a container's runtime keeps for the container
+    always      steered, whatever else there is; an error where that cannot be
+    never       a socket for each port
 """
 
 from __future__ import annotations
@@ -12,10 +20,10 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from portfwd import listeners
-from portfwd.accepting import BACK_OFF_S, Listener
+from portfwd.accepting import Listener
 from portfwd.claims import Claims, any_of
 from portfwd.counters import Counters
 from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Usage
@@ -23,7 +31,7 @@ from portfwd.listeners import NoSuchFamily
 from portfwd.mapping import RANGE_MIN, Mapping
 from portfwd.port import TcpPort
 from portfwd.splice import Pipes
-from portfwd.tcp import RESET
+from portfwd.steering import Range, Steering
 from portfwd.udp import UdpPort
 
 if TYPE_CHECKING:
@@ -36,39 +44,42 @@ SWEEP_S = 0.25
 LOOK_AT_ALL_S = 2.0  # between two looks at every connection
 
 
-class Redirector(Protocol):
-    """What Redirects (redirect.py) does for a Relay."""
-
-    def put(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None: ...
-
-    def take(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None: ...
-
-
 class Published:
     """One mapping and what serves it."""
 
-    __slots__ = ("mapping", "redirected", "server")
+    __slots__ = ("mapping", "server", "steered", "unsteered")
 
-    def __init__(self, mapping: Mapping, server: TcpPort | UdpPort, redirected: tuple[str, ...]) -> None:
+    def __init__(self, mapping: Mapping, server: TcpPort | UdpPort, steered: tuple[str, ...], unsteered: str) -> None:
         self.mapping = mapping
         self.server = server
-        self.redirected = redirected  # those of its addresses that a redirect rule serves
+        self.steered = steered  # those of its addresses whose ports are steered to one socket
+        self.unsteered = unsteered  # why others are not, though it is a long range
+
+    def ways(self) -> dict[str, object]:
+        """How it is served, and how it would be otherwise, for people and as JSON."""
+        ports = len(self.mapping.ports)
+        sockets = "a socket" if ports == 1 else f"a socket for each of {ports} ports"
+        if not self.steered:
+            return {"served_by": sockets, **({"no_sk_lookup": self.unsteered} if self.unsteered else {})}
+        otherwise = sockets if ports > 1 else "nothing: somebody else holds the port"
+        return {"served_by": "sk_lookup", "otherwise": otherwise, "steered": list(self.steered)}
 
 
 class Relay:
     """See the module. For one thread: that of the event loop with `poller`."""
 
-    def __init__(self, poller: Poller, places: Places, *, redirects: Redirector | None = None) -> None:
+    def __init__(
+        self, poller: Poller, places: Places, *, steering: Steering | None = None, unsteered: str = ""
+    ) -> None:
         self.poller = poller
         self.places = places
-        self.redirects = redirects
+        self.steering = steering
+        self.unsteered = unsteered  # why there is none
         self.pipes = Pipes()
         self._published: dict[str, Published] = {}
         self._draining: list[TcpPort | UdpPort] = []
         self._claims = Claims()
-        self.redirect_listeners: dict[int, Listener] = {}  # by family, 4 and 6
         self._next_look = 0.0
-        self._said = 0.0
 
     @property
     def mappings(self) -> dict[str, Mapping]:
@@ -90,17 +101,13 @@ class Relay:
         notes: list[str] = []
         bound = Bound(mapping, sockets)
         try:
-            redirected = self._listen(bound, notes)
+            self._listen(bound, notes)
             server = self._serve(mapping, bound)
-            try:
-                self._redirect(mapping, redirected)
-            except BaseException:
-                server.close()
-                raise
         except BaseException:
+            self._unsteer(mapping, bound.steered)
             bound.close()
             raise
-        self._published[mapping.id] = Published(mapping, server, redirected)
+        self._published[mapping.id] = Published(mapping, server, tuple(bound.steered), bound.unsteered)
         self._claims.put(mapping)
         self._retain(mapping)
         return notes
@@ -119,42 +126,64 @@ class Relay:
             if overlaps and not target.place and any(meets(ip, target.address) for ip in mapping.host_ips):
                 raise Usage(f"{mapping} leads to itself", "the target is this host's own address and the same port")
 
-    def _listen(self, bound: Bound, notes: list[str]) -> tuple[str, ...]:
-        """Bind what is to be bound; returns the addresses left to a redirect rule."""
+    def _listen(self, bound: Bound, notes: list[str]) -> None:
+        """Have a socket for every address, or one for every port of it."""
         mapping = bound.mapping
-        redirected: list[str] = []
         refusal: PortfwdError | None = None
         for ip in mapping.host_ips:
             if bound.has(ip):
                 continue
             try:
-                if self._prefers_redirect(mapping):
-                    if (
-                        mapping.redirect == "auto" and not mapping.owner
-                    ):  # portmap knows what a runtime keeps for the container
-                        listeners.refuse_held(mapping.protocol, ip, mapping.first, mapping.last)
-                    self._listener(6 if ":" in ip else 4)
-                    redirected.append(ip)
-                else:
+                if not self._steers(mapping) or not self._steer(bound, ip):
                     bound.bind(ip)
             except NoSuchFamily as error:
                 refusal = error
                 notes.append(str(error))
             except PortInUse:
-                if mapping.redirect != "fallback" or mapping.protocol != "tcp" or self.redirects is None:
+                if mapping.steer != "fallback" or mapping.protocol != "tcp":
                     raise
-                redirected.append(ip)
-        if refusal is not None and not bound.sockets and not redirected:
+                if mapping.owner:
+                    listeners.refuse_held(mapping.protocol, ip, mapping.first, mapping.last, mapping.owner)
+                if not self._steer(bound, ip):
+                    raise
+        if refusal is not None and not bound.sockets:
             raise refusal
-        return tuple(redirected)
 
-    def _prefers_redirect(self, mapping: Mapping) -> bool:
-        if mapping.protocol != "tcp":
+    def _steers(self, mapping: Mapping) -> bool:
+        return mapping.steer == "always" or (mapping.steer == "auto" and len(mapping.ports) >= RANGE_MIN)
+
+    def _steer(self, bound: Bound, ip: str) -> bool:
+        """Lead all ports of an address to one socket. False where the kernel does not, which `always` makes Lacking."""
+        mapping = bound.mapping
+        if mapping.steer == "auto":
+            listeners.refuse_held(mapping.protocol, ip, mapping.first, mapping.last, mapping.owner)
+        sock = listeners.bind_steered(mapping.protocol, ip, mapping.ports)
+        try:
+            if self.steering is None:
+                raise Lacking("no ports are steered here", self.unsteered)
+            self.steering.put(Range(mapping.protocol, ip, mapping.first, mapping.last), sock)
+        except Lacking as error:
+            sock.close()
+            if mapping.steer == "always":
+                raise
+            bound.unsteered = str(error)
+            if self.steering is not None:
+                log.warning("%s: %s", mapping.id, error)
             return False
-        if mapping.redirect == "always" and self.redirects is None:
-            raise Lacking("redirect: always", "this process has no nf_tables, or was told not to use it")
-        long = len(mapping.ports) >= RANGE_MIN and mapping.redirect == "auto" and self.redirects is not None
-        return long or mapping.redirect == "always"
+        except BaseException:
+            sock.close()
+            raise
+        bound.sockets.append((sock, ip, 0))
+        bound.steered.append(ip)
+        return True
+
+    def _unsteer(self, mapping: Mapping, ips: Iterable[str]) -> None:
+        for ip in ips:
+            assert self.steering is not None
+            try:
+                self.steering.take(Range(mapping.protocol, ip, mapping.first, mapping.last))
+            except PortfwdError as error:
+                log.error("%s: %s", mapping.id, error)
 
     def _serve(self, mapping: Mapping, bound: Bound) -> TcpPort | UdpPort:
         if mapping.protocol == "tcp":
@@ -164,7 +193,7 @@ class Relay:
 
     def tcp_port(self, mapping: Mapping, ours: Sequence[Listener]) -> TcpPort:
         """The TCP side of a mapping, with its listeners. Lacking."""
-        return TcpPort(mapping, ours, self.places, self.poller, self.pipes, self._pause_redirected)
+        return TcpPort(mapping, ours, self.places, self.poller, self.pipes)
 
     def udp_port(self, mapping: Mapping, bound: Sequence[tuple[socket.socket, int]]) -> UdpPort:
         """The UDP side of a mapping, with its sockets and the port of each."""
@@ -176,68 +205,6 @@ class Relay:
             self.poller,
             Counters(),
         )
-
-    def _redirect(self, mapping: Mapping, ips: tuple[str, ...]) -> None:
-        done: list[int] = []
-        try:
-            for family, addresses in by_family(ips):
-                self._redirects().put(
-                    family, (mapping.first, mapping.last), self._listener(family), addresses=addresses
-                )
-                done.append(family)
-        except BaseException:
-            self._unredirect(mapping, tuple(ip for family, some in by_family(ips) if family in done for ip in some))
-            raise
-
-    def _unredirect(self, mapping: Mapping, ips: tuple[str, ...]) -> None:
-        for family, addresses in by_family(ips):
-            self._redirects().take(family, (mapping.first, mapping.last), self._listener(family), addresses=addresses)
-
-    def _redirects(self) -> Redirector:
-        if self.redirects is None:
-            raise Lacking("no redirect rules can be made here")
-        return self.redirects
-
-    def _listener(self, family: int) -> int:
-        """The port of the socket to which rules of a family redirect; made when first needed."""
-        listener = self.redirect_listeners.get(family)
-        if listener is None:
-            sock = listeners.bind_tcp("::" if family == 6 else "0.0.0.0", 0)  # noqa: S104  it serves what is redirected only
-            listener = self.adopt_listener(family, sock)
-        return int(listener.sock.getsockname()[1])
-
-    def adopt_listener(self, family: int, sock: socket.socket) -> Listener:
-        """Use this socket for what is redirected. Lacking."""
-        listener = Listener(sock, "", 0)
-        try:
-            listener.listen(self.poller, self)
-        except OSError as error:
-            listener.close()
-            raise Lacking("cannot watch the socket of redirected ports", error.strerror or str(error)) from error
-        self.redirect_listeners[family] = listener
-        return listener
-
-    def take_on(self, client: socket.socket, address: tuple[str, int], _: Listener) -> None:
-        """A client that was redirected here."""
-        wanted = listeners.original_destination(client)
-        name = self._claims.find("tcp", *wanted) if wanted is not None else ""
-        server = self._published[name].server if name else None
-        if wanted is None or not isinstance(server, TcpPort):
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            client.close()
-            return
-        server.begin(client, address, wanted[1], wanted[0])
-
-    def lacking(self, why: str) -> None:
-        """Clients that are redirected wait in the backlog."""
-        self.pipes.close()
-        if self.poller.now >= self._said:
-            self._said = self.poller.now + 1.0
-            log.warning("cannot accept redirected connections: %s; trying again every %g s", why, BACK_OFF_S)
-
-    def _pause_redirected(self) -> None:
-        for listener in self.redirect_listeners.values():
-            listener.pause()
 
     def replace(self, mapping: Mapping) -> None:
         """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
@@ -258,10 +225,7 @@ class Relay:
         del self._published[name]
         self._claims.take(published.mapping)
         self._retain(published.mapping)
-        try:
-            self._unredirect(published.mapping, published.redirected)
-        except PortfwdError as error:
-            log.warning("%s: cannot remove the redirect rule: %s", name, error)
+        self._unsteer(published.mapping, published.steered)
         if drain_s > 0:
             published.server.drain(self.poller.now + drain_s)
             self._draining.append(published.server)
@@ -278,11 +242,10 @@ class Relay:
         """Those of mappings that were removed, as long as a connection runs."""
         return list(self._draining)
 
-    def adopt(self, mapping: Mapping, server: TcpPort | UdpPort, redirected: tuple[str, ...]) -> None:
-        """Take a mapping over from a predecessor, its sockets in `server` and its redirect rules as they are."""
-        self._redirect(mapping, redirected)
-        self._published[mapping.id] = Published(mapping, server, redirected)
-        self._claims.put(mapping)
+    def adopt(self, published: Published) -> None:
+        """Take a mapping over from a predecessor, its sockets in `server`; what was steered is so still."""
+        self._published[published.mapping.id] = published
+        self._claims.put(published.mapping)
 
     def adopt_draining(self, server: TcpPort | UdpPort) -> None:
         """The same for the connections of a mapping that is gone."""
@@ -299,13 +262,13 @@ class Relay:
         return self._found(name).server
 
     def stats(self) -> dict[str, dict[str, object]]:
-        """Per id: the counters, which targets do not answer, and which addresses a redirect rule serves."""
+        """Per id: the counters, which targets do not answer, and how it is served."""
         now = self.poller.now
         return {
             name: {
                 **published.server.counters.to_json(),
                 "dead_targets": [str(target) for target in published.server.balancer.dead(now)],
-                "redirected": list(published.redirected),
+                **published.ways(),
             }
             for name, published in self._published.items()
         }
@@ -319,8 +282,6 @@ class Relay:
         """Apply time limits; to be called every SWEEP_S."""
         now = self.poller.now
         servers = [published.server for published in self._published.values()] + self._draining
-        for listener in self.redirect_listeners.values():
-            listener.resume(self.poller)
         thorough = now >= self._next_look
         if thorough:
             self._next_look = now + LOOK_AT_ALL_S
@@ -342,20 +303,19 @@ class Relay:
         for server in self._draining:
             server.close()
         self._draining.clear()
-        for listener in self.redirect_listeners.values():
-            listener.close()
-        self.redirect_listeners.clear()
         self.pipes.close()
 
 
 class Bound:
     """The sockets of a mapping while it is being published."""
 
-    __slots__ = ("mapping", "sockets")
+    __slots__ = ("mapping", "sockets", "steered", "unsteered")
 
     def __init__(self, mapping: Mapping, given: Iterable[socket.socket]) -> None:
         self.mapping = mapping
-        self.sockets: list[tuple[socket.socket, str, int]] = []
+        self.sockets: list[tuple[socket.socket, str, int]] = []  # with its address and port, 0 for a steered one
+        self.steered: list[str] = []
+        self.unsteered = ""
         for sock in given:
             self._accept(sock)
 
@@ -395,9 +355,3 @@ class Bound:
 def meets(host_ip: str, target: str) -> bool:
     """Whether a connection to `target` arrives at a socket bound to `host_ip`."""
     return host_ip == target or (host_ip == any_of(target) and listeners.is_local(target))
-
-
-def by_family(ips: Iterable[str]) -> list[tuple[int, tuple[str, ...]]]:
-    """Addresses by family, 4 and 6, without families that have none."""
-    found = {4: tuple(ip for ip in ips if ":" not in ip), 6: tuple(ip for ip in ips if ":" in ip)}
-    return [(family, some) for family, some in found.items() if some]

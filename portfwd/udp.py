@@ -3,6 +3,9 @@
     client ─→ listener ─→ flow (client, the address it sent to) ─→ upstream, a socket connected to one target
     client ←─ listener, from that address (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO) ←─ upstream
 
+A listener to which a range is steered (steering.py) has one port of it. What is answered from another leaves by a socket that is
+bound to that one and hears nothing, since the program comes first; it is there while a flow needs it.
+
 No datagram is ever kept: what cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
 watched level-triggered and read BATCH datagrams at a time, so that a busy one has its turn and no more.
 A flow ends by idleness in both directions or because a newer one needs its place (flows.py). ICMP errors do not end it:
@@ -18,16 +21,16 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from portfwd import proxyproto
+from portfwd import listeners, proxyproto
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.errors import PortfwdError
 from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
-from portfwd.pktinfo import local_of, reply_control, text_of
+from portfwd.pktinfo import local_of, port_of, reply_control, text_of
 from portfwd.poller import ERROR, LEVEL
 
 if TYPE_CHECKING:
@@ -47,26 +50,59 @@ EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes 
 CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
+T = TypeVar("T")
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
 
 
 @dataclass(slots=True, eq=False)
+class Exit:
+    """A socket by which answers leave, and how many flows use it."""
+
+    sock: socket.socket
+    flows: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Listener:
-    """A bound socket; `port` is the mapping's port it stands for."""
+    """A bound socket; `port` is the mapping's port it stands for, or 0 when a range is steered to it."""
 
     sock: socket.socket
     ip: str
     port: int
+    exits: dict[int, Exit] = field(default_factory=dict)  # by port; of a range only, and not for the socket's own
+
+    def borrow_exit(self, port: int) -> socket.socket:
+        """The socket from which answers of a port leave; to be given back. PortInUse, PortfwdError."""
+        if self.port or port == self.sock.getsockname()[1]:
+            return self.sock
+        found = self.exits.get(port)
+        if found is None:
+            sock = listeners.bind_udp(self.ip, port)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            found = self.exits[port] = Exit(sock)
+        found.flows += 1
+        return found.sock
+
+    def give_back_exit(self, port: int) -> None:
+        """A flow of the port has ended."""
+        found = self.exits.get(port)
+        if found is not None:
+            found.flows -= 1
+            if not found.flows:
+                found.sock.close()
+                del self.exits[port]
 
 
 class UdpFlow(Flow):
     """One client talking to one address and port of the host."""
 
-    __slots__ = ("client", "header", "listener", "local", "proven", "reply", "target", "upstream")
+    __slots__ = ("client", "exit", "header", "listener", "local", "port", "proven", "reply", "target", "upstream")
 
-    def __init__(self, listener: Listener, client: Address, local: bytes, now: float) -> None:
-        super().__init__((listener, client, local), client[0], now)
+    def __init__(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> None:
+        super().__init__((listener, client, local, port), client[0], now)
         self.listener = listener
+        self.exit = listener.sock  # answers leave from there
+        self.port = port
         self.client = client
         self.local = local
         self.reply = reply_control(local)
@@ -147,31 +183,49 @@ class UdpPort:
                 self.counters.errors += 1
                 return
             local = local_of(control, client)
-            flow = self._flows.get((listener, client, local))
+            port = listener.port or port_of(control)
+            flow = self._flows.get((listener, client, local, port))
             if flow is None:
-                flow = self._begin(listener, client, local, now)
+                flow = self._begin(listener, client, local, port, now)
             else:
                 self._flows.touch(flow, now)
             if flow is not None:
                 self._pass_in(flow, data, now)
 
-    def _begin(self, listener: Listener, client: Address, local: bytes, now: float) -> UdpFlow | None:
+    def _begin(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> UdpFlow | None:
         """A new flow that has a target, or None: its datagram has been counted."""
         if not self._admission.allows(client[0]):
             self.counters.refused += 1
             return None
-        flow = self._flow(listener, client, local, now)
+        if port not in self.mapping.ports:  # it came for the one that the listener has itself (listeners.bind_steered)
+            self.counters.dropped += 1
+            return None
+        flow = self._flow(listener, client, local, port, now)
+        if not self._open_exit(flow):
+            self.counters.dropped += 1
+            return None
         if not self._dial(flow, now):
             self.counters.dropped += 1
+            listener.give_back_exit(port)
             return None
         self.counters.connections += 1
         self._enter(flow)
         return flow
 
-    def _flow(self, listener: Listener, client: Address, local: bytes, now: float) -> UdpFlow:
-        flow = UdpFlow(listener, client, local, now)
+    def _open_exit(self, flow: UdpFlow) -> bool:
+        """Have the socket by which answers leave."""
+        try:
+            flow.exit = self._with_room(flow, lambda: flow.listener.borrow_exit(flow.port))
+        except PortfwdError as error:
+            self.counters.errors += 1
+            self._say(f"no answer could leave: {error}")
+            return False
+        return True
+
+    def _flow(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> UdpFlow:
+        flow = UdpFlow(listener, client, local, port, now)
         if self.mapping.proxy_protocol:
-            here = (text_of(local) or listener.ip, listener.port)
+            here = (text_of(local) or listener.ip, port)
             flow.header = proxyproto.header(self.mapping.proxy_protocol, "udp", client[:2], here)
         return flow
 
@@ -223,7 +277,7 @@ class UdpPort:
             targets = self.balancer.order(flow.client[0], now)
         for target in targets:
             try:
-                self._connect(flow, target)
+                self._with_room(flow, partial(self._open, flow, target))
             except (OSError, PortfwdError) as error:
                 if exhausted(error):
                     self.counters.errors += 1
@@ -238,19 +292,18 @@ class UdpPort:
         self._retry_at = now + RETRY_S
         return False
 
-    def _connect(self, flow: UdpFlow, target: Target) -> None:
+    def _with_room(self, flow: UdpFlow, work: Callable[[], T]) -> T:
+        """Do something for a flow; where descriptors are wanting, at the cost of the oldest flows."""
         for _ in range(EVICTED_MAX):
             try:
-                self._open(flow, target)
+                return work()
             except (OSError, PortfwdError) as error:
                 oldest = next(iter(self._flows), None)
                 if not exhausted(error) or oldest is None or oldest is flow:
                     raise
                 self._flows.remove(oldest)
                 self._end(oldest)
-            else:
-                return
-        self._open(flow, target)
+        return work()
 
     def _open(self, flow: UdpFlow, target: Target) -> None:
         family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
@@ -260,7 +313,7 @@ class UdpPort:
                 upstream.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
             else:
                 upstream.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-            upstream.connect((target.address, self.mapping.target_port(target, flow.listener.port)))
+            upstream.connect((target.address, self.mapping.target_port(target, flow.port)))
             self._attach(flow, target, upstream)
         except BaseException:
             upstream.close()
@@ -331,7 +384,7 @@ class UdpPort:
                 continue
             answered = True
             try:
-                flow.listener.sock.sendmsg((data,), flow.reply, 0, flow.client)
+                flow.exit.sendmsg((data,), flow.reply, 0, flow.client)
             except OSError as error:  # a full buffer, an address of ours that is gone, a client nobody can reach
                 self.counters.dropped += 1
                 self.counters.errors += error.errno != errno.EAGAIN
@@ -368,6 +421,7 @@ class UdpPort:
     def _end(self, flow: UdpFlow) -> None:
         """Of a flow that is no longer in the table."""
         self._hang_up(flow)
+        flow.listener.give_back_exit(flow.port)
         self.counters.active -= 1
 
     def _say(self, text: str) -> None:
@@ -419,9 +473,15 @@ class UdpPort:
         targets = self.mapping.targets
         return {
             "listeners": [[listener.port, put(listener.sock.fileno())] for listener in self._listeners],
+            "exits": [
+                [number, port, put(one.sock.fileno())]
+                for number, listener in enumerate(self._listeners)
+                for port, one in listener.exits.items()
+            ],
             "flows": [
                 {
                     "listener": places[flow.listener],
+                    "port": flow.port,
                     "client": list(flow.client),
                     "local": flow.local.hex(),
                     "target": targets.index(flow.target) if flow.target in targets else None,
@@ -435,16 +495,24 @@ class UdpPort:
     def unpack(self, raw: object, take: Callable[[object], int]) -> None:
         """Go on with what a predecessor packed; `take` gives descriptors, which are owned from then on. ValueError."""
         match raw:
-            case {"listeners": [*listeners], "flows": [*flows]}:
+            case {"listeners": [*bound], "exits": [*exits], "flows": [*flows]}:
                 pass
+            case {"listeners": [*bound], "flows": [*flows]}:  # version 1
+                exits = []
             case _:
                 raise ValueError("not the state of a UDP port")
-        for listener in listeners:
+        for listener in bound:
             match listener:
                 case [int(port), number]:
                     self._listen(socket.socket(fileno=take(number)), port)
                 case _:
                     raise ValueError(f"not a listener: {listener!r}")
+        for one in exits:
+            match one:
+                case [int(place), int(port), number] if 0 <= place < len(self._listeners):
+                    self._listeners[place].exits[port] = Exit(socket.socket(fileno=take(number)))
+                case _:
+                    raise ValueError(f"not a socket for answers: {one!r}")
         for flow in flows:
             self._unpack_flow(flow, take)
 
@@ -457,6 +525,7 @@ class UdpPort:
                 "target": int() | None as index,
                 "upstream": number,
                 "active": float(active),
+                **more,
             } if 0 <= place < len(self._listeners) and (index or 0) in range(len(self.mapping.targets)):
                 pass
             case _:
@@ -465,7 +534,11 @@ class UdpPort:
         match scope:
             case [int(label), int(zone)]:
                 client = (ip, port, label, zone)
-        flow = self._flow(self._listeners[place], client, bytes.fromhex(local), active)
+        listener = self._listeners[place]
+        asked = more.get("port")  # which version 1 does not say
+        wanted = asked if isinstance(asked, int) else listener.port
+        flow = self._flow(listener, client, bytes.fromhex(local), wanted, active)
+        flow.exit = listener.borrow_exit(flow.port)
         if number is not None:
             upstream = socket.socket(fileno=take(number))
             try:
