@@ -3,8 +3,7 @@
     client ─→ listener ─→ flow (client, the address it sent to) ─→ upstream, a socket connected to one target
     client ←─ listener, from that address (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO) ←─ upstream
 
-A listener to which a range is steered (steering.py) has one port of it. What is answered from another leaves by a socket that is
-bound to that one and hears nothing, since the program comes first; it is there while a flow needs it.
+Of a range that is steered (steering.py) answers leave by a socket of the port they are to come from (udpsockets.py).
 
 No datagram is ever kept: what cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
 watched level-triggered and read BATCH datagrams at a time, so that a busy one has its turn and no more.
@@ -21,17 +20,17 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from portfwd import listeners, proxyproto
+from portfwd import proxyproto
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.errors import PortfwdError
-from portfwd.flows import FLOWS_MAX, IDLE_S, Flow, FlowTable
-from portfwd.pktinfo import local_of, port_of, reply_control, text_of
+from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable
+from portfwd.pktinfo import local_of, port_of, text_of
 from portfwd.poller import ERROR, LEVEL
+from portfwd.udpsockets import Exit, Listener, UdpFlow, exhausted, make_room
 
 if TYPE_CHECKING:
     from portfwd.counters import Counters
@@ -44,79 +43,11 @@ log = logging.getLogger("portfwd")
 
 BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
-BUFFER = 1 << 20  # bytes; of a listener, which all clients share and which neighbours that do not answer fill, too
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
 CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
 T = TypeVar("T")
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
-
-
-@dataclass(slots=True, eq=False)
-class Exit:
-    """A socket by which answers leave, and how many flows use it."""
-
-    sock: socket.socket
-    flows: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Listener:
-    """A bound socket; `port` is the mapping's port it stands for, or 0 when a range is steered to it."""
-
-    sock: socket.socket
-    ip: str
-    port: int
-    exits: dict[int, Exit] = field(default_factory=dict)  # by port; of a range only, and not for the socket's own
-
-    def borrow_exit(self, port: int) -> socket.socket:
-        """The socket from which answers of a port leave; to be given back. PortInUse, PortfwdError."""
-        if self.port or port == self.sock.getsockname()[1]:
-            return self.sock
-        found = self.exits.get(port)
-        if found is None:
-            sock = listeners.bind_udp(self.ip, port)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-            found = self.exits[port] = Exit(sock)
-        found.flows += 1
-        return found.sock
-
-    def give_back_exit(self, port: int) -> None:
-        """A flow of the port has ended."""
-        found = self.exits.get(port)
-        if found is not None:
-            found.flows -= 1
-            if not found.flows:
-                found.sock.close()
-                del self.exits[port]
-
-
-class UdpFlow(Flow):
-    """One client talking to one address and port of the host."""
-
-    __slots__ = ("client", "exit", "header", "listener", "local", "port", "proven", "reply", "target", "upstream")
-
-    def __init__(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> None:
-        super().__init__((listener, client, local, port), client[0], now)
-        self.listener = listener
-        self.exit = listener.sock  # answers leave from there
-        self.port = port
-        self.client = client
-        self.local = local
-        self.reply = reply_control(local)
-        self.header = b""  # of the PROXY protocol, before each datagram
-        self.target: Target | None = None
-        self.upstream: socket.socket | None = None  # None: the next datagram has to find a target
-        self.proven = False  # the target has answered since it was last dialled or failed
-
-
-def exhausted(error: BaseException | None) -> bool:
-    """Whether it was for want of descriptors or memory, and not the target's doing."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__
-    return error is not None and error.errno in EXHAUSTED
 
 
 class UdpPort:
@@ -546,12 +477,3 @@ class UdpPort:
             except OSError:  # no more watches: the flow's next datagram tries anew
                 upstream.close()
         self._enter(flow)
-
-
-def make_room(sock: socket.socket) -> None:
-    """For bursts, beyond net.core.{r,w}mem_max where this process may."""
-    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER)

@@ -53,15 +53,6 @@ def test_others_do_not(one: Mapping, other: Mapping) -> None:
     assert claims.holder(other) is None
 
 
-def test_a_redirected_connection_finds_its_mapping_by_where_it_wanted_to_go() -> None:
-    claims = Claims()
-    claims.put(mapping("loopback", "127.0.0.1"))
-    claims.put(mapping("six", "::", first=8000, last=9000))
-    assert claims.find("tcp", "127.0.0.1", 8080) == "loopback"
-    assert claims.find("tcp", "198.51.100.1", 8080) == ""
-    assert claims.find("tcp", "::1", 8999) == "six"
-
-
 @given(
     some.lists(some.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"])), some.integers(1, 4), some.integers(0, 2)
 )

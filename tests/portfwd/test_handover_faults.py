@@ -162,12 +162,12 @@ def damaged() -> str:
             "version": handover.VERSION,
             "control": 0,
             "lock": 1,
-            "redirect_listeners": {},
+            "steering": None,
             "draining": [],
             "mappings": [
                 {
                     "mapping": mapping_of().to_json(),
-                    "redirected": [],
+                    "steered": [],
                     "listeners": [],
                     "counters": {},
                     "cut_in": 0.0,

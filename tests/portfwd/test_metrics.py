@@ -28,6 +28,7 @@ WEB: dict[str, object] = {
         "spliced": 2_000_000,
         "dropped": 0,
         "dead_targets": ["192.0.2.3:80"],
+        "served_by": "a socket",
     },
 }
 DNS: dict[str, object] = {
@@ -46,9 +47,9 @@ SERVICE: dict[str, object] = {"pid": 812, "version": "0.1.0", "started": 1800000
 
 def test_ls_shows_what_leads_where_and_whose_it_is() -> None:
     assert metrics.ls([WEB, DNS]) == (
-        "NAME            PORTS      HOST        TO                                      ACTIVE  OWNER\n"
-        "web             8080/tcp   0.0.0.0 ::  192.0.2.2:80, 192.0.2.3:80 (no answer)       2  -\n"
-        "portmap-00ff-1  53-63/udp  ::1         [::1]:53 in container c1                     ?  net/c1/eth0\n"
+        "NAME            PORTS      HOST        TO                                      ACTIVE  SERVED BY  OWNER\n"
+        "web             8080/tcp   0.0.0.0 ::  192.0.2.2:80, 192.0.2.3:80 (no answer)       2  a socket   -\n"
+        "portmap-00ff-1  53-63/udp  ::1         [::1]:53 in container c1                     ?  -          net/c1/eth0\n"
     )
 
 
@@ -62,12 +63,12 @@ def test_stats_shows_what_was_counted() -> None:
 
 def test_a_mapping_that_cannot_be_published_yet_is_waiting() -> None:
     raw = WEB | {"state": {"waiting": True}}
-    assert metrics.ls([raw]).splitlines()[1].split()[-2:] == ["waiting", "-"]
+    assert metrics.ls([raw]).splitlines()[1].split()[-3:] == ["waiting", "-", "-"]
     assert "portfwd_connections_total" not in metrics.prometheus({}, [raw])
 
 
 def test_tables_without_mappings_have_their_heads() -> None:
-    assert metrics.ls([]) == "NAME  PORTS  HOST  TO  ACTIVE  OWNER\n"
+    assert metrics.ls([]) == "NAME  PORTS  HOST  TO  ACTIVE  SERVED BY  OWNER\n"
     assert metrics.stats({}, []).startswith("NAME  ACTIVE")
 
 
