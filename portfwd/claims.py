@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-from portfwd.mapping import ANY, Mapping
+from portfwd.mapping import ANY, RANGE_MIN, Mapping
 
 
 class Claims:
-    """The ports of all mappings of a process."""
+    """The ports of all mappings of a process. What is found by its port is not looked for, and a long range is one entry."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_held", "_long")
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, int], list[tuple[str, str]]] = {}  # (protocol, port): (host address, id) ...
+        self._held: dict[tuple[str, int], list[Mapping]] = {}  # (protocol, port): those with few ports
+        self._long: dict[str, Mapping] = {}  # by id
 
     def holder(self, mapping: Mapping) -> tuple[str, int] | None:
         """The id of another mapping that holds one of the ports, and that port."""
+        for other in self._long.values():
+            first = max(mapping.first, other.first)
+            if first <= min(mapping.last, other.last) and _conflict(other, mapping):
+                return other.id, first
         for port in mapping.ports:
-            for ip, name in self._held.get((mapping.protocol, port), ()):
-                if name != mapping.id and any(conflict(ip, wanted) for wanted in mapping.host_ips):
-                    return name, port
+            for other in self._held.get((mapping.protocol, port), ()):
+                if _conflict(other, mapping):
+                    return other.id, port
         return None
 
     def put(self, mapping: Mapping) -> None:
         """Enter all its ports."""
+        if len(mapping.ports) >= RANGE_MIN:
+            self._long[mapping.id] = mapping
+            return
         for port in mapping.ports:
-            held = self._held.setdefault((mapping.protocol, port), [])
-            held.extend((ip, mapping.id) for ip in mapping.host_ips)
+            self._held.setdefault((mapping.protocol, port), []).append(mapping)
 
     def take(self, mapping: Mapping) -> None:
         """Take them out."""
-        for port in mapping.ports:
+        self._long.pop(mapping.id, None)
+        for port in mapping.ports if len(mapping.ports) < RANGE_MIN else ():
             held = self._held.get((mapping.protocol, port), [])
-            held[:] = [entry for entry in held if entry[1] != mapping.id]
+            held[:] = [other for other in held if other.id != mapping.id]
             if not held:
                 self._held.pop((mapping.protocol, port), None)
+
+
+def _conflict(held: Mapping, wanted: Mapping) -> bool:
+    if held.id == wanted.id or held.protocol != wanted.protocol:
+        return False
+    return any(conflict(one, other) for one in held.host_ips for other in wanted.host_ips)
 
 
 def any_of(ip: str) -> str:

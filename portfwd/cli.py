@@ -320,6 +320,7 @@ def ls(chosen: argparse.Namespace) -> int:
         put_json({"mappings": live})
     else:
         put(metrics.ls(live))
+        note(metrics.unheard(live))
     return 0
 
 

@@ -130,6 +130,16 @@ def ls(mappings: Sequence[Row]) -> str:
     return table(rows, right={4})
 
 
+def unheard(mappings: Sequence[Row]) -> list[str]:
+    """A sentence for each program that listens in vain."""
+    found: list[str] = []
+    for raw in mappings:
+        said = state(raw).get("unheard")
+        texts = said if isinstance(said, list) else []
+        found += [f"port {text}: its clients come to mapping {_name(raw)}" for text in texts]
+    return found
+
+
 def _way(raw: Row) -> str:
     """How the ports are served; and by what otherwise, or why not by what a range usually is."""
     found = state(raw)

@@ -22,7 +22,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from portfwd import listeners
+from portfwd import holders, listeners
 from portfwd.accepting import Listener
 from portfwd.claims import Claims, any_of
 from portfwd.counters import Counters
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("portfwd")
 
 SWEEP_S = 0.25
+UNHEARD_MAX = 5  # programs that are named
 LOOK_AT_ALL_S = 2.0  # between two looks at every connection
 
 
@@ -272,6 +273,19 @@ class Relay:
             }
             for name, published in self._published.items()
         }
+
+    def unheard(self, name: str) -> dict[str, list[str]]:
+        """Who listens on ports of a range that is steered, without clients: whoever came later, by number."""
+        published = self._found(name)
+        if not published.steered or len(published.mapping.ports) < RANGE_MIN:
+            return {}
+        mapping = published.mapping
+        found = {
+            f"{one.port}/{mapping.protocol} of {holders.describe(mapping.protocol, ip, one.port)}": None
+            for ip in published.steered
+            for one in holders.waiting(mapping.protocol, ip, mapping.first, mapping.last)[:UNHEARD_MAX]
+        }
+        return {"unheard": list(found)} if found else {}
 
     @property
     def draining(self) -> int:

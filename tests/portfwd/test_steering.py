@@ -25,7 +25,7 @@ from portfwd.steering import prefixes
 from tests.portfwd import talk
 from tests.portfwd.publisher import SOCKET, STATE, Publisher, exchange, serving
 
-FIRST, LAST, INSIDE = 20000, 29999, 10000
+FIRST, LAST, INSIDE = 20000, 29999, 8000
 PORTS = (FIRST, 25000, LAST)
 HOST4, HOST6, OTHER4 = "198.51.100.1", "2001:db8:1::1", "198.51.100.2"
 WAIT_S = 3.0
@@ -328,6 +328,8 @@ def late(port: int) -> tuple[bytes, bytes]:
     """Whom a client reaches at a port of a range on which a program listens later: while it is published, and afterwards."""
     with talk.listening(port, "127.0.0.1") as listener:
         first = ask("tcp", "127.0.0.1", port)
+        (listed,) = exchange(SOCKET, {"verb": "list"})["mappings"]
+        assert listed["state"]["unheard"][0].startswith(f"{port}/tcp of py")  # python or pytest
         exchange(SOCKET, {"verb": "remove", "ids": ["tcp"], "drain_s": 0})
         with client_of("tcp", "127.0.0.1", port) as client:
             client.send(b"for you")
