@@ -30,24 +30,27 @@ SINGLE = 8001
 
 
 def start_of(bench: Bench, one: Publisher, *options: str) -> None:
-    """What the range costs: both protocols, until the last port answers."""
-    one.sessions = [bench.serve(*options)]
-    before = one.memory_kb()
+    """What a range costs a service that has nothing else."""
     for protocol in PROTOCOLS:
+        one.sessions = [bench.serve(*options)]
+        before = one.memory_kb()
         spec = f"{HOST}:{FIRST}-{LAST}:{FIRST}-{LAST}/{protocol}"
         one.note(f"start of 10,000 {protocol} ports ms", timed(lambda spec=spec: bench.publish(spec)))  # type: ignore[misc]
-    one.note("memory of both ranges kB", one.memory_kb() - before)
-    one.note("descriptors", sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in one.processes()))
+        one.note(f"memory of 10,000 {protocol} ports kB", one.memory_kb() - before)
+        open_now = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in one.processes())
+        one.note(f"descriptors, 10,000 {protocol} ports", open_now)
+        one.end()
 
 
 def start_of_docker(bench: Bench, one: Publisher) -> None:
     """The same for as many processes as there are ports, from SOME of them."""
     for protocol in PROTOCOLS:
         begun = time.perf_counter()
-        one.sessions += [bench.docker_proxy(port, port, protocol) for port in range(LAST - SOME + 1, LAST + 1)]
+        one.sessions = [bench.docker_proxy(port, port, protocol) for port in range(LAST - SOME + 1, LAST + 1)]
         each_ms = (time.perf_counter() - begun) / SOME * 1000
         one.note(f"start of 10,000 {protocol} ports ms", each_ms * PORTS)
-    one.note("memory of both ranges kB", one.memory_kb() / SOME * PORTS)
+        one.note(f"memory of 10,000 {protocol} ports kB", one.memory_kb() / SOME * PORTS)
+        one.end()
 
 
 def speed(one: Publisher, ports: dict[str, int]) -> None:
@@ -67,9 +70,7 @@ def measure(bench: Bench) -> list[Publisher]:
         for _ in range(3):
             for one, options in ((sockets, ("--no-steer",)), (ours, ())):
                 start_of(bench, one, *options)
-                one.end()
         start_of_docker(bench, docker)
-        docker.end()
         for number in range(bench.rounds):
             docker.sessions = [bench.docker_proxy(port, port, how) for port in ends.values() for how in PROTOCOLS]
             speed(docker, ends)
