@@ -27,7 +27,6 @@ PORT_MAX = 65535
 RANGE_MIN = 64  # consecutive ports; fewer are single elements, which the packet path finds in one lookup
 LOOPBACK6 = b"\0" * 15 + b"\1"
 SHOWN_MAX = 64  # characters of a wrong value that an error repeats
-UDP_RUN_MAX = 1024  # consecutive UDP ports that portfwd is asked for beside NAT: each costs it a socket
 POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
 MARK_BIT = 13  # of the packet mark that iptables' rules masquerade by: 0x2000
 BACKENDS = ("iptables", "nftables")

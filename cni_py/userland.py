@@ -18,7 +18,7 @@ from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailab
 from cni_py.jsontext import Object, decode, encode
 from cni_py.locks import nftables_lock
 from cni_py.nftops import say
-from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX
+from cni_py.portmappings import RANGE_MIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -331,8 +331,6 @@ def _succeed(service: Service, heir: "Attachment") -> None:
 
 def relay(mappings: "Sequence[dict[str, Encodable]]", *, required: bool) -> list[Op]:
     """The operation that publishes these, if there are any."""
-    if not required:  # NAT serves all but a few clients: not worth thousands of descriptors
-        mappings = [one for one in mappings if one["protocol"] == "tcp" or len(_ports(one)) <= UDP_RUN_MAX]
     return [RelayPorts(mappings=encode(mappings, None), required=required)] if mappings else []
 
 

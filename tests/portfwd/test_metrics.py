@@ -79,7 +79,7 @@ def test_tables_without_mappings_have_their_heads() -> None:
 
 def test_a_mapping_of_a_newer_service_is_shown_as_far_as_it_is_understood() -> None:
     later = WEB | {"weights": [1, 2]}
-    assert metrics.ls([later]).splitlines()[1].split() == ["web", "?", "?", "?", "2", "?"]
+    assert metrics.ls([later]).splitlines()[1].split() == ["web", "?", "?", "?", "2", "?", "?"]
     assert 'portfwd_mapping_info{mapping="web"} 1' in metrics.prometheus({}, [later])
 
 

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab import Lab
+from runtime import Network, Plugins, mapping
 
 from portfwd import bpf, reserving
 from portfwd.steering import prefixes
@@ -324,6 +325,19 @@ def test_a_range_with_a_listener_inside_is_refused_at_publish_and_at_a_restart(
         publisher.ask("remove", ids=["m"], drain_s=0.0)
 
 
+@pytest.mark.ours_alone
+def test_what_portmap_publishes_is_not_taken_from_it(machine: Lab, plugins: Plugins, service: Publisher) -> None:
+    publish(service, protocols=("tcp",))
+    network = Network(machine, plugins)
+    machine.serve("c1", 80)
+    network.attach("c1", mapping(25000, 80))
+    for who, address in (("client", HOST4), ("client", HOST6), ("host", HOST4), ("host", "127.0.0.1")):
+        assert machine.fetch(who, address, 25000).name == "c1"
+    assert machine["host"].python(ask, "tcp", HOST4, FIRST) == b"hello %d" % FIRST
+    network.detach("c1")
+    assert machine["client"].python(ask, "tcp", HOST4, 25000) == b"hello 25000"
+
+
 def late(port: int) -> tuple[bytes, bytes]:
     """Whom a client reaches at a port of a range on which a program listens later: while it is published, and afterwards."""
     with talk.listening(port, "127.0.0.1") as listener:
@@ -379,9 +393,10 @@ def test_the_kernel_chooses_none_of_a_range_and_others_keep_their_entries(machin
         publisher.end(signal.SIGKILL)
     assert host.python(programs) == 0
     assert host.python(reserved) == f"{before},20000-29999"
-    host.run(["sh", "-c", f"rm {STATE}/mappings/*"], check=True)
+    host.run(["sh", "-c", f"rm {STATE}/mappings/*; nft add table inet portfwd"], check=True)  # of an earlier version
     with serving(host):
         assert host.python(reserved) == before
+        assert "portfwd" not in host.run(["nft", "list", "tables"], check=True).stdout
     host.run(["sysctl", "-qw", f"{SETTING}="], check=True)
 
 
@@ -433,7 +448,7 @@ def drained(how: str) -> tuple[bytes, bytes]:
         else:
             os.kill(exchange(SOCKET, {"verb": "stats"})["service"]["pid"], signal.SIGTERM)
         assert talk.until(lambda: ask("tcp", "127.0.0.1", 25000) == b"")
-        return say(client), b"" if programs() else b"none"
+        return say(client), b"some" if programs() or reserved() else b"none"
 
 
 @pytest.mark.parametrize("how", ["remove", "terminate"])
@@ -447,23 +462,27 @@ def test_a_range_drains_like_a_single_port(machine: Lab, how: str) -> None:
 # Where the kernel says no
 
 
-@BOTH
-def test_without_the_capability_each_port_has_a_socket_and_ls_says_why(machine: Lab, protocol: str) -> None:
-    prefix = ("setpriv", "--bounding-set", "-sys_admin,-bpf")
-    with serving(machine["host"], prefix=prefix) as publisher:
-        publish(
-            publisher,
-            protocols=(protocol,),
-            first=25000,
-            last=25100,
-            targets=[{"address": talk.HOST, "port": INSIDE + 5000}],
-        )
+@pytest.mark.parametrize(
+    ("protocol", "prefix", "options", "why"),
+    [
+        ("tcp", ("setpriv", "--bounding-set", "-sys_admin,-bpf"), (), "CAP_BPF"),
+        ("udp", ("setpriv", "--bounding-set", "-sys_admin,-bpf"), (), "CAP_BPF"),
+        ("tcp", (), ("--no-redirect",), "--no-steer"),  # its earlier name
+    ],
+)
+def test_where_nothing_can_be_steered_each_port_has_a_socket_and_ls_says_why(
+    machine: Lab, protocol: str, prefix: tuple[str, ...], options: tuple[str, ...], why: str
+) -> None:
+    target = {"address": talk.HOST, "port": INSIDE + 5000}
+    with serving(machine["host"], *options, prefix=prefix) as publisher:
+        publish(publisher, protocols=(protocol,), first=25000, last=25100, targets=[target])
         assert machine["host"].python(ask, protocol, "127.0.0.1", 25000) == b"hello 25000"
         (one,) = publisher.ask("list")["mappings"]
         assert one["state"]["served_by"] == "a socket for each of 101 ports"
-        assert "CAP_BPF" in one["state"]["no_sk_lookup"]
-        demanded = publisher.ask(
-            "publish", mappings=[{**one, "id": "n", "steer": "always", "first": 26000, "last": 26000}]
-        )
+        assert why in one["state"]["no_sk_lookup"]
+        other = {name: value for name, value in one.items() if name != "state"}
+        other |= {"id": "n", "steer": "always", "first": 26000, "last": 26000}
+        demanded = publisher.ask("publish", mappings=[other])
         publisher.ask("remove", ids=[protocol], drain_s=0.0)
-    assert demanded["ok"] is False
+    assert demanded["error"]["kind"] == "lacking"
+    assert why in str(demanded["error"])
