@@ -170,9 +170,20 @@ class Bench:
         process.stdin.close()
         return process
 
-    def docker_proxy(self, port: int, target: int, protocol: str = "tcp") -> subprocess.Popen[bytes]:
+    def docker_proxy(
+        self, port: int, target: int, protocol: str = "tcp", host_ip: str = HOST
+    ) -> subprocess.Popen[bytes]:
         """One process per port, as dockerd starts it."""
-        ends = ["-host-ip", HOST, "-host-port", str(port), "-container-ip", CONTAINER, "-container-port", str(target)]
+        ends = [
+            "-host-ip",
+            host_ip,
+            "-host-port",
+            str(port),
+            "-container-ip",
+            CONTAINER,
+            "-container-port",
+            str(target),
+        ]
         read, write = os.pipe()
         process = self.start([str(self.debs / "usr/sbin/docker-proxy"), "-proto", protocol, *ends], descriptors=[write])
         os.close(write)

@@ -4,8 +4,8 @@
 
 Needs root; everything happens in namespaces of its own, those of publishers.py: a client, a host, a container with a server.
 Start is the time until `portfwd publish` is back; memory is PSS, which leaves out what the kernel has for sockets and maps.
-New connections and UDP flows come one after the other, through the first and the last port; `a port of its own` is one beside the
-ranges that portfwd has a socket for, `direct` the server itself.
+New connections and UDP flows come one after the other, through the first and the last port, in turns; `a port of its own` is one
+beside the ranges that portfwd has a socket for, `direct` the server itself. Processor time is that of the publisher's processes.
 docker-proxy has a process for each port: SOME are started, and times and memory of all are those of SOME times 10,000 / SOME.
 """
 
@@ -27,6 +27,7 @@ SOME = 100
 COUNT = 800  # connections, or flows, of a round
 PROTOCOLS = ("tcp", "udp")
 SINGLE = 8001
+OTHER = "198.51.100.2"  # the host's, where docker-proxy has the same ports
 
 
 def start_of(bench: Bench, one: Publisher, *options: str) -> None:
@@ -53,11 +54,14 @@ def start_of_docker(bench: Bench, one: Publisher) -> None:
         one.end()
 
 
-def speed(one: Publisher, ports: dict[str, int]) -> None:
-    """A round of new connections and flows; by which port they go is part of what is measured."""
-    for name, port in ports.items():
-        one.note(f"connections/s, {name}", float(client("connect", one.address, port, 1, COUNT)))
-        one.note(f"UDP flows/s, {name}", float(client("flows", one.address, port, COUNT)))
+def speed(one: Publisher, where: str, port: int, server: Publisher) -> None:
+    """New connections and flows through a port, and what they cost the processes of `server`."""
+    for what, mode in (("connection", ("connect", port, 1, COUNT)), ("UDP flow", ("flows", port, COUNT))):
+        before = server.cpu_s()
+        words = (mode[0], one.address, *mode[1:])
+        one.note(f"{what}s/s, {where} port", float(client(*words)))
+        if server.sessions:
+            one.note(f"CPU us/{what}, {where} port", (server.cpu_s() - before) / COUNT * 1e6)
 
 
 def measure(bench: Bench) -> list[Publisher]:
@@ -65,24 +69,21 @@ def measure(bench: Bench) -> list[Publisher]:
     names = ("portfwd", "portfwd --no-steer", "docker-proxy", "a port of its own", "direct")
     ours, sockets, docker, single, direct = found = [Publisher(name, HOST, (0, 0)) for name in names]
     direct.address = CONTAINER
-    ends = {"first port": FIRST, "last port": LAST}
     try:
         for _ in range(3):
             for one, options in ((sockets, ("--no-steer",)), (ours, ())):
                 start_of(bench, one, *options)
         start_of_docker(bench, docker)
+        ours.sessions = [bench.serve()]
+        bench.publish(*[f"{HOST}:{FIRST}-{LAST}:{FIRST}-{LAST}/{how}" for how in PROTOCOLS])
+        bench.publish(*[f"{HOST}:{SINGLE}:{ECHO}/{how}" for how in PROTOCOLS])
+        docker.address = OTHER
+        docker.sessions = [bench.docker_proxy(port, port, how, OTHER) for port in (FIRST, LAST) for how in PROTOCOLS]
+        turns = [(ours, ours), (docker, docker), (single, ours), (direct, direct)]
         for number in range(bench.rounds):
-            docker.sessions = [bench.docker_proxy(port, port, how) for port in ends.values() for how in PROTOCOLS]
-            speed(docker, ends)
-            docker.end()
-            ours.sessions = [bench.serve()]
-            bench.publish(*[f"{HOST}:{FIRST}-{LAST}:{FIRST}-{LAST}/{how}" for how in PROTOCOLS])
-            bench.publish(*[f"{HOST}:{SINGLE}:{ECHO}/{how}" for how in PROTOCOLS])
-            for name, port in sorted(ends.items(), reverse=bool(number % 2)):
-                speed(ours, {name: port})
-                speed(single, {name: SINGLE})
-            ours.end()
-            speed(direct, ends)
+            for where, port in (("first", FIRST), ("last", LAST)):
+                for one, server in turns if number % 2 else reversed(turns):
+                    speed(one, where, SINGLE if one is single else port, server)
     finally:
         for one in found:
             one.end()
@@ -99,6 +100,7 @@ def main() -> int:
     options = parser.parse_args()
     options.portfwd = os.path.abspath(options.portfwd)
     enter_private_namespaces()
+    subprocess.run(["ip", "address", "add", f"{OTHER}/24", "dev", "lan"], check=True)
     server = subprocess.Popen(
         ["ip", "netns", "exec", "container", sys.executable, "-I", LOAD, "serve"], stdout=subprocess.PIPE
     )
