@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import resource
 import struct
@@ -193,11 +194,15 @@ def _bpf(command: int, attributes: bytes) -> int:
     if number is None or ctypes.sizeof(ctypes.c_void_p) not in (4, 8):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     place = ctypes.create_string_buffer(attributes, len(attributes))
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.syscall(ctypes.c_long(number), ctypes.c_long(command), place, ctypes.c_long(len(attributes)))
+    result = _libc().syscall(ctypes.c_long(number), ctypes.c_long(command), place, ctypes.c_long(len(attributes)))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(result)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def close_all(descriptors: Sequence[int]) -> None:

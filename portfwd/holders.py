@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,25 +84,26 @@ def conflicts(held: str, wanted: str) -> bool:
     return conflict(held, wanted) or (held == "::" and ":" not in wanted)
 
 
-def waiting(protocol: str, ip: str, first: int, last: int) -> list[sock_diag.Listener]:
-    """Sockets of others that wait for clients on ports of an address, or on that port of any."""
-    found = [one for one in sock_diag.waiting([(protocol, first, last)]) if _in_the_way(one, ip)]
+def waiting(wanted: Iterable[tuple[str, int, int]]) -> list[sock_diag.Listener]:
+    """Sockets of others that wait for clients: on which protocol, from which port to which."""
+    found = sock_diag.waiting(wanted)
     ours = processes.sockets_of(os.getpid()) if found else set()
     return sorted((one for one in found if one.inode not in ours), key=lambda one: one.port)
 
 
-def bound(protocol: str, ip: str, first: int, last: int) -> list[sock_diag.Listener]:
-    """TCP sockets of others that are bound there and nothing more; none where the kernel does not tell."""
+def bound(protocol: str, first: int, last: int) -> list[sock_diag.Listener]:
+    """TCP sockets that are bound there and nothing more; none where the kernel does not tell."""
     if protocol != "tcp":
         return []
     try:
         found = sock_diag.dump("tcp", sock_diag.TCP_BOUND_INACTIVE, [(first, last)])
     except OSError:
         return []
-    return [one for one in found if first <= one.port <= last and _in_the_way(one, ip)]
+    return [one for one in found if first <= one.port <= last]
 
 
-def _in_the_way(one: sock_diag.Listener, ip: str) -> bool:
+def in_the_way(one: sock_diag.Listener, ip: str) -> bool:
+    """Whether it has its port on that address, too."""
     return conflict(_text(one.ip), ip) or (not any(one.ip) and not one.v6only and ":" not in ip)
 
 

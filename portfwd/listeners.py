@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Sequence
 
 from portfwd import holders
 from portfwd.errors import Lacking, PortfwdError, PortInUse
@@ -108,18 +109,22 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def refuse_held(protocol: str, ip: str, first: int, last: int, owner: str = "") -> None:
+def refuse_held(protocol: str, ips: Sequence[str], ports: range, owner: str = "") -> None:
     """PortInUse for a port of a range that somebody waits on: steering would take their clients.
 
     What a container's runtime holds for the container of an attachment (`owner`) is not in its way.
     """
-    found = holders.waiting(protocol, ip, first, last)
-    if found and owner:
-        found = holders.foreign(found, owner)
-    elif not found and not owner:
-        found = holders.bound(protocol, ip, first, last)
-    if found:
-        raise _failure(protocol, ip, found[0].port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
+    first, last = ports[0], ports[-1]
+    found = holders.waiting([(protocol, first, last)])
+    if not owner:
+        found += holders.bound(protocol, first, last)
+    pairs = [(one, ip) for one in found for ip in ips if holders.in_the_way(one, ip)]
+    if pairs and owner:
+        foreign = holders.foreign([one for one, _ in pairs], owner)
+        pairs = [(one, ip) for one, ip in pairs if one in foreign]
+    if pairs:
+        one, ip = pairs[0]
+        raise _failure(protocol, ip, one.port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
 
 
 class NoSuchFamily(PortfwdError):

@@ -158,9 +158,10 @@ class Registry:
     def listing(self) -> Json:
         """All mappings with their state; those that wait say why."""
         state = self.relay.stats()
+        for name, texts in self.relay.unheard().items():
+            state[name]["unheard"] = texts
         found: list[Json] = [
-            {**mapping.to_json(), "state": {**state.get(name, {}), **self.relay.unheard(name)}}
-            for name, mapping in self.relay.mappings.items()
+            {**mapping.to_json(), "state": state.get(name, {})} for name, mapping in self.relay.mappings.items()
         ]
         found += [{**one.mapping.to_json(), "state": {"waiting": one.why}} for one in self.waiting.values()]
         return {"ok": True, "mappings": found}

@@ -99,6 +99,8 @@ class Relay:
             other = self._published[held[0]].mapping
             raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
         self._refuse_loop(mapping)
+        if mapping.steer == "auto" and self._steers(mapping):
+            listeners.refuse_held(mapping.protocol, mapping.host_ips, mapping.ports, mapping.owner)
         notes: list[str] = []
         bound = Bound(mapping, sockets)
         try:
@@ -144,7 +146,7 @@ class Relay:
                 if mapping.steer != "fallback" or mapping.protocol != "tcp":
                     raise
                 if mapping.owner:
-                    listeners.refuse_held(mapping.protocol, ip, mapping.first, mapping.last, mapping.owner)
+                    listeners.refuse_held(mapping.protocol, [ip], mapping.ports, mapping.owner)
                 if not self._steer(bound, ip):
                     raise
         if refusal is not None and not bound.sockets:
@@ -156,8 +158,6 @@ class Relay:
     def _steer(self, bound: Bound, ip: str) -> bool:
         """Lead all ports of an address to one socket. False where the kernel does not, which `always` makes Lacking."""
         mapping = bound.mapping
-        if mapping.steer == "auto":
-            listeners.refuse_held(mapping.protocol, ip, mapping.first, mapping.last, mapping.owner)
         sock = listeners.bind_steered(mapping.protocol, ip, mapping.ports)
         try:
             if self.steering is None:
@@ -274,18 +274,20 @@ class Relay:
             for name, published in self._published.items()
         }
 
-    def unheard(self, name: str) -> dict[str, list[str]]:
-        """Who listens on ports of a range that is steered, without clients: whoever came later, by number."""
-        published = self._found(name)
-        if not published.steered or len(published.mapping.ports) < RANGE_MIN:
-            return {}
-        mapping = published.mapping
-        found = {
-            f"{one.port}/{mapping.protocol} of {holders.describe(mapping.protocol, ip, one.port)}": None
-            for ip in published.steered
-            for one in holders.waiting(mapping.protocol, ip, mapping.first, mapping.last)[:UNHEARD_MAX]
-        }
-        return {"unheard": list(found)} if found else {}
+    def unheard(self) -> dict[str, list[str]]:
+        """By id, who listens on ports of a range that is steered and has no clients: whoever came later, by number."""
+        ranges = [one for one in self._published.values() if one.steered and len(one.mapping.ports) >= RANGE_MIN]
+        found: dict[str, list[str]] = {}
+        for one in holders.waiting((each.mapping.protocol, each.mapping.first, each.mapping.last) for each in ranges):
+            for each in ranges:
+                mapping = each.mapping
+                if one.protocol != mapping.protocol or one.port not in mapping.ports:
+                    continue
+                ip = next((ip for ip in each.steered if holders.in_the_way(one, ip)), "")
+                said = found.setdefault(mapping.id, []) if ip else []
+                if ip and len(said) < UNHEARD_MAX:
+                    said.append(f"{one.port}/{one.protocol} of {holders.describe(one.protocol, ip, one.port)}")
+        return found
 
     @property
     def draining(self) -> int:

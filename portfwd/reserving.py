@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from cni_py import records
 from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
+from cni_py.kernel.sock_diag import joined
 from portfwd.errors import PortfwdError
 
 log = logging.getLogger("portfwd")
@@ -94,7 +95,7 @@ class Reservation:
     def settle(self, wanted: Iterable[Span]) -> None:
         """Have these reserved, and no others of ours. What cannot be is said in the log, once."""
         try:
-            self._settle(bits(wanted))
+            self._settle(bits(joined(list(wanted))))
         except (OSError, ValueError) as error:
             text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
             if text != self._said:
