@@ -54,14 +54,20 @@ def start_of_docker(bench: Bench, one: Publisher) -> None:
         one.end()
 
 
+def cpu_us(server: Publisher) -> float:
+    """What its threads have had of processors: the first field of schedstat, in nanoseconds (proc_pid_schedstat(5))."""
+    files = [path for pid in server.processes() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(path.read_text().split()[0]) for path in files) / 1000
+
+
 def speed(one: Publisher, where: str, port: int, server: Publisher) -> None:
     """New connections and flows through a port, and what they cost the processes of `server`."""
     for what, mode in (("connection", ("connect", port, 1, COUNT)), ("UDP flow", ("flows", port, COUNT))):
-        before = server.cpu_s()
+        before = cpu_us(server)
         words = (mode[0], one.address, *mode[1:])
         one.note(f"{what}s/s, {where} port", float(client(*words)))
         if server.sessions:
-            one.note(f"CPU us/{what}, {where} port", (server.cpu_s() - before) / COUNT * 1e6)
+            one.note(f"CPU us/{what}, {where} port", (cpu_us(server) - before) / COUNT)
 
 
 def measure(bench: Bench) -> list[Publisher]:
