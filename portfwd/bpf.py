@@ -150,18 +150,19 @@ def attach(program: int) -> int:
 
 def put(table: int, key: bytes, value: int) -> None:
     """Enter a number of 32 bits, in a SOCKMAP a socket's descriptor. OSError."""
-    _element(MAP_UPDATE_ELEM, table, key, struct.pack("=I", value))
+    place = ctypes.create_string_buffer(struct.pack("=I", value), 4)
+    _element(MAP_UPDATE_ELEM, table, key, ctypes.addressof(place))
 
 
 def take(table: int, key: bytes) -> None:
     """Take an entry out; that there is none is well. OSError."""
     with contextlib.suppress(FileNotFoundError):
-        _element(MAP_DELETE_ELEM, table, key, b"")
+        _element(MAP_DELETE_ELEM, table, key, 0)  # what a command does not use has to be 0
 
 
-def _element(command: int, table: int, key: bytes, value: bytes) -> None:
-    places = [ctypes.create_string_buffer(one, len(one)) for one in (key, value)]
-    _bpf(command, struct.pack("=IIQQQ", table, 0, *map(ctypes.addressof, places), 0))
+def _element(command: int, table: int, key: bytes, value: int) -> None:
+    place = ctypes.create_string_buffer(key, len(key))
+    _bpf(command, struct.pack("=IIQQQ", table, 0, ctypes.addressof(place), value, 0))
 
 
 def _made(what: str, command: int, attributes: bytes) -> int:

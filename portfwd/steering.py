@@ -14,6 +14,7 @@ Sources: Linux Documentation/bpf/prog_sk_lookup.rst, map_lpm_trie.rst; net/ipv4/
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -187,21 +188,23 @@ class Steering:
             self._reservation.settle((one.first, one.last) for one in self._ranges)
 
     def take(self, gone: Range) -> None:
-        """Undo put(). What is not there any more is well; the program goes with the last."""
-        slot = self._ranges.pop(gone, None)
+        """Undo put(). What is not there any more is well; the program goes with the last. PortfwdError: it is steered still."""
+        slot = self._ranges.get(gone)
         if slot is None or self._descriptors is None:
             return
-        self.settle()
-        if not self._ranges:
+        if len(self._ranges) == 1:
             self.close()
             return
         trie, sockets, _ = self._descriptors
         try:
             for key in gone.prefixed():
                 bpf.take(trie, key)
-            bpf.take(sockets, struct.pack("=I", slot))
-        except OSError as error:
+        except OSError as error:  # its slot must not become another's
             raise PortfwdError(f"{gone} is steered still", error.strerror or str(error)) from error
+        with contextlib.suppress(OSError):  # a socket that was closed has left by itself
+            bpf.take(sockets, struct.pack("=I", slot))
+        del self._ranges[gone]
+        self.settle()
 
     def _open(self) -> tuple[int, int, int]:
         """The descriptors; made when first needed, all of them or none."""
@@ -226,6 +229,7 @@ class Steering:
         if self._descriptors is not None:
             bpf.close_all(self._descriptors)
             self._descriptors = None
+        self.settle()
 
     # A successor
 

@@ -211,6 +211,20 @@ def test_an_address_does_not_take_what_comes_for_others(machine: Lab, service: P
     assert taken["ok"] is False
 
 
+def test_what_is_removed_leads_nowhere_though_others_stay(machine: Lab) -> None:
+    ask_host = machine["host"].python
+    with serving(machine["host"]) as publisher:
+        publish(publisher)
+        publisher.ask("remove", ids=["tcp"], drain_s=0.0)
+        assert ask_host(ask, "tcp", "127.0.0.1", 25000) == b""
+        publish(publisher, id="new", protocols=("tcp",), first=30000, last=30099)  # in the place of the one that went
+        assert ask_host(ask, "tcp", "127.0.0.1", 25000) == b""
+        assert ask_host(ask, "udp", "127.0.0.1", 25000) == b"hello 25000"
+        assert ask_host(ask, "tcp", "127.0.0.1", 30000) == b"hello %d" % FIRST
+        publisher.ask("remove", ids=["udp", "new"], drain_s=0.0)
+        assert "steered" not in publisher.end()
+
+
 @BOTH
 def test_the_firewall_of_the_host_decides(machine: Lab, service: Publisher, protocol: str) -> None:
     publish(service, protocols=(protocol,))
@@ -224,16 +238,16 @@ def test_the_firewall_of_the_host_decides(machine: Lab, service: Publisher, prot
     assert client.python(ask, protocol, HOST4, 25000) == b"hello 25000"
 
 
-def beside_connections() -> list[bytes]:
+def beside_connections(port: int) -> list[bytes]:
     """What a connection and a UDP socket with a peer, both of this host and from ports of a range, hear when it is published."""
     found = []
     with talk.listening(7000) as listener, socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
         far = socket.socket(type=socket.SOCK_DGRAM)
-        tcp.bind((talk.HOST, 23000))
+        tcp.bind((talk.HOST, port))
         tcp.connect((talk.HOST, 7000))
         server, _ = listener.accept()
         far.bind((talk.HOST, 7001))
-        udp.bind((talk.HOST, 23000))
+        udp.bind((talk.HOST, port))
         udp.connect((talk.HOST, 7001))
         for how in PROTOCOLS:
             target = [{"address": talk.HOST, "port": INSIDE}]
@@ -253,11 +267,12 @@ def beside_connections() -> list[bytes]:
             found.append(sock.recv(100))
         server.close()
         far.close()
-    return found
+        return found + [ask(how, "127.0.0.1", 25000) for how in PROTOCOLS]
 
 
-def test_connections_of_the_host_are_not_touched(machine: Lab, service: Publisher) -> None:
-    assert machine["host"].python(beside_connections) == [b"row", b"answer"]
+@pytest.mark.parametrize("port", [FIRST, 23000])
+def test_connections_of_the_host_are_not_touched(machine: Lab, service: Publisher, port: int) -> None:
+    assert machine["host"].python(beside_connections, port) == [b"row", b"answer", b"hello 25000", b"hello 25000"]
 
 
 def header(protocol: str) -> bytes:
