@@ -1,9 +1,10 @@
-"""Servers and clients for bench/publishers.py; each runs as a program of its own in one of the bench's namespaces.
+"""Servers and clients for bench/publishers.py and ranges.py; each runs as a program of its own in one of the bench's namespaces.
 
-load.py serve                                 ECHO, SINK and LAST, until it is killed
+load.py serve                                 ECHO, SINK, FIRST and LAST, until it is killed; but for SINK for UDP, too
 load.py check HOST ECHO SINK                  who the server saw, and whether bytes arrive as they were sent
 load.py rtt HOST PORT COUNT                   median of the round trips of 64 bytes, in microseconds
 load.py connect HOST PORT CLIENTS COUNT       new connections per second, each with a question and an answer
+load.py flows HOST PORT COUNT                 the same of UDP, from a socket each
 load.py bulk HOST PORT MEGABYTES              bytes per second to the server
 """
 
@@ -13,9 +14,10 @@ import socket
 import statistics
 import sys
 import time
+from typing import NoReturn
 
 ECHO, SINK = 7001, 7002
-LAST = 29999  # another ECHO: the last port of a long range
+FIRST, LAST = 20000, 29999  # another ECHO each: the ends of a long range
 MEGABYTE = 1 << 20
 WORD = b"x" * 64
 SERVERS = 4  # processes that accept on ECHO
@@ -31,8 +33,11 @@ def listening(port: int) -> socket.socket:
 
 def serve() -> None:
     """Print a line when ready."""
-    echo, sink, last = listening(ECHO), listening(SINK), listening(LAST)
-    for work, listener in [(answer, echo), (answer, last)] * SERVERS + [(swallow, sink)]:
+    for port in (ECHO, FIRST, LAST):
+        if os.fork() == 0:
+            answer_datagrams(port)
+    echoes = [(answer, listening(port)) for port in (ECHO, FIRST, LAST)]
+    for work, listener in echoes * SERVERS + [(swallow, listening(SINK))]:
         if os.fork() == 0:
             while True:
                 peer, address = listener.accept()
@@ -44,6 +49,15 @@ def serve() -> None:
     print("ready", flush=True)
     while True:
         time.sleep(3600)
+
+
+def answer_datagrams(port: int) -> NoReturn:
+    """Echo."""
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    sock.bind(("0.0.0.0", port))
+    while True:
+        data, peer = sock.recvfrom(4096)
+        sock.sendto(data, peer)
 
 
 def answer(peer: socket.socket, client: str) -> None:
@@ -114,6 +128,18 @@ def connections(host: str, port: int, clients: int, count: int) -> float:
     return count // clients * clients / (time.perf_counter() - begun)
 
 
+def flows(host: str, port: int, count: int) -> float:
+    """One after the other; a datagram that was lost would be waited for."""
+    begun = time.perf_counter()
+    for _ in range(count):
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(WAIT_S)
+            client.connect((host, port))
+            client.send(WORD)
+            assert client.recv(len(WORD)) == WORD
+    return count / (time.perf_counter() - begun)
+
+
 def bulk(host: str, port: int, megabytes: int) -> float:
     """From a file in memory, by sendfile(2)."""
     block = os.memfd_create("bulk")
@@ -138,6 +164,8 @@ def main(mode: str, *words: str) -> None:
         print(check(words[0], int(words[1]), int(words[2])))
     elif mode == "rtt":
         print(round_trip(words[0], int(words[1]), int(words[2])))
+    elif mode == "flows":
+        print(flows(words[0], *map(int, words[1:3])))
     elif mode == "connect":
         print(connections(words[0], *map(int, words[1:4])))
     else:

@@ -170,11 +170,22 @@ class Bench:
         process.stdin.close()
         return process
 
-    def docker_proxy(self, port: int, target: int) -> subprocess.Popen[bytes]:
+    def docker_proxy(
+        self, port: int, target: int, protocol: str = "tcp", host_ip: str = HOST
+    ) -> subprocess.Popen[bytes]:
         """One process per port, as dockerd starts it."""
-        ends = ["-host-ip", HOST, "-host-port", str(port), "-container-ip", CONTAINER, "-container-port", str(target)]
+        ends = [
+            "-host-ip",
+            host_ip,
+            "-host-port",
+            str(port),
+            "-container-ip",
+            CONTAINER,
+            "-container-port",
+            str(target),
+        ]
         read, write = os.pipe()
-        process = self.start([str(self.debs / "usr/sbin/docker-proxy"), "-proto", "tcp", *ends], descriptors=[write])
+        process = self.start([str(self.debs / "usr/sbin/docker-proxy"), "-proto", protocol, *ends], descriptors=[write])
         os.close(write)
         answer = os.read(read, 100)
         os.close(read)
@@ -211,10 +222,10 @@ class Bench:
             raise DidNotStart(f"rootlessport with {sum(count for _, count, _ in spans)} ports")
         return process
 
-    def serve(self) -> subprocess.Popen[bytes]:
+    def serve(self, *options: str) -> subprocess.Popen[bytes]:
         """`portfwd serve`, ready."""
         state = tempfile.mkdtemp(dir="/run")  # what one run published is not the next one's
-        process = self.start([self.portfwd, "serve", "--log-level", "error", "--state", state])
+        process = self.start([self.portfwd, "serve", "--log-level", "error", "--state", state, *options])
         end = time.monotonic() + START_S
         while subprocess.run([self.portfwd, "ls"], capture_output=True, check=False).returncode:
             assert time.monotonic() < end, "portfwd did not start"

@@ -59,7 +59,7 @@ def settle(
 ) -> "list[Op]":
     """Before ports are published on which there are listeners: PortInUse, or lines on stderr; the steps to be taken.
 
-    Where portfwd is asked for the ports, too, it must not take them by a redirect, which needs no port of its own: that it
+    Where portfwd is asked for the ports, too, it must not steer them to a socket of another port: that it
     does where the container's own runtime holds them. So its word on a port of others is that it cannot listen there.
     """
     foreign = held(in_the_way(wanted, listeners), container)

@@ -29,7 +29,6 @@ LOOPBACK6 = b"\0" * 15 + b"\1"
 MULTICAST4 = range(224, 240)  # first bytes
 BROADCAST4 = b"\xff" * 4
 SHOWN_MAX = 64  # characters of a wrong value that an error repeats
-UDP_RUN_MAX = 1024  # consecutive UDP ports that portfwd is asked for beside NAT: each costs it a socket
 POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
 MARK_BIT = 13  # of the packet mark that iptables' rules masquerade by: 0x2000
 BACKENDS = ("iptables", "nftables")

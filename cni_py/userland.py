@@ -17,7 +17,7 @@ from cni_py.engine import Op, op_from_json
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse, warn
 from cni_py.jsontext import Object, decode, encode
 from cni_py.locks import nftables_lock
-from cni_py.portmappings import RANGE_MIN, UDP_RUN_MAX, is_for_nat
+from cni_py.portmappings import RANGE_MIN, is_for_nat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ AUTO_S, ALWAYS_S = 2.0, 10.0  # what an answer may take
 REQUEST_MAX = 900_000  # characters of mappings in a request, which may have 1 MiB
 ANSWER_MAX = 128 << 20  # bytes, of a list
 OWNER = "attachment "
+STEER_BEFORE = "redirect"  # what the field "steer" was called, and is in records of earlier ADDs
 _UCRED = _struct.Struct("=iII")  # struct ucred, linux/socket.h
 _TIMEVAL = _struct.Struct("ll")  # struct timeval
 
@@ -218,15 +219,17 @@ class RelayPorts(Op):
         found: list[dict[str, Encodable]] = []
         for number, one in enumerate(self.wanted()):
             name: dict[str, Encodable] = {"id": f"portmap-{key.hex}-{number}", "owner": OWNER + key.hex, "label": label}
-            found.append({**one, **name, "redirect": one.get("redirect", _redirect(one))})
+            steer = one.get("steer", one.get(STEER_BEFORE, _steer(one)))
+            fields = {field: value for field, value in one.items() if field != STEER_BEFORE}
+            found.append({**fields, **name, "steer": steer})
         return found
 
     def beside(self, taken: "Container[tuple[str, int]]") -> "RelayPorts":
-        """The same, but for redirects on ports that programs of the host have."""
+        """The same, but for steering of ports that programs of the host have."""
         changed: list[dict[str, Encodable]] = []
         for one in self.wanted():
             held = any((str(one.get("protocol")), port) in taken for port in _ports(one))
-            changed.append({**one, "redirect": "never"} if held else {**one})
+            changed.append({**one, "steer": "never"} if held else {**one})
         return RelayPorts(mappings=encode(changed, None), required=self.required)
 
     def apply(self, kernel: "Kernel") -> bool:
@@ -259,6 +262,7 @@ class RelayPorts(Op):
             notes, refusal = [], error
         if refusal is not None and refusal.kind == "usage":  # an earlier ADD's have the names, but other ports
             service.remove(key.hex)
+            asked = _as_before(asked)  # or the service is of another version
             notes, refusal = service.publish(asked, may_fail=not self.required), None
         if notes or (refusal is not None and refusal.kind == "in-use"):
             asked, changed = make_room(service, asked, key)
@@ -366,8 +370,6 @@ def _succeed(service: Service, heir: "Attachment") -> None:
 
 def relay(mappings: "Sequence[dict[str, Encodable]]", *, required: bool) -> list[Op]:
     """The operation that publishes these, if there are any."""
-    if not required:  # NAT serves all but a few clients: not worth thousands of descriptors
-        mappings = [one for one in mappings if one["protocol"] == "tcp" or len(_ports(one)) <= UDP_RUN_MAX]
     return [RelayPorts(mappings=encode(mappings, None), required=required)] if mappings else []
 
 
@@ -409,9 +411,14 @@ def answers() -> None:
     service.close()
 
 
-def _redirect(mapping: "Object | dict[str, Encodable]") -> str:
-    """A long range costs one socket by a redirect; single ports fall back to one where the runtime itself holds them."""
-    return "auto" if mapping.get("protocol") == "tcp" and len(_ports(mapping)) >= RANGE_MIN else "fallback"
+def _steer(mapping: "Object | dict[str, Encodable]") -> str:
+    """A long range costs one socket; clients of other ports are steered to ours where the runtime itself holds those."""
+    return "auto" if len(_ports(mapping)) >= RANGE_MIN else "fallback"
+
+
+def _as_before(asked: "list[dict[str, Encodable]]") -> "list[dict[str, Encodable]]":
+    """The same with the older name of a field, which services of every version know."""
+    return [{STEER_BEFORE if field == "steer" else field: value for field, value in one.items()} for one in asked]
 
 
 def _ports(mapping: "Object | dict[str, Encodable]") -> range:

@@ -29,7 +29,7 @@ class Taker(Protocol):
 
 
 class Listener:
-    """See the module. `port` is 0 for a socket that a redirect rule feeds."""
+    """See the module. `port` is 0 for a socket to which a range is steered: then that of a client's socket tells."""
 
     __slots__ = ("_poller", "_taker", "asks", "ip", "paused_until", "port", "sock")
 

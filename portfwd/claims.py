@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
-from portfwd.mapping import ANY, Mapping
+from portfwd.mapping import ANY, RANGE_MIN, Mapping
 
 
 class Claims:
-    """The ports of all mappings of a process."""
+    """The ports of all mappings of a process. What is found by its port is not looked for, and a long range is one entry."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_held", "_long")
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, int], list[tuple[str, str]]] = {}  # (protocol, port): (host address, id) ...
+        self._held: dict[tuple[str, int], list[Mapping]] = {}  # (protocol, port): those with few ports
+        self._long: dict[str, Mapping] = {}  # by id
 
     def holder(self, mapping: Mapping) -> tuple[str, int] | None:
         """The id of another mapping that holds one of the ports, and that port."""
+        for other in self._long.values():
+            first = max(mapping.first, other.first)
+            if first <= min(mapping.last, other.last) and _conflict(other, mapping):
+                return other.id, first
         for port in mapping.ports:
-            for ip, name in self._held.get((mapping.protocol, port), ()):
-                if name != mapping.id and any(conflict(ip, wanted) for wanted in mapping.host_ips):
-                    return name, port
+            for other in self._held.get((mapping.protocol, port), ()):
+                if _conflict(other, mapping):
+                    return other.id, port
         return None
-
-    def find(self, protocol: str, ip: str, port: int) -> str:
-        """The id of the mapping that serves this address and port, "" for none."""
-        for held, name in self._held.get((protocol, port), ()):
-            if held == ip or held == any_of(ip):
-                return name
-        return ""
 
     def having(self, protocol: str, ports: range) -> set[str]:
         """The ids of the mappings that have some of the ports."""
+        found = {one.id for one in self._long.values() if one.protocol == protocol and meet(one.ports, ports)}
         if len(ports) > len(self._held):
-            return {
-                one
-                for (what, port), held in self._held.items()
-                if what == protocol and port in ports
-                for _, one in held
-            }
-        return {name for port in ports for _, name in self._held.get((protocol, port), ())}
+            held = (each for (what, port), each in self._held.items() if what == protocol and port in ports)
+        else:
+            held = (self._held.get((protocol, port), []) for port in ports)
+        return found | {one.id for each in held for one in each}
 
     def put(self, mapping: Mapping) -> None:
         """Enter all its ports."""
+        if len(mapping.ports) >= RANGE_MIN:
+            self._long[mapping.id] = mapping
+            return
         for port in mapping.ports:
-            held = self._held.setdefault((mapping.protocol, port), [])
-            held.extend((ip, mapping.id) for ip in mapping.host_ips)
+            self._held.setdefault((mapping.protocol, port), []).append(mapping)
 
     def take(self, mapping: Mapping) -> None:
         """Take them out."""
-        for port in mapping.ports:
+        self._long.pop(mapping.id, None)
+        for port in mapping.ports if len(mapping.ports) < RANGE_MIN else ():
             held = self._held.get((mapping.protocol, port), [])
-            held[:] = [entry for entry in held if entry[1] != mapping.id]
+            held[:] = [other for other in held if other.id != mapping.id]
             if not held:
                 self._held.pop((mapping.protocol, port), None)
+
+
+def meet(one: range, other: range) -> bool:
+    """Whether two ranges have a port in common."""
+    return one.start < other.stop and other.start < one.stop
+
+
+def _conflict(held: Mapping, wanted: Mapping) -> bool:
+    if held.id == wanted.id or held.protocol != wanted.protocol:
+        return False
+    return any(conflict(one, other) for one in held.host_ips for other in wanted.host_ips)
 
 
 def any_of(ip: str) -> str:

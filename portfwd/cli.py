@@ -357,6 +357,7 @@ def ls(chosen: argparse.Namespace) -> int:
         put_json({"mappings": [{**raw, "host_ips": _shown_ips(raw)} for raw in live]})
     else:
         put(metrics.ls(live))
+        note(metrics.unheard(live))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`portfwd run`: mappings served by this very process, until a signal; no service, no disk, no nftables rules."""
+"""`portfwd run`: mappings served by this very process, until a signal; no service, no disk, no BPF program."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
     poller = Poller()
     loop = asyncio.SelectorEventLoop(poller)
     places = Places()
-    relay = Relay(poller, places)
+    relay = Relay(poller, places, unsteered="the service does that, not `portfwd run`")
     following = Following(loop, relay)
     known = sticky.memory(store.state_dir())
     done: list[Mapping] = []
@@ -50,7 +50,9 @@ def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
                 relay.remove(mapping.id)
 
         stop = Stop(relay, following, drain_s)
-        loop.add_signal_handler(signal.SIGTERM, stop.asked)  # from the first client on; SIGINT ends a long search for ports
+        loop.add_signal_handler(
+            signal.SIGTERM, stop.asked
+        )  # from the first client on; SIGINT ends a long search for ports
         had = known.recall(wish.template.sticky) if wish.template.sticky else {}
         done = options.settle(wish, offer, withdraw, had, notes)
         notes += [*sticky.remember(known, done), *absent_notes(places, done), *tentative.notes(done)]

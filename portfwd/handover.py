@@ -1,7 +1,7 @@
 """A running service hands everything to its successor: listening sockets, connections in the middle, pipes with what is in them.
 
     successor                                      predecessor
-    {"verb": "handover", "version": 1}  ─────────→ stops serving (nothing is read or accepted any more)
+    {"verb": "handover", "version": 2}  ─────────→ stops serving (nothing is read or accepted any more)
               {"ok": true, "descriptors": n} ←──── and n descriptors by SCM_RIGHTS (unix(7)), the first of a memfd with the state
     serves; "done clients"  ─────────────────────→ ends, without a word to anybody's socket
     (hangs up, or says nothing for WAIT_S)         serves on as if nothing had happened
@@ -29,6 +29,7 @@ from portfwd.control import Inherited, inherited
 from portfwd.errors import Lacking, PortfwdError
 from portfwd.mapping import Mapping, Target
 from portfwd.port import TcpPort
+from portfwd.relay import Published
 from portfwd.splice import Pipe
 from portfwd.tcp import Connection, Half
 from portfwd.udp import UdpPort
@@ -36,7 +37,8 @@ from portfwd.udp import UdpPort
 if TYPE_CHECKING:
     from portfwd.relay import Relay
 
-VERSION = 1  # of the state
+VERSION = 2  # of the state
+BEFORE = 1  # that of services which led ranges by nftables; it is understood where there is no such range
 WAIT_S = 10.0
 BATCH = 200  # descriptors per message; the kernel takes SCM_MAX_FD, 253
 STATE_MAX = 1 << 28  # bytes
@@ -45,7 +47,13 @@ CLIENTS = "clients"  # of the control socket
 DONE = b"done"
 WORD_MAX = 64  # bytes
 
+OTHER_FORM = "hands over in another form"  # part of what a service says to that
+
 Json = dict[str, object]
+
+
+class OtherForm(PortfwdError):
+    """The running service's state has another version."""
 
 
 @dataclass(slots=True)
@@ -81,16 +89,16 @@ class Parcel:
 def pack(relay: Relay, control: socket.socket, lock: int) -> Parcel:
     """Everything `relay` serves, and the control socket with its lock. Closes and changes nothing."""
     parcel = Parcel()
-    redirects = {str(family): parcel.put(one.sock.fileno()) for family, one in relay.redirect_listeners.items()}
     parcel.state = {
         "version": VERSION,
         "control": parcel.put(control.fileno()),
         "lock": parcel.put(lock),
-        "redirect_listeners": redirects,
+        "steering": relay.steering.pack(parcel.put) if relay.steering is not None else None,
         "mappings": [
             {
                 "mapping": published.mapping.to_json(),
-                "redirected": list(published.redirected),
+                "steered": list(published.steered),
+                "unsteered": published.unsteered,
                 **pack_server(published.server, parcel),
             }
             for published in relay.published
@@ -149,17 +157,17 @@ def pack_half(half: Half | None, parcel: Parcel) -> Json:
 def unpack(relay: Relay, parcel: Parcel) -> tuple[socket.socket, int]:
     """Serve what the parcel holds; returns the control socket and its lock. PortfwdError when it cannot be understood."""
     state = parcel.state
-    if state.get("version") != VERSION:
+    if state.get("version") not in (VERSION, BEFORE):
         raise PortfwdError("the predecessor's state has another form", f"version {state.get('version')!r}")
     try:
         control = socket.socket(fileno=parcel.take(state["control"]))
         lock = parcel.take(state["lock"])
-        for family, number in objects(state["redirect_listeners"]).items():
-            relay.adopt_listener(int(family), socket.socket(fileno=parcel.take(number)))
+        unpack_steering(relay, state, parcel)
         for raw in items(state["mappings"]):
             mapping = Mapping.from_json(raw["mapping"])
             server = unpack_server(relay, mapping, raw, parcel)
-            relay.adopt(mapping, server, tuple(map(str, items_of(raw["redirected"]))))
+            steered = tuple(map(str, items_of(raw.get("steered", []))))
+            relay.adopt(Published(mapping, server, steered, str(raw.get("unsteered", ""))))
         for raw in items(state["draining"]):
             relay.adopt_draining(unpack_server(relay, Mapping.from_json(raw["mapping"]), raw, parcel))
     except (LookupError, TypeError, ValueError) as error:
@@ -173,6 +181,21 @@ def clients(parcel: Parcel) -> list[Inherited]:
         return inherited(parcel.state.get(CLIENTS), parcel.take)
     except (LookupError, TypeError, ValueError) as error:
         raise PortfwdError("the predecessor's state is damaged", repr(error)) from error
+
+
+def unpack_steering(relay: Relay, state: Json, parcel: Parcel) -> None:
+    """What is steered stays so. PortfwdError for what this process cannot go on with."""
+    if any(raw.get("redirected") for raw in items(state["mappings"])):
+        raise PortfwdError(
+            "the running service leads a range of ports by nftables, and this one does not", "restart it"
+        )
+    steering = state.get("steering")
+    if relay.steering is not None and steering is not None:
+        relay.steering.unpack(steering, parcel.take)
+    elif steering is not None and objects(steering).get("ranges"):
+        raise PortfwdError(
+            "the running service steers a range of ports", "this one has to as well: leave out --no-steer"
+        )
 
 
 def unpack_server(relay: Relay, mapping: Mapping, raw: Json, parcel: Parcel) -> TcpPort | UdpPort:
@@ -262,11 +285,21 @@ def last_word(peer: socket.socket) -> bytes:
 
 def ask(path: str) -> tuple[Parcel, socket.socket]:
     """Ask the service at a control socket for everything; its connection is to be given to confirm(). PortfwdError."""
+    try:
+        return ask_for(path, VERSION)
+    except OtherForm:
+        return ask_for(path, BEFORE)
+
+
+def ask_for(path: str, version: int) -> tuple[Parcel, socket.socket]:
+    """The same in one form of the state. OtherForm when the service has another."""
     peer = connected(path, WAIT_S)
     descriptors: list[int] = []
     try:
-        peer.sendall(json.dumps({"verb": "handover", "version": VERSION}).encode() + b"\n")
+        peer.sendall(json.dumps({"verb": "handover", "version": version}).encode() + b"\n")
         answer = json.loads(read_line(peer))
+        if OTHER_FORM in json.dumps(answer):
+            raise OtherForm("the running service does not hand over", json.dumps(answer))
         if not isinstance(answer, dict) or answer.get("ok") is not True:
             raise PortfwdError("the running service does not hand over", json.dumps(answer))
         wanted = integer(answer["descriptors"])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,43 @@ def conflicts(held: str, wanted: str) -> bool:
     """Whether a socket on `held` may keep ours from `wanted`. Ours are V6ONLY; whether the other is, nobody tells."""
     held = held.removeprefix("::ffff:") if "." in held else held
     return conflict(held, wanted) or (held == "::" and ":" not in wanted)
+
+
+def waiting(wanted: Iterable[tuple[str, int, int]]) -> list[sock_diag.Listener]:
+    """Sockets of others that wait for clients: on which protocol, from which port to which."""
+    found = sock_diag.waiting(wanted)
+    ours = processes.sockets_of(os.getpid()) if found else set()
+    return sorted((one for one in found if one.inode not in ours), key=lambda one: one.port)
+
+
+def bound(protocol: str, first: int, last: int) -> list[sock_diag.Listener]:
+    """TCP sockets that are bound there and nothing more; none where the kernel does not tell."""
+    if protocol != "tcp":
+        return []
+    try:
+        found = sock_diag.dump("tcp", sock_diag.TCP_BOUND_INACTIVE, [(first, last)])
+    except OSError:
+        return []
+    return [one for one in found if first <= one.port <= last]
+
+
+def in_the_way(one: sock_diag.Listener, ip: str) -> bool:
+    """Whether it has its port on that address, too."""
+    return conflict(_text(one.ip), ip) or (not any(one.ip) and not one.v6only and ":" not in ip)
+
+
+def foreign(found: Sequence[sock_diag.Listener], owner: str) -> list[sock_diag.Listener]:
+    """Those that nobody holds for the container of an attachment; none where nothing is known of that: portmap has looked."""
+    from cni_py import heirs, listenerowners
+    from cni_py.hostlisteners import Container
+
+    record = heirs.record_of(owner.partition(" ")[2])
+    if record is None:
+        return []
+    container = Container(record.key.container_id, record.netns)
+    reserved = listenerowners.reserved(container.id)
+    pids = processes.having([one.inode for one in found if one.inode not in reserved])
+    return [one for one in found if one.inode not in reserved and not listenerowners.is_for(container, pids[one.inode])]
 
 
 def taken(protocol: str, host_ips: Sequence[str]) -> set[int]:

@@ -1,20 +1,19 @@
-"""Sockets that clients find: one per address and port, or one for all that nftables redirects here."""
+"""Sockets that clients find: one per address and port, or one per address for a range whose ports are steered to it."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import closing
 
-from cni_py import processes
-from cni_py.kernel import sock_diag
 from cni_py.kernel.netlink import NETLINK_ROUTE, attr
 from cni_py.kernel.netlink import Socket as Netlink
 from portfwd import holders, hostonly, tentative
-from portfwd.claims import conflict
 from portfwd.errors import Lacking, PortfwdError, PortInUse
 from portfwd.follow import unscoped
 from portfwd.mapping import ANY
@@ -25,8 +24,11 @@ SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/ne
 IPPROTO_IPV6 = 41
 SIOCGIFINDEX = 0x8933  # linux/sockios.h, netdevice(7)
 IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
+IP_RECVORIGDSTADDR, IPV6_RECVORIGDSTADDR = 20, 74  # linux/in.h, linux/in6.h
 RTM_GETROUTE, RTA_DST, RTM_TYPE, RTN_LOCAL = 26, 1, 7, 2  # linux/rtnetlink.h; the third is the place in struct rtmsg
 IF_INET6 = "/proc/thread-self/net/if_inet6"  # proc_net(5): the IPv6 addresses of this namespace
+LOOPBACK = ("127.0.0.1", "::1")
+TRIED = 64  # ports for the socket of a UDP range
 
 
 def family_of(ip: str) -> socket.AddressFamily:
@@ -72,6 +74,32 @@ def prepare_udp(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
+def bind_steered(protocol: str, ip: str, ports: range) -> socket.socket:
+    """A socket for a range of an address. PortInUse for UDP alone, when sockets with a peer have the first ports.
+
+    It has the first port, so that ss(8) shows it and others see the conflict. Where that is somebody's, which is no matter for
+    what is steered, TCP takes a port of the loopback, by which nobody is served, and UDP the next, which answers can leave from.
+    """
+    if protocol == "tcp":
+        try:
+            return bind_tcp(ip, ports[0])
+        except PortInUse:
+            return bind_tcp(LOOPBACK[":" in ip], 0)
+    for port in ports[:TRIED]:
+        with contextlib.suppress(PortInUse):
+            return tell_port(bind_udp(ip, port))
+    raise _failure(protocol, ip, ports[0], OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
+
+
+def tell_port(sock: socket.socket) -> socket.socket:
+    """The same UDP socket, which tells from now on which port a datagram came for."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVORIGDSTADDR, 1)
+    return sock
+
+
 def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
     family = family_of(ip)
     protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
@@ -103,16 +131,22 @@ def _sockaddr(sock: socket.socket, ip: str, port: int) -> tuple[str, int] | tupl
     return address, port, 0, int(struct.unpack_from("i", answer, 16)[0])
 
 
-def refuse_held(protocol: str, ip: str, first: int, last: int) -> None:
-    """PortInUse for a port of a range that somebody waits on: a redirect rule binds nothing, and would take their clients."""
-    ours: set[int] | None = None
-    for one in sock_diag.waiting([(protocol, first, last)]):
-        held = socket.inet_ntop(socket.AF_INET if len(one.ip) == 4 else socket.AF_INET6, one.ip)
-        if not conflict(held, ip) and (any(one.ip) or one.v6only or ":" in ip):
-            continue
-        ours = processes.sockets_of(os.getpid()) if ours is None else ours
-        if one.inode not in ours:
-            raise _failure(protocol, ip, one.port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
+def refuse_held(protocol: str, ips: Sequence[str], ports: range, owner: str = "") -> None:
+    """PortInUse for a port of a range that somebody waits on: steering would take their clients.
+
+    What a container's runtime holds for the container of an attachment (`owner`) is not in its way.
+    """
+    first, last = ports[0], ports[-1]
+    found = holders.waiting([(protocol, first, last)])
+    if not owner:
+        found += holders.bound(protocol, first, last)
+    pairs = [(one, ip) for one in found for ip in ips if holders.in_the_way(one, unscoped(ip))]
+    if pairs and owner:
+        foreign = holders.foreign([one for one, _ in pairs], owner)
+        pairs = [(one, ip) for one, ip in pairs if one in foreign]
+    if pairs:
+        one, ip = pairs[0]
+        raise _failure(protocol, ip, one.port, OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)))
 
 
 def left_out() -> tuple[str, ...]:
@@ -165,7 +199,7 @@ def is_local(ip: str) -> bool:
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:
-    """Where the client wanted to go before a redirect rule sent it here; None when there was none."""
+    """Where the client wanted to go before a NAT of this host led it here; None when there was none."""
     try:
         if sock.family == socket.AF_INET6:
             raw = sock.getsockopt(IPPROTO_IPV6, SO_ORIGINAL_DST, 28)  # struct sockaddr_in6

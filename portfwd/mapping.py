@@ -15,10 +15,11 @@ from portfwd.errors import Unfit, Usage
 
 PROTOCOLS = ("tcp", "udp")
 PORT_MAX = 65535
-RANGE_MIN = 64  # TCP ports in a row that are served by one socket and a redirect rule
+RANGE_MIN = 64  # ports in a row that are steered to one socket
 ANY = ("0.0.0.0", "::")  # noqa: S104  what publishing on every address means
 BALANCES = ("round-robin", "source")
-REDIRECTS = ("auto", "always", "fallback", "never")
+STEERS = ("auto", "always", "fallback", "never")
+STEER_BEFORE = "redirect"  # what the field was called when nftables did it; a file on disk or a plugin may say so
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 ID_MAX = 64
 # what an address is for, and what to do when it cannot be had
@@ -75,7 +76,7 @@ class Mapping:
     proxy_protocol: int = 0  # 0, 1 or 2: the version of the header that tells the target who the client is
     connect_timeout_s: float = 5.0
     idle_s: float = 0.0  # 0 means: TCP never, UDP 90 s
-    redirect: str = "auto"  # whether an nftables redirect serves it instead of a socket per port: see listeners.py
+    steer: str = "auto"  # whether its ports are steered to one socket instead of having one each: see relay.py
     owner: str = ""  # who asked: "attachment <hex>", "pid <pid> <start time>", "" for a person
     label: str = ""  # for people: network/containerID/ifname
     follow: str = ""  # "if=NAME" or "name=NAME": where host_ips come from, which are those of now: see follow.py
@@ -133,7 +134,7 @@ class Mapping:
         if not isinstance(raw, dict):
             raise Usage("a mapping is a JSON object")
         known = {one.name for one in fields(cls)}
-        if unknown := sorted(map(repr, raw.keys() - known)):
+        if unknown := sorted(map(repr, raw.keys() - known - {STEER_BEFORE})):
             raise Usage(f"a mapping has no field {', '.join(unknown)}")
         targets = raw.get("targets")
         if not isinstance(targets, list):
@@ -152,7 +153,7 @@ class Mapping:
             proxy_protocol=_integer(raw, "proxy_protocol", 0),
             connect_timeout_s=_number(raw, "connect_timeout_s", 5.0),
             idle_s=_number(raw, "idle_s", 0.0),
-            redirect=_text(raw, "redirect", "auto"),
+            steer=_text(raw, "steer", _text(raw, STEER_BEFORE, "auto")),
             owner=_text(raw, "owner", ""),
             label=_text(raw, "label", ""),
             follow=_text(raw, "follow", ""),
@@ -220,8 +221,8 @@ def peculiar(text: str) -> str:
 def _check_options(mapping: Mapping) -> None:
     if mapping.balance not in BALANCES:
         raise Usage(f"unknown way to balance: {mapping.balance!r}", " or ".join(BALANCES))
-    if mapping.redirect not in REDIRECTS:
-        raise Usage(f"unknown value of redirect: {mapping.redirect!r}", ", ".join(REDIRECTS))
+    if mapping.steer not in STEERS:
+        raise Usage(f"unknown value of steer: {mapping.steer!r}", ", ".join(STEERS))
     if mapping.proxy_protocol not in (0, 1, 2):
         raise Usage(f"there is no version {mapping.proxy_protocol} of the PROXY protocol", "1 or 2")
     if mapping.proxy_protocol == 1 and mapping.protocol == "udp":

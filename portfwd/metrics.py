@@ -127,17 +127,17 @@ def span(first: int, last: int) -> str:
 
 
 def ls(mappings: Sequence[Row]) -> str:
-    """A line for each mapping: which ports lead where, how many clients it has now, whose it is."""
-    rows = [("NAME", "PORTS", "HOST", "TO", "ACTIVE", "OWNER")]
+    """A line for each mapping: which ports lead where, how many clients it has now, how it is served, whose it is."""
+    rows = [("NAME", "PORTS", "HOST", "TO", "ACTIVE", "SERVED BY", "OWNER")]
     for raw in mappings:
         mapping = shown(raw)
         active = "waiting" if state(raw).get("waiting") else str(state(raw).get("active", "?"))
         if mapping is None:
-            rows.append((_name(raw), "?", "?", "?", active, "?"))
+            rows.append((_name(raw), "?", "?", "?", active, "?", "?"))
             continue
         ports = f"{span(mapping.first, mapping.last)}/{mapping.protocol}"
         owner = mapping.label or mapping.owner or PEOPLE
-        rows.append((mapping.id, ports, _hosts(raw, mapping), _targets(raw, mapping), active, owner))
+        rows.append((mapping.id, ports, _hosts(raw, mapping), _targets(raw, mapping), active, _way(raw), owner))
     return table(rows, right={4})
 
 
@@ -149,6 +149,25 @@ def _hosts(raw: Row, mapping: PortMapping) -> str:
     refused = state(raw).get("refused")
     lacking = f" (not {' '.join(map(str, refused))})" if isinstance(refused, dict) and refused else ""
     return f"{follow.shown(mapping.follow)}: {ips or PEOPLE}{lacking}"
+
+
+def unheard(mappings: Sequence[Row]) -> list[str]:
+    """A sentence for each program that listens in vain."""
+    found: list[str] = []
+    for raw in mappings:
+        said = state(raw).get("unheard")
+        texts = said if isinstance(said, list) else []
+        found += [f"port {text}: its clients come to mapping {_name(raw)}" for text in texts]
+    return found
+
+
+def _way(raw: Row) -> str:
+    """How the ports are served; and by what otherwise, or why not by what a range usually is."""
+    found = state(raw)
+    way = str(found.get("served_by", PEOPLE))
+    if "otherwise" in found:
+        return f"{way} (otherwise {found['otherwise']})"
+    return f"{way} ({found['no_sk_lookup']})" if "no_sk_lookup" in found else way
 
 
 def _targets(raw: Row, mapping: PortMapping) -> str:

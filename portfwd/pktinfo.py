@@ -1,6 +1,6 @@
-"""Which address of the host a datagram came for, and how an answer leaves from there. Pure.
+"""Which address and port of the host a datagram came for, and how an answer leaves from that address. Pure.
 
-ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO
+ip(7) IP_PKTINFO, IP_RECVORIGDSTADDR, ipv6(7) IPV6_PKTINFO
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"  # the latter
 Control: TypeAlias = "list[tuple[int, int, bytes]]"
 
 IP_PKTINFO = 8  # linux/in.h; the socket module does not name it
+IP_ORIGDSTADDR, IPV6_ORIGDSTADDR = 20, 74  # linux/in.h, linux/in6.h
 LINK_LOCAL, MULTICAST = 0xFE, 0xFF  # first bytes of IPv6 addresses that mean nothing without an interface
 
 
@@ -33,6 +34,17 @@ def interface_of(control: Control) -> int:
     for level, kind, data in control:
         if level == IPPROTO_IP and kind == IP_PKTINFO:
             return int.from_bytes(data[:4], sys.byteorder)
+    return 0
+
+
+def port_of(control: Control) -> int:
+    """The port, of a socket that was told to say it; 0 when nothing tells."""
+    for level, kind, data in control:
+        if (level, kind) in (
+            (IPPROTO_IP, IP_ORIGDSTADDR),
+            (IPPROTO_IPV6, IPV6_ORIGDSTADDR),
+        ):  # struct sockaddr_in, _in6
+            return int.from_bytes(data[2:4], "big")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,7 @@ ENDED_LOOK_MAX = 256  # connections among which one that can make room is looked
 
 
 class TcpPort:
-    """See the module. `listeners` are its own; whoever has the redirect listener of the whole process calls begin().
-
-    `shortage` is called when descriptors have run out. Lacking when the kernel watches no more listeners.
-    """
+    """See the module. Lacking when the kernel watches no more listeners."""
 
     def __init__(
         self,
@@ -43,14 +40,12 @@ class TcpPort:
         places: Places,
         poller: Poller,
         pipes: Pipes,
-        shortage: Callable[[], None],
     ) -> None:
         self.mapping = mapping
         self.listeners = list(listeners)
         self.places = places
         self.poller = poller
         self.pipes = pipes
-        self.shortage = shortage
         self.counters = Counters()
         self.admission = Admission(mapping, CONNECTIONS_MAX)
         self.balancer = Balancer(mapping.targets, mapping.balance)
@@ -69,12 +64,16 @@ class TcpPort:
             raise Lacking(f"cannot watch the ports of {mapping}", error.strerror or str(error)) from error
 
     def take_on(self, client: socket.socket, address: tuple[str, int], listener: Listener) -> None:
-        """A client of one of its own listeners."""
+        """A client of one of its listeners."""
         if listener.asks and not hostonly.came_by_lo(client):
             self.counters.refused += 1
             reset(client)
-        else:
-            self.begin(client, address, listener.port)
+            return
+        port = listener.port or client.getsockname()[1]
+        if port in self.mapping.ports:
+            self.begin(client, address, port)
+        else:  # it came by the port that the socket has itself (listeners.bind_steered)
+            reset(client)
 
     def lacking(self, why: str) -> None:
         """Clients wait in the backlog."""
@@ -89,7 +88,6 @@ class TcpPort:
         self.lacking("no descriptor is left for the target's socket")
         for listener in self.listeners:
             listener.pause()
-        self.shortage()
 
     def say(self, text: str) -> None:
         """Log, at most once per second for the mapping."""
@@ -97,8 +95,8 @@ class TcpPort:
             self._said = self.poller.now + 1.0
             log.warning("%s: %s", self.mapping.id, text)
 
-    def begin(self, client: socket.socket, address: tuple[str, int], port: int, host_ip: str = "") -> None:
-        """Take on a client who connected to `port`, of `host_ip` if that is known already."""
+    def begin(self, client: socket.socket, address: tuple[str, int], port: int) -> None:
+        """Take on a client who connected to `port`."""
         ip = address[0]
         legs = self.places.tcp_legs.at(address)
         behind = link(legs, asked_for(client)) if legs else None
@@ -115,7 +113,7 @@ class TcpPort:
         connection = Connection(self, client, ip, behind)
         self._enter(connection)
         try:
-            self._direct(connection, address, port, host_ip)
+            self._direct(connection, address, port)
         except Exception as error:  # noqa: BLE001  logged there
             connection.fail(error)
 
@@ -150,7 +148,7 @@ class TcpPort:
         if isinstance(owner, Connection) and owner.serving is not None:
             self.target_failed(owner.serving, f"it leads back to {where}")
 
-    def _direct(self, connection: Connection, address: tuple[str, int], port: int, host_ip: str) -> None:
+    def _direct(self, connection: Connection, address: tuple[str, int], port: int) -> None:
         mapping = self.mapping
         if len(mapping.targets) == 1:
             target = mapping.targets[0]
@@ -159,7 +157,7 @@ class TcpPort:
             ordered = self.balancer.order(address[0], self.poller.now)
             connection.candidates = [(target, mapping.target_port(target, port)) for target in ordered]
         if mapping.proxy_protocol:
-            here = host_ip or connection.client.getsockname()[0]
+            here = connection.client.getsockname()[0]
             connection.preface = proxyproto.header(mapping.proxy_protocol, "tcp", address[:2], (here, port))
         connection.dial()
 

@@ -194,6 +194,8 @@ class Registry:
     def listing(self) -> Json:
         """All mappings with their state; those that wait say why."""
         state = self.relay.stats()
+        for name, texts in self.relay.unheard().items():
+            state[name]["unheard"] = texts
         found: list[Json] = [
             {**mapping.to_json(), "state": {**state.get(name, {}), **self.following.state(name)}}
             for name, mapping in self.relay.mappings.items()

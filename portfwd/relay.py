@@ -1,10 +1,18 @@
 """All mappings of one process: published, changed, removed, counted.
 
-relay = Relay(poller, places, redirects=Redirects())
+relay = Relay(poller, places, steering=Steering())
 relay.publish(mapping)            listens, all addresses or none; returns what a person should know
 relay.replace(mapping)            the same ports lead elsewhere from the next connection on
 relay.remove(id, drain_s)         stops listening now; what runs may end by itself
 relay.sweep()                     every SWEEP_S: time limits
+
+A long range has one socket for each of its addresses, to which the kernel steers its ports (steering.py); where it does not, and
+for single ports and short ranges, each port has a socket of its own. Mapping.steer says otherwise:
+
+    auto        as above; a range is refused when somebody waits for clients on one of its ports
+    fallback    a TCP port (or each range) that somebody holds is steered: what a container's runtime keeps for the container
+    always      steered, whatever else there is; an error where that cannot be
+    never       a socket for each port
 """
 
 from __future__ import annotations
@@ -13,10 +21,10 @@ import logging
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from portfwd import listeners
-from portfwd.accepting import BACK_OFF_S, Listener
+from portfwd import holders, listeners
+from portfwd.accepting import Listener
 from portfwd.claims import Claims
 from portfwd.counters import Counters
 from portfwd.errors import Lacking, NotFound, PortfwdError, PortInUse, Unfit, Usage
@@ -25,7 +33,7 @@ from portfwd.loops import plain_ip, way_back
 from portfwd.mapping import RANGE_MIN, Mapping, Target, check_use
 from portfwd.port import TcpPort
 from portfwd.splice import Pipes
-from portfwd.tcp import RESET
+from portfwd.steering import Range, Steering
 from portfwd.udp import UdpPort
 
 if TYPE_CHECKING:
@@ -35,42 +43,46 @@ if TYPE_CHECKING:
 log = logging.getLogger("portfwd")
 
 SWEEP_S = 0.25
+UNHEARD_MAX = 5  # programs that are named
 LOOK_AT_ALL_S = 2.0  # between two looks at every connection
-
-
-class Redirector(Protocol):
-    """What Redirects (redirect.py) does for a Relay."""
-
-    def put(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None: ...
-
-    def take(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None: ...
 
 
 class Published:
     """One mapping and what serves it."""
 
-    __slots__ = ("mapping", "redirected", "server")
+    __slots__ = ("mapping", "server", "steered", "unsteered")
 
-    def __init__(self, mapping: Mapping, server: TcpPort | UdpPort, redirected: tuple[str, ...]) -> None:
+    def __init__(self, mapping: Mapping, server: TcpPort | UdpPort, steered: tuple[str, ...], unsteered: str) -> None:
         self.mapping = mapping
         self.server = server
-        self.redirected = redirected  # those of its addresses that a redirect rule serves
+        self.steered = steered  # those of its addresses whose ports are steered to one socket
+        self.unsteered = unsteered  # why others are not, though it is a long range
+
+    def ways(self) -> dict[str, object]:
+        """How it is served, and how it would be otherwise, for people and as JSON."""
+        ports = len(self.mapping.ports)
+        sockets = "a socket" if ports == 1 else f"a socket for each of {ports} ports"
+        if not self.steered:
+            return {"served_by": sockets, **({"no_sk_lookup": self.unsteered} if self.unsteered else {})}
+        otherwise = sockets if ports > 1 else "nothing: somebody else holds the port"
+        return {"served_by": "sk_lookup", "otherwise": otherwise, "steered": list(self.steered)}
 
 
 class Relay:
     """See the module. For one thread: that of the event loop with `poller`."""
 
-    def __init__(self, poller: Poller, places: Places, *, redirects: Redirector | None = None) -> None:
+    def __init__(
+        self, poller: Poller, places: Places, *, steering: Steering | None = None, unsteered: str = ""
+    ) -> None:
         self.poller = poller
         self.places = places
-        self.redirects = redirects
+        self.steering = steering
+        self.unsteered = unsteered  # why there is none
         self.pipes = Pipes()
         self._published: dict[str, Published] = {}
         self._draining: list[TcpPort | UdpPort] = []
         self._claims = Claims()
-        self.redirect_listeners: dict[int, Listener] = {}  # by family, 4 and 6
         self._next_look = 0.0
-        self._said = 0.0
 
     @property
     def mappings(self) -> dict[str, Mapping]:
@@ -88,28 +100,26 @@ class Relay:
         notes: list[str] = []
         bound = Bound(mapping, sockets)
         try:
-            redirected = self._listen(bound, notes)
+            self._listen(bound, notes)
             server = self._serve(mapping, bound)
-            try:
-                self._redirect(mapping, redirected)
-            except BaseException:
-                server.close()
-                raise
         except BaseException:
+            self._unsteer(mapping, bound.steered)
             bound.close()
             raise
-        self._published[mapping.id] = Published(mapping, server, redirected)
+        self._published[mapping.id] = Published(mapping, server, tuple(bound.steered), bound.unsteered)
         self._claims.put(mapping)
         self._retain(mapping)
         return notes
 
     def _refuse(self, mapping: Mapping) -> None:
-        """PortInUse for ports of another mapping, Usage for a loop."""
+        """PortInUse for ports of another mapping, or of a program in a range that is to be steered; Usage for a loop."""
         held = self._claims.holder(mapping)
         if held is not None:
             other = self._published[held[0]].mapping
             raise PortInUse(f"port {held[1]}/{mapping.protocol} is in use by mapping {other.id}", str(other))
         self._refuse_loop(mapping)
+        if mapping.steer == "auto" and self._steers(mapping):
+            listeners.refuse_held(mapping.protocol, mapping.host_ips, mapping.ports, mapping.owner)
 
     def move(self, name: str, host_ips: Sequence[str]) -> dict[str, PortfwdError]:
         """Other addresses for a mapping that follows them; returns those that cannot be had. NotFound.
@@ -118,22 +128,28 @@ class Relay:
         """
         published = self._found(name)
         old, server = published.mapping, published.server
-        server.leave([ip for ip in old.host_ips if ip not in host_ips])
+        gone = [ip for ip in old.host_ips if ip not in host_ips]
+        self._unsteer(old, [ip for ip in gone if ip in published.steered])
+        server.leave(gone)
+        steered = [ip for ip in published.steered if ip not in gone]
         refused: dict[str, PortfwdError] = {}
         for ip in host_ips:
             if ip not in old.host_ips:
                 bound = Bound(replace(old, host_ips=(ip,)), ())
                 try:
                     self._refuse(bound.mapping)
-                    bound.bind(ip)
+                    self._take(bound, ip)
                     server.listen_on(bound.sockets)
+                    steered += bound.steered
                 except PortfwdError as error:
                     refused[ip] = error
                 except OSError as error:
+                    self._unsteer(old, bound.steered)
                     server.leave([ip])
                     bound.close()
                     refused[ip] = Lacking(f"cannot watch the ports of {name} on {ip}", error.strerror or str(error))
         self._claims.take(old)
+        published.steered = tuple(steered)
         published.mapping = server.mapping = replace(old, host_ips=tuple(ip for ip in host_ips if ip not in refused))
         self._claims.put(published.mapping)
         return refused
@@ -158,42 +174,66 @@ class Relay:
     def _is_here(self, target: Target) -> bool:
         return self.places.means_here(target.place) and listeners.is_local(plain_ip(target.address))
 
-    def _listen(self, bound: Bound, notes: list[str]) -> tuple[str, ...]:
-        """Bind what is to be bound; returns the addresses left to a redirect rule."""
+    def _take(self, bound: Bound, ip: str) -> None:
+        """One socket for all ports of an address, or one for each. One of an interface alone (fe80::1%eth0) is not steered."""
+        if "%" in ip or not self._steers(bound.mapping) or not self._steer(bound, ip):
+            bound.bind(ip)
+
+    def _listen(self, bound: Bound, notes: list[str]) -> None:
+        """Have a socket for every address, or one for every port of it."""
         mapping = bound.mapping
-        redirected: list[str] = []
         refusal: PortfwdError | None = None
         for ip in mapping.host_ips:
             if bound.has(ip):
                 continue
             try:
-                if self._prefers_redirect(mapping):
-                    if (
-                        mapping.redirect == "auto" and not mapping.owner
-                    ):  # portmap knows what a runtime keeps for the container
-                        listeners.refuse_held(mapping.protocol, ip, mapping.first, mapping.last)
-                    self._listener(6 if ":" in ip else 4)
-                    redirected.append(ip)
-                else:
-                    bound.bind(ip)
+                self._take(bound, ip)
             except NoSuchFamily as error:
                 refusal = error
                 notes.append(f"{mapping.span} is not published on [{ip}]: {error.details}")
             except PortInUse:
-                if mapping.redirect != "fallback" or mapping.protocol != "tcp" or self.redirects is None:
+                if mapping.steer != "fallback" or mapping.protocol != "tcp":
                     raise
-                redirected.append(ip)
-        if refusal is not None and not bound.sockets and not redirected:
+                if mapping.owner:
+                    listeners.refuse_held(mapping.protocol, [ip], mapping.ports, mapping.owner)
+                if not self._steer(bound, ip):
+                    raise
+        if refusal is not None and not bound.sockets:
             raise refusal
-        return tuple(redirected)
 
-    def _prefers_redirect(self, mapping: Mapping) -> bool:
-        if mapping.protocol != "tcp":
+    def _steers(self, mapping: Mapping) -> bool:
+        return mapping.steer == "always" or (mapping.steer == "auto" and len(mapping.ports) >= RANGE_MIN)
+
+    def _steer(self, bound: Bound, ip: str) -> bool:
+        """Lead all ports of an address to one socket. False where the kernel does not, which `always` makes Lacking."""
+        mapping = bound.mapping
+        sock = listeners.bind_steered(mapping.protocol, ip, mapping.ports)
+        try:
+            if self.steering is None:
+                raise Lacking("no ports are steered here", self.unsteered)
+            self.steering.put(Range(mapping.protocol, ip, mapping.first, mapping.last), sock)
+        except Lacking as error:
+            sock.close()
+            if mapping.steer == "always":
+                raise
+            bound.unsteered = str(error)
+            if self.steering is not None:
+                log.warning("%s: %s", mapping.id, error)
             return False
-        if mapping.redirect == "always" and self.redirects is None:
-            raise Lacking("redirect: always", "this process has no nf_tables, or was told not to use it")
-        long = len(mapping.ports) >= RANGE_MIN and mapping.redirect == "auto" and self.redirects is not None
-        return long or mapping.redirect == "always"
+        except BaseException:
+            sock.close()
+            raise
+        bound.sockets.append((sock, ip, 0))
+        bound.steered.append(ip)
+        return True
+
+    def _unsteer(self, mapping: Mapping, ips: Iterable[str]) -> None:
+        for ip in ips:
+            assert self.steering is not None
+            try:
+                self.steering.take(Range(mapping.protocol, ip, mapping.first, mapping.last))
+            except PortfwdError as error:
+                log.error("%s: %s", mapping.id, error)
 
     def _serve(self, mapping: Mapping, bound: Bound) -> TcpPort | UdpPort:
         if mapping.protocol == "tcp":
@@ -203,7 +243,7 @@ class Relay:
 
     def tcp_port(self, mapping: Mapping, ours: Sequence[Listener]) -> TcpPort:
         """The TCP side of a mapping, with its listeners. Lacking."""
-        return TcpPort(mapping, ours, self.places, self.poller, self.pipes, self._pause_redirected)
+        return TcpPort(mapping, ours, self.places, self.poller, self.pipes)
 
     def udp_port(self, mapping: Mapping, bound: Sequence[tuple[socket.socket, int]]) -> UdpPort:
         """The UDP side of a mapping, with its sockets and the port of each."""
@@ -215,68 +255,6 @@ class Relay:
             self.poller,
             Counters(),
         )
-
-    def _redirect(self, mapping: Mapping, ips: tuple[str, ...]) -> None:
-        done: list[int] = []
-        try:
-            for family, addresses in by_family(ips):
-                self._redirects().put(
-                    family, (mapping.first, mapping.last), self._listener(family), addresses=addresses
-                )
-                done.append(family)
-        except BaseException:
-            self._unredirect(mapping, tuple(ip for family, some in by_family(ips) if family in done for ip in some))
-            raise
-
-    def _unredirect(self, mapping: Mapping, ips: tuple[str, ...]) -> None:
-        for family, addresses in by_family(ips):
-            self._redirects().take(family, (mapping.first, mapping.last), self._listener(family), addresses=addresses)
-
-    def _redirects(self) -> Redirector:
-        if self.redirects is None:
-            raise Lacking("no redirect rules can be made here")
-        return self.redirects
-
-    def _listener(self, family: int) -> int:
-        """The port of the socket to which rules of a family redirect; made when first needed."""
-        listener = self.redirect_listeners.get(family)
-        if listener is None:
-            sock = listeners.bind_tcp("::" if family == 6 else "0.0.0.0", 0)  # noqa: S104  it serves what is redirected only
-            listener = self.adopt_listener(family, sock)
-        return int(listener.sock.getsockname()[1])
-
-    def adopt_listener(self, family: int, sock: socket.socket) -> Listener:
-        """Use this socket for what is redirected. Lacking."""
-        listener = Listener(sock, "", 0)
-        try:
-            listener.listen(self.poller, self)
-        except OSError as error:
-            listener.close()
-            raise Lacking("cannot watch the socket of redirected ports", error.strerror or str(error)) from error
-        self.redirect_listeners[family] = listener
-        return listener
-
-    def take_on(self, client: socket.socket, address: tuple[str, int], _: Listener) -> None:
-        """A client that was redirected here."""
-        wanted = listeners.original_destination(client)
-        name = self._claims.find("tcp", *wanted) if wanted is not None else ""
-        server = self._published[name].server if name else None
-        if wanted is None or not isinstance(server, TcpPort):
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            client.close()
-            return
-        server.begin(client, address, wanted[1], wanted[0])
-
-    def lacking(self, why: str) -> None:
-        """Clients that are redirected wait in the backlog."""
-        self.pipes.close()
-        if self.poller.now >= self._said:
-            self._said = self.poller.now + 1.0
-            log.warning("cannot accept redirected connections: %s; trying again every %g s", why, BACK_OFF_S)
-
-    def _pause_redirected(self) -> None:
-        for listener in self.redirect_listeners.values():
-            listener.pause()
 
     def replace(self, mapping: Mapping) -> None:
         """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
@@ -297,10 +275,7 @@ class Relay:
         del self._published[name]
         self._claims.take(published.mapping)
         self._retain(published.mapping)
-        try:
-            self._unredirect(published.mapping, published.redirected)
-        except PortfwdError as error:
-            log.warning("%s: cannot remove the redirect rule: %s", name, error)
+        self._unsteer(published.mapping, published.steered)
         if drain_s > 0:
             published.server.drain(self.poller.now + drain_s)
             self._draining.append(published.server)
@@ -317,11 +292,10 @@ class Relay:
         """Those of mappings that were removed, as long as a connection runs."""
         return list(self._draining)
 
-    def adopt(self, mapping: Mapping, server: TcpPort | UdpPort, redirected: tuple[str, ...]) -> None:
-        """Take a mapping over from a predecessor, its sockets in `server` and its redirect rules as they are."""
-        self._redirect(mapping, redirected)
-        self._published[mapping.id] = Published(mapping, server, redirected)
-        self._claims.put(mapping)
+    def adopt(self, published: Published) -> None:
+        """Take a mapping over from a predecessor, its sockets in `server`; what was steered is so still."""
+        self._published[published.mapping.id] = published
+        self._claims.put(published.mapping)
 
     def adopt_draining(self, server: TcpPort | UdpPort) -> None:
         """The same for the connections of a mapping that is gone."""
@@ -338,18 +312,33 @@ class Relay:
         return self._found(name).server
 
     def stats(self) -> dict[str, dict[str, object]]:
-        """Per id: the counters, which targets do not answer, and which addresses a redirect rule serves."""
+        """Per id: the counters, which targets do not answer, and how it is served."""
         now = self.poller.now
         left_out = listeners.left_out()
         return {
             name: {
                 **published.server.counters.to_json(),
                 "dead_targets": [str(target) for target in published.server.balancer.dead(now)],
-                "redirected": list(published.redirected),
+                **published.ways(),
                 "left_out": [ip for ip in published.mapping.host_ips if ip in left_out],
             }
             for name, published in self._published.items()
         }
+
+    def unheard(self) -> dict[str, list[str]]:
+        """By id, who listens on ports of a range that is steered and has no clients: whoever came later, by number."""
+        ranges = [one for one in self._published.values() if one.steered and len(one.mapping.ports) >= RANGE_MIN]
+        found: dict[str, list[str]] = {}
+        for one in holders.waiting((each.mapping.protocol, each.mapping.first, each.mapping.last) for each in ranges):
+            for each in ranges:
+                mapping = each.mapping
+                if one.protocol != mapping.protocol or one.port not in mapping.ports:
+                    continue
+                ip = next((ip for ip in each.steered if holders.in_the_way(one, ip)), "")
+                said = found.setdefault(mapping.id, []) if ip else []
+                if ip and len(said) < UNHEARD_MAX:
+                    said.append(f"{one.port}/{one.protocol} of {holders.describe(one.protocol, ip, one.port)}")
+        return found
 
     @property
     def draining(self) -> int:
@@ -360,8 +349,6 @@ class Relay:
         """Apply time limits; to be called every SWEEP_S."""
         now = self.poller.now
         servers = [published.server for published in self._published.values()] + self._draining
-        for listener in self.redirect_listeners.values():
-            listener.resume(self.poller)
         self.places.tcp_legs.sweep()
         thorough = now >= self._next_look
         if thorough:
@@ -394,20 +381,19 @@ class Relay:
         for server in self._draining:
             server.close()
         self._draining.clear()
-        for listener in self.redirect_listeners.values():
-            listener.close()
-        self.redirect_listeners.clear()
         self.pipes.close()
 
 
 class Bound:
     """The sockets of a mapping while it is being published."""
 
-    __slots__ = ("mapping", "sockets")
+    __slots__ = ("mapping", "sockets", "steered", "unsteered")
 
     def __init__(self, mapping: Mapping, given: Iterable[socket.socket]) -> None:
         self.mapping = mapping
-        self.sockets: list[tuple[socket.socket, str, int]] = []
+        self.sockets: list[tuple[socket.socket, str, int]] = []  # with its address and port, 0 for a steered one
+        self.steered: list[str] = []
+        self.unsteered = ""
         for sock in given:
             self._accept(sock)
 
@@ -442,9 +428,3 @@ class Bound:
         """All of them; those given, too."""
         for sock, _, _ in self.sockets:
             sock.close()
-
-
-def by_family(ips: Iterable[str]) -> list[tuple[int, tuple[str, ...]]]:
-    """Addresses by family, 4 and 6, without families that have none."""
-    found = {4: tuple(ip for ip in ips if ":" not in ip), 6: tuple(ip for ip in ips if ":" in ip)}
-    return [(family, some) for family, some in found.items() if some]

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from cni_py.commands import report
-from portfwd import control, handover, options, returning, store, systemd
+from portfwd import control, handover, leftovers, options, returning, store, systemd
 from portfwd.control import Call, Inherited, Json, Lock, Peer, Server
 from portfwd.descriptors import Descriptors
-from portfwd.errors import Lacking, PortfwdError
+from portfwd.errors import PortfwdError
 from portfwd.places import Places
 from portfwd.poller import Poller
-from portfwd.redirect import Redirects, probe
 from portfwd.registry import RETRY_S, Registry
 from portfwd.relay import SWEEP_S, Relay
 from portfwd.requests import Handover, Listing, Publish, Remove, Request, Stats, Sticky
+from portfwd.reserving import Reservation
+from portfwd.steering import Steering
 from portfwd.succession import Succession
 from portfwd.udp import UdpPort
 from portfwd.watch import Watch
@@ -57,12 +58,12 @@ class Options:
     ready_fd: int = -1
     log_level: str = "info"
     take_over: bool = False
-    redirect: bool = True
+    steer: bool = True
 
     def for_successor(self) -> list[str]:
         """The command line of a process that takes our place."""
         found = ["--socket", self.socket, "--state", self.state, "--drain", f"{self.drain_s:g}"]
-        return [*found, "--log-level", self.log_level, "--take-over", *([] if self.redirect else ["--no-redirect"])]
+        return [*found, "--log-level", self.log_level, "--take-over", *([] if self.steer else ["--no-steer"])]
 
 
 def read(arguments: Sequence[str]) -> Options:
@@ -93,7 +94,8 @@ def read(arguments: Sequence[str]) -> Options:
     )
     add("--log-level", choices=LOG_LEVELS, default="info")
     add("--take-over", action="store_true", help="replace a service that runs, without losing a connection")
-    add("--no-redirect", action="store_true", help="set no nftables rules: a long range costs a socket for each port")
+    add("--no-steer", action="store_true", help="load no BPF program: a long range costs a socket for each port")
+    add("--no-redirect", dest="no_steer", action="store_true", help=argparse.SUPPRESS)  # its name before
     found = parser.parse_args(arguments)
     return Options(
         socket=os.path.abspath(found.socket),
@@ -102,7 +104,7 @@ def read(arguments: Sequence[str]) -> Options:
         ready_fd=found.ready_fd,
         log_level=found.log_level,
         take_over=found.take_over,
-        redirect=not found.no_redirect,
+        steer=not found.no_steer,
     )
 
 
@@ -156,8 +158,8 @@ class Service:
         self.poller = Poller()
         self.loop = asyncio.SelectorEventLoop(self.poller)
         self.places = Places()
-        self.redirects = redirects_here() if chosen.redirect else None
-        self.relay = Relay(self.poller, self.places, redirects=self.redirects)
+        self.steering = Steering(Reservation(chosen.state)) if chosen.steer else None
+        self.relay = Relay(self.poller, self.places, steering=self.steering, unsteered="--no-steer says so")
         self.registry = Registry(self.loop, self.relay, store.Store(chosen.state), self.descriptors)
         self.succession = Succession(self.loop, chosen.for_successor())
         self.lock: Lock | None = None
@@ -206,10 +208,10 @@ class Service:
         assert self.listener is not None
         try:
             self._restore()
-            self._tidy_redirects()
-            self.watch = Watch(
-                self.loop, self.redirects, room=self.descriptors.for_commands, restored=self._return_flows
-            )
+            if self.steering is not None:
+                self.steering.settle()  # what a service that was killed had reserved, and is not steered any more
+            leftovers.remove()
+            self.watch = Watch(self.loop, room=self.descriptors.for_commands, restored=self._return_flows)
             self.server = Server(self.loop, self.listener, self, self.descriptors)
             for one in self._inherited:
                 self.server.adopt(one)
@@ -237,14 +239,6 @@ class Service:
             if not self.relay.mappings:
                 raise
             log.error("%s", error)
-
-    def _tidy_redirects(self) -> None:
-        """Rules of a service that was killed lead to a socket that nobody has any more."""
-        if self.redirects is not None:
-            try:
-                self.redirects.restore()
-            except PortfwdError as error:
-                log.error("%s", error)
 
     def _say_ready(self) -> None:
         count = len(self.relay.mappings)
@@ -284,6 +278,8 @@ class Service:
         if not self._stopping:
             with self.descriptors.for_commands():
                 self.registry.retry()
+                if self.steering is not None:
+                    self.steering.settle()  # somebody may have set the list anew, sysctl(8) --system say
 
     # Answering
 
@@ -315,9 +311,7 @@ class Service:
     def hand_over(self, request: Handover, peer: socket.socket) -> None:
         """Give everything to a successor, and end; or serve on."""
         if request.version != handover.VERSION:
-            raise PortfwdError(
-                "this service hands over in another form", f"version {handover.VERSION}: restart it instead"
-            )
+            raise PortfwdError(f"this service {handover.OTHER_FORM}", f"version {handover.VERSION}: restart it instead")
         assert self.listener is not None
         assert self.lock is not None
         successor = Peer.of(peer).pid
@@ -398,16 +392,6 @@ class Service:
         if self.lock is not None:
             self.lock.close()
         log.info("ended")
-
-
-def redirects_here() -> Redirects | None:
-    """None, and a line in the log, where there is no nf_tables for us."""
-    try:
-        probe()
-    except Lacking as error:
-        log.info("%s; a long range costs a socket for each port", error)
-        return None
-    return Redirects()
 
 
 def end_without_a_word(status: int) -> NoReturn:

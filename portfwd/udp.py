@@ -3,6 +3,8 @@
     client ─→ listener ─→ flow (client, the address it sent to) ─→ upstream, a socket connected to one target
     client ←─ listener, from that address (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO) ←─ upstream
 
+Of a range that is steered (steering.py) answers leave by a socket of the port they are to come from (udpsockets.py).
+
 No datagram is ever kept: what cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
 watched level-triggered and read BATCH datagrams at a time, so that a busy one has its turn and no more.
 A flow ends by idleness in both directions or because a newer one needs its place (flows.py), which is counted and said. ICMP
@@ -18,16 +20,16 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from portfwd import hostonly, proxyproto
+from portfwd import hostonly, proxyproto, udpstate
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Tally
 from portfwd.errors import PortfwdError
 from portfwd.flows import FLOWS_MAX, IDLE_S, FlowTable
 from portfwd.loops import link
-from portfwd.pktinfo import interface_of, local_of, text_of
+from portfwd.pktinfo import interface_of, local_of, port_of, text_of
 from portfwd.poller import ERROR, LEVEL
 from portfwd.udpsockets import Listener, UdpFlow, errors_of, exhausted, keep_errors, make_room, most_flows
 
@@ -48,6 +50,7 @@ CONTROL_SPACE = 256  # what else somebody else's socket may have been told to sa
 QUEUED_MAX = 4096  # datagrams of a socket's queue
 GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
 WANT = "flows ended for newer clients, for want of descriptors"
+T = TypeVar("T")
 
 
 class UdpPort:
@@ -73,8 +76,8 @@ class UdpPort:
         self._admission = Admission(mapping, FLOWS_MAX)  # its allow list; a limit is the table's
         self._tally = Tally()
         limit = flows_max or most_flows(mapping)
-        self._flows: FlowTable[UdpFlow] = FlowTable(limit, mapping.limit_per_client, idle_s or mapping.idle_s or IDLE_S)
-        self._listeners: list[Listener] = []
+        self.table: FlowTable[UdpFlow] = FlowTable(limit, mapping.limit_per_client, idle_s or mapping.idle_s or IDLE_S)
+        self.listeners: list[Listener] = []
         self._watched: set[int] = set()
         self._returning: set[Address] = set()  # clients whose datagrams are dropped
         self._retry_at = 0.0  # until then no target can be used
@@ -82,33 +85,33 @@ class UdpPort:
         self._said = 0.0
         try:
             for sock, port in zip(sockets, ports, strict=True):
-                self._listen(sock, port)
+                self.listen(sock, port)
         except BaseException:
-            for listener in self._listeners:
+            for listener in self.listeners:
                 self._forget(listener.sock.fileno())
             raise
 
     @property
     def flows(self) -> int:
         """How many there are."""
-        return len(self._flows)
+        return len(self.table)
 
-    def _listen(self, sock: socket.socket, port: int) -> None:
+    def listen(self, sock: socket.socket, port: int) -> None:
         make_room(sock)
         ip = sock.getsockname()[0]
         hostonly.keep(sock, ip)
         listener = Listener(sock, ip, port, hostonly.asks(sock, ip, port))
         self._watch(sock, partial(self._incoming, listener))
-        self._listeners.append(listener)
+        self.listeners.append(listener)
 
     def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
         """Take datagrams of these sockets, too, each with its address and port. OSError; then of some of them."""
         for sock, _, port in bound:
-            self._listen(sock, port)
+            self.listen(sock, port)
 
     def leave(self, ips: Sequence[str]) -> None:
         """Give up these addresses, and the flows that came for them: nothing can be answered from there."""
-        self._give_up({one for one in self._listeners if one.ip in [ip.partition("%")[0] for ip in ips]})
+        self._give_up({one for one in self.listeners if one.ip in [ip.partition("%")[0] for ip in ips]})
 
     # From clients to targets
 
@@ -128,17 +131,18 @@ class UdpPort:
                 self.counters.dropped += 1
                 continue
             local = local_of(control, client)
-            flow = self._flows.get((listener, client, local))
+            port = listener.port or port_of(control)
+            flow = self.table.get((listener, client, local, port))
             if flow is None:
-                flow = self._begin(listener, client, local, now)
+                flow = self._begin(listener, client, local, port, now)
             else:
-                self._flows.touch(flow, now)
+                self.table.touch(flow, now)
                 if flow.proven and not flow.talks:
-                    self._flows.talks(flow, now)
+                    self.table.talks(flow, now)
             if flow is not None:
                 self._pass_in(flow, data, now)
 
-    def _begin(self, listener: Listener, client: Address, local: bytes, now: float) -> UdpFlow | None:
+    def _begin(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> UdpFlow | None:
         """A new flow that has a target, or None: its datagram has been counted."""
         if client in self._returning:
             self.counters.dropped += 1
@@ -147,38 +151,55 @@ class UdpPort:
             self.counters.refused += 1
             self._tally.add("datagrams of clients that are not allowed")
             return None
-        if self._flows.is_full(client[0], now):
+        if self.table.is_full(client[0], now):
             self.counters.refused += 1
             self.counters.limited += 1
-            self._tally.add(f"datagrams of new clients refused, beyond {self._flows.bounds()}, all in use")
+            self._tally.add(f"datagrams of new clients refused, beyond {self.table.bounds()}, all in use")
             return None
         legs = self._places.udp_legs.at(client)
-        behind = link(legs, ((text_of(local) or listener.ip, listener.port),)) if legs else None
+        behind = link(legs, ((text_of(local) or listener.ip, port),)) if legs else None
         if behind is not None and behind.leads_back_to(self):
             self.counters.loops += 1
             self.counters.dropped += 1
-            behind.leg.server.came_back(behind.leg.owner, f"port {listener.port}/udp of mapping {self.mapping.id}")
+            behind.leg.server.came_back(behind.leg.owner, f"port {port}/udp of mapping {self.mapping.id}")
             return None
-        flow = self._flow(listener, client, local, now)
-        flow.behind = behind
-        if not self._dial(flow, now):
+        if port not in self.mapping.ports:  # it came for the one that the listener has itself (listeners.bind_steered)
             self.counters.dropped += 1
             return None
+        flow = self.new_flow(listener, client, local, port, now)
+        flow.behind = behind
+        if not self._open_exit(flow):
+            self.counters.dropped += 1
+            return None
+        if not self._dial(flow, now):
+            self.counters.dropped += 1
+            listener.give_back_exit(port)
+            return None
         self.counters.connections += 1
-        self._enter(flow)
+        self.enter(flow)
         return flow
 
-    def _flow(self, listener: Listener, client: Address, local: bytes, now: float) -> UdpFlow:
-        flow = UdpFlow(listener, client, local, now)
+    def _open_exit(self, flow: UdpFlow) -> bool:
+        """Have the socket by which answers leave."""
+        try:
+            flow.exit = self._with_room(flow, lambda: flow.listener.borrow_exit(flow.port))
+        except PortfwdError as error:
+            self.counters.errors += 1
+            self._say(f"no answer could leave: {error}")
+            return False
+        return True
+
+    def new_flow(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> UdpFlow:
+        flow = UdpFlow(listener, client, local, port, now)
         if self.mapping.proxy_protocol:
-            here = (text_of(local) or listener.ip, listener.port)
+            here = (text_of(local) or listener.ip, port)
             flow.header = proxyproto.header(self.mapping.proxy_protocol, "udp", client[:2], here)
         return flow
 
-    def _enter(self, flow: UdpFlow) -> None:
+    def enter(self, flow: UdpFlow) -> None:
         self.counters.active += 1
-        for gone in self._flows.add(flow):
-            self._evict(gone, f"flows ended for newer ones, at {self._flows.bounds()}")
+        for gone in self.table.add(flow):
+            self._evict(gone, f"flows ended for newer ones, at {self.table.bounds()}")
 
     def _evict(self, flow: UdpFlow, why: str) -> None:
         """End a flow that is out of the table before its time."""
@@ -229,7 +250,7 @@ class UdpPort:
             targets = self.balancer.order(flow.client[0], now)
         for target in targets:
             try:
-                self._connect(flow, target)
+                self._with_room(flow, partial(self._open, flow, target))
             except (OSError, PortfwdError) as error:
                 if exhausted(error):
                     self.counters.errors += 1
@@ -245,33 +266,32 @@ class UdpPort:
         self._retry_at = now + RETRY_S
         return False
 
-    def _connect(self, flow: UdpFlow, target: Target) -> None:
+    def _with_room(self, flow: UdpFlow, work: Callable[[], T]) -> T:
+        """Do something for a flow; where descriptors are wanting, at the cost of the oldest flows."""
         for _ in range(EVICTED_MAX):
             try:
-                self._open(flow, target)
+                return work()
             except (OSError, PortfwdError) as error:
-                oldest = self._flows.expendable(self._poller.now) or next(iter(self._flows), None)
+                oldest = self.table.expendable(self._poller.now) or next(iter(self.table), None)
                 if not exhausted(error) or oldest is None or oldest is flow:
                     raise
-                self._flows.remove(oldest)
+                self.table.remove(oldest)
                 self._evict(oldest, WANT)
-            else:
-                return
-        self._open(flow, target)
+        return work()
 
     def _open(self, flow: UdpFlow, target: Target) -> None:
         family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
         upstream = self._places.socket(target.place, family, socket.SOCK_DGRAM)
-        asked = (target.address, self.mapping.target_port(target, flow.listener.port))
+        asked = (target.address, self.mapping.target_port(target, flow.port))
         try:
             keep_errors(upstream)
             upstream.connect(asked)
-            self._attach(flow, target, upstream, asked)
+            self.attach(flow, target, upstream, asked)
         except BaseException:
             upstream.close()
             raise
 
-    def _attach(self, flow: UdpFlow, target: Target | None, upstream: socket.socket, asked: tuple[str, int]) -> None:
+    def attach(self, flow: UdpFlow, target: Target | None, upstream: socket.socket, asked: tuple[str, int]) -> None:
         here = target is not None and self._places.means_here(target.place)
         leg = self._places.udp_legs.add(upstream, self, flow, flow.behind, asked, here=here)
         try:
@@ -337,7 +357,7 @@ class UdpPort:
                 continue
             answered = True
             try:
-                flow.listener.sock.sendmsg((data,), flow.reply, 0, flow.client)
+                flow.exit.sendmsg((data,), flow.reply, 0, flow.client)
             except OSError as error:  # a full buffer, an address of ours that is gone, a client nobody can reach
                 self.counters.dropped += 1
                 self.counters.errors += error.errno != errno.EAGAIN
@@ -347,7 +367,7 @@ class UdpPort:
             self._answered(flow, now)
 
     def _answered(self, flow: UdpFlow, now: float) -> None:
-        self._flows.touch(flow, now)
+        self.table.touch(flow, now)
         if not flow.proven and flow.upstream is not None:
             flow.proven = True
             if flow.target in self.mapping.targets:
@@ -377,6 +397,7 @@ class UdpPort:
     def _end(self, flow: UdpFlow) -> None:
         """Of a flow that is no longer in the table."""
         self._hang_up(flow)
+        flow.listener.give_back_exit(flow.port)
         self.counters.active -= 1
 
     def _say(self, text: str) -> None:
@@ -387,18 +408,18 @@ class UdpPort:
 
     def sweep(self, now: float) -> None:
         """End the flows that have been idle too long; say what was turned away."""
-        for flow in self._flows.expire(now):
+        for flow in self.table.expire(now):
             self._end(flow)
         self._tally.say(self.mapping.id, now)
 
     def all_flows(self) -> list[UdpFlow]:
         """Those there are."""
-        return list(self._flows)
+        return list(self.table)
 
     def end_all(self, flows: Sequence[UdpFlow]) -> None:
         """End flows that somebody else is to serve."""
         for flow in flows:
-            self._flows.remove(flow)
+            self.table.remove(flow)
             self._end(flow)
 
     def drop_queued(self, listener: Listener, clients: set[Address]) -> None:
@@ -413,10 +434,10 @@ class UdpPort:
     def give_up(self, now: float) -> None:
         """TCP clients wait for descriptors: end some flows that nobody would miss."""
         for _ in range(GIVEN_UP):
-            flow = self._flows.silent(now)
+            flow = self.table.silent(now)
             if flow is None:
                 return
-            self._flows.remove(flow)
+            self.table.remove(flow)
             self._evict(flow, WANT)
 
     def look_at_all(self, now: float) -> None:
@@ -429,10 +450,10 @@ class UdpPort:
         self._admission = Admission(mapping, FLOWS_MAX)
         self._retry_at = 0.0
         self._look_up_at.clear()
-        gone = self._flows.resize(most_flows(mapping), mapping.limit_per_client, mapping.idle_s or IDLE_S)
+        gone = self.table.resize(most_flows(mapping), mapping.limit_per_client, mapping.idle_s or IDLE_S)
         self.counters.evicted += len(gone)
-        for flow in [flow for flow in self._flows if not self._admission.allows(flow.client[0])]:
-            self._flows.remove(flow)
+        for flow in [flow for flow in self.table if not self._admission.allows(flow.client[0])]:
+            self.table.remove(flow)
             gone.append(flow)
         for flow in gone:
             self._end(flow)
@@ -444,83 +465,23 @@ class UdpPort:
     def close(self) -> None:
         """Free the ports and end all flows. A second call is harmless."""
         self._tally.say(self.mapping.id, self._poller.now, last=True)
-        self._give_up(set(self._listeners))
+        self._give_up(set(self.listeners))
 
     def _give_up(self, gone: set[Listener]) -> None:
-        for flow in [flow for flow in self._flows if flow.listener in gone]:
-            self._flows.remove(flow)
+        for flow in [flow for flow in self.table if flow.listener in gone]:
+            self.table.remove(flow)
             self._end(flow)
         for listener in gone:
             self._forget(listener.sock.fileno())
             listener.sock.close()
-        self._listeners = [one for one in self._listeners if one not in gone]
+        self.listeners = [one for one in self.listeners if one not in gone]
 
     # A successor
 
     def pack(self, put: Callable[[int], int]) -> dict[str, object]:
         """All sockets and flows as JSON, for unpack(); `put` takes a descriptor and returns what stands for it."""
-        places = {listener: number for number, listener in enumerate(self._listeners)}
-        targets = self.mapping.targets
-        return {
-            "listeners": [[listener.port, put(listener.sock.fileno())] for listener in self._listeners],
-            "flows": [
-                {
-                    "listener": places[flow.listener],
-                    "client": list(flow.client),
-                    "local": flow.local.hex(),
-                    "target": targets.index(flow.target) if flow.target in targets else None,
-                    "upstream": put(flow.upstream.fileno()) if flow.upstream is not None else None,
-                    "active": flow.active,  # CLOCK_MONOTONIC, which all processes share
-                    "begun": flow.begun,
-                    "talks": flow.talks,
-                }
-                for flow in self._flows  # least recently used first
-            ],
-        }
+        return udpstate.pack(self, put)
 
     def unpack(self, raw: object, take: Callable[[object], int]) -> None:
         """Go on with what a predecessor packed; `take` gives descriptors, which are owned from then on. ValueError."""
-        match raw:
-            case {"listeners": [*listeners], "flows": [*flows]}:
-                pass
-            case _:
-                raise ValueError("not the state of a UDP port")
-        for listener in listeners:
-            match listener:
-                case [int(port), number]:
-                    self._listen(socket.socket(fileno=take(number)), port)
-                case _:
-                    raise ValueError(f"not a listener: {listener!r}")
-        for flow in flows:
-            self._unpack_flow(flow, take)
-
-    def _unpack_flow(self, raw: object, take: Callable[[object], int]) -> None:
-        match raw:
-            case {
-                "listener": int(place),
-                "client": [str(ip), int(port), *scope],
-                "local": str(local),
-                "target": int() | None as index,
-                "upstream": number,
-                "active": float(active),
-            } if 0 <= place < len(self._listeners) and (index or 0) in range(len(self.mapping.targets)):
-                pass
-            case _:
-                raise ValueError(f"not a flow: {raw!r}")
-        client: Address = (ip, port)
-        match scope:
-            case [int(label), int(zone)]:
-                client = (ip, port, label, zone)
-        flow = self._flow(self._listeners[place], client, bytes.fromhex(local), active)
-        match raw:  # a predecessor of an older version does not say
-            case {"begun": float(begun), "talks": bool(talks)}:
-                flow.begun, flow.talks = begun, talks
-        if number is not None:
-            upstream = socket.socket(fileno=take(number))
-            try:
-                ip, number, *_ = upstream.getpeername()
-                target = self.mapping.targets[index] if index is not None else None
-                self._attach(flow, target, upstream, (ip, number))
-            except OSError:  # no more watches, or it is not connected: the flow's next datagram tries anew
-                upstream.close()
-        self._enter(flow)
+        udpstate.unpack(self, raw, take)

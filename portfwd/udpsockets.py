@@ -1,4 +1,9 @@
-"""The sockets of a UDP port: those that clients find, and one for each flow."""
+"""The UDP sockets of the host's side, one for a port or for a range that is steered to it, and the flows that use them.
+
+A socket sends from the port that it is bound to. The listener of a range has one of its ports; what is answered from another
+leaves by a socket that is bound to that one, is there while a flow needs it, and hears nothing: what comes for its port is
+steered to the listener.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,10 @@ import errno
 import resource
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from portfwd import listeners
 from portfwd.flows import Flow, most
 from portfwd.pktinfo import reply_control
 
@@ -25,28 +31,61 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOS
 
 
 @dataclass(slots=True, eq=False)
+class Exit:
+    """A socket by which answers leave, and how many flows use it."""
+
+    sock: socket.socket
+    flows: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Listener:
-    """A bound socket; `port` is the mapping's port it stands for."""
+    """A bound socket; `port` is the mapping's port it stands for, or 0 when a range is steered to it."""
 
     sock: socket.socket
     ip: str
     port: int
     asks: bool  # clients from elsewhere may find it: see hostonly.py
+    exits: dict[int, Exit] = field(default_factory=dict)  # by port; of a range only, and not for the socket's own
+
+    def borrow_exit(self, port: int) -> socket.socket:
+        """The socket from which answers of a port leave; to be given back. PortInUse, PortfwdError."""
+        if self.port or port == self.sock.getsockname()[1]:
+            return self.sock
+        found = self.exits.get(port)
+        if found is None:
+            sock = listeners.bind_udp(self.ip, port)
+            make_room(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            found = self.exits[port] = Exit(sock)
+        found.flows += 1
+        return found.sock
+
+    def give_back_exit(self, port: int) -> None:
+        """A flow of the port has ended."""
+        found = self.exits.get(port)
+        if found is not None:
+            found.flows -= 1
+            if not found.flows:
+                found.sock.close()
+                del self.exits[port]
 
 
 class UdpFlow(Flow):
     """One client talking to one address and port of the host."""
 
     __slots__ = (
-        *("behind", "client", "header", "leg", "listener", "local", "port", "proven", "reply", "target", "upstream"),
+        *("behind", "client", "exit", "header", "leg", "listener", "local", "port", "proven", "reply", "target"),
+        "upstream",
     )
 
-    def __init__(self, listener: Listener, client: Address, local: bytes, now: float) -> None:
-        super().__init__((listener, client, local), client[0], now)
+    def __init__(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> None:
+        super().__init__((listener, client, local, port), client[0], now)
         self.listener = listener
+        self.exit = listener.sock  # answers leave from there
+        self.port = port
         self.client = client
         self.local = local
-        self.port = listener.port
         self.reply = reply_control(local)
         self.header = b""  # of the PROXY protocol, before each datagram
         self.behind: Link | None = None  # the client is a socket of our own

@@ -1,11 +1,9 @@
-"""Notices that somebody emptied our nftables tables, `nft flush ruleset` say, and has it put back.
+"""Notices that somebody emptied the plugins' nftables tables, `nft flush ruleset` say, and has it put back.
 
 The kernel tells every change of nftables to a netlink group. A message only says where to look, after a moment in which the
-other side finishes: our own changes send messages, too, and one that was lost is as good as one that came.
-
-    table inet portfwd              Redirects.is_whole(), Redirects.restore()
-    tables inet, bridge cni_py      `cni-py restore` in a process of its own, when a table, a chain, a set or all rules of a chain
-                                    are gone, or elements of an attachment that still has its record
+other side finishes: our own changes send messages, too, and one that was lost is as good as one that came. When a table, a
+chain, a set or all rules of a chain of the tables inet and bridge cni_py are gone, or elements of an attachment that still
+has its record, `cni-py restore` runs in a process of its own.
 
 Changes of other people's tables cost the reading of the message.
 """
@@ -24,24 +22,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import cni_py
 from cni_py import heirs, records
 from cni_py.kernel.netlink import NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, attrs, iter_attrs
 from cni_py.kernel.nftables import BRIDGE, INET, Element
 from cni_py.kernel.nftables import TABLE as CNI_PY
-from portfwd.errors import PortfwdError
-from portfwd.redirect import TABLE as PORTFWD
-
-if TYPE_CHECKING:
-    from portfwd.redirect import Redirects
 
 log = logging.getLogger("portfwd")
 
 DEBOUNCE_S = 0.2  # a flush, and what makes it good again at once, are one event
 DEL_S = 0.5  # a DEL takes out its elements, then other things, then its record
-EVERY_S = 1.0  # between two restorations of either kind, at least
+EVERY_S = 1.0  # between two restorations, at least
 EVERY_MAX_S = 60.0  # when one does not last: somebody else wants it otherwise
 BUFFER = 1 << 20  # bytes of messages that may wait
 READ_MAX = 64  # messages read in one go
@@ -64,44 +56,34 @@ _ATTACHMENT = re.compile("[0-9a-f]{16}")  # what a comment of ours begins with
 class Losses:
     """What messages say may have been lost since the last look. Pure."""
 
-    __slots__ = ("chains", "elements", "redirects", "structure")
+    __slots__ = ("chains", "elements", "structure")
 
     def __init__(self) -> None:
-        self.redirects = False  # something of table inet portfwd
         self.structure = False  # a table, chain or set of cni-py
         self.chains: set[tuple[int, bytes]] = set()  # whose rules went and did not come again
         # elements that went and did not come again, as family, set and key: whose, and when
         self.elements: dict[tuple[int, bytes, bytes], tuple[str, float]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.redirects or self.structure or self.chains or self.elements)
+        return bool(self.structure or self.chains or self.elements)
 
     def take_settled(self, until: float) -> Losses:
         """Split off what went before `until`, and all that is no element."""
         settled = Losses()
-        settled.redirects, settled.structure, settled.chains = self.redirects, self.structure, self.chains
+        settled.structure, settled.chains = self.structure, self.chains
         settled.elements = {key: (whose, went) for key, (whose, went) in self.elements.items() if went <= until}
-        self.redirects, self.structure, self.chains = False, False, set()
+        self.structure, self.chains = False, set()
         self.elements = {key: loss for key, loss in self.elements.items() if key not in settled.elements}
         return settled
 
     def everything(self) -> None:
         """Messages were lost."""
-        self.redirects = self.structure = True
+        self.structure = True
 
     def note(self, data: bytes, now: float) -> None:
         """A datagram of the kernel, read `now` (time(2))."""
         for kind, family, body in _messages(data):
-            table = _table(body)
-            if table == PORTFWD.encode() and family == INET:
-                self.redirects = self.redirects or kind in (
-                    NFT_MSG_DELTABLE,
-                    NFT_MSG_DELCHAIN,
-                    NFT_MSG_DELRULE,
-                    NFT_MSG_DELSET,
-                    NFT_MSG_DELSETELEM,
-                )
-            elif table == CNI_PY.encode() and family in (INET, BRIDGE):
+            if _table(body) == CNI_PY.encode() and family in (INET, BRIDGE):
                 self._note_cni_py(kind, family, body, now)
 
     def _note_cni_py(self, kind: int, family: int, body: bytes, now: float) -> None:
@@ -173,7 +155,6 @@ class Watch:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        redirects: Redirects | None,
         *,
         room: Callable[[], AbstractContextManager[None]] = nullcontext,
         restored: Callable[[], None] = lambda: None,
@@ -182,15 +163,13 @@ class Watch:
         every_s: float = EVERY_S,
     ) -> None:
         self._loop = loop
-        self._redirects = redirects
         self._restored = restored  # called when cni-py restore has ended
         self._room = room  # for descriptors, whatever clients hold
         self._command = tuple(command)
         self._debounce_s = debounce_s
         self._losses = Losses()
         self._timer: asyncio.TimerHandle | None = None
-        self._own = Pace(every_s)
-        self._others = Pace(every_s)
+        self._pace = Pace(every_s)
         self._wanted = False  # cni-py restore, once it may run
         self._child: subprocess.Popen[bytes] | None = None
         self._said = b""
@@ -228,7 +207,7 @@ class Watch:
     def restore(self) -> None:
         """Run `cni-py restore` now: containers that were attached while no service ran want their ports relayed, too."""
         if _attachments():
-            self._others.done(self._loop.time())
+            self._pace.done(self._loop.time())
             self._start("looking for ports of containers that are not relayed yet")
 
     def _look_at(self, when: float) -> None:
@@ -250,31 +229,12 @@ class Watch:
         if self._losses:
             self._look_at(now + DEL_S)
         self._wanted = self._wanted or _concerns_attachments(losses)
-        if losses.redirects and self._redirects is not None:
-            if now < self._own.earliest():
-                self._losses.redirects = True
-                self._look_at(self._own.earliest())
-            else:
-                self._mend(self._redirects, now)
         if self._wanted and self._child is None:
-            if now < self._others.earliest():
-                self._look_at(self._others.earliest())
+            if now < self._pace.earliest():
+                self._look_at(self._pace.earliest())
             else:
-                self._others.done(now)
+                self._pace.done(now)
                 self._start(f"somebody removed nftables elements of containers (table {CNI_PY})")
-
-    def _mend(self, redirects: Redirects, now: float) -> None:
-        """Put the redirect rules back, if they are not as they should be."""
-        try:
-            if redirects.is_whole():
-                return
-            self._own.done(now)
-            redirects.restore()
-            log.warning("somebody removed redirect rules (nftables table inet %s); they are back", PORTFWD)
-        except PortfwdError as error:
-            log.error("somebody removed redirect rules, and they cannot be put back: %s", error)
-            self._losses.redirects = True
-            self._look_at(self._own.earliest())
 
     def _start(self, why: str) -> None:
         self._wanted = False
@@ -319,7 +279,7 @@ class Watch:
         if child.returncode:
             log.error("cni-py restore ended with %d", child.returncode)
         if self._wanted and self._socket is not None:
-            self._look_at(max(self._others.earliest(), self._loop.time()))
+            self._look_at(max(self._pace.earliest(), self._loop.time()))
 
 
 def _concerns_attachments(losses: Losses) -> bool:

@@ -42,7 +42,7 @@ WITH_NAT = pytest.mark.parametrize("place", ["auto"], indirect=True, scope="modu
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 HELD = {"bound": 8120, "listening": 8121}  # by another process, as podman's and nerdctl's ports are
 HELD_FOUR, HELD_UDP = 8122, 8123
-LONG = range(8200, 8264)  # one redirect
+LONG = range(8200, 8264)  # steered to one socket
 SCTP_PORT = 8132
 G = {family: GATEWAYS["lab"][family] for family in (4, 6)}
 G4, G6 = GATEWAYS["four"][4], GATEWAYS["six"][6]  # of the containers with one family

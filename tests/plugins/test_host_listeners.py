@@ -17,7 +17,7 @@ from lab import Lab
 from node import Node
 from runtime import Network, Outcome, Plugins, mapping
 
-from tests.portfwd.publisher import Publisher
+from tests.portfwd.publisher import Publisher, serving
 
 pytestmark = pytest.mark.ours_alone
 
@@ -320,7 +320,7 @@ def test_what_portfwd_relays_for_others_is_in_the_way(network: Asked, service: P
 
 @pytest.mark.parametrize("said", ["warn", "refuse"])
 def test_what_portfwd_serves_alone_it_does_not_take_from_others(network: Asked, service: Publisher, said: str) -> None:
-    """Nor by a redirect, which would need no port, as where nerdctl's reserver has it. It is told once."""
+    """Nor by steering, which would need no port, as where nerdctl's reserver has it. It is told once."""
     with holding(network.lab["host"], "0.0.0.0", 8090):
         always = network.add("c1", mapping(8090, 80), userlandProxy="always", hostListener=said)
         assert (always.code, always.stderr) == (110, "")
@@ -330,6 +330,29 @@ def test_what_portfwd_serves_alone_it_does_not_take_from_others(network: Asked, 
         assert beside.status == 0
         assert "left out: " in beside.stderr
         assert "in use by python" in beside.stderr
+
+
+@pytest.mark.parametrize("last", [8093, 8192])
+def test_a_service_that_starts_again_takes_ports_of_the_runtime_only(network: Asked, last: int) -> None:
+    """A program that came meanwhile is named; what nerdctl's reserver holds for the container is led to us."""
+    host, name = network.lab["host"], "k8s-io-" + "a" * 64
+    network.lab.add_container(name)
+    with serving(host):
+        added = network.add(name, *[mapping(port, port) for port in range(8093, last + 1)], userlandProxy="always")
+        assert added.status == 0, added.stdout
+    with holding(host, "0.0.0.0", 8093):
+        inside = host.python(pid_inside, 8093)
+        with serving(host) as service:
+            mine = of_ipv4(service)
+            assert "port 8093/tcp on 0.0.0.0 is in use by python" in mine["state"]["waiting"]
+        host.python(write, f"/run/nerdctl/k8s-io/{'a' * 64}/port-reserver.pid", str(inside))
+        with serving(host) as service:
+            mine = of_ipv4(service)
+            assert (mine["state"]["served_by"], mine["state"]["steered"]) == ("sk_lookup", ["0.0.0.0"])
+
+
+def of_ipv4(service: Publisher) -> dict[str, Any]:
+    return next(one for one in service.ask("list")["mappings"] if one["host_ips"] == ["0.0.0.0"])
 
 
 def test_ten_thousand_ports_are_asked_for_at_once(network: Asked) -> None:

@@ -16,6 +16,8 @@ from conversation import CLIENT, HOST
 from lab import Lab
 from runtime import GATEWAY, Network, Outcome, Plugins, mapping
 
+from cni_py import userland
+from cni_py.records import Attachment
 from tests.portfwd.publisher import STATE, Publisher, serving
 from tests.portfwd.talk import until
 
@@ -247,8 +249,35 @@ def test_garbage_collection_withdraws(lab: Lab, plugins: Plugins, service: Publi
     assert {one["first"] for one in listed(service).values()} == {8081}
 
 
+class OldService:
+    """Knows the field by its earlier name alone."""
+
+    def __init__(self) -> None:
+        self.published: list[dict[str, Any]] = []
+
+    def publish(self, mappings: list[dict[str, Any]], *, may_fail: bool) -> list[str]:
+        if any("steer" in one for one in mappings):
+            raise userland.Refused("usage", "a mapping has no field 'steer'", "")
+        self.published += mappings
+        return []
+
+    def remove(self, hexed: str) -> None:
+        """There is nothing."""
+
+
+@pytest.mark.parametrize("recorded", [{}, {"redirect": "never"}, {"steer": "never"}])
+def test_services_and_records_of_before_are_understood(recorded: dict[str, str]) -> None:
+    one = {"protocol": "tcp", "first": 8000, "last": 8099, **recorded}
+    op = userland.RelayPorts(mappings=json.dumps([one]), required=True)
+    key = Attachment("net", "c1", "eth0")
+    wanted = "never" if recorded else "auto"
+    assert [(new["steer"], "redirect" in new) for new in op.named(key)] == [(wanted, False)]
+    old = OldService()
+    op._publish(old, key)  # type: ignore[arg-type]  # as much of a service as is needed
+    assert [one["redirect"] for one in old.published] == [wanted]
+
+
 def test_a_port_of_another_process_is_a_note_in_auto(lab: Lab, plugins: Plugins, service: Publisher) -> None:
-    """By a redirect where that can be had: as with the sockets by which podman and nerdctl hold a port."""
     lab.serve("host", 8053, "udp", address="::1")
     network = Tuned(lab, plugins)
     serve(lab)

@@ -17,7 +17,8 @@ from portfwd.places import Places
 from portfwd.poller import Poller
 from portfwd.port import TcpPort
 from portfwd.registry import Registry
-from portfwd.relay import Redirector, Relay
+from portfwd.relay import Relay
+from portfwd.steering import Steering
 from portfwd.store import Store
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
@@ -28,10 +29,10 @@ BULK = bytes(1 << 18)
 class Stage:
     """A relay whose event loop turns when a test says so, its clients and its targets."""
 
-    def __init__(self, redirects: Redirector | None = None) -> None:
+    def __init__(self, steering: Steering | None = None) -> None:
         self.poller = Poller()
         self.places = Places()
-        self.relay = Relay(self.poller, self.places, redirects=redirects)
+        self.relay = Relay(self.poller, self.places, steering=steering)
         self.sockets: list[socket.socket] = []
 
     def __enter__(self) -> Stage:

@@ -27,6 +27,8 @@ def mapping(
         (mapping("a", "127.0.0.1"), mapping("b", "127.0.0.1"), 8080),
         (mapping("a", "0.0.0.0", "::"), mapping("b", "::1"), 8080),
         (mapping("a", "::", first=8000, last=8100), mapping("b", "::1", first=8100, last=8200), 8100),
+        (mapping("a", "0.0.0.0", first=8000, last=8100), mapping("b", "127.0.0.1", first=8100), 8100),
+        (mapping("a", "127.0.0.1", first=8100), mapping("b", "0.0.0.0", first=8000, last=8100), 8100),
     ],
 )
 def test_two_mappings_conflict_as_two_sockets_would(one: Mapping, other: Mapping, port: int) -> None:
@@ -44,6 +46,8 @@ def test_two_mappings_conflict_as_two_sockets_would(one: Mapping, other: Mapping
         (mapping("a", "127.0.0.1"), mapping("b", "127.0.0.2")),
         (mapping("a", "0.0.0.0"), mapping("b", "0.0.0.0", protocol="udp")),
         (mapping("a", "0.0.0.0"), mapping("b", "0.0.0.0", first=8081)),
+        (mapping("a", "0.0.0.0", first=8000, last=8100), mapping("b", "0.0.0.0", first=8101, last=8200)),
+        (mapping("a", "127.0.0.1", first=8000, last=8100), mapping("b", "127.0.0.2", first=8000, last=8100)),
         (mapping("a", "0.0.0.0"), mapping("a", "0.0.0.0")),
     ],
 )
@@ -51,15 +55,6 @@ def test_others_do_not(one: Mapping, other: Mapping) -> None:
     claims = Claims()
     claims.put(one)
     assert claims.holder(other) is None
-
-
-def test_a_redirected_connection_finds_its_mapping_by_where_it_wanted_to_go() -> None:
-    claims = Claims()
-    claims.put(mapping("loopback", "127.0.0.1"))
-    claims.put(mapping("six", "::", first=8000, last=9000))
-    assert claims.find("tcp", "127.0.0.1", 8080) == "loopback"
-    assert claims.find("tcp", "198.51.100.1", 8080) == ""
-    assert claims.find("tcp", "::1", 8999) == "six"
 
 
 @given(

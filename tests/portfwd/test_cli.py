@@ -238,7 +238,7 @@ def test_nothing_ends_when_one_of_several_is_unknown(service: Service) -> None:
 def test_ls_and_stats_show_what_the_service_says(service: Service) -> None:
     service.portfwd("publish", "8080:80", *TO, "--name", "web")
     assert service.portfwd("ls").stdout.splitlines()[1].split() == [
-        *("web", "8080/tcp", "0.0.0.0", "::", "192.0.2.2:80", "1", "-"),
+        *("web", "8080/tcp", "0.0.0.0", "::", "192.0.2.2:80", "1", "-", "-"),
     ]
     listed = json.loads(service.portfwd("ls", "--json").stdout)["mappings"]
     assert listed == [service.mappings["web"].to_json() | {"state": {"active": 1}}]

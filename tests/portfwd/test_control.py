@@ -102,7 +102,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
-FIELDS = [*RAW, "owner", "allow", "limit", "redirect", "idle_s"]
+FIELDS = [*RAW, "owner", "allow", "limit", "steer", "redirect", "idle_s"]
 mappings = st.dictionaries(st.sampled_from(FIELDS), anything).map(lambda changed: {**RAW, **changed})
 hostile = st.fixed_dictionaries(
     {"verb": st.sampled_from(sorted(requests.FIELDS)) | anything},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -14,7 +15,7 @@ from portfwd import handover
 from portfwd.errors import PortfwdError
 from portfwd.port import TcpPort
 from tests.portfwd.stage import BULK, WAIT_S, Stage, descriptors_left, mapping_of
-from tests.portfwd.talk import HOST, INSIDE
+from tests.portfwd.talk import HOST, INSIDE, PORT
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,50 @@ def test_full_pipes_and_an_end_are_handed_over(machine: Lab, drains: bool) -> No
     assert (whole, how, mappings) == (True, "end", 0 if drains else 1)
 
 
+def version_1(redirected: bool) -> tuple[bytes, str]:
+    """What comes back to a flow and a connection from a state as services before sk_lookup handed it over."""
+    with Stage() as stage, Stage() as then, socket.socket(type=socket.SOCK_DGRAM) as peer:
+        stage.publish()
+        stage.relay.publish(mapping_of(id="u", protocol="udp", first=PORT + 10, last=PORT + 11))
+        peer.connect((HOST, PORT + 11))
+        peer.settimeout(WAIT_S)
+        with socket.socket(type=socket.SOCK_DGRAM) as server, open(os.devnull, "rb") as lock:
+            server.bind((HOST, INSIDE + 1))
+            server.settimeout(WAIT_S)
+            peer.send(b"question")
+            stage.turn()
+            _, upstream = server.recvfrom(100)
+            parcel = handover.pack(stage.relay, server, lock.fileno())  # any socket does for the control socket
+            state = json.loads(json.dumps(parcel.state))
+            state |= {"version": 1, "redirect_listeners": {}}
+            del state["steering"]
+            for raw in state["mappings"]:
+                raw["redirected"] = ["0.0.0.0"] if redirected else []
+                del raw["steered"], raw["unsteered"]
+                raw.get("udp", {}).pop("exits", None)
+                for flow in raw.get("udp", {}).get("flows", ()):
+                    del flow["port"]
+            parcel.state = state
+            parcel.descriptors = list(map(os.dup, parcel.descriptors))
+            try:
+                control, lock_now = handover.unpack(then.relay, parcel)
+            except PortfwdError as error:
+                parcel.close()
+                return b"", str(error)
+            control.close()
+            os.close(lock_now)
+            server.sendto(b"answer", upstream)
+            then.turn()
+            stage.relay._published.clear()
+            return peer.recv(100), ""
+
+
+def test_what_a_version_before_hands_over_is_understood_but_for_ranges_by_nftables(machine: Lab) -> None:
+    assert machine["host"].python(version_1, False) == (b"answer", "")
+    _, refusal = machine["host"].python(version_1, True)
+    assert "leads a range of ports by nftables" in refusal
+
+
 def truncated() -> tuple[str, float]:
     """The successor may open less than the predecessor sends."""
     ours, theirs = socket.socketpair()
@@ -162,12 +207,12 @@ def damaged() -> str:
             "version": handover.VERSION,
             "control": 0,
             "lock": 1,
-            "redirect_listeners": {},
+            "steering": None,
             "draining": [],
             "mappings": [
                 {
                     "mapping": mapping_of().to_json(),
-                    "redirected": [],
+                    "steered": [],
                     "listeners": [],
                     "counters": {},
                     "cut_in": 0.0,

@@ -29,6 +29,7 @@ WEB: dict[str, object] = {
         "dropped": 0,
         "evicted": 4,
         "dead_targets": ["192.0.2.3:80"],
+        "served_by": "a socket",
     },
 }
 DNS: dict[str, object] = {
@@ -47,10 +48,15 @@ SERVICE: dict[str, object] = {"pid": 812, "version": "0.1.0", "started": 1800000
 
 def test_ls_shows_what_leads_where_and_whose_it_is() -> None:
     assert metrics.ls([WEB, DNS]) == (
-        "NAME            PORTS      HOST        TO                                      ACTIVE  OWNER\n"
-        "web             8080/tcp   0.0.0.0 ::  192.0.2.2:80, 192.0.2.3:80 (no answer)       2  -\n"
-        "portmap-00ff-1  53-63/udp  ::1         [::1]:53 in container c1                     ?  net/c1/eth0\n"
+        "NAME            PORTS      HOST        TO                                      ACTIVE  SERVED BY  OWNER\n"
+        "web             8080/tcp   0.0.0.0 ::  192.0.2.2:80, 192.0.2.3:80 (no answer)       2  a socket   -\n"
+        "portmap-00ff-1  53-63/udp  ::1         [::1]:53 in container c1                     ?  -          net/c1/eth0\n"
     )
+
+
+def test_ls_says_who_listens_in_vain() -> None:
+    raw = {**WEB, "state": {"unheard": ["8080/tcp of nginx (pid 812)"]}}
+    assert metrics.unheard([DNS, raw]) == ["port 8080/tcp of nginx (pid 812): its clients come to mapping web"]
 
 
 def test_stats_shows_what_was_counted() -> None:
@@ -63,18 +69,18 @@ def test_stats_shows_what_was_counted() -> None:
 
 def test_a_mapping_that_cannot_be_published_yet_is_waiting() -> None:
     raw = WEB | {"state": {"waiting": True}}
-    assert metrics.ls([raw]).splitlines()[1].split()[-2:] == ["waiting", "-"]
+    assert metrics.ls([raw]).splitlines()[1].split()[-3:] == ["waiting", "-", "-"]
     assert "portfwd_connections_total" not in metrics.prometheus({}, [raw])
 
 
 def test_tables_without_mappings_have_their_heads() -> None:
-    assert metrics.ls([]) == "NAME  PORTS  HOST  TO  ACTIVE  OWNER\n"
+    assert metrics.ls([]) == "NAME  PORTS  HOST  TO  ACTIVE  SERVED BY  OWNER\n"
     assert metrics.stats({}, []).startswith("NAME  ACTIVE")
 
 
 def test_a_mapping_of_a_newer_service_is_shown_as_far_as_it_is_understood() -> None:
     later = WEB | {"weights": [1, 2]}
-    assert metrics.ls([later]).splitlines()[1].split() == ["web", "?", "?", "?", "2", "?"]
+    assert metrics.ls([later]).splitlines()[1].split() == ["web", "?", "?", "?", "2", "?", "?"]
     assert 'portfwd_mapping_info{mapping="web"} 1' in metrics.prometheus({}, [later])
 
 

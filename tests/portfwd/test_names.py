@@ -202,7 +202,7 @@ def test_podman_is_asked_without_a_shell(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_range_does_not_take_the_port_of_a_program_inside_it(lab: Lab, service: Publisher) -> None:
-    """It is served by a redirect, which binds nothing."""
+    """It is steered to a socket that has its first port alone."""
     lab.serve("host", 8050)
     refused = portfwd(lab, "publish", "8000-8099:8000-8099", "--to", "192.0.2.2")
     assert refused.returncode == 4

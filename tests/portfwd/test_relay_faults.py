@@ -19,7 +19,7 @@ from portfwd.listeners import NoSuchFamily
 from portfwd.mapping import Place
 from portfwd.places import Places
 from portfwd.port import TcpPort
-from portfwd.redirect import Redirects
+from portfwd.steering import Range, Steering
 from tests.portfwd import talk
 from tests.portfwd.stage import BULK, WAIT_S, Log, Stage, descriptors_left, mapping_of
 from tests.portfwd.talk import HOST, INSIDE, PORT
@@ -310,56 +310,26 @@ def test_a_connection_that_cannot_be_watched_is_cut(machine: Lab) -> None:
 # Out of descriptors
 
 
-class Rules:
-    """Stands in for nftables: takes everything, or fails from the nth on."""
+class Refusing(Steering):
+    """Takes everything, or fails from the nth on, as the kernel may."""
 
     def __init__(self, fails_at: int = 0) -> None:
+        super().__init__()
         self.calls = 0
         self.fails_at = fails_at
-        self.put_now: set[tuple[object, ...]] = set()
 
-    def put(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None:
+    def put(self, wanted: Range, sock: socket.socket) -> None:
         self.calls += 1
         if self.fails_at and self.calls >= self.fails_at:
-            raise PortfwdError("nftables refuses the table")
-        self.put_now.add((family, ports, port, addresses))
-
-    def take(self, family: int, ports: tuple[int, int], port: int, *, addresses: tuple[str, ...]) -> None:
-        self.put_now.discard((family, ports, port, addresses))
+            raise PortfwdError("bpf(2) takes no entry")
+        super().put(wanted, sock)
 
 
-def redirected_without_descriptors() -> tuple[int, str]:
-    with Stage(Rules()) as stage:
-        stage.publish(redirect="always")
-        (listener,) = stage.relay.redirect_listeners.values()
-        listener_port = int(listener.sock.getsockname()[1])
-        client = stage.client(listener_port)
-        with Log() as log, descriptors_left(0):
-            turns, end = 0, time.monotonic() + 0.4
-            while time.monotonic() < end:
-                stage.poller.select(0.05)
-                stage.relay.sweep()
-                turns += 1
-        assert len(log.lines) == 1, log.lines
-        return turns, stage.all_of(client)[1]
-
-
-def test_a_redirect_listener_without_descriptors_waits(machine: Lab) -> None:
-    turns, then = machine["host"].python(redirected_without_descriptors)
-    assert turns < 30
-    assert then == "ConnectionResetError"  # nothing was redirected to it: nobody wants it
-
-
-def backlog_without_descriptors(redirected: bool) -> tuple[int, int, list[object], str]:
+def backlog_without_descriptors(steered: bool) -> tuple[int, int, list[object], str]:
     """One descriptor is left: enough for a client, not for its target's socket."""
-    with Stage(Rules()) as stage:
-        server = stage.publish(redirect="always" if redirected else "never")
-        number = PORT
-        if redirected:
-            (listener,) = stage.relay.redirect_listeners.values()
-            number = int(listener.sock.getsockname()[1])
-            listeners.original_destination = wanted_here  # this is a child of its own
-        clients = [stage.client(number) for _ in range(10)]
+    with Stage(Steering()) as stage:
+        server = stage.publish(steer="always" if steered else "never")
+        clients = [stage.client() for _ in range(10)]
         target = stage.target()
         with Log(), descriptors_left(1):
             stage.turn()
@@ -369,10 +339,6 @@ def backlog_without_descriptors(redirected: bool) -> tuple[int, int, list[object
             stage.accepted(target)
         alive = [client for client in clients if not is_reset(client)]
         return refused, len(alive), dead, ""
-
-
-def wanted_here(sock: socket.socket) -> tuple[str, int] | None:
-    return HOST, PORT
 
 
 def is_reset(client: socket.socket) -> bool:
@@ -387,9 +353,9 @@ def is_reset(client: socket.socket) -> bool:
     return True
 
 
-@pytest.mark.parametrize("redirected", [False, True])
-def test_who_waits_in_the_backlog_is_not_reset_for_want_of_descriptors(machine: Lab, redirected: bool) -> None:
-    refused, alive, dead, _ = machine["host"].python(backlog_without_descriptors, redirected)
+@pytest.mark.parametrize("steered", [False, True])
+def test_who_waits_in_the_backlog_is_not_reset_for_want_of_descriptors(machine: Lab, steered: bool) -> None:
+    refused, alive, dead, _ = machine["host"].python(backlog_without_descriptors, steered)
     assert refused <= 1
     assert alive == 10 - refused
     assert dead == []  # it is not the target's fault
@@ -419,34 +385,33 @@ def test_a_listener_that_fails_for_good_does_not_eat_the_processor(machine: Lab)
 # Publishing
 
 
-def refused_rule(fails_at: int) -> tuple[set[tuple[object, ...]], list[str], int, bool]:
-    rules = Rules(fails_at)
-    with Stage(rules) as stage:
-        taken = socket.create_server(("127.0.0.1", PORT))
+def refused_entry(fails_at: int) -> tuple[list[str], int, bool]:
+    """What is published and watched after an error, all of whose sockets are closed, and a good try."""
+    steering = Refusing(fails_at)
+    with Stage(steering) as stage:
+        taken = [socket.create_server((HOST, PORT)), socket.create_server(("::1", PORT), family=socket.AF_INET6)]
         before = len(stage.poller._watched)
-        fields = {"host_ips": ["127.0.0.1", "127.0.0.2", "::1"], "redirect": "fallback"}
-        if fails_at == 2:
-            six = socket.create_server(("::1", PORT), family=socket.AF_INET6)
-            stage.sockets.append(six)
+        fields = {"host_ips": [HOST, "127.0.0.2", "::1"], "steer": "fallback"}
         with pytest.raises(PortfwdError):
             stage.publish(**fields)
         with socket.create_server(("127.0.0.2", PORT)):
             pass
-        left = len(stage.poller._watched) - before - len(stage.relay.redirect_listeners)
-        taken.close()
-        rules.fails_at = 0
-        while stage.sockets:
-            stage.sockets.pop().close()
+        assert steering.ranges == []
+        left = len(stage.poller._watched) - before
+        steering.fails_at = 0
         stage.publish(**fields)
-        return rules.put_now, list(stage.relay.mappings), left, stage.client().fileno() >= 0
+        assert [one.ip for one in steering.ranges] == [HOST, "::1"]
+        for sock in taken:
+            sock.close()
+        return list(stage.relay.mappings), left, stage.client().fileno() >= 0
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
-def test_a_rule_that_is_refused_leaves_nothing_published(machine: Lab, fails_at: int) -> None:
-    assert machine["host"].python(refused_rule, fails_at) == (set(), ["m"], 0, True)
+def test_an_entry_that_is_refused_leaves_nothing_published(machine: Lab, fails_at: int) -> None:
+    assert machine["host"].python(refused_entry, fails_at) == (["m"], 0, True)
 
 
-def without_ipv6(redirect: str) -> tuple[list[str], tuple[str, ...]]:
+def without_ipv6(steer: str) -> tuple[list[str], tuple[str, ...]]:
     real = listeners.bind_tcp
 
     def bind_tcp(ip: str, port: int) -> socket.socket:
@@ -455,25 +420,23 @@ def without_ipv6(redirect: str) -> tuple[list[str], tuple[str, ...]]:
         return real(ip, port)
 
     listeners.bind_tcp = bind_tcp  # this is a child of its own
-    with Stage(Rules()) as stage:
+    with Stage(Steering()) as stage:
         notes = stage.relay.publish(
             mapping_of(
                 host_ips=["0.0.0.0", "::"],
                 last=PORT + 100,
-                redirect=redirect,
+                steer=steer,
                 targets=[{"address": HOST, "port": 20000}],
             )
         )
-        return notes, stage.relay.published[0].redirected
+        return notes, stage.relay.published[0].steered
 
 
-@pytest.mark.parametrize(("redirect", "redirected"), [("auto", ("0.0.0.0",)), ("never", ())])
-def test_a_host_without_ipv6_publishes_a_range_on_ipv4(
-    machine: Lab, redirect: str, redirected: tuple[str, ...]
-) -> None:
-    notes, found = machine["host"].python(without_ipv6, redirect)
+@pytest.mark.parametrize(("steer", "steered"), [("auto", ("0.0.0.0",)), ("never", ())])
+def test_a_host_without_ipv6_publishes_a_range_on_ipv4(machine: Lab, steer: str, steered: tuple[str, ...]) -> None:
+    notes, found = machine["host"].python(without_ipv6, steer)
     assert len(notes) == 1
-    assert found == redirected
+    assert found == steered
 
 
 def unwatchable() -> tuple[str, int]:
@@ -545,13 +508,13 @@ def test_a_mapping_removed_while_it_connects_leaves_nothing(machine: Lab, drain_
 
 def beside_a_holder(host_ip: str) -> list[bytes]:
     """Whom a client reaches at a port that somebody else's socket holds: before, while and after it is published."""
-    with Stage(Redirects()) as stage, socket.socket() as holder:
+    with Stage(Steering()) as stage, socket.socket() as holder:
         holder.bind((host_ip, PORT))
         holder.listen()
         target = stage.target()
         found = [spoken_to(stage, holder, b"holder")]
-        stage.publish(host_ips=[host_ip], redirect="fallback")
-        assert stage.relay.published[0].redirected == (host_ip,)
+        stage.publish(host_ips=[host_ip], redirect="fallback")  # as an earlier portmap says it
+        assert stage.relay.published[0].steered == (host_ip,)
         found.append(spoken_to(stage, target, b"target"))
         stage.relay.remove("m")
         found.append(spoken_to(stage, holder, b"holder"))
@@ -566,5 +529,5 @@ def spoken_to(stage: Stage, listener: socket.socket, word: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("host_ip", ["127.0.0.1", "0.0.0.0"])
-def test_a_port_that_somebody_holds_falls_back_to_a_redirect(machine: Lab, host_ip: str) -> None:
+def test_a_port_that_somebody_holds_for_it_is_steered(machine: Lab, host_ip: str) -> None:
     assert machine["host"].python(beside_a_holder, host_ip) == [b"holder", b"target", b"holder"]

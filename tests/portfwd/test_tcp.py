@@ -477,31 +477,3 @@ def test_what_does_not_finish_is_cut(service: Publisher) -> None:
 
 def content_hash(size: int) -> str:
     return hashlib.sha256(bytes(size)).hexdigest()
-
-
-def reached(addresses: list[tuple[str, int]]) -> list[str]:
-    """What a server on 127.0.0.1:(port - 10000) hears of connections to these addresses."""
-    heard = []
-    for host, port in addresses:
-        with talk.listening(port - 10000) as listener, talk.connect(port, host) as client:
-            server, _ = listener.accept()
-            with server:
-                server.settimeout(talk.WAIT_S)
-                client.sendall(f"{host} {port}".encode())
-                heard.append(server.recv(100).decode())
-    return heard
-
-
-def test_ten_thousand_ports_need_one_socket_per_family(service: Publisher) -> None:
-    node, pid = service.node, service.pid()
-    before = node.python(descriptors, pid)
-    ports = {"first": 20000, "last": 29999}
-    service.publish("", 20000, (HOST, 10000), host_ips=["0.0.0.0", "::"], **ports)
-    try:
-        assert 2 <= node.python(descriptors, pid) - before <= 4
-        wanted = [("127.0.0.1", 20000), ("127.0.0.9", 25000), ("::1", 29999), ("198.51.100.1", 23456)]
-        assert service.node.python(reached, wanted) == [f"{host} {port}" for host, port in wanted]
-    finally:
-        service.ask("remove", ids=["m20000"], drain_s=0.0)
-    with pytest.raises(ConnectionRefusedError):
-        service.node.python(reached, [("127.0.0.1", 20000)])

@@ -356,7 +356,7 @@ def test_conversations_are_not_ended_for_those_who_ask_once(stage: Stage) -> Non
     talking = [stage.bound("host", "127.0.0.1") for _ in range(2)]
     for client in talking:
         assert stage.ask(client, "127.0.0.1")[0] == b"host ?"
-    for flow in port._flows:
+    for flow in port.table:
         flow.begun -= TALKS_S
     for client in talking:
         assert stage.ask(client, "127.0.0.1")[0] == b"host ?"

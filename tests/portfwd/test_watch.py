@@ -1,4 +1,4 @@
-"""Somebody flushes nftables: what portfwd and the plugins had there comes back, at once and without a loop."""
+"""Somebody flushes nftables: what the plugins had there comes back, at once and without a loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from runtime import Network, Plugins, mapping
 from cni_py.kernel.netlink import NFNL_SUBSYS_NFTABLES, attr, nested
 from cni_py.kernel.nftables import BRIDGE, INET, Element
 from portfwd import watch
-from portfwd.redirect import Redirects
 from portfwd.watch import Losses, Pace, Watch
 
 WEB, BACK_S = 8080, 20.0
@@ -51,9 +50,7 @@ def test_changes_of_other_tables_are_no_losses() -> None:
 
 
 def test_a_table_of_the_same_name_in_another_family_is_somebody_elses() -> None:
-    assert not losses(
-        message(watch.NFT_MSG_DELTABLE, 2, b"cni_py"), message(watch.NFT_MSG_DELTABLE, BRIDGE, b"portfwd")
-    )
+    assert not losses(message(watch.NFT_MSG_DELTABLE, 2, b"cni_py"))
 
 
 def test_tables_chains_and_sets_are_structure() -> None:
@@ -77,11 +74,11 @@ def test_an_element_tells_its_attachment() -> None:
 
 
 def test_elements_are_looked_for_when_a_del_has_had_time_to_finish() -> None:
-    found = losses(gone(f"{HEX} net/c1/eth0"), message(watch.NFT_MSG_DELTABLE, INET, b"portfwd"))
+    found = losses(gone(f"{HEX} net/c1/eth0"), message(watch.NFT_MSG_DELTABLE, INET, b"cni_py"))
     first = found.take_settled(4.9)
-    assert first.redirects
+    assert first.structure
     assert not first.elements
-    assert not found.redirects
+    assert not found.structure
     assert found.take_settled(5.0).elements
     assert not found
 
@@ -89,7 +86,6 @@ def test_elements_are_looked_for_when_a_del_has_had_time_to_finish() -> None:
 def test_lost_messages_are_as_good_as_all() -> None:
     found = Losses()
     found.everything()
-    assert found.redirects
     assert found.structure
 
 
@@ -125,23 +121,19 @@ def nft(command: str) -> str:
 
 
 @contextlib.contextmanager
-def watched(
-    path: Path | None, said: list[str], every_s: float = watch.EVERY_S
-) -> Iterator[tuple[asyncio.AbstractEventLoop, Redirects]]:
-    """A watch with something redirected. `path` is a file that gets a line instead of `cni-py restore`."""
-    loop, redirects = asyncio.new_event_loop(), Redirects()
+def watched(path: Path | None, said: list[str], every_s: float = watch.EVERY_S) -> Iterator[asyncio.AbstractEventLoop]:
+    """A watch. `path` is a file that gets a line instead of `cni-py restore`."""
+    loop = asyncio.new_event_loop()
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]  # the least that works
     watch.log.addHandler(handler)
     watch.log.setLevel(logging.INFO)
-    redirects.put(4, (20000, 29999), 7, addresses=("0.0.0.0",))
     command = ("sh", "-c", f"echo ran; echo ran >>{path}") if path else watch.RESTORE
-    watching = Watch(loop, redirects, command=command, every_s=every_s)
+    watching = Watch(loop, command=command, every_s=every_s)
     try:
-        yield loop, redirects
+        yield loop
     finally:
         watching.close()
-        redirects.remove_table()
         loop.close()
 
 
@@ -159,12 +151,12 @@ def run_s(loop: asyncio.AbstractEventLoop, length_s: float) -> None:
 
 
 def flush_and_wait(commands: list[str]) -> tuple[list[float], list[str]]:
-    """How long it took until both tables were back after each command, and what was logged."""
+    """How long it took until all was back after each command, and what was logged."""
     said: list[str] = []
-    with watched(None, said) as (loop, redirects):
+    with watched(None, said) as loop:
 
         def complete() -> bool:
-            return redirects.is_whole() and nft("-s list ruleset").count(f"tcp . {WEB}") == before
+            return nft("-s list ruleset").count(f"tcp . {WEB}") == before
 
         before = nft("-s list ruleset").count(f"tcp . {WEB}")
         assert before >= 4
@@ -178,59 +170,34 @@ def flush_and_wait(commands: list[str]) -> tuple[list[float], list[str]]:
 
 
 @pytest.mark.ours_alone
-def test_after_a_flush_both_tables_are_back(machine: Lab, plugins: Plugins) -> None:
+def test_after_a_flush_the_plugins_rules_are_back(machine: Lab, plugins: Plugins) -> None:
     network = Network(machine, plugins)
     network.attach("c1", mapping(WEB, 80))
     took, said = machine["host"].python(flush_and_wait, ["flush ruleset", "delete table inet cni_py"])
     assert len(took) == 2
-    assert any("redirect rules" in line and "are back" in line for line in said), said
     assert any("cni-py restore: lab/c1/eth0 portmap: put back" in line for line in said), said
     assert machine.fetch("client", "198.51.100.1", WEB).name == "c1"
     network.detach("c1")
 
 
-def flush_parts(path: Path) -> list[str]:
-    """What stays broken after each of these."""
-    failed = []
-    with watched(path, [], every_s=0.1) as (loop, redirects):
-        for command in ("flush map inet portfwd any4", "flush chain inet portfwd output", "flush table inet portfwd"):
-            nft(command)
-            with contextlib.suppress(AssertionError):
-                turn(loop, redirects.is_whole)
-            if not redirects.is_whole():
-                failed.append(command)
-    return failed
-
-
-def test_parts_of_the_redirect_table_come_back(machine: Lab, tmp_path: Path) -> None:
-    assert machine["host"].python(flush_parts, tmp_path / "runs") == []
-    assert not (tmp_path / "runs").exists()
-
-
-def work_of_our_own(path: Path) -> list[str]:
-    """What is logged while redirect rules come and go, and others change their tables."""
+def work_of_others(path: Path) -> list[str]:
+    """What is logged while others change their tables."""
     said: list[str] = []
-    with watched(path, said) as (loop, redirects):
-        for port in range(1000, 1010):
-            redirects.put(4, (port, port), 7, addresses=("127.0.0.1",))
-            redirects.take(4, (port, port), 7, addresses=("127.0.0.1",))
-            run_s(loop, 0.03)
+    with watched(path, said) as loop:
         nft("add table inet firewalld")
         nft("delete table inet firewalld")
-        run_s(loop, 0.3)
-        redirects.take(4, (20000, 29999), 7, addresses=("0.0.0.0",))
         run_s(loop, 0.3)
     return said
 
 
-def test_our_own_changes_and_those_of_others_tables_restore_nothing(machine: Lab, tmp_path: Path) -> None:
-    assert machine["host"].python(work_of_our_own, tmp_path / "runs") == []
+def test_changes_of_others_tables_restore_nothing(machine: Lab, tmp_path: Path) -> None:
+    assert machine["host"].python(work_of_others, tmp_path / "runs") == []
     assert not (tmp_path / "runs").exists()
 
 
 def listen_beside(path: Path, length_s: float, ready: Path) -> list[str]:
     said: list[str] = []
-    with watched(path, said) as (loop, _):
+    with watched(path, said) as loop:
         ready.touch()
         run_s(loop, length_s)
     return said
@@ -259,7 +226,7 @@ def test_an_add_and_a_del_restore_nothing(machine: Lab, plugins: Plugins, tmp_pa
 def take_out(path: Path) -> str:
     """Remove one element of a container."""
     said: list[str] = []
-    with watched(path, said) as (loop, _):
+    with watched(path, said) as loop:
         nft("flush map inet cni_py hairpin4")
         with contextlib.suppress(AssertionError):
             turn(loop, path.exists)
@@ -277,7 +244,7 @@ def test_elements_of_an_attachment_that_stands_are_missed(machine: Lab, plugins:
 def flush_often(path: Path, folder: str) -> int:
     """How often something was restored while everything was flushed for 1.5 seconds."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with watched(path, []) as (loop, _):
+    with watched(path, []) as loop:
         for _ in range(15):
             nft("add table inet cni_py")
             nft("flush ruleset")
@@ -296,7 +263,7 @@ def lose_messages(path: Path, folder: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     watch.BUFFER = 4096
     try:
-        with watched(path, []) as (loop, _):
+        with watched(path, []) as loop:
             text = "".join(f"add table inet other{number}\n" for number in range(200))
             subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
             turn(loop, path.exists)
