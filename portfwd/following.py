@@ -16,7 +16,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -52,9 +52,16 @@ class Name:
 class Following:
     """See the module. Lives on the loop's thread; `changed` is told of a mapping whose name has other addresses now."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, relay: Relay, changed: Changed | None = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        relay: Relay,
+        changed: Changed | None = None,
+        room: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._loop = loop
         self._relay = relay
+        self._room = room  # for the descriptors of listeners, whatever clients hold
         self._changed = changed
         self._socket: socket.socket | None = None
         self._rtnl: Rtnl | None = (
@@ -190,7 +197,8 @@ class Following:
     def _follow(self, mapping: Mapping, ips: Sequence[str]) -> None:
         if list(mapping.host_ips) == list(ips) and not self._refused.get(mapping.id):
             return
-        refused = self._relay.move(mapping.id, ips)
+        with self._room():
+            refused = self._relay.move(mapping.id, ips)
         before = self._refused.get(mapping.id, {})
         for ip, error in refused.items():
             if str(error) != str(before.get(ip, "")):

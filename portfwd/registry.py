@@ -58,7 +58,7 @@ class Registry:
         self.descriptors = descriptors
         self.owners = Owners(loop, self._ended)
         self.sticky = sticky.memory(store.state)
-        self.following = Following(loop, relay, self._renamed)
+        self.following = Following(loop, relay, self._renamed, descriptors.for_listeners)
         self.waiting: dict[str, Waiting] = {}
         self.started = time.time()
 
