@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 IPAM_PLUGINS = ("host-local", "static")  # of ours
 STOP_S = 5.0  # time for a delegate to take back what it did, before it is killed
 LINE_MAX = 256  # bytes of a first line; BINPRM_BUF_SIZE, linux/binfmts.h
+NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 BUSY_TRIES = 6  # libcni's pkg/invoke/raw_exec.go: a plugin that is being replaced is "text file busy"
 
 
@@ -178,7 +179,8 @@ def _start(path: str, environ: "dict[str, str]", actions: "list[tuple[int, int, 
             if error.errno == errno.ETXTBSY and attempt < BUSY_TRIES - 1:
                 time.sleep(1)
                 continue
-            raise NotRunnable(f"netplugin failed with no error message: {cannot_run(path, error)}") from error
+            kind = NotRunnable if error.errno in NO_PROGRAM else NotExecuted  # what passes is no reason to give up
+            raise kind(f"netplugin failed with no error message: {cannot_run(path, error)}") from error
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 

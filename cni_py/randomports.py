@@ -37,9 +37,9 @@ EPHEMERAL = range(32768, 61000)  # the kernel's own default, where it does not t
 
 
 class RememberPorts(Op):
-    """The numbers are remembered. `name` is the file's, "" when they are not; `whose` says for people what it stands for."""
+    """The numbers are remembered. `sticky` is the file's name, "" when they are not; `whose` says for people what it is for."""
 
-    name: str
+    sticky: str  # not "name": engine.NAMES are names of interfaces
     whose: str
     ports: str  # "80/tcp=40123 53/udp=40124"
     owned = True
@@ -51,8 +51,8 @@ class RememberPorts(Op):
 
     def apply(self, _kernel: "Kernel") -> bool:
         try:
-            if self.name:
-                memory().remember(self.name, parse(self.ports))
+            if self.sticky:
+                memory().remember(self.sticky, parse(self.ports))
         except OSError as error:
             warn(f"the host ports of {self.whose} cannot be remembered in {folder()}: {error.strerror}")
         return True
@@ -95,14 +95,14 @@ def choose(call: "Call", conf: PortmapConf) -> list[Op]:
     ports = " ".join(f"{key}={number}" for key, number in search.chosen.items())
     displaced = any(search.chosen[key] != number for key, number in known.items() if key in search.chosen)
     second = displaced and _is_second(call, name)
-    return [RememberPorts(name="" if second else name, whose=whose, ports=ports)]
+    return [RememberPorts(sticky="" if second else name, whose=whose, ports=ports)]
 
 
 def _is_second(call: "Call", name: str) -> bool:
     """Whether another container has the numbers of the name now: this one, beside it, does not displace them."""
     others = (one for one in records.all_records(call.plugin) if one.key.container_id != call.container_id)
     ops = (fields for one in others if not heirs.is_dead(one) for fields in one.ops if isinstance(fields, dict))
-    return any(fields.get("op") == RememberPorts.__name__ and fields.get("name") == name for fields in ops)
+    return any(fields.get("op") == RememberPorts.__name__ and fields.get("sticky") == name for fields in ops)
 
 
 def recorded(call: "Call", conf: PortmapConf) -> None:

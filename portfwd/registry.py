@@ -99,7 +99,8 @@ class Registry:
             with self.descriptors.for_commands():
                 self.store.save(list(done.values()), known)
             undo.pop_all()
-        notes += sticky.remember(self.sticky, done.values(), self.relay.mappings.values())
+        with self.descriptors.for_commands():
+            notes += sticky.remember(self.sticky, done.values(), self.relay.mappings.values())
         left_out = listeners.left_out()
         for name, mapping in done.items():
             self.waiting.pop(name, None)

@@ -141,6 +141,7 @@ class Relay:
                     self._take(bound, ip)
                     server.listen_on(bound.sockets)
                     steered += bound.steered
+                    published.unsteered = bound.unsteered or published.unsteered
                 except PortfwdError as error:
                     refused[ip] = error
                 except OSError as error:
@@ -261,7 +262,7 @@ class Relay:
         published = self._found(mapping.id)
         self._refuse_loop(mapping)
         old = published.mapping
-        same = ("protocol", "host_ips", "first", "last")
+        same = ("protocol", "host_ips", "first", "last", "follow")
         if any(getattr(old, name) != getattr(mapping, name) for name in same):
             raise Usage(f"mapping {mapping.id} has other ports or addresses", "remove it and publish it anew")
         published.mapping = mapping

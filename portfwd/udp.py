@@ -419,8 +419,9 @@ class UdpPort:
     def end_all(self, flows: Sequence[UdpFlow]) -> None:
         """End flows that somebody else is to serve."""
         for flow in flows:
-            self.table.remove(flow)
-            self._end(flow)
+            if self.table.get(flow.key) is flow:  # one may have ended for a newer one meanwhile
+                self.table.remove(flow)
+                self._end(flow)
 
     def drop_queued(self, listener: Listener, clients: set[Address]) -> None:
         """Drop what these have sent until now; the others are served."""

@@ -190,7 +190,7 @@ def test_mtu_and_queue(net: MacvlanNetwork) -> None:
 
 def test_the_master_is_that_of_the_default_route(net: MacvlanNetwork) -> None:
     conf = without_ipam(net, master="")
-    assert net.run("ADD", conf).code == 999
+    assert net.run("ADD", conf).code in (7, 999)
     net.do("host", "ip route add default via 198.51.100.7")
     try:
         outcome = net.run("ADD", conf)

@@ -437,7 +437,7 @@ def test_status_asks_ipam_and_nftables(net: PtpNetwork, without_nftables: Plugin
     net.well("ADD", conf)
     assert net.run("STATUS", conf).code == 50
     net.well("DEL", conf)
-    assert net.run("STATUS", {**conf, "ipam": {"type": "nosuch"}}).code == 999
+    assert net.run("STATUS", {**conf, "ipam": {"type": "nosuch"}}).code == 7
 
 
 # Subnets of two addresses (RFC 3021, RFC 6164)

@@ -16,6 +16,8 @@ from lab import Lab
 from runtime import Network, Outcome, Plugins, mapping
 
 from cni_py import randomports, stickyports
+from cni_py.engine import op_from_json
+from cni_py.randomports import RememberPorts
 
 pytestmark = pytest.mark.ours_alone
 
@@ -150,3 +152,8 @@ def test_names_that_were_used_last_are_remembered(tmp_path: Path, monkeypatch: p
     for hostile in ("", ".", "..", "../a", "a/b", "a\0b", "-a", "a" * 65, "ä"):
         with pytest.raises(ValueError, match="is no name"):
             memory.recall(hostile)
+
+
+def test_what_a_record_says_of_sticky_ports_is_read_again() -> None:
+    op = RememberPorts(sticky="0" * 32, whose="web", ports="80/tcp=40000")
+    assert op_from_json(op.to_json()) == op

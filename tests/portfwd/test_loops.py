@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import socket
 from collections.abc import Iterator
@@ -235,7 +236,16 @@ def test_what_plainly_leads_back_is_refused_when_publishing(machine: Lab, servic
     refused: list[tuple[str, list[dict[str, object]]]] = [
         (f"{protocol} to {address}", [mapping("a", protocol, PORT, (address, PORT))])
         for protocol in ("tcp", "udp")
-        for address in ("0.0.0.0", "127.0.0.1", "127.0.0.9", "::", "::1", "::ffff:7f00:1", HOST[4], HOST[6])
+        for address in (
+            "0.0.0.0",
+            "127.0.0.1",
+            "127.0.0.9",
+            "::",
+            "::1",
+            str(ipaddress.ip_address("::ffff:127.0.0.1")),
+            HOST[4],
+            HOST[6],
+        )
     ]
     refused += [
         ("a process of this namespace", [mapping("a", "tcp", PORT, (HOST[4], PORT), **own)]),
