@@ -52,6 +52,9 @@ def tree(tmp_path: Path) -> Path:
     for folder in ("etc", "usr/share/ufw", "usr/lib/python3/dist-packages/ufw", "lib/ufw", "usr/lib/ufw"):
         if (debs / folder).is_dir():  # the last two: which of them depends on the release
             shutil.copytree(debs / folder, tmp_path / folder)
+    if not (tmp_path / "lib/ufw").exists():  # /lib is a link to usr/lib
+        (tmp_path / "lib").mkdir(exist_ok=True)
+        (tmp_path / "lib/ufw").symlink_to(tmp_path / "usr/lib/ufw")
     (tmp_path / "usr/sbin").mkdir()
     shutil.copy(debs / "usr/sbin/ufw", tmp_path / "usr/sbin")
     templates = tmp_path / "usr/share/ufw"
