@@ -5,7 +5,7 @@ iptables' part is loaded only where it is asked for, or where one netlink messag
 
 from cni_py import records, settings
 from cni_py.addr import ip_text
-from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable, warn
 from cni_py.kernel import xtables
 from cni_py.kernel.nftables import BRIDGE, NftUnavailable, ifname_key
 from cni_py.kernel.xtables import CHAIN_MAX, NAT, NFPROTO
@@ -191,7 +191,10 @@ def oust_strangers(call: "Call", addresses: "Iterable[Address]") -> None:
     if families and not call.dry_run:
         from cni_py import iptablesops
 
-        iptablesops.take_out_strangers(call.kernel, families, packed)
+        try:
+            iptablesops.take_out_strangers(call.kernel, families, packed)
+        except CniError as error:  # nothing is published: no reason not to connect the container
+            warn(f"ports that earlier containers published may lead to {call.key.label}: {error}")
 
 
 def forget_ports(call: "Call") -> None:

@@ -7,6 +7,7 @@ As libcni has it (libcni/conf.go, api.go; SPEC.md section 1 "Network configurati
     request    the plugin's object with name, cniVersion, the runtimeConfig it declares capabilities for, and prevResult
 """
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,11 +154,14 @@ def _checked(plugin: Object) -> Object:
     return plugin
 
 
-def read(path: str | Path) -> Network:
-    """The network in a file, with its drop-ins. CniError when it is no network configuration."""
+def read(path: str | Path, *, piped: bool = False) -> Network:
+    """The network in a file, with its drop-ins. CniError when it is no network configuration.
+
+    `piped`: a pipe will do, too (`<(jq ...)`). In a folder of networks one would hang whoever looks there.
+    """
     file = Path(path)
     try:
-        network = parse(records.read(str(file), follow=True), str(file))
+        network = parse(_piped(file) if piped and file.is_fifo() else records.read(str(file), follow=True), str(file))
         if not network.only_inlined:
             network = _with_drop_ins(network, file.parent / network.name)
     except FileNotFoundError as error:
@@ -167,6 +171,14 @@ def read(path: str | Path) -> Network:
     if not network.plugins:
         raise InvalidNetworkConfig(f"{file}: the network has no plugins")
     return network
+
+
+def _piped(file: Path) -> bytes:
+    with file.open("rb") as pipe:
+        text = pipe.read(records.FILE_MAX + 1)
+    if len(text) > records.FILE_MAX:
+        raise OSError(errno.EFBIG, f"longer than {records.FILE_MAX >> 20} MiB", str(file))
+    return text
 
 
 def _with_drop_ins(network: Network, folder: Path) -> Network:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from portfwd import udpstate
 from portfwd.accepting import Listener
 from portfwd.client import connected
 from portfwd.control import Inherited, inherited
@@ -113,7 +114,7 @@ def pack(relay: Relay, control: socket.socket, lock: int) -> Parcel:
 def pack_server(server: TcpPort | UdpPort, parcel: Parcel) -> Json:
     """The sockets and counters of a mapping."""
     if isinstance(server, UdpPort):
-        return {"udp": server.pack(parcel.put), "counters": server.counters.to_json()}
+        return {"udp": udpstate.pack(server, parcel.put), "counters": server.counters.to_json()}
     now = server.poller.now
     return {
         "listeners": [[one.ip, one.port, parcel.put(one.sock.fileno())] for one in server.listeners],
@@ -203,7 +204,7 @@ def unpack_server(relay: Relay, mapping: Mapping, raw: Json, parcel: Parcel) -> 
     counters = {name: integer(value) for name, value in objects(raw["counters"]).items()}
     if "udp" in raw:
         served = relay.udp_port(mapping, [])
-        served.unpack(raw["udp"], parcel.take)
+        udpstate.unpack(served, raw["udp"], parcel.take)
         served.counters.add(counters)
         return served
     found = [

@@ -290,16 +290,21 @@ class Registry:
             log.warning(
                 "%s: %s gets port %d instead of %d: %s", other.id, other.sticky, other.first, mapping.first, why
             )
-            for note in sticky.remember(self.sticky, [other], self.relay.mappings.values()):
-                log.warning("%s: %s", other.id, note)
-            try:
-                self.store.save([other], {mapping.id: mapping})
-                if other.port_file:
-                    portfile.change(other)
-            except PortfwdError as error:
-                log.warning("%s: its new port is not written down: %s", other.id, error)
+            with self.descriptors.for_commands():
+                self._write_down(other, mapping)
             return
         raise why
+
+    def _write_down(self, moved: Mapping, before: Mapping) -> None:
+        """A sticky port has another number now."""
+        for note in sticky.remember(self.sticky, [moved], self.relay.mappings.values()):
+            log.warning("%s: %s", moved.id, note)
+        try:
+            self.store.save([moved], {before.id: before})
+            if moved.port_file:
+                portfile.change(moved)
+        except PortfwdError as error:
+            log.warning("%s: its new port is not written down: %s", moved.id, error)
 
     def _ended(self, name: str) -> None:
         """The process that a mapping belongs to has ended."""

@@ -80,6 +80,7 @@ class Relay:
         self.unsteered = unsteered  # why there is none
         self.pipes = Pipes()
         self._published: dict[str, Published] = {}
+        self._said: dict[str, str] = {}  # why a mapping is not steered, by its id
         self._draining: list[TcpPort | UdpPort] = []
         self._claims = Claims()
         self._next_look = 0.0
@@ -218,7 +219,10 @@ class Relay:
             if mapping.steer == "always":
                 raise
             bound.unsteered = str(error)
-            if self.steering is not None:
+            if (
+                self.steering is not None and self._said.get(mapping.id) != error.details
+            ):  # a mapping that waits is tried again
+                self._said[mapping.id] = error.details
                 log.warning("%s: %s", mapping.id, error)
             return False
         except BaseException:
@@ -277,6 +281,7 @@ class Relay:
         self._claims.take(published.mapping)
         self._retain(published.mapping)
         self._unsteer(published.mapping, published.steered)
+        self._said.pop(name, None)
         if drain_s > 0:
             published.server.drain(self.poller.now + drain_s)
             self._draining.append(published.server)

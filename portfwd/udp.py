@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from portfwd import hostonly, proxyproto, udpstate
+from portfwd import hostonly, proxyproto, udpsockets
 from portfwd.admission import Admission
 from portfwd.balance import Balancer
 from portfwd.counters import Tally
@@ -46,7 +46,6 @@ BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
 RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
 EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
-CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
 QUEUED_MAX = 4096  # datagrams of a socket's queue
 GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
 WANT = "flows ended for newer clients, for want of descriptors"
@@ -121,7 +120,7 @@ class UdpPort:
         client: Address
         for _ in range(BATCH):
             try:
-                data, control, _, client = receive(DATAGRAM_MAX, CONTROL_SPACE)
+                data, control, _, client = receive(DATAGRAM_MAX, udpsockets.CONTROL_SPACE)
             except BlockingIOError:
                 return
             except OSError:  # of the socket, not of a client: the interface went away
@@ -180,14 +179,28 @@ class UdpPort:
         return flow
 
     def _open_exit(self, flow: UdpFlow) -> bool:
-        """Have the socket by which answers leave."""
+        """Have the socket by which answers leave. Who holds its port is looked up in /proc: every RETRY_S at most."""
+        no_exit = flow.listener.no_exit
+        if self._poller.now < no_exit.get(flow.port, 0.0):
+            self.counters.errors += 1
+            return False
         try:
             flow.exit = self._with_room(flow, lambda: flow.listener.borrow_exit(flow.port))
         except PortfwdError as error:
             self.counters.errors += 1
-            self._say(f"no answer could leave: {error}")
+            if exhausted(error):
+                self._starve(error)
+            else:
+                no_exit[flow.port] = self._poller.now + RETRY_S
+                self._say(f"no answer could leave: {error}")
             return False
+        no_exit.pop(flow.port, None)
         return True
+
+    def _starve(self, error: Exception) -> None:
+        """Count and say that a new flow found no descriptor."""
+        self.counters.starved += 1
+        self._tally.add(f"times no socket for a new flow ({error})")
 
     def new_flow(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> UdpFlow:
         flow = UdpFlow(listener, client, local, port, now)
@@ -254,8 +267,7 @@ class UdpPort:
             except (OSError, PortfwdError) as error:
                 if exhausted(error):
                     self.counters.errors += 1
-                    self.counters.starved += 1
-                    self._tally.add(f"times no socket for a new flow ({error})")
+                    self._starve(error)
                     return False
                 self.counters.failed += 1
                 self.balancer.failed(target, now)
@@ -476,13 +488,3 @@ class UdpPort:
             self._forget(listener.sock.fileno())
             listener.sock.close()
         self.listeners = [one for one in self.listeners if one not in gone]
-
-    # A successor
-
-    def pack(self, put: Callable[[int], int]) -> dict[str, object]:
-        """All sockets and flows as JSON, for unpack(); `put` takes a descriptor and returns what stands for it."""
-        return udpstate.pack(self, put)
-
-    def unpack(self, raw: object, take: Callable[[object], int]) -> None:
-        """Go on with what a predecessor packed; `take` gives descriptors, which are owned from then on. ValueError."""
-        udpstate.unpack(self, raw, take)

@@ -47,6 +47,7 @@ class Listener:
     port: int
     asks: bool  # clients from elsewhere may find it: see hostonly.py
     exits: dict[int, Exit] = field(default_factory=dict)  # by port; of a range only, and not for the socket's own
+    no_exit: dict[int, float] = field(default_factory=dict)  # by port: until then no socket is asked for
 
     def borrow_exit(self, port: int) -> socket.socket:
         """The socket from which answers of a port leave; to be given back. PortInUse, PortfwdError."""

@@ -24,7 +24,7 @@ def network_for(options: argparse.Namespace, container_id: str) -> tuple[Network
     given = None
     try:
         if conflist.is_path(name):
-            given = conflist.read(name)
+            given = conflist.read(name, piped=True)
             name = given.name
         elif options.verb != "DEL":
             given = found(options, name)

@@ -15,7 +15,7 @@ import pytest
 from lab import Lab
 from node import CLONE_NEWNET, Node, enter
 
-from portfwd import proxyproto
+from portfwd import proxyproto, udpstate
 from portfwd.counters import Counters
 from portfwd.flows import QUESTION_S, TALKS_S
 from portfwd.mapping import Mapping, Place, Target
@@ -641,13 +641,13 @@ def test_a_successor_goes_on_with_the_sockets_and_flows(stage: Stage) -> None:
         descriptors.append(os.dup(fd))
         return len(descriptors) - 1
 
-    state = json.loads(json.dumps(predecessor.pack(put)))
+    state = json.loads(json.dumps(udpstate.pack(predecessor, put)))
     for ip, client in clients.items():
         client.sendto(b"between", (ip, PORT))  # while nobody reads
         target.sendto(b"answer", heard[ip])
     predecessor.close()
     successor = stage.serve(predecessor.mapping, [], [])
-    successor.unpack(state, lambda number: descriptors[number] if isinstance(number, int) else -1)
+    udpstate.unpack(successor, state, lambda number: descriptors[number] if isinstance(number, int) else -1)
     assert successor.flows == successor.counters.active == 2
     for ip, client in clients.items():
         assert stage.receive(client) == (b"answer", (ip, PORT))
@@ -673,7 +673,7 @@ def test_a_damaged_state_is_refused(stage: Stage, change: dict[str, object]) -> 
     listener = stage.listening("127.0.0.1", PORT).detach()
     state: dict[str, object] = {"listeners": [[PORT, 0]], "flows": [GOOD_FLOW | change]}
     with pytest.raises(ValueError, match=r"not|non") if change else contextlib.nullcontext():
-        port.unpack(state, lambda _: listener)
+        udpstate.unpack(port, state, lambda _: listener)
     assert port.flows == (0 if change else 1)
 
 
@@ -681,4 +681,4 @@ def test_a_damaged_state_is_refused(stage: Stage, change: dict[str, object]) -> 
 def test_what_is_no_state_is_refused(stage: Stage, state: object) -> None:
     port = stage.serve(Mapping("m", "udp", ("127.0.0.1",), PORT, PORT, (WEB,)), [], [])
     with pytest.raises(ValueError, match="not"):
-        port.unpack(state, lambda _: -1)
+        udpstate.unpack(port, state, lambda _: -1)

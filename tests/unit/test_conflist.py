@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def obj(value: object) -> Object:
     found = decode(json.dumps(value).encode())
     assert isinstance(found, Object)
     return found
+
+
+def test_a_pipe_that_is_named_by_hand_is_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = b'{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge"}]}'
+    writer = threading.Thread(target=lambda: pipe.write_bytes(text))
+    writer.start()
+    assert conflist.read(pipe, piped=True).types == ["bridge"]
+    writer.join()
+    with pytest.raises(CniError, match="not an ordinary file"):
+        conflist.read(pipe)
 
 
 def test_a_single_plugin_is_a_list_of_one() -> None:
