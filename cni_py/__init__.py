@@ -16,12 +16,12 @@ What a call passes through, in order:
     nftops     operations on elements of our nftables table
     tuningops  operations of the plugin tuning, shapingops those of bandwidth
     userland   portmap's requests to portfwd; portshares, portclaims, portmappings, portoptions: what portmap publishes
-    portindex  who publishes for an address; leftovers, portsurvey: what nobody stands behind any more goes
     hostlisteners  programs of the host on a port that is to be published; listenerowners, processes: who they are
     hostclients    127.0.0.0/8, and the guard that keeps it to the host
     ownership  whether a namespace is still the attachment's; garbage: what GC removes; bridgeusers: who is on a bridge
     vlangateway, resolvconf    the bridge plugin's gateway in a VLAN; host-local's DNS settings
     portindex  who publishes ports for an address; portsurvey makes it anew, leftovers takes away what nobody stands behind
+    randomports    host ports for hostPort 0; localports: what may be chosen, stickyports: what a name had before
     restore    puts back what somebody took out of nftables
     records    attachment records below /run/cni-py
     locks      flock with a limit

@@ -13,7 +13,7 @@ tells all mappings below `cni-py/portMappings`, in the form of runtimeConfig.por
 
 import os
 
-from cni_py import heirs, hostlisteners, portclaims, records, stickyports
+from cni_py import heirs, hostlisteners, localports, portclaims, records, stickyports
 from cni_py.engine import Op
 from cni_py.errors import CniError, InvalidNetworkConfig, PortInUse, warn
 from cni_py.jsontext import Object
@@ -33,7 +33,6 @@ ANNOTATION = "cni-py/sticky"
 TRIES = 16  # random numbers that are looked at
 TEXT_MAX = 512  # characters of a name
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-EPHEMERAL = range(32768, 61000)  # the kernel's own default, where it does not tell
 
 
 class RememberPorts(Op):
@@ -188,7 +187,7 @@ class Search:
         """A port that is free, the known one if it is. PortInUse."""
         protocol = entry.protocol.lower()
         if protocol not in PROTOCOLS:
-            return known or EPHEMERAL[0]  # refused further on, with the right words
+            return known or localports.EPHEMERAL[0]  # refused further on, with the right words
         refusal: PortInUse | None = None
         candidates: list[int] = [*([known] if known else ()), *random_ports()]
         for port in candidates:
@@ -225,31 +224,7 @@ class Search:
 
 
 def random_ports() -> "Iterator[int]":
-    """Numbers that the kernel may choose from, too, and that nobody has reserved."""
-    try:
-        first, last = map(int, _setting("ip_local_port_range").split())
-        span = range(first, last + 1)
-    except (OSError, ValueError):
-        span = EPHEMERAL
-    try:
-        reserved = _runs(_setting("ip_local_reserved_ports"))
-    except (OSError, ValueError):
-        reserved = []
+    """Numbers that the kernel may choose, too, and that nobody has reserved."""
+    ports = localports.choosable(localports.content)
     for _ in range(TRIES):
-        port = span[int.from_bytes(os.urandom(4), "big") % len(span)]
-        if not any(port in run for run in reserved):
-            yield port
-
-
-def _setting(name: str) -> str:
-    with open(f"/proc/sys/net/ipv4/{name}", encoding="ascii") as file:
-        return file.read()
-
-
-def _runs(text: str) -> list[range]:
-    """Of "8080,9000-9009". ValueError."""
-    found = []
-    for part in text.strip().split(",") if text.strip() else ():
-        first, _, last = part.partition("-")
-        found.append(range(int(first), int(last or first) + 1))
-    return found
+        yield ports[int.from_bytes(os.urandom(4), "big") % len(ports)]

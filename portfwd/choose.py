@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Object
+from collections.abc import Sequence
 
 from portfwd import spec
 from portfwd.errors import NotFound, PortfwdError, Usage
-from portfwd.mapping import PORT_MAX, Mapping
+from portfwd.mapping import Mapping
 from portfwd.metrics import as_mapping
 
 SYSCTLS = "/proc/sys/net/ipv4/"  # of both families, ip-sysctl.rst
@@ -59,30 +59,3 @@ def _ports(text: str) -> tuple[str, range, str]:
     if found.host_ports is None:
         raise Usage(f"{text}: no ports")
     return (found.follow or found.host_ips[0]) if colon else "", found.host_ports, found.protocol
-
-
-def random_ports(read: Callable[[str], str]) -> Sequence[int]:
-    """The ports that a random one is chosen from; `read` gives the content of a file, "" where it cannot.
-
-    Those that the kernel itself chooses from (ip_local_port_range) but for what an administrator keeps for others
-    (ip_local_reserved_ports) and what takes a privilege (ip_unprivileged_port_start). Where nothing of that is left, the
-    range is no choice: then all others that are neither kept nor privileged.
-    """
-    local = spec.ephemeral_range(read(f"{SYSCTLS}ip_local_port_range"))
-    kept = reserved(read(f"{SYSCTLS}ip_local_reserved_ports"))
-    first = read(f"{SYSCTLS}ip_unprivileged_port_start").strip()
-    lowest = int(first) if first.isdecimal() else UNPRIVILEGED
-    for span in (local, range(UNPRIVILEGED, PORT_MAX + 1)):
-        if free := [port for port in span if port >= lowest and port not in kept]:
-            return free
-    return local
-
-
-def reserved(text: str) -> set[int]:
-    """From /proc/sys/net/ipv4/ip_local_reserved_ports: 8080,9000-9100, or nothing. What is not understood is passed over."""
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal() and (last or first).isdecimal():
-            found.update(range(int(first), min(int(last or first), PORT_MAX) + 1))
-    return found

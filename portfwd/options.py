@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from portfwd import addresses, choose, follow, holders, places, runtimes, spec, sticky
+from cni_py import localports
+from portfwd import addresses, follow, holders, places, runtimes, spec, sticky
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import ANY, BALANCES, Mapping, Place
 from portfwd.spec import Destination, Publish, Template
@@ -266,7 +267,7 @@ class Search:
         self.offer = offer
         self.had = had
         self.notes: list[str] = []
-        self.ephemeral = choose.random_ports(_read)
+        self.ephemeral = localports.choosable(_read)
         self._taken: dict[tuple[str, tuple[str, ...]], set[int]] = {}
 
     def first_free(self, name: str, publish: Publish, line: int) -> Mapping:

@@ -34,7 +34,6 @@ from portfwd.mapping import (
 )
 
 RANDOM_TRIES = 10  # docker's; what somebody is known to have does not count as one
-EPHEMERAL = range(49153, 65536)  # docker's, where net.ipv4.ip_local_port_range cannot be read
 INSIDE = "127.0.0.1"  # the target in a namespace, unless another is named
 GRAMMAR = "[[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]"
 
@@ -250,14 +249,6 @@ def _random(ephemeral: Sequence[int], start: int, taken: Container[int]) -> Iter
             tries += 1
             if tries == RANDOM_TRIES:
                 return
-
-
-def ephemeral_range(text: str) -> range:
-    """From /proc/sys/net/ipv4/ip_local_port_range, both ends included; docker's where that says nothing."""
-    words = text.split()
-    if len(words) == 2 and all(word.isdecimal() for word in words) and 0 < int(words[0]) <= int(words[1]) <= PORT_MAX:
-        return range(int(words[0]), int(words[1]) + 1)
-    return EPHEMERAL
 
 
 def destination(text: str, place: Place) -> Destination:

@@ -11,10 +11,9 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from cni_py import stickyports
-from portfwd import choose, holders, spec
+from cni_py import localports, stickyports
+from portfwd import holders, spec
 from portfwd.mapping import ANY, Mapping
 
 log = logging.getLogger("portfwd")
@@ -55,7 +54,7 @@ def remember(known: stickyports.Memory, mappings: Iterable[Mapping], live: Itera
 
 def elsewhere(mapping: Mapping) -> Iterator[Mapping]:
     """The same mapping on other ports to try, when its own is somebody's."""
-    ephemeral = choose.random_ports(read)
+    ephemeral = localports.choosable(localports.content)
     host_ips = ANY if mapping.follow else mapping.host_ips
     wanted = spec.Publish(host_ips, None, range(mapping.first, mapping.first + 1), mapping.protocol)
     taken = holders.taken(mapping.protocol, host_ips) | {mapping.first}
@@ -66,11 +65,3 @@ def elsewhere(mapping: Mapping) -> Iterator[Mapping]:
 def random_start(ephemeral: Sequence[int]) -> int:
     """Where to begin looking."""
     return int.from_bytes(os.urandom(4), "big") % len(ephemeral)
-
-
-def read(path: str) -> str:
-    """The content of a file; "" where there is none that can be read."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

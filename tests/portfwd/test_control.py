@@ -10,7 +10,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from portfwd.descriptors import Descriptors
 from portfwd.errors import KINDS, Lacking, NotFound, PortfwdError, PortInUse, Usage
 from portfwd.poller import Poller
 from portfwd.requests import Handover, Listing, Publish, Reload, Remove, Request, Stats
+from tests.portfwd.talk import until
 
 RAW: Json = {
     "id": "web",
@@ -345,15 +346,6 @@ def test_too_many_descriptors_are_refused(running: Running) -> None:
                 socket.send_fds(sock, [b" "], [file.fileno()] * 100)
         assert b"more descriptors" in to_end(sock)
     assert until(lambda: open_descriptors() == before)
-
-
-def until(true: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 5
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def test_a_line_that_is_too_long_is_refused(running: Running) -> None:

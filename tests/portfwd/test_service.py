@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ from portfwd.relay import Relay
 from portfwd.store import Store
 from tests.conftest import need_root
 from tests.lacking import unavailable
+from tests.portfwd.talk import until
 
 PORTFWD = str(Path(sys.executable).with_name("portfwd"))
 WAIT_S = 10.0
@@ -48,15 +49,6 @@ def raw(port: int = 8080, name: str = "", **fields: object) -> Json:
     target = {"address": "127.0.0.1", "port": port + 1}
     here = {"id": name or f"m{port}", "protocol": "tcp", "host_ips": ["127.0.0.1"], "first": port, "last": port}
     return {**here, "targets": [target], **fields}
-
-
-def until(true: Callable[[], bool]) -> bool:
-    end = time.monotonic() + WAIT_S
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 class Service:

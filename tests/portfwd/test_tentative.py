@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -18,6 +17,7 @@ from portfwd.registry import Registry
 from portfwd.requests import Publish
 from portfwd.store import Store
 from tests.portfwd.stage import started
+from tests.portfwd.talk import until
 
 CHECKED, TWICE, OLD, LATE = (f"2001:db8:9::{number}" for number in range(1, 5))
 PORT = 8080
@@ -56,15 +56,6 @@ def published(registry: Registry, *mappings: Mapping) -> list[str]:
 def connects(ip: str) -> bool:
     with socket.socket(socket.AF_INET6) as client:
         return client.connect_ex((ip, PORT)) == 0
-
-
-def until(true: Callable[[], bool]) -> bool:
-    end = time.monotonic() + WAIT_S
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def on_such_addresses(state: str) -> dict[str, object]:
