@@ -35,6 +35,7 @@ bench: tested
 	@$(VENV)/bin/python bench/plugins.py --ours .cache/bin --go $(GO) --json .cache/bench.json $(BENCH)
 	@$(VENV)/bin/python bench/scale.py --ours .cache/bin --json .cache/bench-scale.json
 	@$(VENV)/bin/python bench/publishers.py --portfwd $(VENV)/bin/portfwd --debs $(DEBS) --json .cache/bench-publishers.json
+	@$(VENV)/bin/python bench/ranges.py --portfwd $(VENV)/bin/portfwd --debs $(DEBS) --json .cache/bench-ranges.json
 
 clean:
 	rm -rf .cache build
