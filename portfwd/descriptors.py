@@ -41,24 +41,21 @@ class Descriptors:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
     def lower(self) -> None:
-        """From now on clients are served."""
+        """Keep back what commands need: clients are served from now on."""
         self._fence(self.data)
 
-    @contextlib.contextmanager
-    def for_commands(self) -> Iterator[None]:
-        """All there are, for what is closed again soon."""
-        before = self._now
-        self._fence(self.commands)
-        try:
-            yield
-        finally:
-            self._fence(before)
+    def for_commands(self) -> contextlib.AbstractContextManager[None]:
+        """Allow all descriptors, for what is closed again soon."""
+        return self._raised(self.commands)
+
+    def for_listeners(self) -> contextlib.AbstractContextManager[None]:
+        """Allow what a mapping may keep; the rest stays free for commands."""
+        return self._raised(self.listeners)
 
     @contextlib.contextmanager
-    def for_listeners(self) -> Iterator[None]:
-        """For what a mapping keeps: what commands need remains."""
+    def _raised(self, soft: int) -> Iterator[None]:
         before = self._now
-        self._fence(self.listeners)
+        self._fence(soft)
         try:
             yield
         finally:
