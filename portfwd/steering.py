@@ -3,9 +3,9 @@
     SYN, datagram ─→ INPUT ─→ connections ─→ the program: family, protocol, address, port ─→ LPM trie ─→ slot ─→ SOCKMAP ─→ socket
                                                           the same with no address                  none: listeners as ever
 
-The kernel runs the program after its firewall and after the lookup of connections, and before the lookup of listeners. There is no
-NAT and no connection tracking, and an accepted socket has the address and port that the client asked for. The program is constant; a range
-is a few entries of the trie (a range of ports is at most 30 prefixes). Everything exists while anything is steered.
+The kernel runs the program after its firewall and after the lookup of connections, before the lookup of listeners. There is no
+NAT and no connection tracking, and an accepted socket has the address and port that the client asked for. The program never
+changes; a range is at most 30 prefixes in the trie. Program and maps exist while anything is steered.
 
 What is steered is taken from whoever listens there: who puts a range looks for listeners first.
 
