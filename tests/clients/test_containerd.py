@@ -161,7 +161,10 @@ def before(host: ContainerdHost, look: Look) -> dict[str, Any]:
     """The host after its first container: what is shared (the bridge, empty tables) has been made."""
     with running(host, "first"):
         pass
-    return look()
+    end = time.monotonic() + SETTLE_S
+    while "'veth" in str((found := look())["links"]) and time.monotonic() < end:  # see settled()
+        time.sleep(0.1)
+    return found
 
 
 def test_a_container_gets_its_addresses_and_default_routes(

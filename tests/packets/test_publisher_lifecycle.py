@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -42,6 +44,7 @@ HELD = 8120
 STREAMED, INSIDE = 8099, 5399
 RESTORED_S = 10.0
 PHASE_S = 0.4  # dozens of requests of each client
+ANSWERS_S = 20.0
 
 
 @pytest.fixture(scope="module", params=["auto"])
@@ -237,7 +240,7 @@ def forget_flows() -> None:
 
 TRAFFIC = """
 import json, socket, sys, threading, time
-phase, found = "", {}
+phase, found, told = "", {}, set()
 
 def ask(address, port, protocol):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -264,6 +267,9 @@ def work(stream):
         answer = ask(*stream)
         counts = found.setdefault(begun if begun == phase else "between", {}).setdefault(" ".join(map(str, stream)), {})
         counts[answer] = counts.get(answer, 0) + 1
+        if begun == phase != "end" and begun not in told and len(found[begun]) == len(threads):
+            told.add(begun)
+            print(begun, flush=True)  # every client has had an answer
         if answer == "refused":
             time.sleep(0.01)  # the kernel sends 1000 ICMP errors in a second, to all together (icmp_msgs_per_sec)
 
@@ -289,6 +295,7 @@ class Traffic:
         self.expected = expected
         args = [sys.executable, "-I", "-S", "-c", TRAFFIC, json.dumps(list(expected)), str(TIMEOUT_S)]
         self.process = lab[node].popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.said = b""
         self.counts: dict[str, dict[str, dict[str, int]]] = {}
 
     def during(self, phase: str) -> None:
@@ -296,11 +303,19 @@ class Traffic:
         self.process.stdin.write(f"{phase}\n".encode())
         self.process.stdin.flush()
 
+    def await_answers(self, phase: str) -> None:
+        """Every client has had one in the phase: on a busy machine that takes longer than its time."""
+        assert self.process.stdout is not None
+        output, line = self.process.stdout.fileno(), f"{phase}\n".encode()
+        while line not in self.said and select.select([output], [], [], ANSWERS_S)[0]:
+            self.said += os.read(output, 4096)
+        assert line in self.said, f"clients without an answer {phase}"
+
     def end(self) -> None:
         """May be called twice."""
         if self.process.returncode is None:
             output, _ = self.process.communicate(timeout=10)
-            self.counts = json.loads(output)
+            self.counts = json.loads(output.splitlines()[-1])
 
     def answers(self, phase: str, stream: Stream) -> set[str]:
         found = self.counts.get(phase, {}).get(" ".join(map(str, stream)), {})
@@ -367,3 +382,5 @@ def phase(traffic: list[Traffic], name: str, seconds: float = 0.0) -> None:
     for one in traffic:
         one.during(name)
     time.sleep(seconds)
+    for one in traffic if seconds else ():
+        one.await_answers(name)

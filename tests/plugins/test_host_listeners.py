@@ -258,7 +258,7 @@ def pid_inside(port: int) -> int:
 
 def disguised(arguments: list[str]) -> str:
     """Keeps the socket in a shell whose command line reads as `arguments`: they are all that /proc shows of a program."""
-    return f"import os; os.execv('/bin/sh', {[arguments[0], '-c', 'sleep 60; exit', *arguments[1:]]!r})"
+    return f"import os; os.execv('/bin/sh', {[arguments[0], '-c', 'sleep 60 >/dev/null; exit', *arguments[1:]]!r})"
 
 
 def test_podman_s_conmon_is_there_for_its_container_alone(network: Asked) -> None:

@@ -77,7 +77,7 @@ def on_such_addresses(state: str) -> dict[str, object]:
         found["twice"] = published(registry, mapping(TWICE))
         shell(f"ip addr add {LATE}/64 dev e0 nodad")
         registry.retry()
-        found["late"] = connects(LATE)
+        found["late"] = until(lambda: connects(LATE))
     return found
 
 
