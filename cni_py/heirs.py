@@ -24,13 +24,13 @@ def record_of(hexed: str) -> "Record | None":
     """The portmap record of the attachment, None when there is none that can be read."""
     folder = f"{records.run_dir()}/attachments/{hexed}"
     for suffix in (".adding", ".json"):
-        key = _key_in(_fields_in(f"{folder}/{PLUGIN}{suffix}"))
+        key = key_in(fields_in(f"{folder}/{PLUGIN}{suffix}"))
         if key is not None and key.hex == hexed:
             return records.load(key, PLUGIN)
     return None
 
 
-def _fields_in(path: str) -> jsontext.Object:
+def fields_in(path: str) -> jsontext.Object:
     """What a file of ours says; nothing when it cannot be read."""
     try:
         fields = jsontext.decode(records.read(path))
@@ -39,7 +39,7 @@ def _fields_in(path: str) -> jsontext.Object:
     return fields if isinstance(fields, jsontext.Object) else jsontext.Object()
 
 
-def _key_in(fields: jsontext.Object) -> "Attachment | None":
+def key_in(fields: jsontext.Object) -> "Attachment | None":
     names = [fields.get(name) for name in ("network", "containerID", "ifname")]
     return records.Attachment(*map(str, names)) if all(isinstance(name, str) for name in names) else None
 
@@ -101,8 +101,8 @@ def waiting_at(holder: str) -> "list[tuple[Attachment, dict[int, str], str]]":
         return []
     found = []
     for name in sorted(names, key=lambda name: _mtime(f"{folder}/{name}")):
-        fields = _fields_in(f"{folder}/{name}")
-        key = _key_in(fields)
+        fields = fields_in(f"{folder}/{name}")
+        key = key_in(fields)
         if key is not None and key.hex == name and record_of(name) is not None:
             conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
             found.append((key, conditions, str(fields.get("ports", ""))))

@@ -5,7 +5,7 @@ import errno
 from cni_py.addr import parse_ip
 from cni_py.engine import Op
 from cni_py.errors import warn
-from cni_py.kernel import rtnl, sysctl
+from cni_py.kernel import nftrules, rtnl, sysctl
 from cni_py.kernel.netlink import attr
 from cni_py.kernel.nftables import Change, Element, NftUnavailable, ifname_key
 from cni_py.locks import nftables_lock
@@ -45,7 +45,7 @@ class AllowLoopbackClients(Op):
         before: Element | None = None
         unavailable: NftUnavailable | None = None
         try:
-            kernel.nft.ensure_table()
+            nftrules.ensure_table(kernel.nft)
             before = kernel.nft.get("local_links", (key,)).get(key)
         except NftUnavailable as error:
             unavailable = error

@@ -42,7 +42,7 @@ def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], 
 
         kernel.nft.current.clear()
         for family in {change.family for change in changes}:
-            kernel.nft.ensure_table(family)
+            nftrules.ensure_table(kernel.nft, family)
         text = chains()
         if text:
             libnftables.run(text)
@@ -52,7 +52,7 @@ def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], 
 def put(kernel: "Kernel", set_name: str, element: Element, chain: str = "", family: int = INET) -> bool:
     """Put in one element of our own, in place of one that another attachment left. False when it is there already."""
     with nftables_lock():
-        kernel.nft.ensure_table(family)
+        nftrules.ensure_table(kernel.nft, family)
         before = kernel.nft.get(set_name, (element.key,), family).get(element.key)
         if before == element:
             return False
@@ -321,7 +321,7 @@ class PublishPorts(Op):
     def apply(self, kernel: "Kernel") -> bool:
         mappings = parse_mappings(self.ports)
         with nftables_lock():
-            kernel.nft.ensure_table()
+            nftrules.ensure_table(kernel.nft)
             try:
                 changed = self._publish(kernel, mappings, Draft(kernel.nft, blind=True))
             except OSError as error:

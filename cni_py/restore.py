@@ -163,7 +163,7 @@ def mend_rules(kernel: Kernel) -> None:
         try:
             if not kernel.nft.has_table(family):
                 if kernel.nft.dump("layout", family):  # another version's, which elements alone do not bring up to date
-                    kernel.nft.ensure_table(family)
+                    nftrules.ensure_table(kernel.nft, family)
                 continue
         except NftUnavailable:  # no bridge family: then nothing of ours can be there
             continue

@@ -39,7 +39,7 @@ class Settings:
         self.host_listener = values.get("hostListener", HOST_LISTENERS[0])
 
 
-def backend(asked: str = "") -> str:
+def chosen(asked: str = "") -> str:
     """The backend that a configuration asks for, or else the host's."""
     return asked or load().backend
 

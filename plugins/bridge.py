@@ -37,7 +37,7 @@ def add(call: Call) -> Result:
     conf = BridgeConf(call)
     conf.check_add()
     if conf.masquerade:
-        conf.backend = settings.backend(conf.backend)
+        conf.backend = settings.chosen(conf.backend)
     container_mac = conf.container_mac(call)
     refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
     refuse_existing(call, refusal)
@@ -97,7 +97,7 @@ def status(call: Call) -> None:
     if link is not None and link.kind != "bridge":
         raise PluginNotAvailable(f'"{name}" already exists but is not a bridge', "rename it or the network's bridge")
     if boolean(conf, "ipMasq"):
-        backends.answers(call.kernel, settings.backend(string(conf, "ipMasqBackend")))
+        backends.answers(call.kernel, settings.chosen(string(conf, "ipMasqBackend")))
     if boolean(conf, "macspoofchk"):
         backends.answers(call.kernel, "nftables")
 

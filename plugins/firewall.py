@@ -47,7 +47,7 @@ class FirewallConf:
     @property
     def backend(self) -> str:
         """The one to use; what is not a backend's name is passed over, as the Go plugin does."""
-        return settings.backend(self.asked if self.asked in BACKENDS else "")
+        return settings.chosen(self.asked if self.asked in BACKENDS else "")
 
     @property
     def host_side(self) -> list[str]:
@@ -177,7 +177,9 @@ def check(call: Call) -> None:
     conf = FirewallConf(call)
     needed_result(conf)
     conf.check_add(call.kernel)
-    call.check_plan(plan(conf, backend_in_use(call, conf)))
+    from cni_py.firewallops import without_kept
+
+    call.check_plan(without_kept(call.kernel, plan(conf, backend_in_use(call, conf))))
 
 
 def backend_in_use(call: Call, conf: FirewallConf) -> str:

@@ -153,7 +153,7 @@ def status(call: Call) -> None:
     if netconf.string(call.conf.raw, "userlandProxy") == "always":
         userland.answers()
     else:
-        backends.answers(call.kernel, settings.backend(PortmapConf(call.conf).asked_backend))
+        backends.answers(call.kernel, settings.chosen(PortmapConf(call.conf).asked_backend))
 
 
 def plan(conf: PortmapConf, earlier: "Result", ifname: str) -> "list[Op]":
@@ -192,7 +192,7 @@ def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> 
     """The part of the kernel."""
     if not conf.entries:
         return []
-    if settings.backend(conf.asked_backend) == "iptables":
+    if settings.chosen(conf.asked_backend) == "iptables":
         from cni_py import iptablesops
 
         steps = iptablesops.publish(conf, addresses)

@@ -152,7 +152,7 @@ def iptables_chains() -> Iterator[Left]:
     try:
         for family, tool in ((4, "iptables"), (6, "ip6tables")):
             with contextlib.suppress(CniError, OSError, subprocess.SubprocessError):  # then none of ours can be there
-                if not xtables.may_hold(kernel, family, xtables.NAT, "PREROUTING"):
+                if not xtables.may_hold(kernel.nft, family, xtables.NAT, "PREROUTING"):
                     continue
                 save = [f"{tool}-save", "-t", xtables.NAT]
                 listed = subprocess.run(save, capture_output=True, timeout=TOOL_S, check=True).stdout

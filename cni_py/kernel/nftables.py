@@ -307,14 +307,6 @@ class Nft:
         inner.close()
         outer.close()
 
-    def ensure_table(self, family: int = INET) -> None:
-        """Make the table with its chains, rules and empty maps, unless it is there in this layout."""
-        if family not in self.current and not self.has_table(family):
-            from cni_py.kernel import libnftables, nftrules
-
-            libnftables.run(nftrules.table(family == BRIDGE))
-        self.current.add(family)
-
     def has_table(self, family: int = INET) -> bool:
         """Whether the table is there in this layout."""
         return bool(self.get("layout", (mark(LAYOUT),), family))

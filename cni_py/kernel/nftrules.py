@@ -25,7 +25,11 @@ a packet, hence a chain for each.
 """
 
 from cni_py.addr import Address
-from cni_py.kernel.nftables import LAYOUT
+from cni_py.kernel.nftables import BRIDGE, INET, LAYOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.kernel.nftables import Nft
 
 FAMILIES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 RANGE_PROTOCOLS = ("tcp", "udp", "sctp")
@@ -94,6 +98,15 @@ add rule bridge cni_py isolation iifname @isolated oifname @isolated drop
 flush set bridge cni_py layout
 add element bridge cni_py layout {{ {layout} }}
 """
+
+
+def ensure_table(nft: "Nft", family: int = INET) -> None:
+    """Make the table with its chains, rules and empty maps, unless it is there in this layout. CniError."""
+    if family not in nft.current and not nft.has_table(family):
+        from cni_py.kernel import libnftables
+
+        libnftables.run(table(family == BRIDGE))
+    nft.current.add(family)
 
 
 def table(bridge: bool) -> str:

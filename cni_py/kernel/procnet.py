@@ -6,8 +6,6 @@ answer from sock_diag, and for what is wanted in whole.
 
 import sys
 
-from cni_py.kernel.sock_diag import WAITING, Listener
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,15 +37,6 @@ def lines(protocol: str) -> "Iterator[Line]":
                     yield Line(text)
         except (OSError, StopIteration):
             continue
-
-
-def waiting(protocol: str) -> list[Listener]:
-    """The sockets that wait for clients; one on :: is taken for one that takes IPv4 as well, as is usual."""
-    return [
-        Listener(protocol, one.ip, one.port, one.uid, one.inode)
-        for one in lines(protocol)
-        if one.state == WAITING[protocol]
-    ]
 
 
 def _address(text: str) -> tuple[bytes, int]:

@@ -70,7 +70,9 @@ def _on(protocol: str, ports: "Runs") -> list[Listener]:
     except OSError:  # no inet_diag in this kernel, or none for us
         from cni_py.kernel import procnet
 
-        found = procnet.waiting(protocol)
+        # one on :: is taken for one that takes IPv4 as well, as is usual
+        there = (one for one in procnet.lines(protocol) if one.state == WAITING[protocol])
+        found = [Listener(protocol, one.ip, one.port, one.uid, one.inode) for one in there]
     if not found:
         return found
     wanted = bytearray(1 << 16)

@@ -2,7 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.kernel.context import Kernel
+    from cni_py.kernel.nftables import Nft
 
 NAT, FILTER = "nat", "filter"
 CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h
@@ -10,12 +10,12 @@ NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 NFPROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: linux/netfilter.h
 
 
-def may_hold(kernel: "Kernel", family: int, table: str, chain: str) -> bool:
+def may_hold(nft: "Nft", family: int, table: str, chain: str) -> bool:
     """Whether iptables may have that chain: false where asking iptables would be in vain, told without a process.
 
     iptables-nft's chains are seen by netlink; where iptables-legacy has the table, only it knows.
     """
-    if kernel.nft.chain_policy(NFPROTO[family], table, chain) is not None:
+    if nft.chain_policy(NFPROTO[family], table, chain) is not None:
         return True
     return table in legacy_tables(family)
 

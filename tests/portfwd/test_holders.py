@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni_py import processes
+from cni_py.kernel import nftrules
 from portfwd import holders
 from portfwd.holders import conflicts
 from tests.lacking import need_root
@@ -194,7 +195,7 @@ def test_a_port_that_portmap_publishes_is_named(lab: Lab) -> None:
 
         nft = Nft()
         try:
-            nft.ensure_table()
+            nftrules.ensure_table(nft)
             draft, who = Draft(nft), Claimant(Attachment("net", "c1", "eth0"), {})
             ip, here = bytes((10, 0, 0, 2)), bytes((127, 0, 0, 1))
             for mapping in (Mapping("tcp", None, 80, ip, 80), Mapping("udp", here, 53, ip, 53)):

@@ -21,34 +21,34 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_file_the_backend_is_nftables_and_nothing_is_written(config: Path) -> None:
-    assert settings.backend() == "nftables"
-    assert settings.backend("iptables") == "iptables"
+    assert settings.chosen() == "nftables"
+    assert settings.chosen("iptables") == "iptables"
     assert not (config.parent / "run").exists()
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "backend: nftables\n"])
 def test_a_file_may_say_nothing(config: Path, text: str) -> None:
     config.write_text(text)
-    assert settings.backend() == "nftables"
+    assert settings.chosen() == "nftables"
 
 
 def test_a_changed_file_is_compiled_again(config: Path) -> None:
     config.write_text("backend: iptables\n")
-    assert settings.backend() == "iptables"
+    assert settings.chosen() == "iptables"
     copy = config.parent / "run/config.json"
     assert json.loads(copy.read_text())["backend"] == "iptables"
     assert copy.stat().st_mode & 0o777 == 0o600
     before = copy.stat().st_ino
-    assert settings.backend() == "iptables"
+    assert settings.chosen() == "iptables"
     assert copy.stat().st_ino == before  # it was read, not made again
     config.write_text("backend: nftables\n")
-    assert settings.backend() == "nftables"
+    assert settings.chosen() == "nftables"
 
 
 def test_what_to_do_about_listeners_of_the_host_is_a_key(config: Path) -> None:
     assert settings.load().host_listener == "warn"
     config.write_text("hostListener: refuse\n")
-    assert (settings.load().host_listener, settings.backend()) == ("refuse", "nftables")
+    assert (settings.load().host_listener, settings.chosen()) == ("refuse", "nftables")
     assert settings.load().host_listener == "refuse"  # from the copy
     config.write_text("backend: iptables\n")
     copy = config.parent / "run/config.json"
@@ -56,7 +56,7 @@ def test_what_to_do_about_listeners_of_the_host_is_a_key(config: Path) -> None:
     older = json.loads(copy.read_text())
     del older["hostListener"]  # as the version before wrote it
     copy.write_text(json.dumps(older))
-    assert (settings.load().host_listener, settings.backend()) == ("warn", "iptables")
+    assert (settings.load().host_listener, settings.chosen()) == ("warn", "iptables")
     assert settings.for_host_listener("refuse") == "refuse"
     with pytest.raises(InvalidNetworkConfig, match="one of warn, refuse"):
         settings.for_host_listener("Refuse")
@@ -67,7 +67,7 @@ def test_a_damaged_copy_is_made_again(config: Path, damage: str) -> None:
     config.write_text("backend: iptables\n")
     settings.load()
     (config.parent / "run/config.json").write_text(damage)
-    assert settings.backend() == "iptables"
+    assert settings.chosen() == "iptables"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from cni_py import hostclients, restore
-from cni_py.kernel import tc
+from cni_py.kernel import nftrules, tc
 from cni_py.kernel.context import Kernel
 from cni_py.records import Attachment
 
@@ -80,7 +80,7 @@ def test_guard_made_by_an_earlier_version_gets_its_filter_and_a_new_bridge_of_th
     prepare()
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
     op = hostclients.AllowLoopbackClients(address="198.51.100.2")
-    kernel.nft.ensure_table()
+    nftrules.ensure_table(kernel.nft)
     run("nft add element inet cni_py local_links { br7 }")
     for _ in range(2):
         run("ip link add br7 type bridge; ip addr add 198.51.100.1/24 dev br7; ip link set br7 up")

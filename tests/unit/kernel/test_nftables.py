@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cni_py.addr import parse_ip
 from cni_py.errors import CniError
-from cni_py.kernel import libnftables, nftables
+from cni_py.kernel import libnftables, nftables, nftrules
 from cni_py.kernel.netlink import BatchError
 from cni_py.kernel.nftables import BRIDGE, INET, Change, Element, Nft, concat, ifname_key, mark
 
@@ -54,8 +54,8 @@ def run(command: str) -> str:
 
 def table() -> Nft:
     nft = Nft()
-    nft.ensure_table()
-    nft.ensure_table(BRIDGE)
+    nftrules.ensure_table(nft)
+    nftrules.ensure_table(nft, BRIDGE)
     return nft
 
 
@@ -178,7 +178,7 @@ def test_table_is_made_once_and_brought_up_to_date_without_losing_elements() -> 
     run("nft flush set inet cni_py layout")
     run("nft flush chain inet cni_py postrouting")
     assert not nft.has_table()
-    Nft().ensure_table()
+    nftrules.ensure_table(Nft())
     assert run("nft -s list ruleset") == before
     run("nft delete table inet cni_py")
     assert not nft.has_table()
