@@ -14,18 +14,18 @@ With nothing known the path is believed, as the Go plugins do.
 
 import os
 
-from cni_py import heirs, records
 from cni_py.addr import ip_text, mac_text
+from cni_py.attachment import holders, records
 from cni_py.errors import CniError
-from cni_py.reservations import Pool, holder
-from cni_py.result import Result, known_result
+from cni_py.ipam.reservations import Pool, holder
+from cni_py.protocol.result import Result, known_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.call import Call
-    from cni_py.kernel.context import Kernel
+    from cni_py.attachment.call import Call
+    from cni_py.attachment.context import Kernel
+    from cni_py.attachment.naming import Attachment
     from cni_py.kernel.rtnl import Link
-    from cni_py.records import Attachment
 
 HEX_DIGITS = frozenset("0123456789abcdef")
 
@@ -59,7 +59,7 @@ def is_link_local(entry: object) -> bool:
 
 def is_marked(alias: str) -> bool:
     """Whether it is an alias of ours: records.Attachment.comment."""
-    return len(alias) > heirs.HEX and alias[heirs.HEX] == " " and HEX_DIGITS.issuperset(alias[: heirs.HEX])
+    return len(alias) > holders.HEX and alias[holders.HEX] == " " and HEX_DIGITS.issuperset(alias[: holders.HEX])
 
 
 def former(kernel: "Kernel", ifname: str) -> "Attachment | None":
@@ -92,7 +92,7 @@ def peer_of(kernel: "Kernel", link: "Link") -> "Link | None":
 
 def by_reservations(call: "Call", held: list[bytes], known: set[bytes]) -> bool | None:
     """What the link's addresses tell, of which prevResult has `known`; None when they tell nothing."""
-    from cni_py.plugins.host_local import directory_of
+    from cni_py.ipam.reservations import directory_of
 
     try:
         directory = directory_of(call.conf)

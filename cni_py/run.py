@@ -9,7 +9,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.call import Plugin
+    from cni_py.attachment.call import Plugin
 
 MODULES = {
     "bandwidth": "bandwidth",

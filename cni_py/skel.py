@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
 
-    from cni_py.call import Call, Plugin
-    from cni_py.netconf import NetConf
+    from cni_py.attachment.call import Call, Plugin
+    from cni_py.protocol.netconf import NetConf
 
 # variable, verbs that require it; in the order libcni looks at them
 REQUIRED = (
@@ -73,7 +73,7 @@ def _run(name: str, plugin: "Callable[[], Plugin]") -> int:
         _write(version.reply(plugin().versions or version.SUPPORTED))
         return 0
     _check_environment(verb, os.environ)
-    from cni_py.netconf import NetConf
+    from cni_py.protocol.netconf import NetConf
 
     conf = NetConf.parse(_read_stdin())
     if verb not in ("ADD", "DEL", "CHECK", "GC", "STATUS"):
@@ -116,7 +116,7 @@ def _check_environment(verb: str, environ: "Mapping[str, str]") -> None:
 
 
 def _check_container_id(value: str) -> None:
-    from cni_py.netconf import is_identifier
+    from cni_py.protocol.netconf import is_identifier
 
     if not is_identifier(value):
         raise InvalidEnvironment("invalid characters in containerID", value)
@@ -147,7 +147,7 @@ def _check_version(verb: str, cni_version: str, supported: "Sequence[str]") -> N
 
 
 def _dispatch(verb: str, plugin: "Plugin", conf: "NetConf") -> int:
-    from cni_py.call import Call
+    from cni_py.attachment.call import Call
 
     environ = os.environ
     attached = verb in ("ADD", "DEL", "CHECK")
@@ -163,7 +163,7 @@ def _dispatch(verb: str, plugin: "Plugin", conf: "NetConf") -> int:
     )
     if verb != "DEL":
         return _logged(call, plugin)
-    from cni_py.netconf import Tolerant
+    from cni_py.protocol.netconf import Tolerant
 
     call.may_be_hosts = _may_be_hosts()
     with Tolerant():
@@ -172,7 +172,7 @@ def _dispatch(verb: str, plugin: "Plugin", conf: "NetConf") -> int:
 
 def _logged(call: "Call", plugin: "Plugin") -> int:
     if "log" in call.conf.raw:
-        from cni_py.log import logged
+        from cni_py.attachment.log import logged
 
         return logged(call, lambda: _perform(call, plugin))
     return _perform(call, plugin)
@@ -188,7 +188,7 @@ def _perform(call: "Call", plugin: "Plugin") -> int:
 
 def _run_verb(call: "Call", plugin: "Plugin") -> None:
     if call.verb in ("ADD", "DEL"):
-        from cni_py.locks import attachment_lock
+        from cni_py.attachment.locks import attachment_lock
 
         is_add = call.verb == "ADD"
         if is_add:
@@ -220,7 +220,7 @@ def _may_be_hosts() -> bool:
 
 def _add(call: "Call", plugin: "Plugin") -> None:
     """ADD, all or nothing: until the result is written, any failure or signal takes everything back."""
-    from cni_py.result import to_json
+    from cni_py.protocol.result import to_json
 
     _catch_signals(_interrupted)
     try:
@@ -283,9 +283,9 @@ def _read_stdin() -> bytes:
 
 
 def _encode(value: "object") -> str:
-    from cni_py import jsontext
+    from cni_py.protocol import gojson
 
-    return jsontext.encode(value)  # type: ignore[arg-type]  # to_json makes JSON values
+    return gojson.encode(value)  # type: ignore[arg-type]  # to_json makes JSON values
 
 
 def _print_error(error: CniError) -> None:

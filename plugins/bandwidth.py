@@ -10,20 +10,21 @@ Example configuration: conf/bandwidth.conflist. The ifb has the Go plugin's name
 interface of a container in one network, which would have the same, has one of its own.
 """
 
-from cni_py import records, version
+from cni_py import version
 from cni_py.addr import mac_text
-from cni_py.call import Call, Plugin, collect_garbage
+from cni_py.attachment import records
+from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.plugins.bandwidth_conf import BandwidthConf
-from cni_py.records import Attachment
-from cni_py.result import Interface, known_result, prev_result
+from cni_py.protocol.result import Interface, known_result, prev_result
 from cni_py.sha import sha512_hex
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
+    from cni_py.attachment.engine import Op
     from cni_py.kernel.rtnl import Link
-    from cni_py.result import Result
+    from cni_py.protocol.result import Result
 
 IFB_PREFIX = "bwp"
 MTU = 1500  # in a dry run, where the veth is not there to ask
@@ -59,7 +60,7 @@ def check_rates(conf: BandwidthConf) -> None:
 
 def plan(call: Call, conf: BandwidthConf, name: str, mtu: int, ifb: str) -> "list[Op]":
     """Everything that limits the container, in order."""
-    from cni_py.shapingops import AddIfb, LimitIfb, LimitRate, RedirectToIfb
+    from cni_py.interface.shaping import AddIfb, LimitIfb, LimitRate, RedirectToIfb
 
     steps: list[Op] = []
     if conf.ingress is not None:
@@ -135,7 +136,7 @@ def delete_ifbs(call: Call, recorded: bool) -> None:
     """Ours whose record is lost; and the Go plugin's, unless the result says that this interface has none."""
     if not any(map(call.kernel.host.link, (own_ifb_name(call), shared_ifb_name(call)))):
         return
-    from cni_py.shapingops import delete_ifb
+    from cni_py.interface.shaping import delete_ifb
 
     delete_ifb(call.kernel, own_ifb_name(call), nameless=True)
     name = shared_ifb_name(call)

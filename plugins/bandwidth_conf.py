@@ -1,12 +1,12 @@
 """The configuration of bandwidth: conf/bandwidth.conflist. Rates in bits/s and bursts in bits, of 0 when there is no limit."""
 
 from cni_py.errors import InvalidNetworkConfig
-from cni_py.netconf import MISSING, Missing, child, lookup, undecodable
+from cni_py.protocol.netconf import MISSING, Missing, child, lookup, undecodable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.jsontext import Object
-    from cni_py.netconf import NetConf
+    from cni_py.protocol.gojson import Object
+    from cni_py.protocol.netconf import NetConf
 
 KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 BURST_MAX = (1 << 32) - 1  # bytes; this one itself is refused, as by the Go plugin

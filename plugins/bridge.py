@@ -10,10 +10,16 @@ Example configuration: conf/bridge.conflist. The bridge, its gateway address and
 never taken away.
 """
 
-from cni_py import backends, invoke, settings
+from cni_py import backend
 from cni_py.addr import mac_text
-from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.container import (
+from cni_py.attachment import delegate
+from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, PluginNotAvailable
+from cni_py.kernel import rtnl
+from cni_py.plugins import backends
+from cni_py.plugins.bridge_conf import BridgeConf
+from cni_py.plugins.bridge_plan import bridge_mac, complete, plan, plan_bridge
+from cni_py.plugins.container import (
     collect_addresses,
     delete_interface,
     examine_ipam,
@@ -24,12 +30,8 @@ from cni_py.container import (
     sweep_elements,
     sweep_pairs,
 )
-from cni_py.errors import CniError, PluginNotAvailable
-from cni_py.kernel import rtnl
-from cni_py.netconf import boolean, string
-from cni_py.plugins.bridge_conf import BridgeConf
-from cni_py.plugins.bridge_plan import bridge_mac, complete, plan, plan_bridge
-from cni_py.result import Interface, Result
+from cni_py.protocol.netconf import boolean, string
+from cni_py.protocol.result import Interface, Result
 
 
 def add(call: Call) -> Result:
@@ -37,17 +39,17 @@ def add(call: Call) -> Result:
     conf = BridgeConf(call)
     conf.check_add()
     if conf.masquerade:
-        conf.backend = settings.chosen(conf.backend)
+        conf.backend = backend.chosen(conf.backend)
     container_mac = conf.container_mac(call)
     refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
     refuse_existing(call, refusal)
     examine_ipam(call)
     if call.begin() and conf.has_ipam:
-        invoke.ipam(call, "DEL")
+        delegate.ipam(call, "DEL")
     call.apply(plan_bridge(conf))  # before IPAM: a bridge that cannot be should not cost an address
     result = Result()
     if conf.has_ipam:
-        result = invoke.ipam_add(call)
+        result = delegate.ipam_add(call)
         if not result.ips:
             raise CniError("IPAM plugin returned missing IP config: its result has no address")
     complete(result, conf)
@@ -58,7 +60,7 @@ def add(call: Call) -> Result:
         Interface(call.ifname, mac_text(container_mac), call.netns),
     ]
     if conf.vlan and conf.gateway:
-        from cni_py.vlangateway import vlan_gateway_name
+        from cni_py.interface.vlan_gateway import vlan_gateway_name
 
         name = vlan_gateway_name(conf.bridge, conf.vlan)
         result.interfaces.append(Interface(name, mac_now(call, name, bytes(6))))
@@ -89,15 +91,15 @@ def gc(call: Call) -> None:
 
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "STATUS")
+    if delegate.ipam_type(call):
+        delegate.ipam(call, "STATUS")
     conf = call.conf.raw
     name = string(conf, "bridge", "cni0")
     link = call.kernel.host.link(name) if 0 < len(name) <= rtnl.IFNAME_MAX else None
     if link is not None and link.kind != "bridge":
         raise PluginNotAvailable(f'"{name}" already exists but is not a bridge', "rename it or the network's bridge")
     if boolean(conf, "ipMasq"):
-        backends.answers(call.kernel, settings.chosen(string(conf, "ipMasqBackend")))
+        backends.answers(call.kernel, backend.chosen(string(conf, "ipMasqBackend")))
     if boolean(conf, "macspoofchk"):
         backends.answers(call.kernel, "nftables")
 

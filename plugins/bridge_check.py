@@ -1,28 +1,29 @@
 """CHECK of the bridge plugin: what the result of ADD says, against what is there."""
 
-from cni_py import backends, invoke, records
 from cni_py.addr import mac_text
-from cni_py.addressing import plan_route
-from cni_py.call import Call
-from cni_py.container import check_interface, expect, in_result
-from cni_py.engine import op_from_json
+from cni_py.attachment import delegate, records
+from cni_py.attachment.call import Call
+from cni_py.attachment.engine import op_from_json
 from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.interface.addressing import plan_route
+from cni_py.interface.common import AddVeth
 from cni_py.kernel import rtnl
-from cni_py.ops import AddVeth
+from cni_py.plugins import backends
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway, plan_port
-from cni_py.result import Interface, Result, prev_result
+from cni_py.plugins.container import check_interface, expect, in_result
+from cni_py.protocol.result import Interface, Result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
+    from cni_py.attachment.engine import Op
 
 
 def check(call: Call) -> None:
     """Compare; the first difference is the error, in the words clients know."""
     conf = BridgeConf(call)
     if conf.has_ipam:
-        invoke.ipam(call, "CHECK")
+        delegate.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
         raise InvalidNetworkConfig("Required prevResult missing")

@@ -2,8 +2,8 @@
 
 from cni_py.addr import interface_mac
 from cni_py.errors import InvalidNetworkConfig
-from cni_py.jsontext import Object
-from cni_py.netconf import (
+from cni_py.protocol.gojson import Object
+from cni_py.protocol.netconf import (
     boolean,
     check_ifname,
     child,
@@ -18,7 +18,7 @@ from cni_py.netconf import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.addr import Address
-    from cni_py.call import Call
+    from cni_py.attachment.call import Call
 
 VLAN_MAX = 4094  # IEEE 802.1Q; 4095 is reserved
 
@@ -91,7 +91,7 @@ class BridgeConf:
         ipam = self.net_conf.ipam
         if ipam is None or string(ipam, "type") != "host-local":
             return []
-        from cni_py.ranges import gateways
+        from cni_py.ipam.ranges import gateways
 
         return gateways(ipam, self.net_conf.runtime_config or Object())
 

@@ -1,16 +1,17 @@
 """What the bridge plugin decides, by value: configuration and addresses in, operations out."""
 
-from cni_py import backends, ops
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address
-from cni_py.addressing import plan_addresses, plan_route
+from cni_py.attachment.naming import Attachment, derived_mac
 from cni_py.errors import InvalidNetworkConfig
+from cni_py.interface import bridge, common
+from cni_py.interface.addressing import plan_addresses, plan_route
+from cni_py.plugins import backends
 from cni_py.plugins.bridge_conf import BridgeConf
-from cni_py.records import Attachment, derived_mac
-from cni_py.result import Result, Route
+from cni_py.protocol.result import Result, Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
+    from cni_py.attachment.engine import Op
 
 CONTAINER = 2  # the container's place in result.interfaces, which firewall and runtimes rely on
 
@@ -56,11 +57,11 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
         if conf.masquerade:
             steps += backends.masquerade([ip.address for ip in result.ips], conf.backend)
     elif not conf.disable_container_interface:
-        steps.append(ops.SetContainerUp(ifname=ifname))
+        steps.append(common.SetContainerUp(ifname=ifname))
     if not conf.disable_container_interface:
-        steps.append(ops.WaitForPort(name=veth))
+        steps.append(bridge.WaitForPort(name=veth))
     if result.ips:
-        steps.append(ops.AnnounceAddresses(ifname=ifname, mac=container_mac))
+        steps.append(common.AnnounceAddresses(ifname=ifname, mac=container_mac))
     return steps
 
 
@@ -68,22 +69,26 @@ def plan_port(key: Attachment, conf: BridgeConf, container_mac: bytes) -> "list[
     """The pair of links, its host end a port of the bridge."""
     veth = key.host_veth
     steps: list[Op] = [
-        ops.AddVeth(name=veth, ifname=key.ifname, mtu=conf.mtu, host_mac=key.mac("host"), container_mac=container_mac),
-        ops.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated),
+        common.AddVeth(
+            name=veth, ifname=key.ifname, mtu=conf.mtu, host_mac=key.mac("host"), container_mac=container_mac
+        ),
+        bridge.JoinBridge(name=veth, bridge=conf.bridge, hairpin=conf.hairpin, isolated=conf.isolated),
     ]
     if conf.vlan or conf.trunk:
-        steps.append(ops.SetPortVlans(name=veth, vlan=conf.vlan, trunk=conf.trunk, keep_default=conf.keep_default_vlan))
+        steps.append(
+            bridge.SetPortVlans(name=veth, vlan=conf.vlan, trunk=conf.trunk, keep_default=conf.keep_default_vlan)
+        )
     if conf.mac_spoof_check:
-        from cni_py import nftops
+        from cni_py.nftables import spoof_check
 
-        steps += nftops.spoof_check(veth, container_mac)
+        steps += spoof_check.spoof_check(veth, container_mac)
     return steps
 
 
 def plan_bridge(conf: BridgeConf) -> "list[Op]":
     """The bridge itself."""
     return [
-        ops.EnsureBridge(
+        bridge.EnsureBridge(
             name=conf.bridge,
             mac=bridge_mac(conf.bridge),
             mtu=conf.mtu,
@@ -99,23 +104,23 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
     steps: list[Op] = []
     if conf.gateway:
         if conf.vlan:
-            from cni_py import vlangateway
+            from cni_py.interface import vlan_gateway
 
-            name = vlangateway.vlan_gateway_name(conf.bridge, conf.vlan)
-            steps.append(vlangateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
+            name = vlan_gateway.vlan_gateway_name(conf.bridge, conf.vlan)
+            steps.append(vlan_gateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
         gateways = [Address(ip.gateway, ip.address.prefixlen) for ip in result.ips if ip.gateway is not None]
         beside = " ".join(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
         steps += [
-            ops.EnsureGatewayAddress(name=name, address=str(gateway), beside=beside, force=conf.force_address)
+            bridge.EnsureGatewayAddress(name=name, address=str(gateway), beside=beside, force=conf.force_address)
             for gateway in gateways
         ]
         steps += [
-            ops.EnsureSubnetRoute(name=name, subnet=str(ip.address.network()))
+            bridge.EnsureSubnetRoute(name=name, subnet=str(ip.address.network()))
             for ip in result.ips
-            if ip.gateway is not None and ip.address.family == 6 and ops.is_link_local(Address(ip.gateway, 0))
+            if ip.gateway is not None and ip.address.family == 6 and bridge.is_link_local(Address(ip.gateway, 0))
         ]
-        steps += [ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})]
-    steps += [ops.ForgetNeighbour(name=name, ip=ip_text(ip.address.packed)) for ip in result.ips]
+        steps += [common.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})]
+    steps += [common.ForgetNeighbour(name=name, ip=ip_text(ip.address.packed)) for ip in result.ips]
     return steps
 
 

@@ -16,16 +16,20 @@ Example configuration: conf/firewall.conflist.
                    Both need a bridge in prevResult: behind ptp or macvlan they are refused (code 7)
 """
 
-from cni_py import backends, netconf, records, settings, version
-from cni_py.call import Call, Plugin, collect_garbage
+from cni_py import version
+from cni_py.attachment import naming, records
+from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.backend import chosen
 from cni_py.errors import InvalidNetworkConfig, UnsupportedField
-from cni_py.result import known_result, prev_result
+from cni_py.plugins import backends
+from cni_py.protocol import netconf
+from cni_py.protocol.result import known_result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
-    from cni_py.kernel.context import Kernel
-    from cni_py.result import Result
+    from cni_py.attachment.context import Kernel
+    from cni_py.attachment.engine import Op
+    from cni_py.protocol.result import Result
 
 BACKENDS = ("iptables", "nftables")
 ADMIN_CHAIN = "CNI-ADMIN"
@@ -47,7 +51,7 @@ class FirewallConf:
     @property
     def backend(self) -> str:
         """The one to use; what is not a backend's name is passed over, as the Go plugin does."""
-        return settings.chosen(self.asked if self.asked in BACKENDS else "")
+        return chosen(self.asked if self.asked in BACKENDS else "")
 
     @property
     def host_side(self) -> list[str]:
@@ -87,7 +91,7 @@ class FirewallConf:
         if not is_chain_name(self.admin_chain):
             raise InvalidNetworkConfig(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
         if self.has_policy:
-            from cni_py.firewallops import refuse_without_bridge
+            from cni_py.nftables.policy import refuse_without_bridge
 
             refuse_without_bridge(kernel, self.policy, self.host_side)
 
@@ -114,7 +118,8 @@ def needed_result(conf: FirewallConf) -> "Result":
 
 def plan(conf: FirewallConf, backend: str) -> "list[Op]":
     """Everything that lets it pass, and keeps others out; nothing without addresses or policy."""
-    from cni_py.firewallops import IsolatePort, KeepApart, PassForwarded
+    from cni_py.iptables.forward import PassForwarded
+    from cni_py.nftables.policy import IsolatePort, KeepApart
 
     by_iptables = backend == "iptables"
     policy = conf.policy if conf.has_policy else ""
@@ -145,7 +150,7 @@ def delete(call: Call) -> None:
 
 def remove_foreign(call: Call) -> None:
     """Without a record: take out what the Go plugin made for the addresses of prevResult."""
-    from cni_py.firewallops import forget_addresses
+    from cni_py.iptables.forward import forget_addresses
 
     earlier = known_result(call.conf)
     if earlier is not None and not call.is_recorded:
@@ -165,7 +170,7 @@ def forget_policies(call: Call) -> None:
     """Without a record: take out what keeps the container apart."""
     if call.is_recorded:
         return
-    from cni_py.firewallops import forget_policies
+    from cni_py.nftables.policy import forget_policies
 
     earlier = known_result(call.conf)
     host_side = [interface.name for interface in earlier.interfaces if not interface.sandbox] if earlier else []
@@ -177,7 +182,7 @@ def check(call: Call) -> None:
     conf = FirewallConf(call)
     needed_result(conf)
     conf.check_add(call.kernel)
-    from cni_py.firewallops import without_kept
+    from cni_py.iptables.forward import without_kept
 
     call.check_plan(without_kept(call.kernel, plan(conf, backend_in_use(call, conf))))
 
@@ -198,7 +203,7 @@ def gc(call: Call) -> None:
 
 def sweep_policies(call: Call) -> None:
     """Take out the policies of bridges that nobody needs."""
-    from cni_py.firewallops import leave_stale
+    from cni_py.nftables.policy import leave_stale
 
     network, valid = call.conf.name, valid_hexes(call)
 
@@ -212,19 +217,19 @@ def sweep_policies(call: Call) -> None:
 def valid_hexes(call: Call) -> set[str] | None:
     """The attachments that the runtime knows; None when it has not said."""
     listed = call.conf.valid_attachments
-    return None if listed is None else {records.Attachment(call.conf.name, *each).hex for each in listed}
+    return None if listed is None else {naming.Attachment(call.conf.name, *each).hex for each in listed}
 
 
 def sweep_ports(call: Call) -> None:
     """Take out the elements of stale attachments whose record is lost."""
     if call.conf.valid_attachments is None:
         return
-    from cni_py import nftops
-    from cni_py.firewallops import ISOLATED
-    from cni_py.kernel.nftables import BRIDGE
+    from cni_py.kernel.nf_tables import BRIDGE
+    from cni_py.nftables import elements
+    from cni_py.nftables.policy import ISOLATED
 
-    valid = [records.Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
-    nftops.sweep(call.kernel, call.conf.name, valid, (ISOLATED, BRIDGE))
+    valid = [naming.Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
+    elements.sweep(call.kernel, call.conf.name, valid, (ISOLATED, BRIDGE))
 
 
 def status(call: Call) -> None:

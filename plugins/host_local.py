@@ -7,28 +7,25 @@
     STATUS  code 50 when a range set has no address left
 
 Beyond the Go plugin: `exclude` in `ipam` or in a range lists addresses, networks and ranges ("192.0.2.9-192.0.2.20") that
-are only given to who asks for them by name. The directory and what is reclaimed from it: cni_py/reservations.py.
+are only given to who asks for them by name. The directory and what is reclaimed from it: cni_py/ipam/reservations.py.
 """
 
-from cni_py import netconf
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
-from cni_py.call import Call, Plugin
+from cni_py.attachment.call import Call, Plugin
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
-from cni_py.jsontext import Object
-from cni_py.netconf import NetConf
-from cni_py.ranges import SETS_MAX, choose, parse_sets, range_of, set_text
-from cni_py.reservations import Pool, ReserveAddress, holder, is_address
-from cni_py.result import DNS, IPConfig, Result, route_from_json
+from cni_py.ipam.ranges import SETS_MAX, choose, parse_sets, range_of, set_text
+from cni_py.ipam.reservations import DATA_DIR, Pool, ReserveAddress, directory_of, holder, is_address
+from cni_py.protocol import netconf
+from cni_py.protocol.gojson import Object
+from cni_py.protocol.result import DNS, IPConfig, Result, route_from_json
 from cni_py.version import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.ranges import Range, RangeSet
-    from cni_py.result import Route
+    from cni_py.ipam.ranges import Range, RangeSet
+    from cni_py.protocol.result import Route
 
     Choice = tuple[bytes, Range]
-
-DATA_DIR = "/var/lib/cni/networks"
 
 
 def add(call: Call) -> Result:
@@ -59,7 +56,7 @@ def add(call: Call) -> Result:
 
 def examine(call: Call) -> None:
     """Read all that ADD reads of the configuration."""
-    from cni_py.addressing import check_route
+    from cni_py.interface.addressing import check_route
 
     ipam, _, _ = parse(call)
     for route in parse_routes(ipam):
@@ -156,17 +153,9 @@ def status(call: Call) -> None:
 
 def resolver(path: str) -> DNS:
     """The settings in a resolv.conf(5)."""
-    from cni_py.resolvconf import read
+    from cni_py.ipam.resolvconf import read
 
     return read(path)
-
-
-def directory_of(conf: NetConf) -> str:
-    """The network's directory. Its name has been checked: no slash in it, no dot at its front."""
-    data_dir = netconf.string(conf.ipam or Object(), "dataDir") or DATA_DIR
-    if "\0" in data_dir:
-        raise InvalidNetworkConfig("dataDir is not a path: it has a null byte in it")
-    return f"{data_dir}/{conf.name}"
 
 
 def parse(call: Call) -> "tuple[Object, list[RangeSet], list[bytes]]":

@@ -15,7 +15,7 @@ LIST: Keys = {  # of the whole list: libcni's own
     **dict.fromkeys(("cniVersion", "cniVersions", "name", "disableCheck", "disableGC", "loadOnlyInlinedPlugins")),
     "plugins": None,
 }
-COMMON: Keys = {  # of every plugin: the specification's, and `log`, which cni_py/log.py reads
+COMMON: Keys = {  # of every plugin: the specification's, and `log`, which cni_py/attachment/log.py reads
     **dict.fromkeys(
         ("cniVersion", "name", "type", "capabilities", "runtimeConfig", "prevResult", "args", "ipam", "log")
     ),

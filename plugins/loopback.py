@@ -12,17 +12,17 @@ was used again leads to somebody else's. Without a record (the Go plugin keeps n
 namespace.
 """
 
-from cni_py import ops
 from cni_py.addr import mac_text
-from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.engine import Op
+from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.attachment.engine import Op
 from cni_py.errors import CniError
+from cni_py.interface import common
 from cni_py.kernel import rtnl
-from cni_py.result import Interface, IPConfig, Result, prev_result
+from cni_py.protocol.result import Interface, IPConfig, Result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.kernel.context import Kernel
+    from cni_py.attachment.context import Kernel
 
 LO = "lo"
 
@@ -34,7 +34,7 @@ class SetLoopbackUp(Op):
     line = "container: set lo up"
 
     def apply(self, kernel: "Kernel") -> bool:
-        if ops.need(kernel.container, LO).up:
+        if common.need(kernel.container, LO).up:
             return False
         kernel.container.set_link(LO, up=True)
         return True
@@ -47,7 +47,7 @@ class SetLoopbackUp(Op):
 def add(call: Call) -> Result:
     """CNI_IFNAME is not looked at: the interface is always lo."""
     earlier = prev_result(call.conf)
-    link = ops.need(call.kernel.container, LO)
+    link = common.need(call.kernel.container, LO)
     call.begin()
     call.apply([SetLoopbackUp()])
     if earlier is not None:
@@ -75,7 +75,7 @@ def delete(call: Call) -> None:
 
 def check(call: Call) -> None:
     """lo must be up."""
-    if not ops.need(call.kernel.container, LO).flags & rtnl.IFF_UP:
+    if not common.need(call.kernel.container, LO).flags & rtnl.IFF_UP:
         raise CniError("loopback interface is down")
 
 

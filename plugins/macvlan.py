@@ -10,11 +10,16 @@ Beyond the Go plugin: MAC addresses are ours and no two alike, the DNS settings 
 the interface back. Example configuration: conf/macvlan.conflist.
 """
 
-from cni_py import invoke, ops
 from cni_py.addr import interface_mac, mac_text
-from cni_py.addressing import plan_addresses, plan_route
-from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.container import (
+from cni_py.attachment import delegate
+from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
+from cni_py.interface import common
+from cni_py.interface.addressing import plan_addresses, plan_route
+from cni_py.interface.macvlan import AddMacvlan
+from cni_py.kernel.macvlan import MODES
+from cni_py.kernel.rtnl import IFF_LOOPBACK
+from cni_py.plugins.container import (
     check_interface,
     collect_addresses,
     delete_interface,
@@ -24,16 +29,12 @@ from cni_py.container import (
     refuse_existing,
     release_addresses,
 )
-from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
-from cni_py.kernel.macvlan import MODES
-from cni_py.kernel.rtnl import IFF_LOOPBACK
-from cni_py.linkops import AddMacvlan
-from cni_py.netconf import boolean, child, integer, parse_cni_args, string
-from cni_py.result import Interface, Result, prev_result
+from cni_py.protocol.netconf import boolean, child, integer, parse_cni_args, string
+from cni_py.protocol.result import Interface, Result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
+    from cni_py.attachment.engine import Op
     from cni_py.kernel.rtnl import Link, Rtnl
 
 QUEUE_MAX = (1 << 32) - 1
@@ -83,8 +84,8 @@ def add(call: Call) -> Result:
         release_addresses(call)
     call.apply([link])  # before IPAM: a link that cannot be should not cost an address
     result = Result()
-    if invoke.ipam_type(call):
-        result = invoke.ipam_add(call)
+    if delegate.ipam_type(call):
+        result = delegate.ipam_add(call)
         if not result.ips:
             raise CniError("IPAM plugin returned missing IP config: its result has no address")
     for ip in result.ips:
@@ -138,7 +139,7 @@ def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
 def plan(ifname: str, result: Result) -> "list[Op]":
     """Addresses and routes of the container. Others are on the network: duplicates are looked for, the addresses announced."""
     if not result.ips:
-        return [ops.SetContainerUp(ifname=ifname)]
+        return [common.SetContainerUp(ifname=ifname)]
     steps = plan_addresses(ifname, result.ips, dad=None, announce=True)
     return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
 
@@ -152,8 +153,8 @@ def check(call: Call) -> None:
     """Compare; the first difference is the error."""
     conf = MacvlanConf(call)
     link = plan_link(call, conf)
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "CHECK")
+    if delegate.ipam_type(call):
+        delegate.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
         raise InvalidNetworkConfig("Required prevResult missing")
@@ -179,8 +180,8 @@ def status(call: Call) -> None:
             master_of(call.kernel.host, conf)
     except CniError as error:
         raise PluginNotAvailable(error.msg, error.details) from error
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "STATUS")
+    if delegate.ipam_type(call):
+        delegate.ipam(call, "STATUS")
 
 
 PLUGIN = Plugin("macvlan", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -27,19 +27,27 @@ backend. Keys beyond the reference's:
                     allow    as the reference
 """
 
-from cni_py import backends, hostclients, netconf, nftops, portindex, settings, userland
-from cni_py.addr import Address, ip_text
-from cni_py.call import Call, Plugin, collect_garbage
+from cni_py import backend
+from cni_py.addr import Address
+from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.attachment.naming import Attachment
 from cni_py.errors import InvalidNetworkConfig, warn
-from cni_py.kernel import sock_diag, sysctl
-from cni_py.kernel.nftables import INET
-from cni_py.portmappings import PortmapConf, container_addresses, is_served, mappings, relays
-from cni_py.records import Attachment
+from cni_py.ipam import leaving
+from cni_py.iptables import names
+from cni_py.kernel import sock_diag
+from cni_py.kernel.nf_tables import INET
+from cni_py.nftables import elements
+from cni_py.plugins import backends
+from cni_py.ports import chains, index, publish, relay
+from cni_py.ports.config import PortmapConf
+from cni_py.ports.mapping import container_addresses, is_served, mappings
+from cni_py.ports.plan import plan
+from cni_py.protocol import netconf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
-    from cni_py.result import Result
+    from cni_py.attachment.engine import Op
+    from cni_py.protocol.result import Result
 
 
 def add(call: Call) -> "Result":
@@ -51,10 +59,10 @@ def add(call: Call) -> "Result":
         )
     chosen: list[Op] = []
     if conf.has_random:
-        from cni_py import randomports
+        from cni_py.ports import random_ports
 
-        chosen = randomports.choose(call, conf)
-        conf.prev_result.port_mappings = randomports.told(conf)
+        chosen = random_ports.choose(call, conf)
+        conf.prev_result.port_mappings = random_ports.told(conf)
     steps = beside_listeners(call, conf, chosen + plan(conf, conf.prev_result, call.ifname))
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
@@ -63,8 +71,8 @@ def add(call: Call) -> "Result":
         backends.oust_strangers(call, addresses)
     else:
         for step in steps:
-            if isinstance(step, nftops.PublishPorts):
-                backends.make_room(call, step.ports)
+            if isinstance(step, publish.PublishPorts):
+                chains.make_room(call, step.ports)
         call.begin()
         call.apply(steps)
     return conf.prev_result
@@ -72,7 +80,7 @@ def add(call: Call) -> "Result":
 
 def beside_listeners(call: Call, conf: PortmapConf, steps: "list[Op]") -> "list[Op]":
     """The steps, when programs of the host that listen on one of the ports are dealt with as `hostListener` says. PortInUse."""
-    asked = settings.for_host_listener(netconf.string(call.conf.raw, "hostListener"))
+    asked = backend.for_host_listener(netconf.string(call.conf.raw, "hostListener"))
     earlier = conf.prev_result
     if earlier is None or not conf.entries:
         return steps
@@ -83,10 +91,10 @@ def beside_listeners(call: Call, conf: PortmapConf, steps: "list[Op]") -> "list[
     listeners = sock_diag.waiting((one.protocol, one.first, one.last) for one in wanted)
     if not listeners:
         return steps
-    from cni_py import hostlisteners
+    from cni_py.ports import host_listeners
 
-    own = hostlisteners.Container(call.container_id, call.netns, [ip.address.packed for ip in earlier.ips])
-    return hostlisteners.settle(wanted, listeners, own, asked, steps)
+    own = host_listeners.Container(call.container_id, call.netns, [ip.address.packed for ip in earlier.ips])
+    return host_listeners.settle(wanted, listeners, own, asked, steps)
 
 
 def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
@@ -100,16 +108,16 @@ def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
 
 def delete(call: Call) -> None:
     """Withdraw the ports, whatever the configuration now says, and what the interface had under other names of the network."""
-    call.finish_delete(call.run_all(withdraw, backends.forget_ports, Call.withdraw_ports))
+    call.finish_delete(call.run_all(withdraw, chains.forget_ports, Call.withdraw_ports))
 
 
 def withdraw(call: Call) -> None:
     """Undo what the record lists; of one that is lost or damaged, what the kernel and portfwd say."""
     call.undo_recorded()
     if not call.is_recorded:
-        from cni_py import leftovers
+        from cni_py.ports import leftovers
 
-        leftovers.withdraw_lost(call, backends.known_addresses(call), certain=call.record is not None)
+        leftovers.withdraw_lost(call, leaving.known_addresses(call), certain=call.record is not None)
 
 
 def check(call: Call) -> None:
@@ -118,11 +126,11 @@ def check(call: Call) -> None:
     if conf.prev_result is None:
         raise InvalidNetworkConfig("Required prevResult missing")
     ops = {"PublishPorts": "nftables", "PublishByIptables": "iptables"}
-    conf.asked_backend = backends.in_use(call, conf.asked_backend, backends.PUBLISH, ops)
+    conf.asked_backend = backends.in_use(call, conf.asked_backend, names.PUBLISH, ops)
     if conf.has_random:
-        from cni_py import randomports
+        from cni_py.ports import random_ports
 
-        randomports.recorded(call, conf)
+        random_ports.recorded(call, conf)
     call.check_plan(plan(conf, conf.prev_result, call.ifname))
 
 
@@ -133,98 +141,27 @@ def gc(call: Call) -> None:
 
 def sweep_chains(call: Call) -> None:
     """Take out the chains of subnets and conditions that no container uses any more."""
-    from cni_py import nftops
+    from cni_py.nftables import elements
 
-    nftops.sweep_chains(call.kernel)
+    elements.sweep_chains(call.kernel)
 
 
 def sweep_elements(call: Call) -> None:
     """Take out our nftables elements, and portfwd's mappings, of stale attachments whose record is lost."""
     if call.conf.valid_attachments is not None:
         valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
-        nftops.sweep_ports(call.kernel, call.conf.name, valid)
-        nftops.sweep(call.kernel, call.conf.name, valid, ("guarded4", INET), ("guarded6", INET))
-        userland.sweep(call.conf.name, valid)
-        portindex.sweep(call.conf.name, valid)
+        publish.sweep_ports(call.kernel, call.conf.name, valid)
+        elements.sweep(call.kernel, call.conf.name, valid, ("guarded4", INET), ("guarded6", INET))
+        relay.sweep(call.conf.name, valid)
+        index.sweep(call.conf.name, valid)
 
 
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     if netconf.string(call.conf.raw, "userlandProxy") == "always":
-        userland.answers()
+        relay.answers()
     else:
-        backends.answers(call.kernel, settings.chosen(PortmapConf(call.conf).asked_backend))
-
-
-def plan(conf: PortmapConf, earlier: "Result", ifname: str) -> "list[Op]":
-    """Everything that publishes the ports, in order; nothing when there are none."""
-    addresses = container_addresses(earlier, ifname)
-    guards: list[Op] = [nftops.GuardAddress(address=ip_text(address.packed)) for address in addresses]
-    steps = guards if conf.block_direct else []
-    if conf.userland_proxy == "always":
-        refuse_what_needs_nat(conf)
-        return listed(steps + userland.relay(relays(conf, addresses), required=True), addresses)
-    steps += plan_nat(conf, addresses, earlier)
-    if conf.userland_proxy == "auto":
-        steps += userland.relay(relays(conf, addresses), required=False)
-    return listed(steps, addresses)
-
-
-def listed(steps: "list[Op]", addresses: list[Address]) -> "list[Op]":
-    """The steps, and before them the entry of the index by which they are found when the address goes to somebody else."""
-    if not steps:
-        return []
-    return [portindex.ListPublication(addresses=" ".join(ip_text(address.packed) for address in addresses)), *steps]
-
-
-def refuse_what_needs_nat(conf: PortmapConf) -> None:
-    """InvalidNetworkConfig for what portfwd cannot do."""
-    if any(conf.conditions.values()):
-        raise InvalidNetworkConfig("userlandProxy: always does not go with conditionsV4 and conditionsV6")
-    for entry in conf.entries:
-        options = conf.options.get((entry.protocol.lower(), entry.host_port))
-        if entry.protocol.lower() == "sctp" or (options is not None and options.share):
-            what = f"host port {entry.host_port}/{entry.protocol.lower()}"
-            raise InvalidNetworkConfig(f"userlandProxy: always cannot publish {what}", "SCTP and shared ports need NAT")
-
-
-def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> "list[Op]":
-    """The part of the kernel."""
-    if not conf.entries:
-        return []
-    if settings.chosen(conf.asked_backend) == "iptables":
-        from cni_py import iptablesops
-
-        steps = iptablesops.publish(conf, addresses)
-        loopback: type[hostclients.AllowLoopbackClients] = iptablesops.OpenLoopback
-        return (plan_host_clients(addresses, earlier, loopback) if steps and conf.snat else []) + steps
-    wanted = mappings(conf, addresses)
-    if not wanted:
-        return []
-    families = {mapping.family for mapping in wanted}
-    addresses = [address for address in addresses if address.family in families]
-    steps = plan_host_clients(addresses, earlier, hostclients.AllowLoopbackClients) if conf.snat else []
-    steps.append(
-        nftops.PublishPorts(
-            ports=", ".join(map(str, wanted)),
-            addresses=" ".join(map(str, addresses)),
-            clients=("all" if conf.masq_all else "subnet") if conf.snat else "none",
-            conditions4=conf.conditions.get(4, ""),
-            conditions6=conf.conditions.get(6, ""),
-        )
-    )
-    return steps
-
-
-def plan_host_clients(
-    addresses: list[Address], earlier: "Result", loopback: type[hostclients.AllowLoopbackClients]
-) -> "list[Op]":
-    """What lets processes of this host, and the container itself, reach the container through its published ports."""
-    steps: list[Op] = [loopback(address=ip_text(address.packed)) for address in addresses if address.family == 4]
-    if any(sysctl.bridged_packets_pass_ip_rules(address.family) for address in addresses):
-        ours = [interface.name for interface in earlier.interfaces if not interface.sandbox]
-        steps += [hostclients.ReflectToPort(name=name) for name in ours[1:2]]  # [bridge, host veth, ...]
-    return steps
+        backends.answers(call.kernel, backend.chosen(PortmapConf(call.conf).asked_backend))
 
 
 PLUGIN = Plugin("portmap", add=add, delete=delete, check=check, gc=gc, status=status)

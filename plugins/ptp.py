@@ -14,11 +14,14 @@ The host is the next hop to everybody else, also in the same subnet: all veths h
 container. Without `ipam` it is a pair of links without addresses. Example configuration: conf/ptp.conflist.
 """
 
-from cni_py import backends, invoke, linkops, ops
 from cni_py.addr import Address, ip_text, mac_text
-from cni_py.addressing import plan_addresses, plan_route
-from cni_py.call import Call, Plugin, collect_garbage
-from cni_py.container import (
+from cni_py.attachment import delegate
+from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.interface import bridge, common, ptp
+from cni_py.interface.addressing import plan_addresses, plan_route
+from cni_py.plugins import backends
+from cni_py.plugins.container import (
     check_interface,
     collect_addresses,
     delete_interface,
@@ -31,13 +34,12 @@ from cni_py.container import (
     sweep_elements,
     sweep_pairs,
 )
-from cni_py.errors import CniError, InvalidNetworkConfig
-from cni_py.netconf import boolean, integer, string
-from cni_py.result import Interface, Result, prev_result
+from cni_py.protocol.netconf import boolean, integer, string
+from cni_py.protocol.result import Interface, Result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
+    from cni_py.attachment.engine import Op
 
 CONTAINER = 1  # the container's place in result.interfaces
 
@@ -70,7 +72,7 @@ def add(call: Call) -> Result:
     for ip in result.ips:
         ip.interface = CONTAINER
     veth, host_mac, container_mac = call.key.host_veth, call.key.mac("host"), call.key.mac("container")
-    pair = ops.AddVeth(name=veth, ifname=call.ifname, mtu=conf.mtu, host_mac=host_mac, container_mac=container_mac)
+    pair = common.AddVeth(name=veth, ifname=call.ifname, mtu=conf.mtu, host_mac=host_mac, container_mac=container_mac)
     steps = [pair, *plan(call.ifname, veth, result)]
     if conf.masquerade and result.ips:
         steps += backends.masquerade([ip.address for ip in result.ips], conf.backend)
@@ -85,9 +87,9 @@ def add(call: Call) -> Result:
 
 def addresses(call: Call) -> Result:
     """What IPAM gives the container; nothing without IPAM."""
-    if not invoke.ipam_type(call):
+    if not delegate.ipam_type(call):
         return Result()
-    result = invoke.ipam_add(call)
+    result = delegate.ipam_add(call)
     if not result.ips:
         raise CniError("IPAM plugin returned missing IP config")
     return result
@@ -96,15 +98,15 @@ def addresses(call: Call) -> Result:
 def plan(ifname: str, veth: str, result: Result) -> "list[Op]":
     """Addresses and routes of both ends; without addresses the container's end is up, and that is all."""
     if not result.ips:
-        return [ops.SetContainerUp(ifname=ifname), ops.WaitForPort(name=veth)]
+        return [common.SetContainerUp(ifname=ifname), bridge.WaitForPort(name=veth)]
     steps: list[Op] = [
-        ops.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})
+        common.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})
     ]
     steps += plan_addresses(ifname, result.ips, dad=False, announce=False)  # the host knows what it has made
     steps += plan_gateways(ifname, veth, result)
     steps += [plan_route(ifname, route, result.ips) for route in result.routes]  # their gateways are in the subnets
     steps += plan_subnets(ifname, result)
-    return [*steps, ops.WaitForPort(name=veth)]
+    return [*steps, bridge.WaitForPort(name=veth)]
 
 
 def plan_gateways(ifname: str, veth: str, result: Result) -> "list[Op]":
@@ -116,10 +118,10 @@ def plan_gateways(ifname: str, veth: str, result: Result) -> "list[Op]":
             what = "no gateway" if ip.gateway is None else f"a gateway of the other family, {ip_text(ip.gateway)},"
             raise InvalidNetworkConfig(f"IPAM plugin returned {what} for {ip.address}, and ptp needs one")
         gateway, address = ip_text(ip.gateway), ip_text(ip.address.packed)
-        steps.append(linkops.AddPeer(name=veth, gateway=gateway, address=address))
+        steps.append(ptp.AddPeer(name=veth, gateway=gateway, address=address))
         if gateway not in known:
             dst = str(Address(ip.gateway, 0).host())
-            steps.append(linkops.AddPeerRoute(ifname=ifname, dst=dst, gw="", src=address))
+            steps.append(ptp.AddPeerRoute(ifname=ifname, dst=dst, gw="", src=address))
         known.add(gateway)
     return steps
 
@@ -133,9 +135,9 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
         if ip.gateway is None or subnet == ip.address.host() or subnet in known:
             continue
         known.add(subnet)
-        steps.append(linkops.DropSubnetRoute(ifname=ifname, subnet=str(subnet)))
+        steps.append(ptp.DropSubnetRoute(ifname=ifname, subnet=str(subnet)))
         gateway, address = ip_text(ip.gateway), ip_text(ip.address.packed)
-        steps.append(linkops.AddPeerRoute(ifname=ifname, dst=str(subnet), gw=gateway, src=address))
+        steps.append(ptp.AddPeerRoute(ifname=ifname, dst=str(subnet), gw=gateway, src=address))
     return steps
 
 
@@ -148,8 +150,8 @@ def delete(call: Call) -> None:
 def check(call: Call) -> None:
     """Compare; the first difference is the error, in the words clients know."""
     conf = PtpConf(call)
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "CHECK")
+    if delegate.ipam_type(call):
+        delegate.ipam(call, "CHECK")
     result = prev_result(call.conf)
     if result is None:
         raise InvalidNetworkConfig("Required prevResult missing")
@@ -190,8 +192,8 @@ def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     conf = PtpConf(call)
     conf.check_add()
-    if invoke.ipam_type(call):
-        invoke.ipam(call, "STATUS")
+    if delegate.ipam_type(call):
+        delegate.ipam(call, "STATUS")
     if conf.masquerade:
         backends.answers(call.kernel, conf.backend)
 

@@ -13,12 +13,12 @@ Nothing is looked up and nothing kept, so two containers may be given one addres
 collect. Example configuration: conf/static.conflist.
 """
 
-from cni_py import netconf
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
-from cni_py.call import Call, Plugin
+from cni_py.attachment.call import Call, Plugin
 from cni_py.errors import CniError, InvalidEnvironment, InvalidNetworkConfig
-from cni_py.jsontext import Object
-from cni_py.result import IPConfig, Result, dns_from_json, prev_result, route_from_json
+from cni_py.protocol import netconf
+from cni_py.protocol.gojson import Object
+from cni_py.protocol.result import IPConfig, Result, dns_from_json, prev_result, route_from_json
 from cni_py.version import at_least
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ def add(call: Call) -> Result:
 
 def examine(call: Call) -> None:
     """Read all that ADD reads of the configuration."""
-    from cni_py.addressing import check_route
+    from cni_py.interface.addressing import check_route
 
     for route in parse(call).routes:
         check_route(route, route.gw)

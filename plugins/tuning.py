@@ -12,15 +12,15 @@ the whole container may be wanted by another network of its; a failed ADD puts t
 
 import os
 
-from cni_py import records
-from cni_py.call import Call, Plugin, collect_garbage
+from cni_py import files
+from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable, warn
 from cni_py.plugins.tuning_conf import TuningConf, saved_path
-from cni_py.result import prev_result
+from cni_py.protocol.result import prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.result import Result
+    from cni_py.protocol.result import Result
 
 
 def add(call: Call) -> "Result":
@@ -61,7 +61,7 @@ def restore_saved(call: Call) -> None:
     """Undo an ADD that has no record of ours: the Go plugin's. Its file goes, also when the namespace is gone."""
     path = saved_path(call)
     try:
-        text = records.read(path)
+        text = files.read(path)
     except FileNotFoundError:
         return
     os.unlink(path)

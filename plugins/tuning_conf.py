@@ -4,15 +4,16 @@ A value is looked for in args.cni, then (the MAC address) in runtimeConfig and C
 are checked at once; what only ADD refuses by check_add() and what CHECK refuses too when it is asked for.
 """
 
-from cni_py import netconf, records
+from cni_py import files
 from cni_py.addr import interface_mac, mac_text
 from cni_py.errors import InvalidNetworkConfig, IOFailure
-from cni_py.netconf import child, optional_boolean, optional_integer, optional_string, parse_cni_args, string
+from cni_py.protocol import netconf
+from cni_py.protocol.netconf import child, optional_boolean, optional_integer, optional_string, parse_cni_args, string
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.call import Call
-    from cni_py.jsontext import Object
+    from cni_py.attachment.call import Call
+    from cni_py.protocol.gojson import Object
 
 DATA_DIR = "/run/cni/tuning"
 ALLOW_LIST = "/etc/cni/tuning/allowlist.conf"
@@ -131,7 +132,7 @@ def check_allowed(keys: list[str]) -> None:
     if not keys:
         return
     try:
-        lines = [line.strip() for line in records.read(ALLOW_LIST, follow=True).decode().splitlines()]
+        lines = [line.strip() for line in files.read(ALLOW_LIST, follow=True).decode().splitlines()]
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

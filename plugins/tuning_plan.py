@@ -3,15 +3,15 @@
 Apart from the plugin, which with nothing to set does not load it: that is how most runtimes configure it.
 """
 
-from cni_py.call import Call
+from cni_py.attachment.call import Call
 from cni_py.errors import CniError, os_error
+from cni_py.interface.tuning import SaveSettings, TuneLink, TuneSysctl, put_back, saved_text, saved_values
 from cni_py.kernel import linksettings, sysctl
 from cni_py.plugins.tuning_conf import TuningConf
-from cni_py.tuningops import SaveSettings, TuneLink, TuneSysctl, put_back, saved_text, saved_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.engine import Op
+    from cni_py.attachment.engine import Op
 
 
 def plan(call: Call, conf: TuningConf) -> "list[Op]":

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cni_py import records
+from cni_py import files
 from portfwd.descriptors import Descriptors
 from portfwd.errors import Lacking, PortfwdError, Usage
 from portfwd.requests import LINE_MAX, Handover, Request, failure, parse
@@ -49,7 +49,7 @@ Json = dict[str, object]
 
 def socket_path() -> str:
     """Where the control socket is, for root or for this user."""
-    return records.run_dir() + "/portfwd.sock"
+    return files.run_dir() + "/portfwd.sock"
 
 
 # Who may run: one service per socket
@@ -129,7 +129,7 @@ def make_folder(path: str) -> None:
     """The folder of the socket, closed to others. PortfwdError, also when others can put something there."""
     folder = os.path.dirname(path) or "."
     try:
-        records.make_folders(folder, 0o700)
+        files.make_folders(folder, 0o700)
         found = os.stat(folder)
     except OSError as error:
         raise _cannot(f"cannot make the folder {folder}", error) from error

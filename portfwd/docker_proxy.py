@@ -17,16 +17,17 @@ import os
 import sys
 from _signal import SIG_BLOCK, SIG_UNBLOCK, pthread_sigmask
 
-from cni_py import __version__, jsontext
+from cni_py import __version__
 from cni_py.errors import CniError
-from cni_py.records import run_dir
+from cni_py.files import run_dir
+from cni_py.protocol import gojson
 from portfwd.waiter import STOP_SIGNALS, become_waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cni_py.jsontext import Encodable
+    from cni_py.protocol.gojson import Encodable
 
 STATUS_FD, LISTEN_FD = 3, 4
 PORT_MAX = 65535
@@ -227,7 +228,7 @@ def hand_over(options: Options, sock: _socket.socket | None) -> bool:
     control = connect()
     if control is None:
         return False
-    request = jsontext.encode({"verb": "publish", "mappings": [options.mapping()]}, None).encode() + b"\n"
+    request = gojson.encode({"verb": "publish", "mappings": [options.mapping()]}, None).encode() + b"\n"
     given = [] if sock is None else [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, LISTEN_FD.to_bytes(4, sys.byteorder))]
     try:
         control.sendmsg([request], given)
@@ -281,16 +282,16 @@ def read_line(control: _socket.socket) -> bytes:
 def is_published(answer: bytes, options: Options) -> bool:
     """What the answer says. Failed, for a port that is in use, has the words of docker-proxy's error and who has it."""
     try:
-        reply = jsontext.decode(answer)
+        reply = gojson.decode(answer)
     except CniError:
         reply = None
-    if not isinstance(reply, jsontext.Object):
+    if not isinstance(reply, gojson.Object):
         raise Failed("the portfwd service ended in the middle of a request: its log may say why")
     if reply.get("ok") is True:
         return True
     error = reply.get("error")
-    if not isinstance(error, jsontext.Object):
-        error = jsontext.Object()
+    if not isinstance(error, gojson.Object):
+        error = gojson.Object()
     text = ": ".join(str(error[key]) for key in ("msg", "details") if error.get(key))
     if error.get("kind") == "in-use":
         raise in_use(options, text)

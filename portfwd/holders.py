@@ -19,13 +19,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_py import processes
-from cni_py.kernel import procnet, sock_diag
+from cni_py.kernel import processes, procnet, sock_diag
 from portfwd.claims import conflict
 
 if TYPE_CHECKING:
-    from cni_py.kernel.nftables import Nft
-    from cni_py.portmappings import Mapping as PortMapping
+    from cni_py.kernel.nf_tables import Nft
+    from cni_py.ports.mapping import Mapping as PortMapping
 
 NOBODY = "somebody who has just gone"
 TCP_LISTEN = sock_diag.TCP_LISTEN
@@ -109,16 +108,19 @@ def in_the_way(one: sock_diag.Listener, ip: str) -> bool:
 
 def foreign(found: Sequence[sock_diag.Listener], owner: str) -> list[sock_diag.Listener]:
     """Those that nobody holds for the container of an attachment; none where nothing is known of that: portmap has looked."""
-    from cni_py import heirs, listenerowners
-    from cni_py.hostlisteners import Container
+    from cni_py.attachment import holders
+    from cni_py.ports import listener_owners
+    from cni_py.ports.host_listeners import Container
 
-    record = heirs.record_of(owner.partition(" ")[2])
+    record = holders.record_of(owner.partition(" ")[2])
     if record is None:
         return []
     container = Container(record.key.container_id, record.netns)
-    reserved = listenerowners.reserved(container.id)
+    reserved = listener_owners.reserved(container.id)
     pids = processes.having([one.inode for one in found if one.inode not in reserved])
-    return [one for one in found if one.inode not in reserved and not listenerowners.is_for(container, pids[one.inode])]
+    return [
+        one for one in found if one.inode not in reserved and not listener_owners.is_for(container, pids[one.inode])
+    ]
 
 
 def taken(protocol: str, host_ips: Sequence[str]) -> set[int]:
@@ -163,7 +165,7 @@ def _of_process(one: Socket) -> str:
 def published(protocol: str, families: Collection[int]) -> set[int]:
     """The single ports for which portmap has rules, whatever the address: nobody would reach a socket behind them."""
     from cni_py.errors import CniError
-    from cni_py.kernel.nftables import Nft
+    from cni_py.kernel.nf_tables import Nft
 
     number = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[protocol]
     nft = Nft()
@@ -179,9 +181,9 @@ def published(protocol: str, families: Collection[int]) -> set[int]:
 def by_portmap(protocol: str, host_ip: str, port: int) -> str:
     """The container for which portmap publishes the port, from the elements of its nftables maps; "" for none."""
     from cni_py.errors import CniError
-    from cni_py.kernel.nftables import Nft
-    from cni_py.portclaims import claim_key
-    from cni_py.portmappings import Mapping
+    from cni_py.kernel.nf_tables import Nft
+    from cni_py.ports.draft import claim_key
+    from cni_py.ports.mapping import Mapping
 
     raw = ipaddress.ip_address(host_ip).packed
     mapping = Mapping(protocol, raw if any(raw) else None, port, raw, port)

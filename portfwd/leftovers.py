@@ -6,7 +6,7 @@ import errno
 import logging
 
 from cni_py.kernel.netlink import NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, Socket, attr
-from cni_py.kernel.nftables import INET
+from cni_py.kernel.nf_tables import INET
 
 log = logging.getLogger("portfwd")
 

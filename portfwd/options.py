@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from cni_py import localports
+from cni_py.ports import local_ports
 from portfwd import addresses, follow, holders, places, runtimes, spec, sticky
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import ANY, BALANCES, Mapping, Place
@@ -267,7 +267,7 @@ class Search:
         self.offer = offer
         self.had = had
         self.notes: list[str] = []
-        self.ephemeral = localports.choosable(_read)
+        self.ephemeral = local_ports.choosable(_read)
         self._taken: dict[tuple[str, tuple[str, ...]], set[int]] = {}
 
     def first_free(self, name: str, publish: Publish, line: int) -> Mapping:

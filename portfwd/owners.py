@@ -11,7 +11,8 @@ import json
 import os
 from collections.abc import Callable
 
-from cni_py import heirs, records
+from cni_py import files
+from cni_py.attachment import holders
 from portfwd.errors import Lacking, NotFound, PortfwdError
 from portfwd.mapping import Mapping
 from portfwd.requests import ASKER
@@ -44,7 +45,7 @@ def is_there(owner: str) -> bool:
     """Whether a mapping of this owner shall still be published."""
     kind, _, rest = owner.partition(" ")
     if kind == "attachment":
-        return os.path.isdir(f"{records.run_dir()}/attachments/{rest}")
+        return os.path.isdir(f"{files.run_dir()}/attachments/{rest}")
     if kind == "pid":
         pid, started = process(owner)
         try:
@@ -62,7 +63,7 @@ def is_wanted(mapping: Mapping) -> bool:
     The other ADD's container has another address, and the one before may be a stranger's by now.
     """
     kind, _, hexed = mapping.owner.partition(" ")
-    record = heirs.record_of(hexed) if kind == "attachment" else None
+    record = holders.record_of(hexed) if kind == "attachment" else None
     if record is None or record.damage:
         return True
     wanted = [one for fields in record.ops for one in _relayed(fields)]
@@ -75,7 +76,7 @@ def is_wanted(mapping: Mapping) -> bool:
 
 
 def _relayed(fields: object) -> list[dict[str, object]]:
-    """The mappings of an operation in a record, if it is cni_py.userland's, which named them by their numbers."""
+    """The mappings of an operation in a record, if it is cni_py.ports.relay's, which named them by their numbers."""
     if not isinstance(fields, dict) or fields.get("op") != "RelayPorts":
         return []
     try:

@@ -21,9 +21,11 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from cni_py import libcni_cache, records
+from cni_py import files
+from cni_py.attachment import records
 from cni_py.errors import CniError
 from cni_py.kernel import netns
+from cni_py.protocol import cache
 from portfwd import runtimes
 from portfwd.entrant import Ended, Entrant, Silent
 from portfwd.errors import Lacking, NotFound, PortfwdError, Usage
@@ -41,7 +43,7 @@ KIND_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 ALL_SIGNALS = tuple(valid_signals())
-RECORD_KINDS = ("adding", "json")  # PLUGIN.adding, PLUGIN.json: cni_py/records.py
+RECORD_KINDS = ("adding", "json")  # PLUGIN.adding, PLUGIN.json: cni_py/attachment/records.py
 
 Socket = socket.socket  # Places.socket is something else
 
@@ -430,7 +432,7 @@ def recording_plugins() -> list[str]:
     """The plugins that have left attachment records, by name."""
     names: set[str] = set()
     with contextlib.suppress(OSError):  # none yet, or not ours to read
-        for folder in os.scandir(f"{records.run_dir()}/attachments"):
+        for folder in os.scandir(f"{files.run_dir()}/attachments"):
             with contextlib.suppress(OSError):
                 parts = [file.rpartition(".") for file in os.listdir(folder)]
                 names.update(plugin for plugin, _, kind in parts if kind in RECORD_KINDS)
@@ -441,7 +443,7 @@ def cached(wanted: str) -> dict[str, list[Named]]:
     """The same from the cache of libcni."""
     found: dict[str, list[Named]] = {}
     with contextlib.suppress(CniError, OSError):
-        for entry in libcni_cache.everything():
+        for entry in cache.everything():
             if entry.known_netns and begins(entry.container_id, wanted):
                 found.setdefault(entry.container_id, []).append(Named(entry.known_netns))
     return found

@@ -15,7 +15,8 @@ import logging
 import os
 from collections.abc import Iterable
 
-from cni_py import records
+from cni_py import files
+from cni_py.attachment import naming
 from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
 from cni_py.kernel.sock_diag import joined
 from portfwd.errors import PortfwdError
@@ -128,7 +129,7 @@ class Reservation:
         try:
             with open(self._path, "rb") as file:
                 found = json.loads(file.read(SETTING_MAX))
-            same = (found["boot"], found["netns"]) == (records.boot_id(), _namespace())
+            same = (found["boot"], found["netns"]) == (naming.boot_id(), _namespace())
             return read(str(found["ports"])) if same else 0
         except FileNotFoundError:
             return 0
@@ -141,8 +142,8 @@ class Reservation:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
             return
-        content = {"boot": records.boot_id(), "netns": _namespace(), "ports": write(ports)}
-        records.make_folders(os.path.dirname(self._path), 0o700)
+        content = {"boot": naming.boot_id(), "netns": _namespace(), "ports": write(ports)}
+        files.make_folders(os.path.dirname(self._path), 0o700)
         temporary = f"{self._path}.tmp"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:

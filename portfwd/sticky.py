@@ -1,6 +1,6 @@
 """Random ports that stay: the number that a name had last is tried first, and the one it gets is remembered.
 
-    /var/lib/cni-py/portfwd/sticky/NAME.json        see cni_py/stickyports.py
+    /var/lib/cni-py/portfwd/sticky/NAME.json        see cni_py/ports/sticky_ports.py
 
 A mapping carries the name (`sticky`), so that the service can give it another number when its own is taken at a restart.
 """
@@ -12,16 +12,16 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from cni_py import localports, stickyports
+from cni_py.ports import local_ports, sticky_ports
 from portfwd import holders, spec
 from portfwd.mapping import ANY, Mapping
 
 log = logging.getLogger("portfwd")
 
 
-def memory(state: str) -> stickyports.Memory:
+def memory(state: str) -> sticky_ports.Memory:
     """What is remembered below the service's folder."""
-    return stickyports.Memory(f"{state}/sticky", lambda text: log.warning("%s", text))
+    return sticky_ports.Memory(f"{state}/sticky", lambda text: log.warning("%s", text))
 
 
 def key_of(mapping: Mapping) -> str:
@@ -29,7 +29,7 @@ def key_of(mapping: Mapping) -> str:
     return f"{mapping.targets[0].port}/{mapping.protocol}"
 
 
-def remember(known: stickyports.Memory, mappings: Iterable[Mapping], live: Iterable[Mapping] = ()) -> list[str]:
+def remember(known: sticky_ports.Memory, mappings: Iterable[Mapping], live: Iterable[Mapping] = ()) -> list[str]:
     """Remember the numbers of those that have a name; returns what a person should know where that fails.
 
     A second mapping of a name does not displace the number that a live one of the same name has.
@@ -54,7 +54,7 @@ def remember(known: stickyports.Memory, mappings: Iterable[Mapping], live: Itera
 
 def elsewhere(mapping: Mapping) -> Iterator[Mapping]:
     """The same mapping on other ports to try, when its own is somebody's."""
-    ephemeral = localports.choosable(localports.content)
+    ephemeral = local_ports.choosable(local_ports.content)
     host_ips = ANY if mapping.follow else mapping.host_ips
     wanted = spec.Publish(host_ips, None, range(mapping.first, mapping.first + 1), mapping.protocol)
     taken = holders.taken(mapping.protocol, host_ips) | {mapping.first}

@@ -17,7 +17,8 @@ import stat
 from collections.abc import Mapping as Object
 from collections.abc import Sequence
 
-from cni_py import records
+from cni_py import files
+from cni_py.attachment import naming
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping
 from portfwd.requests import LINE_MAX
@@ -48,7 +49,7 @@ class Store:
     def __init__(self, state: str) -> None:
         self.state = state
         self.folder = f"{state}/mappings"
-        self._boot = records.boot_id()
+        self._boot = naming.boot_id()
         self._unforgotten: dict[str, Mapping] = {}  # what has ended and is still on disk, by id
         self._sizes: dict[str, int] = {}
         self._total = 0
@@ -67,7 +68,7 @@ class Store:
     def _put(self, texts: Sequence[tuple[Mapping, bytes]], named: list[Mapping]) -> None:
         """Write all, then name all, and tell which are named. OSError: a disk that is full refuses the first as a rule."""
         try:
-            records.make_folders(self.folder, 0o700)
+            files.make_folders(self.folder, 0o700)
             for mapping, text in texts:
                 self._write(mapping, text)
             for mapping, text in texts:

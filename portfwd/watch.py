@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import cni_py
-from cni_py import heirs, records
+from cni_py import files
+from cni_py.attachment import holders
 from cni_py.kernel.netlink import NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES, attrs, iter_attrs
-from cni_py.kernel.nftables import BRIDGE, INET, Element
-from cni_py.kernel.nftables import TABLE as CNI_PY
+from cni_py.kernel.nf_tables import BRIDGE, INET, Element
+from cni_py.kernel.nf_tables import TABLE as CNI_PY
 
 log = logging.getLogger("portfwd")
 
@@ -291,7 +292,7 @@ def _concerns_attachments(losses: Losses) -> bool:
 
 def _attachments() -> bool:
     """Whether there are any."""
-    top = f"{records.run_dir()}/attachments"
+    top = f"{files.run_dir()}/attachments"
     return os.path.isdir(top) and bool(os.listdir(top))
 
 
@@ -302,10 +303,10 @@ def _stands(hexed: str, set_name: bytes, went: float) -> bool:
     """
     of_portmap = not set_name.startswith((b"masquerade", b"spoof"))
     try:
-        with os.scandir(f"{records.run_dir()}/attachments/{hexed}") as entries:
+        with os.scandir(f"{files.run_dir()}/attachments/{hexed}") as entries:
             return any(
                 entry.name.endswith(".json")
-                and (entry.name == f"{heirs.PLUGIN}.json") == of_portmap
+                and (entry.name == f"{holders.PLUGIN}.json") == of_portmap
                 and entry.stat().st_mtime < went
                 for entry in entries
             )

@@ -51,46 +51,57 @@ def ours(*names: str) -> set[str]:
 
 
 VERSION = {"cni_py"} | ours("run", "version")
-READING = VERSION | OS | {"_json"} | ours("skel", "errors", "netconf", "jsontext")
+READING = VERSION | OS | {"_json"} | ours("skel", "errors", "protocol", "protocol.netconf", "protocol.gojson")
 CALL = (
     READING
     | C_MODULES
     | SETNS
-    | ours("call", "engine", "records", "locks", "addr", "result", "sha", "plugins")
-    | ours("kernel", "kernel.context", "kernel.netns", "kernel.netlink")
+    | ours("addr", "files", "sha", "protocol.result", "plugins")
+    | ours("attachment", "attachment.call", "attachment.context", "attachment.engine", "attachment.locks")
+    | ours("attachment.naming", "attachment.records")
+    | ours("kernel", "kernel.netns", "kernel.netlink")
 )
-LINKS = ours("ops", "kernel.rtnl", "kernel.sysctl")
-NFTABLES = ours("nftops", "heirs", "portclaims", "portmappings", "kernel.nftables", "kernel.nftrules")
-FILTERS = NFTABLES | {"_sha512"} | ours("backends", "settings", "kernel.xtables")  # and what tells whether to use them
-HOST_LOCAL = ours("plugins.host_local", "ranges", "reservations")
-FORWARDING = ours("plugins.firewall", "firewallops", "firewallrules", "iptables", "kernel.rtnl", "kernel.sysctl")
-LAST_ON_BRIDGE = ours("bridgeusers")  # what is asked before a policy goes with its last container
-ATTACHING = LINKS | ours("container", "addressing", "invoke")
+LINKS = ours("interface", "interface.common", "kernel.rtnl", "kernel.sysctl")
+NFTABLES = ours("nftables", "nftables.elements", "nftables.ruleset", "kernel.nf_tables", "attachment.holders")
+BACKENDS = ours(
+    "iptables", "iptables.names", "kernel.xtables", "plugins.backends", "backend", "ipam", "ipam.leaving"
+)  # which one is to be used
+FILTERS = NFTABLES | BACKENDS | {"_sha512"}
+HOST_LOCAL = ours("plugins.host_local", "ipam", "ipam.ranges", "ipam.reservations")
+FORWARDING = ours("plugins.firewall", "nftables.policy", "iptables.forward", "iptables.forward_rules", "iptables.tool")
+LAST_ON_BRIDGE = ours("nftables.bridge_users")  # what is asked before a policy goes with its last container
+ATTACHING = LINKS | ours("plugins.container", "interface.addressing", "attachment.delegate", "ipam", "ipam.leaving")
+MASQUERADING = FILTERS | ours("nftables.masquerade")
+PUBLISHING = {
+    *("config", "mapping", "plan", "publish", "claims", "draft", "successors", "flows", "chains"),
+    *("host_clients", "index", "publication", "relay"),
+}
 MAY_LOAD = {
     "bridge": CALL
     | ATTACHING
-    | FILTERS
+    | MASQUERADING
     | HOST_LOCAL
-    | ours("plugins.bridge", "plugins.bridge_conf", "plugins.bridge_plan"),
-    "ptp": CALL | ATTACHING | FILTERS | HOST_LOCAL | ours("plugins.ptp", "linkops"),
-    "macvlan": CALL | ATTACHING | ours("plugins.macvlan", "linkops", "kernel.macvlan", "plugins.static"),
+    | ours("interface.bridge", "plugins.bridge", "plugins.bridge_conf", "plugins.bridge_plan"),
+    "ptp": CALL | ATTACHING | MASQUERADING | HOST_LOCAL | ours("plugins.ptp", "interface.ptp", "interface.bridge"),
+    "macvlan": CALL
+    | ATTACHING
+    | ours("ipam", "plugins.macvlan", "interface.macvlan", "kernel.macvlan", "plugins.static"),
     "static": CALL | ours("plugins.static"),
     "host-local": CALL | HOST_LOCAL,
-    "firewall": CALL | FILTERS | FORWARDING | LAST_ON_BRIDGE,
+    "firewall": CALL | FILTERS | FORWARDING | LAST_ON_BRIDGE | ours("kernel.rtnl", "kernel.sysctl"),
     "loopback": CALL | LINKS | ours("plugins.loopback"),
     "portmap": CALL
     | FILTERS
-    | ours(
-        "plugins.portmap", "hostclients", "portindex", "userland", "kernel.conntrack", "kernel.rtnl", "kernel.sysctl"
-    )
+    | ours("plugins.portmap", "ports", *(f"ports.{name}" for name in PUBLISHING), "ipam.leaving")
+    | ours("kernel.conntrack", "kernel.rtnl", "kernel.sysctl")
     | ours("kernel.sock_diag"),  # whether the host listens on the ports: a dump for each protocol and family
     "tuning": CALL
     | LINKS
-    | ours("tuningops", "kernel.linksettings", "plugins.tuning", "plugins.tuning_conf", "plugins.tuning_plan"),
+    | ours("interface.tuning", "kernel.linksettings", "plugins.tuning", "plugins.tuning_conf", "plugins.tuning_plan"),
     "bandwidth": CALL
     | LINKS
     | {"_sha512"}
-    | ours("shapingops", "kernel.tc", "plugins.bandwidth", "plugins.bandwidth_conf"),
+    | ours("interface.shaping", "kernel.tc", "plugins.bandwidth", "plugins.bandwidth_conf"),
 }
 MESSAGES_MAX = {  # of netlink, for a dual-stack network with ipMasq and two published ports
     ("ADD", "bridge"): 40,
@@ -226,7 +237,7 @@ def test_a_del_that_comes_twice_looks_through_nothing(observers: Observers, netw
     for known in ({}, {"prevResult": {"cniVersion": "1.0.0", **earlier}}):
         for plugin, conf in (("portmap", network.portmap("c1")), ("bridge", network.bridge())):
             _, cost = observers.succeed("DEL", plugin, {**conf, **known})
-            assert cost.modules <= MAY_LOAD[plugin] | ours("leftovers", "ownership", "reservations")
+            assert cost.modules <= MAY_LOAD[plugin] | ours("ports.leftovers", "ownership", "ipam", "ipam.reservations")
             assert not cost.started
             assert cost.sent <= MESSAGES_MAX["DEL", plugin]
 

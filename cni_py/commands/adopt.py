@@ -9,10 +9,10 @@ import argparse
 import os
 from pathlib import Path
 
-from cni_py import libcni_cache
-from cni_py.adopt import Adopted, adopt_all
+from cni_py.commands.adoption import Adopted, adopt_all
 from cni_py.commands.report import FAILED, LACKING, Failure, complain
-from cni_py.jsontext import encode
+from cni_py.protocol import cache
+from cni_py.protocol.gojson import encode
 
 DESCRIPTION = """\
 Write attachment records for running containers that the Go plugins connected, from libcni's cache and what the kernel
@@ -35,7 +35,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--cache-dir",
         type=Path,
-        default=libcni_cache.RESULTS_DIR,
+        default=cache.RESULTS_DIR,
         metavar="DIR",
         help="libcni's cache (default: %(default)s)",
     )
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.cache_dir.is_dir():
         raise Failure(f"there is no cache of libcni in {options.cache_dir}", LACKING)
     done = []
-    for one in adopt_all(libcni_cache.everything(options.cache_dir), dry_run=options.dry_run):
+    for one in adopt_all(cache.everything(options.cache_dir), dry_run=options.dry_run):
         done.append(one)
         if not options.json:
             _tell(one)

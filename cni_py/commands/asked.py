@@ -4,18 +4,19 @@ import argparse
 import ipaddress
 import os
 
-from cni_py import conflist, libcni_cache, netconf, portspec
 from cni_py.addr import mac_text, parse_mac
+from cni_py.commands import portspec
 from cni_py.commands.chain import ATTACHED
 from cni_py.commands.report import LACKING, USAGE, Failure, complain
-from cni_py.conflist import Network
 from cni_py.errors import CniError
-from cni_py.jsontext import Object
-from cni_py.libcni_cache import Entry
+from cni_py.protocol import cache, conflist, netconf
+from cni_py.protocol.cache import Entry
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.jsontext import Value
+    from cni_py.protocol.gojson import Value
 
 
 def network_for(options: argparse.Namespace, container_id: str) -> tuple[Network, Entry | None]:
@@ -49,7 +50,7 @@ def cached(options: argparse.Namespace, name: str, container_id: str) -> Entry |
     if not netconf.is_identifier(name):
         raise Failure(f'"{name}" is neither a file nor a name that a network can have', USAGE)
     try:
-        return libcni_cache.load(name, container_id, options.ifname)
+        return cache.load(name, container_id, options.ifname)
     except CniError as error:
         if options.verb != "DEL":
             raise

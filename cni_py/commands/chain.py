@@ -8,22 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cni_py import conflist, invoke, netconf, run, version
-from cni_py.call import Call
+from cni_py import run, version
+from cni_py.attachment import delegate
+from cni_py.attachment.call import Call
+from cni_py.attachment.engine import Op, Planner
+from cni_py.attachment.naming import Attachment
 from cni_py.commands import namespaces
 from cni_py.commands.report import LACKING, Failure, complain
-from cni_py.conflist import Network
-from cni_py.engine import Op, Planner
 from cni_py.errors import CniError, IncompatibleCniVersion, os_error
-from cni_py.jsontext import Object, decode, encode
-from cni_py.libcni_cache import Entry
-from cni_py.netconf import NetConf
-from cni_py.records import Attachment
-from cni_py.result import from_json, to_json
+from cni_py.protocol import conflist, netconf
+from cni_py.protocol.cache import Entry
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object, decode, encode
+from cni_py.protocol.netconf import NetConf
+from cni_py.protocol.result import from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.jsontext import Encodable
+    from cni_py.protocol.gojson import Encodable
 
 ATTACHED = ("ADD", "DEL", "CHECK")  # verbs about one interface of one container
 STOP_S = 5.0  # time for a plugin to take back what it did, before it is killed
@@ -90,7 +92,7 @@ class Chain:
     def find(self, name: str) -> str:
         """The executable of a plugin."""
         try:
-            return invoke.find(name, self.path)
+            return delegate.find(name, self.path)
         except CniError as error:
             raise Failure(f"{error}; `cni-py install` installs ours, --bin-dir names other folders", LACKING) from error
 
@@ -123,7 +125,7 @@ class Chain:
         try:
             status, stdout = executed(path, environ, self.stdin(plugin, prev_result, extra), self.hushed)
         except OSError as error:
-            raise PluginFailed(verb, name, CniError(invoke.cannot_run(path, error), code=0)) from error
+            raise PluginFailed(verb, name, CniError(delegate.cannot_run(path, error), code=0)) from error
         if status != 0:
             error_object = error_in(stdout, status)
             raise PluginFailed(verb, name, error_object, place_in(self.network, error_object))

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from cni_py import conflist
 from cni_py.addr import Address
-from cni_py.conflist import Network
 from cni_py.errors import CniError
-from cni_py.jsontext import Object
 from cni_py.kernel import sysctl
 from cni_py.kernel.rtnl import Rtnl
+from cni_py.protocol import conflist
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object
 
 NAME = "cni-py"
 BRIDGE = "cni-py0"

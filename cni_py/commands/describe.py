@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cni_py import netconf
 from cni_py.addr import Address, ip_text
-from cni_py.conflist import Network
-from cni_py.jsontext import Object
+from cni_py.files import run_dir
 from cni_py.kernel.rtnl import Rtnl
-from cni_py.records import run_dir
-from cni_py.result import IPConfig, Result
+from cni_py.protocol import netconf
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object
+from cni_py.protocol.result import IPConfig, Result
 
 SHOWN_PORTS = 8
 

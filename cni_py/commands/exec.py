@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cni_py import __version__, conflist, libcni_cache, netconf, version
+from cni_py import __version__, version
+from cni_py.attachment.naming import Attachment
 from cni_py.commands import keys, namespaces, overlaps, report
 from cni_py.commands.asked import check_usage, network_for, requests_of
 from cni_py.commands.chain import ATTACHED, GC_SINCE, Chain, PluginFailed, answer_in, planned
@@ -26,16 +27,16 @@ from cni_py.commands.describe import described
 from cni_py.commands.listeners import notes, refuse_listeners
 from cni_py.commands.namespaces import NETNS_DIR, Target
 from cni_py.commands.report import FAILED, LACKING, USAGE, Failure, Parser, complain
-from cni_py.conflist import Network
 from cni_py.errors import CniError
-from cni_py.jsontext import Object, encode
-from cni_py.libcni_cache import Entry
-from cni_py.records import Attachment
-from cni_py.result import from_json
+from cni_py.protocol import cache, conflist, netconf
+from cni_py.protocol.cache import Entry
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object, encode
+from cni_py.protocol.result import from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.jsontext import Encodable, Value
+    from cni_py.protocol.gojson import Encodable, Value
 
 VERBS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 CONF_DIR = Path(conflist.CONF_DIR)
@@ -196,7 +197,7 @@ def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
         try:
             result = chain.add(added)
             shown = from_json(result, netconf.string(result, "cniVersion") or chain.network.cni_version)
-            libcni_cache.save(
+            cache.save(
                 Entry(
                     chain.network.name,
                     chain.container_id,
@@ -234,7 +235,7 @@ def delete(chain: Chain, target: Target, entry: Entry | None) -> int:
     if entry is None:
         chain.say(f"nothing is cached for container ID {chain.container_id}: DEL with the configuration alone")
     chain.delete(chain.prev_result_of(entry))
-    libcni_cache.remove(entry or Entry(chain.network.name, chain.container_id, chain.ifname))
+    cache.remove(entry or Entry(chain.network.name, chain.container_id, chain.ifname))
     chain.say(f"{name} is disconnected from {where}")
     return 0
 
@@ -281,7 +282,7 @@ def collect(chain: Chain) -> int:
     chain, unable = chain.at_least(GC_SINCE)
     valid: list[Value] = [
         Object([("containerID", entry.container_id), ("ifname", entry.ifname)])
-        for entry in libcni_cache.attachments(network.name)
+        for entry in cache.attachments(network.name)
     ]
     extra = {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}  # the second is libcni's older key
     failures = chain.every("GC", chain.network.plugins, extra)

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cni_py
-from cni_py import conflist
 from cni_py.commands import default_network, runtimes
 from cni_py.commands.launchers import START, launcher
 from cni_py.commands.leftovers import FORWARDING
@@ -27,6 +26,7 @@ from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, 
 from cni_py.commands.report import FAILED, LACKING, Failure, complain
 from cni_py.commands.uninstall import uninstall
 from cni_py.kernel import sysctl
+from cni_py.protocol import conflist
 from cni_py.run import MODULES
 
 BIN_DIR = Path("/opt/cni/bin")

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from cni_py import netconf
 from cni_py.commands.report import did_you_mean
-from cni_py.conflist import Network
 from cni_py.errors import CniError
-from cni_py.jsontext import Object, decode
 from cni_py.plugins.known_keys import CAPABILITIES, COMMON, IPAM, LIST, PLUGINS, Keys
+from cni_py.protocol import netconf
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.jsontext import Value
+    from cni_py.protocol.gojson import Value
 
 FREE = ("cni.dev/", "x-", "_", "#", "//")  # how keys begin that are nobody's mistake
 

@@ -19,20 +19,22 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
-from cni_py import conflist, heirs, libcni_cache, netconf, records, restore, run
-from cni_py.call import Call
-from cni_py.commands import default_network
+from cni_py import files, run
+from cni_py.attachment import holders
+from cni_py.attachment.call import Call
+from cni_py.attachment.context import Kernel
+from cni_py.attachment.naming import Attachment
+from cni_py.commands import default_network, restoration
 from cni_py.commands.launchers import launcher
 from cni_py.commands.report import complain
-from cni_py.conflist import Network
 from cni_py.errors import CniError
-from cni_py.jsontext import Object
 from cni_py.kernel import libnftables, sysctl, xtables
-from cni_py.kernel.context import Kernel
-from cni_py.kernel.nftables import BRIDGE, INET, TABLE, Nft
+from cni_py.kernel.nf_tables import BRIDGE, INET, TABLE, Nft
 from cni_py.kernel.rtnl import Link, Rtnl
-from cni_py.netconf import NetConf
-from cni_py.records import Attachment
+from cni_py.protocol import cache, conflist, netconf
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object
+from cni_py.protocol.netconf import NetConf
 
 STATE_DIR = Path("/var/lib/cni-py")
 NETWORKS_DIR = Path("/var/lib/cni/networks")  # host-local's, unless dataDir says otherwise
@@ -65,12 +67,12 @@ def connected() -> list[str]:
     """
     if os.geteuid() != 0:
         return []
-    return list(dict.fromkeys(record.key.label for record in restore.recorded() if not heirs.is_dead(record)))
+    return list(dict.fromkeys(record.key.label for record in restoration.recorded() if not holders.is_dead(record)))
 
 
 def foreign(network: Network) -> list[str]:
     """The attachments of other networks that our plugins have a record of, alive or not."""
-    found = (record.key for record in restore.recorded())
+    found = (record.key for record in restoration.recorded())
     return list(dict.fromkeys(key.label for key in found if key.network != network.name))
 
 
@@ -166,7 +168,7 @@ def iptables_chains() -> Iterator[Left]:
 
 def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:
     """Files of records, of portfwd, and of our network's addresses and results."""
-    run_dir = Path(records.run_dir())
+    run_dir = Path(files.run_dir())
     for path, why in ((run_dir, kept), (STATE_DIR, busy)):
         if path.is_dir() and any(path.iterdir()):
             yield Left(str(path), f"rm -r {quote(str(path))}", partial(remove_folder, path, busy), why)
@@ -175,9 +177,7 @@ def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:
     addresses = Path(next(filter(None, stated), str(NETWORKS_DIR))) / network.name
     if addresses.is_dir():
         yield Left(str(addresses), f"rm -r {quote(str(addresses))}", partial(remove_folder, addresses))
-    results = [
-        entry.path(libcni_cache.RESULTS_DIR) for entry in libcni_cache.everything() if entry.network == network.name
-    ]
+    results = [entry.path(cache.RESULTS_DIR) for entry in cache.everything() if entry.network == network.name]
     for path in results:
         yield Left(str(path), f"rm {quote(str(path))}", partial(remove_file, path))
     if SETTINGS.exists():
@@ -215,7 +215,7 @@ def publisher_runs() -> bool:
     """Whether portfwd's service listens."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(f"{records.run_dir()}/{PORTFWD}.sock")
+            probe.connect(f"{files.run_dir()}/{PORTFWD}.sock")
         except OSError:
             return False
     return True
@@ -271,7 +271,7 @@ def purge(network: Network, off: list[str], say: Say, *, dry_run: bool) -> bool:
             complain(f"cni-py uninstall: {one.what} stays: {error}")
             well = False
     if not dry_run:
-        for folder in (NETWORKS_DIR, libcni_cache.RESULTS_DIR):
+        for folder in (NETWORKS_DIR, cache.RESULTS_DIR):
             remove_empty(folder)
     return well
 
@@ -282,7 +282,9 @@ def disconnect_all(network: Network, say: Say) -> bool:
     The plugins are run here, in this process, as GC with nothing that is valid; that needs launchers to be found by name.
     """
     well = True
-    for label in dict.fromkeys(record.key.label for record in restore.recorded() if record.key.network == network.name):
+    for label in dict.fromkeys(
+        record.key.label for record in restoration.recorded() if record.key.network == network.name
+    ):
         say(f"disconnect {label}")
     with tempfile.TemporaryDirectory(prefix="cni-py-") as folder:
         for plugin in run.MODULES:

@@ -4,16 +4,16 @@ It does so before the first plugin is run, whoever's the portmap plugin is. A ne
 left to that, and one whose portmap says "userlandProxy": "always" to portfwd, which cannot listen beside another program.
 """
 
-from cni_py import netconf
 from cni_py.addr import parse_address, parse_ip
 from cni_py.commands.chain import Chain
 from cni_py.commands.report import Failure
 from cni_py.errors import CniError
-from cni_py.hostlisteners import Container, Held, held, in_the_way
-from cni_py.jsontext import Object
 from cni_py.kernel import sock_diag
-from cni_py.portmappings import Mapping
-from cni_py.result import from_json
+from cni_py.ports.host_listeners import Container, Held, held, in_the_way
+from cni_py.ports.mapping import Mapping
+from cni_py.protocol import netconf
+from cni_py.protocol.gojson import Object
+from cni_py.protocol.result import from_json
 
 BYTES = {4: 4, 6: 16}  # of an address
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cni_py import netconf
 from cni_py.commands.report import LACKING, USAGE, Failure, complain
 from cni_py.errors import CniError
 from cni_py.kernel import netns
 from cni_py.kernel.rtnl import Rtnl
+from cni_py.protocol import netconf
 
 NETNS_DIR = Path("/run/netns")
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000  # linux/mount.h

@@ -4,12 +4,12 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cni_py import conflist, netconf
 from cni_py.addr import Address
-from cni_py.conflist import Network
 from cni_py.errors import CniError
-from cni_py.jsontext import Object
 from cni_py.kernel.rtnl import Link, Rtnl
+from cni_py.protocol import conflist, netconf
+from cni_py.protocol.conflist import Network
+from cni_py.protocol.gojson import Object
 
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 OWN_SUBNET = ("bridge", "ptp")  # plugins whose subnet is the host's own; macvlan's is that of the network it joins

@@ -11,12 +11,12 @@ import argparse
 import os
 from collections.abc import Callable
 
-from cni_py import restore
+from cni_py.commands import restoration
 from cni_py.commands.report import FAILED, LACKING, Failure, complain
+from cni_py.commands.restoration import Restored
 from cni_py.errors import CniError
-from cni_py.jsontext import encode
-from cni_py.kernel.nftables import NftUnavailable
-from cni_py.restore import Restored
+from cni_py.kernel.nf_tables import NftUnavailable
+from cni_py.protocol.gojson import encode
 
 DESCRIPTION = """\
 Put back what is missing of running attachments in nftables or iptables (after `nft flush ruleset`, say): published ports,
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise Failure("this takes root (CAP_NET_ADMIN)", LACKING)
     done: list[Restored] = []
     try:
-        for one in restore.restore_all():
+        for one in restoration.restore_all():
             done.append(one)
             _tell(one, (lambda _: None) if options.json or options.quiet else print)
     except NftUnavailable as error:

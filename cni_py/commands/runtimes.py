@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cni_py import records
+from cni_py import files
 from cni_py.commands.launchers import START
-from cni_py.conflist import CONF_DIR
+from cni_py.protocol.conflist import CONF_DIR
 from cni_py.run import LAUNCHER_MAX, MODULES
 
 ROOT = Path("/")
@@ -56,7 +56,7 @@ class Host:
     def toml(self, path: str) -> dict[str, object]:
         """What a file says; nothing where there is none, and with a note where it is broken."""
         try:
-            return tomllib.loads(records.read(str(self.root / path), follow=True).decode())
+            return tomllib.loads(files.read(str(self.root / path), follow=True).decode())
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Literal, Protocol
 
     class RouteLike(Protocol):
-        """What add_route needs of a route; cni_py.result.Route is one."""
+        """What add_route needs of a route; cni_py.protocol.result.Route is one."""
 
         dst: Address
         gw: bytes | None

@@ -2,7 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.kernel.nftables import Nft
+    from cni_py.kernel.nf_tables import Nft
 
 NAT, FILTER = "nat", "filter"
 CHAIN_MAX = 28  # XT_EXTENSION_MAXNAMELEN, linux/netfilter/x_tables.h

@@ -19,8 +19,8 @@ from conversation import HOST
 from lab import Lab
 from runtime import ALL, GO_KNOWS, Outcome, Plugins, mapping
 
-from cni_py.jsontext import Object, decode, encode
-from cni_py.libcni_cache import Entry
+from cni_py.protocol.cache import Entry
+from cni_py.protocol.gojson import Object, decode, encode
 from tests.conftest import GO, OURS
 from tests.lacking import missing
 

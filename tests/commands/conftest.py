@@ -11,7 +11,7 @@ import pytest
 from lab import Lab
 from runtime import Plugins
 
-from cni_py import records
+from cni_py import files
 from cni_py.commands import runtimes
 from cni_py.commands.main import main
 from tests.commands.hand import NETWORK, Hand
@@ -42,7 +42,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """The root of the file system in which runtimes are looked for, empty; attachment records are below it, too."""
     root = tmp_path_factory.mktemp("host")
     monkeypatch.setattr(runtimes, "ROOT", root)
-    monkeypatch.setattr(records, "run_dir", lambda: str(root / "run/cni-py"))
+    monkeypatch.setattr(files, "run_dir", lambda: str(root / "run/cni-py"))
     return root
 
 

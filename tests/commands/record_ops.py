@@ -6,11 +6,11 @@ The file is /run/cni-test-ops, where it exists; one line of JSON for each. Only 
 import json
 import os
 
-from cni_py import engine
+from cni_py.attachment import engine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.kernel.context import Kernel
+    from cni_py.attachment.context import Kernel
 
 really_apply = engine.apply_one
 

@@ -10,8 +10,8 @@ from subprocess import CompletedProcess
 import pytest
 from lab import Lab
 
-from cni_py import conflist
 from cni_py.commands import default_network
+from cni_py.protocol import conflist
 from tests.commands.conftest import Command
 
 Strings = pytest.CaptureFixture[str]

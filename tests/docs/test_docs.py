@@ -13,8 +13,8 @@ import pytest
 from lab import Lab
 
 import cni_py
-from cni_py import conflist
 from cni_py.commands import exec as command
+from cni_py.protocol import conflist
 from cni_py.run import MODULES
 
 ROOT = Path(__file__).parents[2]

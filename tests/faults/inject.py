@@ -20,14 +20,14 @@ import os
 import signal
 import sys
 
-from cni_py import engine
+from cni_py.attachment import engine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from cni_py.kernel.context import Kernel
+    from cni_py.attachment.context import Kernel
 
 # No open(): a file that was only made is seen by the call before its write().
 EFFECTS = {

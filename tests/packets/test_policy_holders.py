@@ -13,7 +13,7 @@ import pytest
 from lab import Lab
 from runtime import ALL, Plugins
 
-from cni_py.records import Attachment
+from cni_py.attachment.naming import Attachment
 from tests.conftest import OURS
 from tests.packets.bridges_site import PLUGINS, Site
 

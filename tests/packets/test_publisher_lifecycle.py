@@ -221,7 +221,7 @@ def nobody_restores(lab: Lab) -> Iterator[None]:
 
 HOLD_LOCK = """
 import sys
-from cni_py.locks import nftables_lock
+from cni_py.attachment.locks import nftables_lock
 with nftables_lock():
     print("held", flush=True)
     sys.stdin.read()

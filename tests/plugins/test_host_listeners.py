@@ -249,8 +249,7 @@ def test_nerdctl_s_reserver_is_there_for_its_container_alone(network: Asked) -> 
 
 def pid_inside(port: int) -> int:
     """The pid of the listener as it is seen here."""
-    from cni_py import processes
-    from cni_py.kernel import sock_diag
+    from cni_py.kernel import processes, sock_diag
 
     (found,) = sock_diag.waiting([("tcp", port, port)])
     return next(iter(processes.having([found.inode])[found.inode]), 0)

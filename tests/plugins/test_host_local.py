@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni_py.call import Call
-from cni_py.netconf import NetConf
+from cni_py.attachment.call import Call
 from cni_py.plugins import host_local
+from cni_py.protocol.netconf import NetConf
 
 if TYPE_CHECKING:
     from lab import Lab

@@ -16,8 +16,8 @@ from conversation import CLIENT, HOST
 from lab import Lab
 from runtime import GATEWAY, Network, Outcome, Plugins, mapping
 
-from cni_py import userland
-from cni_py.records import Attachment
+from cni_py.attachment.naming import Attachment
+from cni_py.ports import relay
 from tests.portfwd.publisher import STATE, Publisher, serving
 from tests.portfwd.talk import until
 
@@ -257,7 +257,7 @@ class OldService:
 
     def publish(self, mappings: list[dict[str, Any]], *, may_fail: bool) -> list[str]:
         if any("steer" in one for one in mappings):
-            raise userland.Refused("usage", "a mapping has no field 'steer'", "")
+            raise relay.Refused("usage", "a mapping has no field 'steer'", "")
         self.published += mappings
         return []
 
@@ -268,7 +268,7 @@ class OldService:
 @pytest.mark.parametrize("recorded", [{}, {"redirect": "never"}, {"steer": "never"}])
 def test_services_and_records_of_before_are_understood(recorded: dict[str, str]) -> None:
     one = {"protocol": "tcp", "first": 8000, "last": 8099, **recorded}
-    op = userland.RelayPorts(mappings=json.dumps([one]), required=True)
+    op = relay.RelayPorts(mappings=json.dumps([one]), required=True)
     key = Attachment("net", "c1", "eth0")
     wanted = "never" if recorded else "auto"
     assert [(new["steer"], "redirect" in new) for new in op.named(key)] == [(wanted, False)]

@@ -15,9 +15,9 @@ from conversation import HOST
 from lab import Lab
 from runtime import Network, Outcome, Plugins, mapping
 
-from cni_py import randomports, stickyports
-from cni_py.engine import op_from_json
-from cni_py.randomports import RememberPorts
+from cni_py.attachment.engine import op_from_json
+from cni_py.ports import random_ports, sticky_ports
+from cni_py.ports.random_ports import RememberPorts
 
 pytestmark = pytest.mark.ours_alone
 
@@ -116,7 +116,7 @@ def test_without_a_name_a_container_keeps_its_own_port(lab: Lab, plugins: Plugin
     pods.attach("c1")
     port = pods.number("c1", mapping(0, 80), pod="")
     assert pods.call("DEL", "c1", mapping(0, 80), pod="").status == 0
-    lab["host"].python(spoil, randomports.folder())
+    lab["host"].python(spoil, random_ports.folder())
     assert pods.number("c1", mapping(0, 80), pod="../../x") != port  # what was damaged is written anew
     assert pods.call("DEL", "c1", mapping(0, 80)).status == 0
     runtime = {"portMappings": [mapping(0, 80)], "io.kubernetes.cri.pod-annotations": {"cni-py/sticky": "../x"}}
@@ -132,10 +132,10 @@ def spoil(folder: str) -> None:
 
 
 def test_names_that_were_used_last_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stickyports, "NAMES_MAX", 4)
-    monkeypatch.setattr(stickyports, "SPARE", 1)
+    monkeypatch.setattr(sticky_ports, "NAMES_MAX", 4)
+    monkeypatch.setattr(sticky_ports, "SPARE", 1)
     said: list[str] = []
-    memory = stickyports.Memory(str(tmp_path / "sticky"), said.append)
+    memory = sticky_ports.Memory(str(tmp_path / "sticky"), said.append)
     for number, name in enumerate("abcd", 1):
         memory.remember(name, {"80/tcp": number})
         (tmp_path / "sticky" / f"{name}.json").touch()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cni_py import localports
+from cni_py.ports import local_ports
 from portfwd import choose
 from portfwd.errors import NotFound, Usage
 
@@ -92,4 +92,4 @@ def test_a_random_port_is_one_that_the_host_may_use(
     local: str, kept: str, lowest: str, expected: Sequence[int]
 ) -> None:
     files = {"ip_local_port_range": local, "ip_local_reserved_ports": kept, "ip_unprivileged_port_start": lowest}
-    assert localports.choosable(lambda path: files[path.rpartition("/")[2]]) == expected
+    assert local_ports.choosable(lambda path: files[path.rpartition("/")[2]]) == expected

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
-from cni_py import records
+from cni_py import files
 from portfwd.errors import PortfwdError
 from portfwd.mapping import Mapping
 from portfwd.registry import Registry
@@ -103,7 +103,7 @@ def on_disk() -> set[Mapping]:
 
 def with_a_broken_disk(breaks: str, mends: str, uid: int) -> dict[str, object]:
     """What every command says, and where disk and service disagree once the disk is mended."""
-    attachment = Path(records.run_dir(), "attachments", HEX)
+    attachment = Path(files.run_dir(), "attachments", HEX)
     attachment.mkdir(parents=True, exist_ok=True)  # it is there all the time, as when the container is connected again
     found: dict[str, object] = {}
     with disk():

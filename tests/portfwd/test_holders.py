@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni_py import processes
-from cni_py.kernel import nftrules
+from cni_py.kernel import processes
+from cni_py.nftables import ruleset
 from portfwd import holders
 from portfwd.holders import conflicts
 from tests.lacking import need_root
@@ -188,14 +188,15 @@ def test_to_who_may_not_look_the_user_is_named(inside: Inside) -> None:
 
 def test_a_port_that_portmap_publishes_is_named(lab: Lab) -> None:
     def published() -> list[object]:
-        from cni_py.kernel.nftables import Nft
-        from cni_py.portclaims import Claimant, Draft, claim
-        from cni_py.portmappings import Mapping
-        from cni_py.records import Attachment
+        from cni_py.attachment.naming import Attachment
+        from cni_py.kernel.nf_tables import Nft
+        from cni_py.ports.claims import Claimant, claim
+        from cni_py.ports.draft import Draft
+        from cni_py.ports.mapping import Mapping
 
         nft = Nft()
         try:
-            nftrules.ensure_table(nft)
+            ruleset.ensure_table(nft)
             draft, who = Draft(nft), Claimant(Attachment("net", "c1", "eth0"), {})
             ip, here = bytes((10, 0, 0, 2)), bytes((127, 0, 0, 1))
             for mapping in (Mapping("tcp", None, 80, ip, 80), Mapping("udp", here, 53, ip, 53)):

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import Lab
 
-from cni_py import jsontext, userland
-from cni_py.portoptions import port_options
+from cni_py.ports import relay
+from cni_py.ports.options import port_options
+from cni_py.protocol import gojson
 from portfwd.admission import Admission
 from portfwd.client import Client
 from portfwd.counters import SAY_S, Tally
@@ -30,7 +31,7 @@ from tests.portfwd.stage import Log, Stage, mapping_of
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
 if TYPE_CHECKING:
-    from cni_py.jsontext import Encodable
+    from cni_py.protocol.gojson import Encodable
 
 LIMIT = 301
 PATIENCE_S = 10.0
@@ -332,7 +333,7 @@ def test_a_client_that_ends_its_side_before_there_is_a_target_gets_its_answer(ma
 def test_an_ipv4_network_may_be_written_as_ipv6(allow: str, client: str, allowed: bool) -> None:
     assert Admission(mapping_of(allow=[allow]), 1).allows(client) is allowed
     family = 4 if "." in client else 6
-    options = port_options(jsontext.decode(json.dumps({"80/tcp": {"allow": [allow]}}).encode()), None)["tcp", 80]
+    options = port_options(gojson.decode(json.dumps({"80/tcp": {"allow": [allow]}}).encode()), None)["tcp", 80]
     assert options.serves(family) is (allowed or client == "192.0.3.7")
 
 
@@ -357,7 +358,7 @@ def test_what_is_turned_away_is_said_at_once_and_then_once_in_a_while() -> None:
 def hangs_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The path of a socket at which the first request is cut off, and the second answered."""
     path = str(tmp_path / "portfwd.sock")
-    monkeypatch.setattr("cni_py.records.run_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("cni_py.files.run_dir", lambda: str(tmp_path))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
@@ -386,7 +387,7 @@ def test_what_would_do_more_the_second_time_is_not(hangs_up_once: str) -> None:
 
 
 def test_portmap_asks_again(hangs_up_once: str) -> None:
-    with userland.Service.connect(PATIENCE_S) or contextlib.nullcontext() as service:
+    with relay.Service.connect(PATIENCE_S) or contextlib.nullcontext() as service:
         assert service is not None
         assert service.publish([{"id": "m"}], may_fail=False) == ["well"]
 
@@ -394,7 +395,7 @@ def test_portmap_asks_again(hangs_up_once: str) -> None:
 def test_what_portmap_asks_for_at_once_fits_into_a_request() -> None:
     allow = [f"2001:db8:{number:x}::/64" for number in range(1000)]
     ports: list[dict[str, Encodable]] = [{"id": f"portmap-0-{number}", "allow": allow} for number in range(300)]
-    chunks = list(userland.requests(ports))
+    chunks = list(relay.requests(ports))
     assert [one for chunk in chunks for one in chunk] == ports
     assert 1 < len(chunks) < 12
-    assert all(len(jsontext.encode({"mappings": chunk}, None)) < LINE_MAX - 1000 for chunk in chunks)
+    assert all(len(gojson.encode({"mappings": chunk}, None)) < LINE_MAX - 1000 for chunk in chunks)

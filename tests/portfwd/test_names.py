@@ -213,13 +213,13 @@ def test_a_range_does_not_take_the_port_of_a_program_inside_it(lab: Lab, service
 
 @pytest.mark.parametrize(("value", "expected"), [("", "/run/cni-py"), ("/run/user/7", "/run/user/7/cni-py")])
 def test_an_empty_xdg_runtime_dir_is_none(value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cni_py import records
+    from cni_py import files
     from portfwd import control, store
 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", value)
     monkeypatch.setenv("XDG_STATE_HOME", "")
     monkeypatch.setenv("HOME", "/home/seven")
-    assert records.run_dir() == expected
+    assert files.run_dir() == expected
     assert control.socket_path() == f"{expected}/portfwd.sock"
     assert store.state_dir() == "/home/seven/.local/state/cni-py/portfwd"

@@ -22,8 +22,9 @@ import pytest
 from lab import Lab
 from node import CLONE_NEWNET, die_with_parent, libc
 
-from cni_py import libcni_cache, records
-from cni_py.libcni_cache import Entry
+from cni_py.attachment import naming, records
+from cni_py.protocol import cache
+from cni_py.protocol.cache import Entry
 from portfwd import places
 from portfwd.entrant import Entrant, Silent
 from portfwd.errors import Lacking, NotFound, PortfwdError
@@ -382,7 +383,7 @@ def test_when_there_is_no_way_back_the_process_ends() -> None:
 
 
 def record(container_id: str, path: str, number: int, network: str = "net", plugin: str = "bridge") -> None:
-    made = records.Record(records.Attachment(network, container_id, "eth0"), plugin)
+    made = records.Record(naming.Attachment(network, container_id, "eth0"), plugin)
     made.netns, made.container_cookie = path, number
     made.save()
     made.finish()
@@ -412,7 +413,7 @@ def look_up_containers() -> dict[str, str]:
         record("a1b2", net[web], cookie_of(web), network="other")
         time.sleep(UNKNOWN_S)
         found["prefix"] = outcome(there, "a1")
-        libcni_cache.save(Entry("net", "a1c3", "eth0", netns=net[db]))
+        cache.save(Entry("net", "a1c3", "eth0", netns=net[db]))
         found["cached"] = outcome(there, "a1c")
         found["ambiguous"] = outcome(there, "a1")  # of which one is open already
         found["ambiguous anew"] = outcome(there, "a")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_py import localports
+from cni_py.ports import local_ports
 from portfwd import spec
 from portfwd.errors import Usage
 from portfwd.mapping import ANY, Place, peculiar
@@ -268,14 +268,14 @@ def test_no_random_port_is_tried_where_all_are_taken() -> None:
     [
         ("32768\t60999\n", range(32768, 61000)),
         ("1 65535", range(1, 65536)),
-        ("", localports.EPHEMERAL),
-        ("0 0", localports.EPHEMERAL),
-        ("9 8", localports.EPHEMERAL),
-        ("a b", localports.EPHEMERAL),
+        ("", local_ports.EPHEMERAL),
+        ("0 0", local_ports.EPHEMERAL),
+        ("9 8", local_ports.EPHEMERAL),
+        ("a b", local_ports.EPHEMERAL),
     ],
 )
 def test_random_ports_are_those_the_kernel_would_take(text: str, expected: range) -> None:
-    assert localports.ephemeral_range(text) == expected
+    assert local_ports.ephemeral_range(text) == expected
 
 
 def test_one_address_more_makes_another_spec() -> None:

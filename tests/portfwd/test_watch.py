@@ -18,7 +18,7 @@ from lab import Lab
 from runtime import Network, Plugins, mapping
 
 from cni_py.kernel.netlink import NFNL_SUBSYS_NFTABLES, attr, nested
-from cni_py.kernel.nftables import BRIDGE, INET, Element
+from cni_py.kernel.nf_tables import BRIDGE, INET, Element
 from portfwd import watch
 from portfwd.watch import Losses, Pace, Watch
 

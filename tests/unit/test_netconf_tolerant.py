@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from cni_py import netconf
 from cni_py.errors import CniError, DecodingFailure
-from cni_py.jsontext import DEPTH_MAX, Object, decode
-from cni_py.netconf import Tolerant, Undecodable
+from cni_py.protocol import netconf
+from cni_py.protocol.gojson import DEPTH_MAX, Object, decode
+from cni_py.protocol.netconf import Tolerant, Undecodable
 
 MANY = 20_000
 LIMIT_S = 5.0  # quadratic: minutes

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from cni_py import conflist, portspec
 from cni_py.addr import parse_address, parse_ip
+from cni_py.commands import portspec
 from cni_py.commands.describe import Host, is_own, serves_loopback
-from cni_py.result import Interface, IPConfig, Result
+from cni_py.protocol import conflist
+from cni_py.protocol.result import Interface, IPConfig, Result
 
 V4 = IPConfig(parse_address("10.87.0.2/16"), parse_ip("10.87.0.1"))
 V6 = IPConfig(parse_address("fd00:87::2/64"), parse_ip("fd00:87::1"))

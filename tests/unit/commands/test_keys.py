@@ -11,10 +11,10 @@ import pytest
 
 import cni_py
 import cni_py.plugins
-from cni_py import conflist
 from cni_py.commands import keys
 from cni_py.plugins import known_keys
 from cni_py.plugins.known_keys import COMMON, IPAM, PLUGINS, Keys
+from cni_py.protocol import conflist
 from cni_py.run import MODULES
 
 CORE = Path(cni_py.__file__).parent
@@ -24,8 +24,8 @@ READERS = {
     *("optional_string", "optional_boolean", "optional_integer", "_optional_ip", "_one_of", "_ip"),
 }
 SOURCES = {  # where the keys of each plugin are read, beside <plugin>*.py
-    "host-local": ("ranges.py",),
-    "portmap": ("portmappings.py",),
+    "host-local": ("ipam/ranges.py",),
+    "portmap": ("ports/config.py", "ports/mapping.py"),
 }
 RUNTIMES = {  # read there too, but of what a runtime sends: runtimeConfig, args.cni, prevResult
     *("portMappings", "containerPort", "hostPort", "protocol", "hostIP", "ipRanges", "ips", "bandwidth", "cni"),
@@ -59,7 +59,7 @@ def reads(plugin: str) -> set[str]:
 def literals(plugin: str) -> set[str]:
     """Every text in the files, those made of a number at their end included."""
     found = set()
-    for path in [*modules_of(plugin), CORE / "result.py"]:
+    for path in [*modules_of(plugin), CORE / "protocol/result.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found |= {node.value, f"{node.value}4", f"{node.value}6"}

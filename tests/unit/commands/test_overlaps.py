@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_py import conflist
 from cni_py.commands import overlaps
+from cni_py.protocol import conflist
 
 
 def write(folder: Path, name: str, *subnets: str, kind: str = "bridge") -> None:

@@ -7,10 +7,12 @@ import subprocess
 
 import pytest
 
-from cni_py import hostclients, restore
-from cni_py.kernel import nftrules, tc
-from cni_py.kernel.context import Kernel
-from cni_py.records import Attachment
+from cni_py.attachment.context import Kernel
+from cni_py.attachment.naming import Attachment
+from cni_py.commands import restoration
+from cni_py.kernel import tc
+from cni_py.nftables import ruleset
+from cni_py.ports import host_clients
 
 
 def run(command: str) -> str:
@@ -36,7 +38,7 @@ def test_loopback_is_opened_to_an_interface_only_behind_its_guard_and_never_to_l
         ("192.0.2.5", False),
         ("198.51.100.2", True),
     ):
-        op = hostclients.AllowLoopbackClients(address=address)
+        op = host_clients.AllowLoopbackClients(address=address)
         assert op.apply(kernel) is changed, address
         assert op.check(kernel) is None
     link = kernel.host.link("br7")
@@ -54,7 +56,7 @@ def test_loopback_is_opened_to_an_interface_only_behind_its_guard_and_never_to_l
     assert op.check(kernel) is None
     run("tc qdisc del dev br7 clsact")
     assert "tc filter is missing" in (op.check(kernel) or "")
-    restore.RestoreGuard(address="198.51.100.2").apply(kernel)
+    restoration.RestoreGuard(address="198.51.100.2").apply(kernel)
     assert op.check(kernel) is None
 
 
@@ -65,7 +67,7 @@ def test_loopback_open_by_the_setting_of_all_is_guarded_and_not_set_again() -> N
     run("sysctl -qw net.ipv4.conf.all.route_localnet=1")
     run("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys")
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
-    op = hostclients.AllowLoopbackClients(address="198.51.100.2")
+    op = host_clients.AllowLoopbackClients(address="198.51.100.2")
     assert "open" in (op.check(kernel) or "")  # all opens every interface
     assert op.apply(kernel) is False
     assert op.check(kernel) is None
@@ -79,8 +81,8 @@ def test_loopback_open_by_the_setting_of_all_is_guarded_and_not_set_again() -> N
 def test_guard_made_by_an_earlier_version_gets_its_filter_and_a_new_bridge_of_the_name_too() -> None:
     prepare()
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
-    op = hostclients.AllowLoopbackClients(address="198.51.100.2")
-    nftrules.ensure_table(kernel.nft)
+    op = host_clients.AllowLoopbackClients(address="198.51.100.2")
+    ruleset.ensure_table(kernel.nft)
     run("nft add element inet cni_py local_links { br7 }")
     for _ in range(2):
         run("ip link add br7 type bridge; ip addr add 198.51.100.1/24 dev br7; ip link set br7 up")
@@ -97,7 +99,7 @@ def test_a_filter_of_somebody_else_in_the_place_of_the_guard_stays_and_is_said()
     run("ip link add br7 type bridge; ip addr add 198.51.100.1/24 dev br7; ip link set br7 up")
     run("tc qdisc add dev br7 clsact; tc filter add dev br7 ingress pref 1 protocol all u32 match u32 0 0 classid 1:1")
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
-    op = hostclients.AllowLoopbackClients(address="198.51.100.2")
+    op = host_clients.AllowLoopbackClients(address="198.51.100.2")
     with contextlib.redirect_stderr(io.StringIO()) as said:
         assert op.apply(kernel) is True
     assert op.check(kernel) is None

@@ -1,4 +1,4 @@
-"""cni_py.kernel.nftables: the element codec byte for byte against libnftables', the tables, and transactions."""
+"""cni_py.kernel.nf_tables: the element codec byte for byte against libnftables', the tables, and transactions."""
 
 import errno
 import json
@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from cni_py.addr import parse_ip
 from cni_py.errors import CniError
-from cni_py.kernel import libnftables, nftables, nftrules
+from cni_py.kernel import libnftables, nf_tables
 from cni_py.kernel.netlink import BatchError
-from cni_py.kernel.nftables import BRIDGE, INET, Change, Element, Nft, concat, ifname_key, mark
+from cni_py.kernel.nf_tables import BRIDGE, INET, Change, Element, Nft, concat, ifname_key, mark
+from cni_py.nftables.ruleset import ensure_table
 
 COMMENT = "0123456789abcdef net1/c1/eth0"
 NFTA_SET_ELEM_LIST_SET_ID = 4
@@ -54,8 +55,8 @@ def run(command: str) -> str:
 
 def table() -> Nft:
     nft = Nft()
-    nftrules.ensure_table(nft)
-    nftrules.ensure_table(nft, BRIDGE)
+    ensure_table(nft)
+    ensure_table(nft, BRIDGE)
     return nft
 
 
@@ -84,7 +85,7 @@ def sent_by_nft(command: str) -> list[bytes]:
     for line in re.sub(r"\x1b\[[0-9;]*m", "", run(f"nft --debug=mnl {command}")).splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if line.endswith("|  type | flags  |"):
-            wanted = int(cells[1]) in (nftables.NFT_MSG_NEWSETELEM, nftables.NFT_MSG_DELSETELEM)
+            wanted = int(cells[1]) in (nf_tables.NFT_MSG_NEWSETELEM, nf_tables.NFT_MSG_DELSETELEM)
             bodies += [b""] if wanted else []
         elif wanted and ("extra header" in cells or "data" in cells):
             bodies[-1] += bytes.fromhex(cells[1])
@@ -178,7 +179,7 @@ def test_table_is_made_once_and_brought_up_to_date_without_losing_elements() -> 
     run("nft flush set inet cni_py layout")
     run("nft flush chain inet cni_py postrouting")
     assert not nft.has_table()
-    nftrules.ensure_table(Nft())
+    ensure_table(Nft())
     assert run("nft -s list ruleset") == before
     run("nft delete table inet cni_py")
     assert not nft.has_table()
@@ -280,7 +281,7 @@ def test_what_nft_refuses_is_an_error_that_shows_the_text() -> None:
 
 
 def test_binding_is_found_by_an_interpreter_that_does_not_look_into_the_distributions_folder() -> None:
-    home = os.path.dirname(os.path.dirname(os.path.dirname(nftables.__file__)))
+    home = os.path.dirname(os.path.dirname(os.path.dirname(nf_tables.__file__)))
     script = (
         f"import sys; sys.path.insert(0, {home!r})\n"
         "from cni_py.kernel import libnftables\n"

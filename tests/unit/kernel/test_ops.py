@@ -1,15 +1,17 @@
-"""cni_py.ops on real links: what an ADD that was killed half-way leaves is completed by the next, and what CHECK tolerates."""
+"""cni_py.interface.common on real links: what an ADD that was killed half-way leaves is completed by the next, and what
+CHECK tolerates."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from cni_py import ops, vlangateway
+from cni_py.attachment.context import Kernel
+from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError
-from cni_py.kernel.context import Kernel
+from cni_py.interface import common, vlan_gateway
+from cni_py.interface.bridge import EnsureBridge, JoinBridge, WaitForPort
 from cni_py.kernel.rtnl import Rtnl
-from cni_py.records import Attachment
 
 KEY = Attachment("net1", "c1", "eth0")
 
@@ -26,7 +28,7 @@ def setting(name: str, link: str = "br7") -> str:
 def test_bridge_that_was_left_down_still_learns_to_ignore_routers() -> None:
     run("ip link add br7 type bridge; ip link add br8 type bridge; ip link set br8 up")
     for name in ("br7", "br8"):
-        op = ops.EnsureBridge(name=name, mac=b"\2\0\0\0\0\1", mtu=0, vlan_filtering=False, promisc=False)
+        op = EnsureBridge(name=name, mac=b"\2\0\0\0\0\1", mtu=0, vlan_filtering=False, promisc=False)
         assert op.apply(Kernel(KEY, "")) is False
     assert (setting("accept_ra"), setting("accept_dad")) == ("0", "0")
     assert setting("accept_ra", "br8") == "1"  # somebody's own, in use
@@ -66,10 +68,10 @@ def test_gateway_of_a_vlan_is_completed(left: str, peer: str) -> None:
     if left == "all":
         run("ip link set br7.5 up")
     kernel, host = host_with_vlans()
-    op = vlangateway.EnsureVlanGateway(bridge="br7", vlan=5)
+    op = vlan_gateway.EnsureVlanGateway(bridge="br7", vlan=5)
     assert op.apply(kernel) is (left != "all")
-    gateway, bridge = ops.need(kernel.host, "br7.5"), ops.need(kernel.host, "br7")
-    port = ops.need(kernel.host, "br7.5p" if left == "nothing" else peer)
+    gateway, bridge = common.need(kernel.host, "br7.5"), common.need(kernel.host, "br7")
+    port = common.need(kernel.host, "br7.5p" if left == "nothing" else peer)
     assert gateway.link == port.index
     assert (gateway.up, port.up, port.master) == (True, True, bridge.index)
     assert host.vlans == ([] if left == "all" else [(1, 4094), (5, None, True, True)])
@@ -89,15 +91,15 @@ def test_bridges_with_like_names_have_gateways_of_their_own(bridges: tuple[str, 
     kernel, _ = host_with_vlans()
     for bridge in bridges:
         run(f"ip link add {bridge} type bridge; ip link set {bridge} up")
-        assert vlangateway.EnsureVlanGateway(bridge=bridge, vlan=100).apply(kernel) is True
+        assert vlan_gateway.EnsureVlanGateway(bridge=bridge, vlan=100).apply(kernel) is True
     ports = []
     for bridge in bridges:
-        op = vlangateway.EnsureVlanGateway(bridge=bridge, vlan=100)
+        op = vlan_gateway.EnsureVlanGateway(bridge=bridge, vlan=100)
         assert op.apply(kernel) is False
-        gateway = ops.need(kernel.host, op.gateway)
+        gateway = common.need(kernel.host, op.gateway)
         port = kernel.host.link(gateway.link)
         assert port is not None
-        assert port.master == ops.need(kernel.host, bridge).index
+        assert port.master == common.need(kernel.host, bridge).index
         ports.append(port.name)
     assert len(set(ports)) == 2
 
@@ -108,14 +110,14 @@ def test_a_gateways_port_that_the_version_before_named_is_used_and_none_of_anoth
     run(f"ip link add {first} type bridge; ip link add {second} type bridge")
     run(f"ip link add {first}.100 type veth peer name bcdefghijk.100p; ip link set bcdefghijk.100p master {first} up")
     kernel, _ = host_with_vlans()
-    assert vlangateway.EnsureVlanGateway(bridge=second, vlan=100).apply(kernel) is True
-    assert vlangateway.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel) is True
-    assert ops.need(kernel.host, "bcdefghijk.100p").master == ops.need(kernel.host, first).index
+    assert vlan_gateway.EnsureVlanGateway(bridge=second, vlan=100).apply(kernel) is True
+    assert vlan_gateway.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel) is True
+    assert common.need(kernel.host, "bcdefghijk.100p").master == common.need(kernel.host, first).index
     run(f"ip link set bcdefghijk.100p master {second}")
     with pytest.raises(
         CniError, match=rf"{first}\.100 is not the gateway's interface of bridge {first} but of {second}"
     ):
-        vlangateway.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel)
+        vlan_gateway.EnsureVlanGateway(bridge=first, vlan=100).apply(kernel)
 
 
 @pytest.mark.netns
@@ -123,8 +125,8 @@ def test_an_interface_that_has_the_name_of_the_gateways_port_is_left_alone() -> 
     run("ip link add br7 type bridge; ip link add br7.5p type dummy 2>/dev/null || ip link add br7.5p type bridge")
     kernel, _ = host_with_vlans()
     with pytest.raises(CniError, match=r"br7\.5p exists"):
-        vlangateway.EnsureVlanGateway(bridge="br7", vlan=5).apply(kernel)
-    assert ops.need(kernel.host, "br7.5p").master == 0
+        vlan_gateway.EnsureVlanGateway(bridge="br7", vlan=5).apply(kernel)
+    assert common.need(kernel.host, "br7.5p").master == 0
     assert kernel.host.link("br7.5") is None
 
 
@@ -133,16 +135,16 @@ def test_an_interface_of_that_name_that_is_no_veth_serves_as_it_is() -> None:
     """A VLAN device on the bridge is how people do it by hand; the kernel here may have none."""
     run("ip link add br7 type bridge; ip link add link br7 name br7.5 type vlan id 5 || ip link add br7.5 type bridge")
     kernel, host = host_with_vlans()
-    op = vlangateway.EnsureVlanGateway(bridge="br7", vlan=5)
+    op = vlan_gateway.EnsureVlanGateway(bridge="br7", vlan=5)
     assert op.apply(kernel) is True
-    assert (ops.need(kernel.host, "br7.5").up, host.vlans, op.check(kernel)) == (True, [], None)
+    assert (common.need(kernel.host, "br7.5").up, host.vlans, op.check(kernel)) == (True, [], None)
 
 
 @pytest.mark.netns
 def test_hairpin_that_a_chained_plugin_turned_on_is_no_damage() -> None:
     run("ip link add br7 type bridge; ip link add v0 type veth peer name v1; ip link set v0 master br7")
     kernel = Kernel(KEY, "")
-    wanted = {on: ops.JoinBridge(name="v0", bridge="br7", hairpin=on, isolated=False) for on in (False, True)}
+    wanted = {on: JoinBridge(name="v0", bridge="br7", hairpin=on, isolated=False) for on in (False, True)}
     assert wanted[False].check(kernel) is None
     assert wanted[True].check(kernel) == "hairpin of v0 is off"
     run("bridge link set dev v0 hairpin on")
@@ -156,6 +158,6 @@ def test_a_link_that_does_not_come_up_is_called_what_it_is(master: bool) -> None
     run("ip link add br7 type bridge; ip link add v0 type veth peer name v1; ip link set v0 up")  # v1 is not
     if master:
         run("ip link set v0 master br7")
-    ops.UP_LIMIT_S = 0.05
+    common.UP_LIMIT_S = 0.05
     with pytest.raises(CniError, match=f"^{'bridge port' if master else 'host veth'} in error state: down"):
-        ops.WaitForPort(name="v0").apply(Kernel(KEY, ""))
+        WaitForPort(name="v0").apply(Kernel(KEY, ""))

@@ -1,4 +1,5 @@
-"""cni_py.portclaims and the operations of cni_py.nftops, on real tables: who gets a port, and what is left afterwards."""
+"""cni_py.ports.claims and the operations of cni_py.nftables.elements, on real tables: who gets a port, and what is left
+afterwards."""
 
 import errno
 import json
@@ -9,12 +10,16 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from cni_py import engine, nftops, records
 from cni_py.addr import parse_address
+from cni_py.attachment import engine, records
+from cni_py.attachment.context import Kernel
+from cni_py.attachment.naming import Attachment
+from cni_py.attachment.records import Record
 from cni_py.errors import CniError, PortInUse
-from cni_py.kernel import libnftables, netlink, nftables
-from cni_py.kernel.context import Kernel
-from cni_py.records import Attachment, Record
+from cni_py.kernel import libnftables, netlink, nf_tables
+from cni_py.nftables import masquerade, spoof_check
+from cni_py.nftables.elements import sweep
+from cni_py.ports import publish
 
 SUBNET = "198.51.100"
 
@@ -35,7 +40,7 @@ class Container:
             run(f"ip netns add c{number}")
         self.kernel = Kernel(Attachment(network, container_id or f"c{number}", "eth0"), self.netns)
         self.executor = engine.Executor(self.kernel)
-        self.op: nftops.PublishPorts | None = None
+        self.op: publish.PublishPorts | None = None
 
     @property
     def key(self) -> Attachment:
@@ -44,7 +49,7 @@ class Container:
     def add(self, *ports: str, condition: str = "", clients: str = "subnet") -> None:
         """`ports` as in "tcp 0.0.0.0:80", leading to port 80; a failure takes everything back, as skel does."""
         texts = [f"{port} to {self.address}:{port.rpartition(':')[2] if '-' in port else 80}" for port in ports]
-        self.op = nftops.PublishPorts(
+        self.op = publish.PublishPorts(
             ports=", ".join(texts),
             addresses=f"{self.address}/24",
             clients=clients,
@@ -94,8 +99,8 @@ def nothing_left() -> bool:
 
 def target(port: int, protocol: int = 6) -> str:
     """The container that an unconditional mapping of any address leads to, "" for none."""
-    key = nftables.concat(bytes((protocol,)), port.to_bytes(2, "big"))
-    found = nftables.Nft().get("any4", (key,)).get(key)
+    key = nf_tables.concat(bytes((protocol,)), port.to_bytes(2, "big"))
+    found = nf_tables.Nft().get("any4", (key,)).get(key)
     return ".".join(map(str, found.value[:4])) if found and isinstance(found.value, bytes) else ""
 
 
@@ -285,9 +290,9 @@ def test_garbage_collection_without_nf_tables_finds_nothing() -> None:
 
     netlink.Socket.request = refuse  # type: ignore[assignment, method-assign]  # this process is ours alone
     kernel = Kernel(Attachment("net1", "c1", "eth0"), "")
-    nftops.sweep(kernel, "net1", [], ("masquerade4", nftables.INET))
-    nftops.sweep_ports(kernel, "net1", [])
-    nftops.sweep_ports(kernel, "net1", [], kernel.key.hex)
+    sweep(kernel, "net1", [], ("masquerade4", nf_tables.INET))
+    publish.sweep_ports(kernel, "net1", [])
+    publish.sweep_ports(kernel, "net1", [], kernel.key.hex)
 
 
 @pytest.mark.netns
@@ -364,8 +369,10 @@ def test_check_sees_what_is_lost() -> None:
 def test_single_elements_are_owned_replaced_and_spared(make: str) -> None:
     prepare()
     made: Callable[[str], list[engine.Op]] = {
-        "masquerade": lambda _: nftops.masquerade([parse_address("198.51.100.7/24"), parse_address("2001:db8::7/64")]),
-        "spoof check": lambda name: nftops.spoof_check("veth0", bytes.fromhex("020000000001")),
+        "masquerade": lambda _: masquerade.masquerade(
+            [parse_address("198.51.100.7/24"), parse_address("2001:db8::7/64")]
+        ),
+        "spoof check": lambda name: spoof_check.spoof_check("veth0", bytes.fromhex("020000000001")),
     }[make]
     old, new = Kernel(Attachment("n", "old", "eth0"), ""), Kernel(Attachment("n", "new", "eth0"), "")
     ops = made("x")
@@ -391,11 +398,11 @@ def test_garbage_is_found_by_comment_where_no_record_is() -> None:
         container.add(
             f"tcp 0.0.0.0:{80 + number}", f"tcp 192.0.2.{number}:90", f"udp 0.0.0.0:{number + 1}000-{number + 1}100"
         )
-    nftops.masquerade([parse_address("198.51.100.1/24")])[0].apply(stale.kernel)
+    masquerade.masquerade([parse_address("198.51.100.1/24")])[0].apply(stale.kernel)
     Record(stale.key, "portmap").remove()
     kernel = Kernel(Attachment("net1", "", ""), "")
-    nftops.sweep_ports(kernel, "net1", [living.key])
-    nftops.sweep(kernel, "net1", [living.key], ("masquerade4", nftables.INET))
+    publish.sweep_ports(kernel, "net1", [living.key])
+    sweep(kernel, "net1", [living.key], ("masquerade4", nf_tables.INET))
     assert stale.key.hex not in run("nft list table inet cni_py")
     assert living.check() is None
     assert other.check() is None

@@ -14,7 +14,7 @@ from cni_py.addr import parse_address, parse_ip, parse_mac
 from cni_py.kernel import netlink, rtnl
 from cni_py.kernel.netns import Enter
 from cni_py.kernel.rtnl import Rtnl
-from cni_py.result import Route
+from cni_py.protocol.result import Route
 
 MAC, PEER_MAC = parse_mac("02:00:00:00:00:02"), parse_mac("02:00:00:00:00:03")
 

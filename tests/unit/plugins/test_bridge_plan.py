@@ -6,17 +6,25 @@ from typing import TypeVar
 
 import pytest
 
-from cni_py import backends, ops, vlangateway
 from cni_py.addr import parse_address, parse_ip
-from cni_py.call import Call
-from cni_py.engine import Op
+from cni_py.attachment.call import Call
+from cni_py.attachment.context import Kernel
+from cni_py.attachment.engine import Op
 from cni_py.errors import CniError
-from cni_py.kernel.context import Kernel
+from cni_py.interface import common, vlan_gateway
+from cni_py.interface.bridge import (
+    EnsureBridge,
+    EnsureGatewayAddress,
+    EnsureSubnetRoute,
+    SetPortVlans,
+    WaitForPort,
+    vlan_ranges,
+)
 from cni_py.kernel.rtnl import Link, Rtnl
-from cni_py.netconf import NetConf
-from cni_py.plugins import bridge_plan
+from cni_py.plugins import backends, bridge_plan
 from cni_py.plugins.bridge_conf import BridgeConf
-from cni_py.result import IPConfig, Result, Route
+from cni_py.protocol.netconf import NetConf
+from cni_py.protocol.result import IPConfig, Result, Route
 
 MAC = bytes.fromhex("021122334455")
 
@@ -50,7 +58,7 @@ def find(plan: list[Op], kind: type[T]) -> list[T]:
 
 def test_the_order_is_bridge_veth_port_addresses_up_gateway() -> None:
     plan = plan_of(result_of("192.0.2.5/24"), isGateway=True)
-    names = [type(op).__name__ for op in plan if not isinstance(op, ops.SetContainerSysctl)]
+    names = [type(op).__name__ for op in plan if not isinstance(op, common.SetContainerSysctl)]
     assert names == [
         "EnsureBridge",
         "AddVeth",
@@ -66,50 +74,50 @@ def test_the_order_is_bridge_veth_port_addresses_up_gateway() -> None:
 
 
 def test_the_gateway_is_the_first_address_unless_ipam_says_so() -> None:
-    assert [
-        op.address for op in find(plan_of(result_of("192.0.2.5/24"), isGateway=True), ops.EnsureGatewayAddress)
-    ] == ["192.0.2.1/24"]
+    assert [op.address for op in find(plan_of(result_of("192.0.2.5/24"), isGateway=True), EnsureGatewayAddress)] == [
+        "192.0.2.1/24"
+    ]
     plan = plan_of(result_of("192.0.2.5/24", gateway="192.0.2.254"), isGateway=True)
-    assert [op.address for op in find(plan, ops.EnsureGatewayAddress)] == ["192.0.2.254/24"]
+    assert [op.address for op in find(plan, EnsureGatewayAddress)] == ["192.0.2.254/24"]
 
 
 def test_without_gateway_nothing_of_the_host_is_changed_beyond_the_bridge() -> None:
     plan = plan_of(result_of("192.0.2.5/24"))
-    assert not find(plan, ops.EnsureGatewayAddress)
-    assert not find(plan, ops.EnsureForwarding)
+    assert not find(plan, EnsureGatewayAddress)
+    assert not find(plan, common.EnsureForwarding)
 
 
 def test_a_default_gateway_adds_a_route_per_family_once() -> None:
     result = result_of("192.0.2.5/24", "2001:db8::5/64")
     plan = plan_of(result, isDefaultGateway=True)
-    assert [(op.dst, op.gw) for op in find(plan, ops.AddRoute)] == [
+    assert [(op.dst, op.gw) for op in find(plan, common.AddRoute)] == [
         ("0.0.0.0/0", "192.0.2.1"),
         ("::/0", "2001:db8::1"),
     ]
     again = result_of("192.0.2.5/24")
     again.routes = [Route(parse_address("0.0.0.0/0"), parse_ip("192.0.2.9"))]
-    assert [(op.dst, op.gw) for op in find(plan_of(again, isDefaultGateway=True), ops.AddRoute)] == [
+    assert [(op.dst, op.gw) for op in find(plan_of(again, isDefaultGateway=True), common.AddRoute)] == [
         ("0.0.0.0/0", "192.0.2.9")
     ]
 
 
 def test_ipv6_addresses_are_usable_at_once_unless_detection_is_wanted() -> None:
     plan = plan_of(result_of("2001:db8::5/64"))
-    assert [op.dad for op in find(plan, ops.AddAddress)] == [False]
-    assert not find(plan, ops.WaitForAddresses)
+    assert [op.dad for op in find(plan, common.AddAddress)] == [False]
+    assert not find(plan, common.WaitForAddresses)
     wanted = plan_of(result_of("2001:db8::5/64"), enabledad=True)
-    assert [op.dad for op in find(wanted, ops.AddAddress)] == [True]
-    assert find(wanted, ops.WaitForAddresses)
-    assert ("ipv6/conf/eth0/accept_dad", "1") in [(op.key, op.value) for op in find(wanted, ops.SetContainerSysctl)]
+    assert [op.dad for op in find(wanted, common.AddAddress)] == [True]
+    assert find(wanted, common.WaitForAddresses)
+    assert ("ipv6/conf/eth0/accept_dad", "1") in [(op.key, op.value) for op in find(wanted, common.SetContainerSysctl)]
 
 
 def test_layer_two_only_brings_the_link_up() -> None:
     plan = plan_of(Result())
-    assert find(plan, ops.SetContainerUp)
-    assert not find(plan, ops.AddAddress)
+    assert find(plan, common.SetContainerUp)
+    assert not find(plan, common.AddAddress)
     down = plan_of(Result(), disableContainerInterface=True)
-    assert not find(down, ops.SetContainerUp)
-    assert not find(down, ops.WaitForPort)
+    assert not find(down, common.SetContainerUp)
+    assert not find(down, WaitForPort)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +132,15 @@ def test_vlans_need_a_filtering_bridge_and_are_set_on_the_port(
     config: dict[str, object], vlan: int, trunk: str
 ) -> None:
     plan = plan_of(result_of("192.0.2.5/24"), **config)
-    assert [op.vlan_filtering for op in find(plan, ops.EnsureBridge)] == [True]
-    (port,) = find(plan, ops.SetPortVlans)
+    assert [op.vlan_filtering for op in find(plan, EnsureBridge)] == [True]
+    (port,) = find(plan, SetPortVlans)
     assert (port.vlan, port.trunk, port.keep_default) == (vlan, trunk, False)
 
 
 def test_with_a_vlan_the_gateway_lives_on_an_interface_of_that_vlan() -> None:
     plan = plan_of(result_of("192.0.2.5/24"), vlan=100, isGateway=True)
-    assert [(op.bridge, op.vlan) for op in find(plan, vlangateway.EnsureVlanGateway)] == [("br0", 100)]
-    assert [op.name for op in find(plan, ops.EnsureGatewayAddress)] == ["br0.100"]
+    assert [(op.bridge, op.vlan) for op in find(plan, vlan_gateway.EnsureVlanGateway)] == [("br0", 100)]
+    assert [op.name for op in find(plan, EnsureGatewayAddress)] == ["br0.100"]
 
 
 class Port(Rtnl):
@@ -177,7 +185,7 @@ class Port(Rtnl):
 def test_untagged_frames_are_of_the_native_vlan_whatever_the_trunk_contains(
     config: dict[str, object], native: int, tagged: set[int], default_pvid: int, keep: bool
 ) -> None:
-    (op,) = find(plan_of(result_of("192.0.2.5/24"), preserveDefaultVlan=keep, **config), ops.SetPortVlans)
+    (op,) = find(plan_of(result_of("192.0.2.5/24"), preserveDefaultVlan=keep, **config), SetPortVlans)
     port = Port(default_pvid)
     kernel = Kernel(call_for({}).key, "")
     kernel._host = port
@@ -185,21 +193,21 @@ def test_untagged_frames_are_of_the_native_vlan_whatever_the_trunk_contains(
     assert (port.pvid, port.vlans[native]) == (native, True)
     assert not any(port.vlans[number] for number in tagged)
     untagged = {number for number, plain in port.vlans.items() if plain}
-    in_trunk = any(first <= default_pvid <= last for first, last in ops.vlan_ranges(op.trunk))
+    in_trunk = any(first <= default_pvid <= last for first, last in vlan_ranges(op.trunk))
     kept = {default_pvid} - {0} if keep and not in_trunk else set()
     assert untagged == {native} | kept
 
 
 def test_a_link_local_gateway_takes_a_route_of_the_host_to_the_containers() -> None:
     plan = plan_of(result_of("2001:db8::5/64", gateway="fe80::1"), isGateway=True)
-    assert [op.address for op in find(plan, ops.EnsureGatewayAddress)] == ["fe80::1/64"]
-    assert [(op.name, op.subnet) for op in find(plan, ops.EnsureSubnetRoute)] == [("br0", "2001:db8::/64")]
-    assert not find(plan_of(result_of("2001:db8::5/64"), isGateway=True), ops.EnsureSubnetRoute)
+    assert [op.address for op in find(plan, EnsureGatewayAddress)] == ["fe80::1/64"]
+    assert [(op.name, op.subnet) for op in find(plan, EnsureSubnetRoute)] == [("br0", "2001:db8::/64")]
+    assert not find(plan_of(result_of("2001:db8::5/64"), isGateway=True), EnsureSubnetRoute)
 
 
 def test_the_plugins_do_without_a_gateway_where_no_address_follows() -> None:
     plan = plan_of(result_of("255.255.255.255/32"), isGateway=True)
-    assert not find(plan, ops.EnsureGatewayAddress)
+    assert not find(plan, EnsureGatewayAddress)
     assert bridge_plan.first_address(parse_address("192.0.2.7/32")) == parse_ip("192.0.2.8")
     assert bridge_plan.first_address(parse_address("2001:db8::/127")) == parse_ip("2001:db8::1")
     assert bridge_plan.first_address(parse_address("192.0.2.1/31")) == parse_ip("192.0.2.0")
@@ -208,26 +216,24 @@ def test_the_plugins_do_without_a_gateway_where_no_address_follows() -> None:
 def test_gateways_of_the_networks_other_ranges_are_not_in_the_way() -> None:
     ranges = [[{"subnet": "192.0.2.0/24"}, {"subnet": "198.51.100.0/24", "gateway": "198.51.100.9"}]]
     ipam = {"type": "host-local", "ranges": ranges}
-    (op,) = find(plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam=ipam), ops.EnsureGatewayAddress)
+    (op,) = find(plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam=ipam), EnsureGatewayAddress)
     assert op.beside == "192.0.2.1/24 198.51.100.9/24"
-    (op,) = find(
-        plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam={**ipam, "type": "x"}), ops.EnsureGatewayAddress
-    )
+    (op,) = find(plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam={**ipam, "type": "x"}), EnsureGatewayAddress)
     assert op.beside == "192.0.2.1/24"
 
 
 def test_a_bridge_with_a_long_name_has_a_gateway_interface_of_its_own_in_each_vlan() -> None:
     """Too long for <bridge>.<vlan>: nothing is cut off, where names may differ."""
     bridges = ["br0", "bridge-of-some-a", "bridge-of-some-b"]
-    names = {vlangateway.vlan_gateway_name(bridge, vlan) for bridge in bridges for vlan in (1, 100, 4094)}
+    names = {vlan_gateway.vlan_gateway_name(bridge, vlan) for bridge in bridges for vlan in (1, 100, 4094)}
     assert len(names) == 9
     assert max(map(len, names)) <= 15
     assert "br0.100" in names
 
 
 def test_vlan_ranges_are_read_back() -> None:
-    assert ops.vlan_ranges("10-20,30") == [(10, 20), (30, 30)]
-    assert ops.vlan_ranges("") == []
+    assert vlan_ranges("10-20,30") == [(10, 20), (30, 30)]
+    assert vlan_ranges("") == []
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_the_mac_comes_from_runtime_config_then_args_then_the_environment(
 
 
 def test_ip_masq_by_iptables_is_one_operation_for_all_addresses() -> None:
-    from cni_py.iptablesops import MasqueradeByIptables
+    from cni_py.iptables.masquerade import MasqueradeByIptables
 
     call = call_for({"ipMasq": True, "ipMasqBackend": "iptables"})
     addresses = [parse_address("192.0.2.7/24"), parse_address("2001:db8::7/64")]

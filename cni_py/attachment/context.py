@@ -1,0 +1,146 @@
+"""The kernel as one call sees it: the two namespaces and our nftables tables, each opened when first used."""
+
+import os
+
+from cni_py.errors import CniError, InvalidNetns, warn
+from cni_py.kernel import netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_py.attachment.naming import Attachment
+    from cni_py.kernel.nf_tables import Nft
+    from cni_py.kernel.rtnl import Rtnl
+
+
+class NetnsGone(CniError):
+    """There is no namespace of the container at CNI_NETNS; code 999 as libcni's own plugins give it."""
+
+
+class Kernel:
+    """What an operation's apply(), undo() and check() are given.
+
+    With `is_own` the path may lead to something else by now (DEL, GC): what it leads to is shown to `is_own` before anything
+    in it is touched, and is as good as gone when the answer is no, or when it is no network namespace.
+    """
+
+    __slots__ = ("_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "is_own", "key", "netns_path")
+
+    def __init__(self, key: "Attachment", netns_path: str, is_own: "Callable[[Kernel], bool] | None" = None) -> None:
+        self.key = key
+        self.netns_path = netns_path
+        self.is_own = is_own
+        self._gone = ""  # why nothing at the path is the container's
+        self._host: Rtnl | None = None
+        self._container: Rtnl | None = None
+        self._nft: Nft | None = None
+        self._container_fd = -1
+        self._host_fd = -1
+
+    @property
+    def host(self) -> "Rtnl":
+        """Links, addresses and routes of the namespace we run in."""
+        if self._host is None:
+            from cni_py.kernel.rtnl import Rtnl
+
+            self._host = Rtnl()
+        return self._host
+
+    @property
+    def container(self) -> "Rtnl":
+        """Links, addresses and routes of CNI_NETNS."""
+        if self._container is None:
+            from cni_py.kernel.rtnl import Rtnl
+
+            self._container = Rtnl(self.container_fd)
+        return self._container
+
+    @property
+    def nft(self) -> "Nft":
+        """Our tables in the namespace we run in."""
+        if self._nft is None:
+            from cni_py.kernel.nf_tables import Nft
+
+            self._nft = Nft()
+        return self._nft
+
+    @property
+    def host_fd(self) -> int:
+        """A descriptor of the namespace we run in."""
+        if self._host_fd < 0:
+            self._host_fd = netns.open_netns("/proc/self/ns/net")
+        return self._host_fd
+
+    @property
+    def container_fd(self) -> int:
+        """A descriptor of CNI_NETNS. NetnsGone when the path does not exist, CniError when it is something else."""
+        if self._gone:
+            raise NetnsGone(self._gone)
+        if self._container_fd < 0:
+            try:
+                self._container_fd = netns.open_netns(self.netns_path)
+            except FileNotFoundError as error:
+                raise NetnsGone(f'failed to open netns "{self.netns_path}": no such file or directory') from error
+            except InvalidNetns as error:
+                if self.is_own is not None:
+                    self._disown(str(error))
+                raise CniError(  # 999, as clients of the Go plugins know it
+                    f'failed to open netns "{self.netns_path}"', str(error)
+                ) from error
+            if self.is_own is not None and not self.is_own(self):
+                self._disown(f'the network namespace at "{self.netns_path}" is not that of {self.key.label} any more')
+        return self._container_fd
+
+    def _disown(self, why: str) -> None:
+        """From now on there is no container. NetnsGone."""
+        warn(f"{why}; it is left alone")
+        self._gone = why
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        if self._container_fd >= 0:
+            os.close(self._container_fd)
+            self._container_fd = -1
+        raise NetnsGone(why)
+
+    @property
+    def has_container(self) -> bool:
+        """Whether the container's namespace is (still) there. A path that is something else is an error (or: see is_own)."""
+        if not self.netns_path:
+            return False
+        try:
+            return self._container_fd >= 0 or self.container_fd >= 0
+        except NetnsGone:
+            return False
+
+    @property
+    def container_cookie(self) -> int:
+        """The kernel's number of the container's namespace (socket(7), SO_NETNS_COOKIE): never used twice in one boot."""
+        return self.container.cookie if self.has_container else 0
+
+    @property
+    def container_file(self) -> str:
+        """Device and inode of the container's namespace, "" where there is none."""
+        return netns.file_of(self.container_fd) if self.has_container else ""
+
+    def lives(self, cookie: int) -> bool:
+        """Whether the container's namespace is there, and the one with that cookie. No error, whatever is at the path."""
+        try:
+            return self.has_container and self.container_cookie == cookie
+        except CniError:
+            return False
+
+    @property
+    def host_cookie(self) -> int:
+        """The same for the namespace we run in."""
+        return self.host.cookie
+
+    def in_container(self) -> "netns.Enter":
+        """`with kernel.in_container():` runs in the container's namespace, for what has no socket: /proc/sys/net."""
+        return netns.Enter(self.container_fd)
+
+    def leave(self) -> None:
+        """The call is over: end without waiting for what the kernel has yet to free."""
+        if self._nft is not None:
+            self._nft.leave()

@@ -1,0 +1,240 @@
+"""Delegation: run another plugin, in practice the IPAM plugin of `ipam.type`, found in CNI_PATH.
+
+Reference: SPEC.md section 4 "Plugin Delegation"; the texts are those of libcni's pkg/invoke, which clients know. When the file
+found is one of our own executables its code runs in this process instead, which saves an interpreter's start.
+"""
+
+import _signal
+import errno
+import os
+import time
+
+from cni_py import version
+from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
+from cni_py.protocol import gojson
+from cni_py.protocol.netconf import string
+from cni_py.protocol.result import from_json, to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_py.attachment.call import Call, Plugin
+    from cni_py.protocol.result import Result
+
+IPAM_PLUGINS = ("host-local", "static")  # of ours
+STOP_S = 5.0  # time for a delegate to take back what it did, before it is killed
+LINE_MAX = 256  # bytes of a first line; BINPRM_BUF_SIZE, linux/binfmts.h
+NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+BUSY_TRIES = 6  # libcni's pkg/invoke/raw_exec.go: a plugin that is being replaced is "text file busy"
+
+
+class NotExecuted(CniError):
+    """The delegate died without a CNI error object; libcni gives this code 0."""
+
+    code = 0
+
+
+class NotRunnable(NotExecuted):
+    """The delegate is a file that cannot be started: no program, or one that lacks its interpreter or the mode."""
+
+
+def ipam_add(call: "Call") -> "Result":
+    """ADD of the IPAM plugin; an IPAM DEL follows if the calling ADD fails later."""
+    path = find(ipam_type(call), call.path)
+    ours = own_plugin(path)
+    if ours is not None:
+        return as_printed(ours.add(call.delegated(ours.type)), call.conf.cni_version)
+    if call.dry_run:
+        raise CniError(f"the IPAM plugin {path} is not ours: what it would answer cannot be told without asking it")
+    call.executor.undone_by(lambda: _delete_again(call))
+    text = execute(path, "ADD", call.conf.text)
+    result = decode_result(text, call.conf.cni_version)
+    call.hand_out([ip.address.packed for ip in result.ips])
+    return result
+
+
+def examine(call: "Call") -> None:
+    """Find the IPAM plugin, and let it read its configuration, before the caller does anything. Others are not asked."""
+    ours = own_plugin(find(ipam_type(call), call.path))
+    if ours is not None and ours.examine is not None:
+        ours.examine(call.delegated(ours.type))
+
+
+def ipam(call: "Call", verb: str) -> None:
+    """DEL, CHECK, GC or STATUS of the IPAM plugin."""
+    path = find(ipam_type(call), call.path)
+    run(call, verb, path, own_plugin(path))
+
+
+def run(call: "Call", verb: str, path: str, ours: "Plugin | None") -> None:
+    """The same of the one at `path`, which is `ours` or somebody else's executable."""
+    if ours is None:
+        try:
+            if verb == "DEL":
+                call.withdraw_ports()
+        finally:
+            execute(path, verb, call.conf.text)
+        return
+    {"DEL": ours.delete, "CHECK": ours.check, "GC": ours.gc, "STATUS": ours.status}[verb](call.delegated(ours.type))
+
+
+def ipam_type(call: "Call") -> str:
+    """ipam.type, "" when there is none: find() then says so."""
+    return string(call.conf.ipam, "type") if call.conf.ipam is not None else ""
+
+
+def _delete_again(call: "Call") -> None:
+    execute(find(ipam_type(call), call.path), "DEL", call.conf.text)
+
+
+def find(name: str, path: "Sequence[str]") -> str:
+    """The first regular file called `name` in the folders of `path`, executable or not, as libcni has it."""
+    if not name:
+        raise InvalidNetworkConfig('no plugin name provided: ipam needs a "type"')
+    if "/" in name:
+        raise InvalidNetworkConfig(f"invalid plugin name: {name}")
+    for folder in path:
+        candidate = f"{folder}/{name}"
+        if folder and os.path.isfile(candidate):
+            return candidate
+    raise InvalidNetworkConfig(f'failed to find plugin "{name}" in path [{" ".join(path)}]')
+
+
+def own_plugin(path: str) -> "Plugin | None":
+    """The IPAM plugin that the executable at `path` runs, if it is a launcher of this very installation."""
+    from cni_py import run as launcher
+
+    name = os.path.basename(path)
+    if not launcher.is_own_launcher(path):
+        return None
+    if name not in IPAM_PLUGINS:  # bridge would delegate to bridge, and so on
+        raise InvalidNetworkConfig(f'ipam.type: "{name}" is not an IPAM plugin', f"one of {', '.join(IPAM_PLUGINS)}")
+    return launcher.load(name)
+
+
+def execute(path: str, verb: str, stdin: bytes) -> bytes:
+    """Run the plugin at `path` and return its stdout; its own error object is raised again with its code.
+
+    Files in memory instead of pipes: no reader and writer can wait for each other.
+    """
+    status, stdout, stderr = _spawn(path, dict(os.environ, CNI_COMMAND=verb), stdin)
+    if status == 0:
+        _pass_on(stderr)
+        return stdout
+    if not stdout:
+        if stderr:
+            raise NotExecuted(f"netplugin failed: {gojson.encode(stderr.decode('utf-8', 'replace'), None)}")
+        raise NotExecuted(f"netplugin failed with no error message: exit status {status}")
+    raise _error_of(stdout)
+
+
+def _pass_on(stderr: bytes) -> None:
+    try:
+        os.write(2, stderr)
+    except OSError:
+        pass  # nobody listens, which is no reason to fail
+
+
+def _spawn(path: str, environ: "dict[str, str]", stdin: bytes) -> tuple[int, bytes, bytes]:
+    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+    try:
+        with open(files[0], "wb", closefd=False) as file:
+            file.write(stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+        pid = _start(path, environ, actions)
+        try:
+            _, wait_status = os.waitpid(pid, 0)
+        except BaseException:
+            _stop(pid)
+            raise
+        outputs = []
+        for fd in files[1:]:
+            os.lseek(fd, 0, os.SEEK_SET)
+            with open(fd, "rb", closefd=False) as file:
+                outputs.append(file.read())
+    finally:
+        for fd in files:
+            os.close(fd)
+    return os.waitstatus_to_exitcode(wait_status), outputs[0], outputs[1]
+
+
+def _stop(pid: int) -> None:
+    """End a delegate, since the call is given up: its DEL must not overtake it."""
+    os.kill(pid, _signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+        time.sleep(0.01)
+    os.kill(pid, _signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _start(path: str, environ: "dict[str, str]", actions: "list[tuple[int, int, int]]") -> int:
+    for attempt in range(BUSY_TRIES):
+        try:
+            # Python ignores SIGPIPE, and a child would inherit that
+            return os.posix_spawn(path, [path], environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+        except OSError as error:
+            if error.errno == errno.ETXTBSY and attempt < BUSY_TRIES - 1:
+                time.sleep(1)
+                continue
+            kind = NotRunnable if error.errno in NO_PROGRAM else NotExecuted  # what passes is no reason to give up
+            raise kind(f"netplugin failed with no error message: {cannot_run(path, error)}") from error
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def cannot_run(path: str, error: OSError) -> str:
+    """Why a plugin that is there cannot be started: its interpreter is missing, it is no program, it may not be run."""
+    interpreter = ""
+    try:
+        with open(path, "rb") as file:
+            head = file.readline(LINE_MAX)
+        if head.startswith(b"#!"):
+            interpreter = os.fsdecode(head[2:].strip()).split(" ")[0]
+    except OSError:
+        pass  # the first error says enough
+    if error.errno == errno.ENOENT and interpreter and not os.path.exists(interpreter):
+        return f"cannot run {path}: its interpreter {interpreter} is not there (see its first line)"
+    if error.errno == errno.ENOEXEC:
+        return f'cannot run {path}: it is no program of this machine, nor a script that begins with "#!"'
+    if error.errno == errno.EACCES:
+        return f"cannot run {path}: {error.strerror}: `chmod +x` it, if its file system is not mounted noexec"
+    return f"cannot run {path}: {error.strerror or error}"
+
+
+def _error_of(stdout: bytes) -> CniError:
+    """The error object that the delegate printed, with its own code."""
+    quoted = gojson.encode(stdout.decode("utf-8", "replace"), None)
+    try:
+        fields = gojson.decode(stdout)
+    except DecodingFailure as error:
+        return NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: {error}")
+    if not isinstance(fields, gojson.Object):
+        return NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: not an object")
+    code = fields.get("code")
+    return CniError(string(fields, "msg"), string(fields, "details"), code if isinstance(code, int) else 0)
+
+
+def as_printed(found: "Result", cni_version: str) -> "Result":
+    """What would be left of the result in a delegate's stdout: 0.1.0 and 0.2.0 have fewer fields of a route."""
+    if version.at_least(cni_version, "0.3.0"):
+        return found  # nothing is lost
+    found = from_json(to_json(found, cni_version), cni_version)
+    found.form = None
+    return found
+
+
+def decode_result(text: bytes, cni_version: str) -> "Result":
+    """A result as a delegate printed it; one without cniVersion has the configuration's."""
+    try:
+        fields = gojson.decode(text)
+    except DecodingFailure as error:
+        raise CniError(f"failed to unmarshal raw result: {error}") from error
+    if not isinstance(fields, gojson.Object):
+        raise CniError("failed to unmarshal raw result: not an object")
+    found = from_json(fields, string(fields, "cniVersion") or cni_version)
+    found.form = None  # the caller makes a result of its own of it
+    return found

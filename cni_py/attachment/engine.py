@@ -1,0 +1,285 @@
+"""Plan, apply, undo: a plugin decides what should exist as a list of operations; this module makes it so.
+
+    ADD    begin -> apply(plan) ... -> finish     a failure anywhere undoes, in reverse, what was applied
+    DEL    undo what the record lists, in reverse, all of it, then report every failure together
+    CHECK  every operation says whether what it made is still there
+
+An operation is *owned* (made for this attachment alone: written to the record before it is applied, undone by DEL) or
+*ensured* (shared or part of an owned object: never undone on its own).
+"""
+
+from cni_py.attachment import records
+from cni_py.errors import CniError, os_error
+from cni_py.protocol import gojson
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import ClassVar
+
+    from cni_py.attachment.context import Kernel
+    from cni_py.attachment.naming import Attachment
+    from cni_py.attachment.records import Record
+    from cni_py.protocol.gojson import Encodable
+
+REGISTRY: "dict[str, type[Op]]" = {}
+HOMES = {  # where the operations are defined that a record may hold: a DEL loads what it undoes, and no more
+    "cni_py.interface.common": ("AddVeth",),
+    "cni_py.interface.macvlan": ("AddMacvlan",),
+    "cni_py.interface.shaping": ("AddIfb", "LimitRate", "RedirectToIfb"),
+    "cni_py.interface.tuning": ("SaveSettings", "TuneLink", "TuneSysctl"),
+    "cni_py.ipam.reservations": ("ReserveAddress",),
+    "cni_py.iptables.forward": ("PassForwarded",),
+    "cni_py.iptables.masquerade": ("MasqueradeByIptables",),
+    "cni_py.nftables.masquerade": ("Masquerade",),
+    "cni_py.nftables.policy": ("KeepApart", "IsolatePort"),
+    "cni_py.nftables.spoof_check": ("CheckSource",),
+    "cni_py.plugins.loopback": ("SetLoopbackUp",),
+    "cni_py.ports.by_iptables": ("PublishByIptables",),
+    "cni_py.ports.index": ("ListPublication",),
+    "cni_py.ports.publish": ("GuardAddress", "PublishPorts"),
+    "cni_py.ports.random_ports": ("RememberPorts",),
+    "cni_py.ports.relay": ("RelayPorts",),
+}
+
+
+FILTERING = (  # whose operations a reload of the packet filter undoes
+    "cni_py.iptables.forward",
+    "cni_py.iptables.masquerade",
+    "cni_py.nftables.masquerade",
+    "cni_py.nftables.policy",
+    "cni_py.nftables.spoof_check",
+    "cni_py.ports.by_iptables",
+    "cni_py.ports.publish",
+)
+RESTORED = (*FILTERING, "cni_py.ports.relay")  # and whose `cni-py restore` does again
+NAMES = ("name", "ifname", "bridge", "ifb", "master")  # fields with the name of an interface, or "" for none
+NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
+
+
+class Op:
+    """One change of the kernel's or the disk's state.
+
+    A subclass declares its parameters as annotations (str, int, bool or bytes): it is built with them by keyword, and they
+    are its JSON in the attachment record.
+    """
+
+    FIELDS: "ClassVar[dict[str, type]]"
+    owned = False
+    line = ""  # what describe() prints, with {field} for values
+    deed = ""  # what apply() does, for "cannot ...": a verb and its object, with {field} for values
+
+    def __init_subclass__(cls) -> None:
+        cls.FIELDS = dict(cls.__dict__.get("__annotations__", cls.__annotations__))
+        REGISTRY[cls.__name__] = cls
+
+    def __init__(self, **values: object) -> None:
+        if values.keys() != self.FIELDS.keys():
+            raise TypeError(f"{type(self).__name__} takes {sorted(self.FIELDS)}, not {sorted(values)}")
+        self.__dict__.update(values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Op) and type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+    def describe(self) -> str:
+        """One plain line: what this does, in the words of ip(8), nft(8) and sysctl(8)."""
+        return self.line.format(**self.shown())
+
+    def shown(self) -> "dict[str, object]":
+        """The values as people write them."""
+        return {name: value.hex(":") if isinstance(value, bytes) else value for name, value in self.__dict__.items()}
+
+    def foretell(self, _kernel: "Kernel") -> str:
+        """describe(), with what the kernel shows now: whether what is shared is there already."""
+        return self.describe()
+
+    def failure(self) -> str:
+        """The sentence for an apply() that the kernel refuses."""
+        return f"cannot {self.deed.format(**self.shown())}" if self.deed else f"this failed: {self.describe()}"
+
+    def apply(self, kernel: "Kernel") -> bool | None:
+        """Make it so. False: it was so already, and is not ours to undo."""
+        raise NotImplementedError
+
+    def undo(self, kernel: "Kernel") -> None:
+        """Take it away if it is ours; what is not there any more is success. Nothing for an ensured operation."""
+
+    def check(self, kernel: "Kernel") -> str | None:
+        """What differs from what apply() made, in one sentence; None when nothing does."""
+
+    def to_json(self) -> "dict[str, Encodable]":
+        """The form in the attachment record."""
+        fields: dict[str, Encodable] = {"op": type(self).__name__}
+        for name, value in self.__dict__.items():
+            fields[name] = value.hex() if isinstance(value, bytes) else value
+        return fields
+
+
+def op_from_json(fields: object) -> Op:
+    """The operation a record holds; ValueError when the record was not written by us."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"not an operation: {fields!r}")
+    name = str(fields.get("op"))
+    for module, names in HOMES.items():
+        if name in names and name not in REGISTRY:
+            __import__(module)
+    cls = REGISTRY.get(name)
+    if cls is None or fields.keys() - {"op"} != cls.FIELDS.keys():
+        raise ValueError(f"no such operation: {dict(fields)}")
+    for field in NAMES:
+        value = str(fields.get(field, ""))
+        if "\0" in value or len(value.encode("utf-8", "replace")) > NAME_MAX:
+            raise ValueError(f"{field} is no interface name: {value!r}")
+    return cls(**{field: _typed(fields[field], kind) for field, kind in cls.FIELDS.items()})
+
+
+def _typed(value: object, kind: type) -> object:
+    if kind is bytes and isinstance(value, str):
+        return bytes.fromhex(value)
+    if type(value) is not kind:
+        raise ValueError(f"not {kind.__name__}: {value!r}")
+    return value
+
+
+class Executor:
+    """Applies plans for one plugin of one attachment and remembers how to take everything back."""
+
+    __slots__ = ("applied", "before", "kernel", "notes", "record", "undo_calls")
+
+    def __init__(self, kernel: "Kernel") -> None:
+        self.kernel = kernel
+        self.record: Record | None = None
+        self.before: list[Encodable] | None = None  # the operations of an earlier ADD that still stands
+        self.applied: list[Op] = []
+        self.undo_calls: list[Callable[[], None]] = []
+        self.notes: list[str] = []
+
+    def begin(self, key: "Attachment", plugin: str) -> None:
+        """Write the record's first form: from now on a killed ADD is known to have begun."""
+        record = records.load(key, plugin) or records.Record(key, plugin)
+        if record.done:
+            self.before = list(record.ops)
+        record.done = False
+        record.netns = self.kernel.netns_path
+        record.container_cookie = self.kernel.container_cookie
+        record.container_file = "" if record.container_cookie else self.kernel.container_file
+        record.host_cookie = self.kernel.host_cookie
+        record.save()
+        self.record = record
+
+    def apply(self, plan: "Sequence[Op]") -> None:
+        """Record what is owned, then apply in order. CniError when an operation fails; what was done stays for undo()."""
+        owned: list[Encodable] = [op.to_json() for op in plan if op.owned]
+        standing = {gojson.encode(fields, None) for fields in self.before or ()} if owned else set()
+        if owned and self.record is not None:
+            new = [fields for fields in owned if gojson.encode(fields, None) not in standing] if standing else owned
+            self.record.ops = self.record.ops + new
+            self.record.save()
+        for op in plan:
+            # what an ADD that stands has made is not ours to undo
+            ours = op.owned and not (standing and gojson.encode(op.to_json(), None) in standing)
+            if ours:  # also when apply() fails half-way
+                self.applied.append(op)
+            if apply_one(op, self.kernel) is False and ours:
+                self.applied.pop()
+
+    def undone_by(self, undo: "Callable[[], None]") -> None:
+        """Let `undo` be called if the ADD fails later: for what another program did, such as IPAM."""
+        self.undo_calls.append(undo)
+
+    def finish(self) -> None:
+        """The ADD has succeeded."""
+        if self.record is not None:
+            self.record.finish()
+
+    def roll_back(self) -> list[str]:
+        """Take back what this ADD did; returns what could not be taken back."""
+        failures = undo_all(self.applied, self.kernel)
+        for call in reversed(self.undo_calls):
+            try:
+                call()
+            except CniError as error:
+                failures.append(str(error))
+        self.applied, self.undo_calls = [], []
+        if self.record is not None:
+            self._restore_record(failures)
+        return failures
+
+    def _restore_record(self, failures: list[str]) -> None:
+        record = self.record
+        assert record is not None
+        if self.before is not None:
+            record.ops = self.before
+            record.save()
+            record.finish()
+        elif not failures:  # otherwise it stays, so that DEL or GC can finish the work
+            record.remove()
+
+
+class Planner(Executor):
+    """Collects plans instead of applying them: `cni-py-exec --plan`."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self, kernel: "Kernel") -> None:
+        super().__init__(kernel)
+        self.plan: list[Op] = []
+
+    def begin(self, key: "Attachment", plugin: str) -> None:
+        """Nothing is written."""
+
+    def apply(self, plan: "Sequence[Op]") -> None:
+        """Collect."""
+        self.plan.extend(plan)
+
+
+def apply_one(op: Op, kernel: "Kernel") -> bool | None:
+    """Apply one operation, its OSError turned into an error that says what was being done."""
+    try:
+        return op.apply(kernel)
+    except OSError as error:
+        raise os_error(op.failure(), error) from error
+
+
+def undo_all(ops: "Sequence[Op]", kernel: "Kernel") -> list[str]:
+    """Undo in reverse order, never stopping at a failure; returns the failures in words."""
+    failures = []
+    for op in reversed(ops):
+        try:
+            op.undo(kernel)
+        except CniError as error:
+            failures.append(f"undo of '{op.describe()}': {error}")
+        except OSError as error:
+            failures.append(f"undo of '{op.describe()}': {os_error('failed', error)}")
+    return failures
+
+
+def is_whole(record: "Record") -> bool:
+    """Whether the record lists operations, and each of them can be read."""
+    try:
+        return bool([op_from_json(fields) for fields in record.ops])
+    except ValueError:
+        return False
+
+
+def undo_record(record: "Record", kernel: "Kernel") -> list[str]:
+    """Undo everything a record lists and remove it when that worked; returns the failures in words.
+
+    An entry that cannot be read (a damaged file) is passed over: GC finds by comment what it stood for.
+    """
+    ops = []
+    for fields in record.ops:
+        try:
+            ops.append(op_from_json(fields))
+        except ValueError:
+            continue
+    failures = undo_all(ops, kernel)
+    if not failures:
+        record.remove()
+    return failures

@@ -1,0 +1,131 @@
+"""GC: what is left of attachments that the runtime no longer knows, and of calls that were killed.
+
+    records of this network whose attachment is not valid      undone
+    half-written records, and records that cannot be read      removed, with a note on stderr
+    lock files that nobody holds                               removed
+
+Each under the lock of its attachment: an ADD that is under way is not garbage.
+"""
+
+import os
+
+from cni_py import files
+from cni_py.attachment import engine, records
+from cni_py.attachment.context import Kernel
+from cni_py.attachment.holders import HEX
+from cni_py.attachment.locks import Lock, attachment_lock
+from cni_py.attachment.naming import Attachment
+from cni_py.errors import CniError, TryAgainLater, warn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_py.attachment.call import Call
+    from cni_py.attachment.records import Record
+
+LOCK_PREFIX = "attachment-"  # locks.attachment_lock
+HALF_WRITTEN = records.SUFFIXES[0]
+
+
+def collect(call: "Call") -> list[CniError]:
+    """All of it, for one plugin; returns what failed."""
+    listed = call.conf.valid_attachments
+    if listed is None:
+        return []  # a runtime that lists nothing has not said that nothing is valid
+    failures = [failure for record in stale_records(call, set(listed)) for failure in undo(record)]
+    valid = {Attachment(call.conf.name, *attachment).hex for attachment in listed}
+    for folder in entries(f"{files.run_dir()}/attachments"):
+        if len(folder) == HEX:
+            sweep_folder(call, folder, folder in valid)
+    for name in entries(f"{files.run_dir()}/lock"):
+        if name.startswith(LOCK_PREFIX) and name[len(LOCK_PREFIX) + HEX :] == f"-{call.plugin}":
+            sweep_lock(name)
+    return failures
+
+
+def stale_records(call: "Call", valid: set[tuple[str, str]]) -> "Iterator[Record]":
+    """Those of attachments of this network, made in this host namespace, that are not valid."""
+    for record in records.all_records(call.plugin):
+        key = record.key
+        if key.network != call.conf.name or (key.container_id, key.ifname) in valid:
+            continue
+        if record.host_cookie in (0, call.kernel.host_cookie):
+            yield record
+
+
+def undo(record: "Record") -> list[CniError]:
+    """Undo what the record lists, as it is when its attachment is locked."""
+    key, plugin = record.key, record.plugin
+    try:
+        with attachment_lock(key, plugin):
+            current = records.load(key, plugin)
+            if current is None:
+                return []
+            kernel = Kernel(key, current.netns, lambda kernel: current.is_of(kernel) is not False)
+            left = engine.undo_record(current, kernel)
+            return [CniError(f"GC of {key.label} is incomplete", text) for text in left]
+    except CniError as error:
+        return [error]
+
+
+def sweep_folder(call: "Call", hexed: str, is_valid: bool) -> None:
+    """Remove the half-written record of an attachment, and one that cannot be read unless the attachment may be in use."""
+    folder = f"{files.run_dir()}/attachments/{hexed}"
+    present = [suffix for suffix in records.SUFFIXES if os.path.lexists(f"{folder}/{call.plugin}{suffix}")]
+    unread = present != [HALF_WRITTEN] and records.key_in(folder, call.plugin) is None
+    if not present or not (HALF_WRITTEN in present or unread):
+        return
+    try:
+        with Lock(files.lock_path(f"{LOCK_PREFIX}{hexed}-{call.plugin}"), hexed, 0, remove=True, needed=False):
+            remove(f"{folder}/{call.plugin}{HALF_WRITTEN}")
+            if (
+                unread
+                and not is_valid
+                and records.key_in(folder, call.plugin) is None
+                and not is_elsewhere(call, hexed)
+            ):
+                for suffix in records.SUFFIXES[1:]:
+                    if remove(f"{folder}/{call.plugin}{suffix}"):
+                        warn(f"removed the attachment record {folder}/{call.plugin}{suffix}, which cannot be read")
+            os.rmdir(folder)
+    except (TryAgainLater, OSError):
+        pass  # a call is at it; other records are in the folder
+
+
+def is_elsewhere(call: "Call", hexed: str) -> bool:
+    """Whether another record, or a link's alias, says that the attachment is one of another network: that one's GC knows it."""
+    folder = f"{files.run_dir()}/attachments/{hexed}"
+    plugins = {name.rpartition(".")[0] for name in entries(folder)}
+    keys = [key for plugin in plugins if (key := records.key_in(folder, plugin)) is not None]
+    labels = [link.alias[HEX + 1 :] for link in call.kernel.host.links() if link.alias.startswith(hexed + " ")]
+    networks = [key.network for key in keys] + [label.partition("/")[0] for label in labels]
+    return any(network != call.conf.name for network in networks)
+
+
+def remove(path: str) -> bool:
+    """Remove a file; whether there was one. What cannot be removed is told."""
+    try:
+        there = os.path.lexists(path)
+        files.remove_file(path)
+    except OSError as error:
+        warn(f"cannot remove {path}: {error.strerror}")
+        return False
+    return there
+
+
+def sweep_lock(name: str) -> None:
+    """Remove a lock file of a call that was killed. Whoever waits for it meanwhile makes a new one (Lock)."""
+    try:
+        with Lock(files.lock_path(name), name, 0, remove=True, needed=False):
+            pass
+    except TryAgainLater:
+        pass  # a call is at it
+
+
+def entries(folder: str) -> list[str]:
+    """What is in a folder; nothing in one that cannot be read."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

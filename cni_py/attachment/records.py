@@ -1,0 +1,204 @@
+"""Attachment records: what each plugin made for an attachment, written before the first effect, removed after the last.
+
+    /run/cni-py/attachments/<hex>/<plugin>.adding   an ADD is under way, or was killed
+    /run/cni-py/attachments/<hex>/<plugin>.json     the ADD succeeded
+    /run/cni-py/published/                          which attachments publish ports for an address: see portindex
+    /run/cni-py/lock/                               locks
+
+<hex> is the first half of the SHA-256 of network \\0 containerID \\0 ifname. /run is a tmpfs: records end with the boot, as
+do the kernel objects they describe. With them DEL and GC need neither a namespace nor a prevResult nor libcni's cache.
+The record, not a comment in the kernel, says who owns what: the kernel keeps the first comment when a key is added again.
+"""
+
+import os
+
+from cni_py import files
+from cni_py.attachment.naming import Attachment
+from cni_py.errors import CniError, os_error, warn
+from cni_py.protocol import gojson, netconf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.attachment.context import Kernel
+
+SCHEMA = 1
+HEX = 16  # digits that name an attachment, in comments and files
+SUFFIXES = (".adding.tmp", ".adding", ".json")  # what a record can be on disk
+
+
+def attachment_in(comment: str) -> "tuple[str, Attachment | None]":
+    """The hex and, where it is not cut, the attachment that a comment or an alias of ours names."""
+    hexed, _, label = comment.partition(" ")
+    names = label.split("/")
+    key = Attachment(*names) if len(names) == 3 else None
+    return hexed[:HEX], key if key is not None and key.hex == hexed else None
+
+
+class Record:
+    """What one plugin made for one attachment."""
+
+    __slots__ = (
+        "container_cookie",
+        "container_file",
+        "damage",
+        "done",
+        "host_cookie",
+        "key",
+        "netns",
+        "ops",
+        "plugin",
+    )
+
+    def __init__(self, key: Attachment, plugin: str) -> None:
+        self.key = key
+        self.plugin = plugin
+        self.netns = ""
+        self.container_cookie = 0
+        self.container_file = ""  # device:inode of the namespace, where the kernel has no cookies
+        self.damage = ""  # why it could not be read
+        self.host_cookie = 0
+        self.ops: list[gojson.Encodable] = []
+        self.done = False
+
+    def is_of(self, kernel: "Kernel") -> bool | None:
+        """Whether the container's namespace of `kernel` is the one of the ADD; None when the record does not tell."""
+        if self.container_cookie:
+            return kernel.container_cookie == self.container_cookie
+        if self.container_file:
+            return kernel.container_file == self.container_file
+        return None
+
+    @property
+    def path(self) -> str:
+        """The path without .adding or .json."""
+        return f"{self.key.folder}/{self.plugin}"
+
+    def save(self) -> None:
+        """Write the record as `.adding`, atomically."""
+        path = self.path + ".adding"
+        text = gojson.encode(self._fields(), None).encode()
+        try:
+            files.make_folder(self.key.folder)
+            try:
+                files.write(path, text)
+            except FileNotFoundError:  # a GC has removed the folder, which was empty
+                files.make_folder(self.key.folder)
+                files.write(path, text)
+        except OSError as error:
+            raise os_error(f"cannot write the attachment record {path}", error) from error
+
+    def finish(self) -> None:
+        """The ADD has succeeded: the record is now one that only DEL and GC remove."""
+        os.rename(self.path + ".adding", self.path + ".json")
+        self.done = True
+
+    def remove(self) -> None:
+        """Forget this plugin's part, and the attachment's folder with the last one.
+
+        A file that cannot be removed (a read-only file system) is no reason to fail: what it lists is undone, and to undo
+        it once more does nothing.
+        """
+        for suffix in SUFFIXES:
+            try:
+                files.remove_file(self.path + suffix)
+            except OSError as error:
+                warn(f"cannot remove the attachment record {self.path}{suffix}: {error.strerror}")
+        try:
+            os.rmdir(self.key.folder)
+        except OSError:
+            pass  # another plugin's record is still there, or the folder never was
+
+    def _fields(self) -> "dict[str, gojson.Encodable]":
+        return {
+            "schema": SCHEMA,
+            "network": self.key.network,
+            "containerID": self.key.container_id,
+            "ifname": self.key.ifname,
+            "netns": self.netns,
+            "netnsCookie": self.container_cookie,
+            "hostCookie": self.host_cookie,
+            **({"netnsFile": self.container_file} if self.container_file else {}),
+            "ops": self.ops,
+        }
+
+
+def load(key: Attachment, plugin: str) -> Record | None:
+    """The record of one plugin: the unfinished one if there is one, else the finished one, else None.
+
+    One that cannot be read still says that something was made: it has `damage`, and no operations.
+    """
+    record = Record(key, plugin)
+    for suffix in (".adding", ".json"):
+        try:
+            text = files.read(record.path + suffix)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            record.damage = f"{record.path}{suffix}: {error.strerror}"
+        else:
+            if not _fill(record, text):
+                record.damage = f"{record.path}{suffix}: not a record of schema {SCHEMA}"
+        record.done = suffix == ".json"
+        return record
+    return None
+
+
+def _fill(record: Record, text: bytes) -> bool:
+    """Take what `text` says; False when it is no record."""
+    try:
+        fields = gojson.decode(text)
+        if not isinstance(fields, gojson.Object) or netconf.integer(fields, "schema") != SCHEMA:
+            return False
+        record.netns = netconf.string(fields, "netns")
+        record.container_cookie = netconf.integer(fields, "netnsCookie")
+        record.container_file = netconf.string(fields, "netnsFile")
+        record.host_cookie = netconf.integer(fields, "hostCookie")
+        ops = netconf.values(fields, "ops")
+        record.ops = list(ops) if ops is not None else []
+    except CniError:
+        return False
+    return True
+
+
+def keys_of(network: str, plugin: str) -> list[Attachment]:
+    """The attachments of `network` of which `plugin` has a record: what GC looks at."""
+    return [record.key for record in all_records(plugin) if record.key.network == network]
+
+
+def of_attachment(key: Attachment) -> list[Record]:
+    """The records of all plugins of one attachment."""
+    try:
+        names = os.listdir(key.folder)
+    except OSError:
+        return []
+    plugins = {name.rpartition(".")[0] for name in names if name.endswith(SUFFIXES[1:])}
+    return [record for plugin in plugins if (record := load(key, plugin)) is not None]
+
+
+def all_records(plugin: str) -> list[Record]:
+    """Every readable record of `plugin`, finished or not, whatever its network."""
+    top = files.run_dir() + "/attachments"
+    found = []
+    try:
+        folders = os.listdir(top)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for folder in folders:
+        key = key_in(f"{top}/{folder}", plugin)
+        record = load(key, plugin) if key is not None else None
+        if record is not None:
+            found.append(record)
+    return found
+
+
+def key_in(folder: str, plugin: str) -> Attachment | None:
+    """The attachment whose records are in `folder`, checked against the folder's name."""
+    for suffix in (".json", ".adding"):
+        try:
+            fields = gojson.decode(files.read(f"{folder}/{plugin}{suffix}"))
+            if isinstance(fields, gojson.Object):
+                key = Attachment(*(netconf.string(fields, name) for name in ("network", "containerID", "ifname")))
+                return key if key.folder == folder else None
+        except (OSError, CniError):
+            continue
+    return None

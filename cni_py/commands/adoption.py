@@ -1,0 +1,199 @@
+"""Taking over containers that the Go plugins connected: attachment records for what they made.
+
+A DEL of ours needs no record where the runtime still knows the result and the namespace is still there. With one it also works
+where both are lost, and GC sees the attachment. What is written is what the kernel shows: the result in libcni's cache says where
+to look, and an operation that CHECK would not find is left out.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from cni_py.addr import ip_text
+from cni_py.attachment import records
+from cni_py.attachment.call import Call
+from cni_py.attachment.engine import Op
+from cni_py.attachment.locks import attachment_lock
+from cni_py.attachment.naming import Attachment
+from cni_py.attachment.records import Record
+from cni_py.errors import CniError, os_error
+from cni_py.protocol import conflist
+from cni_py.protocol.cache import Entry
+from cni_py.protocol.netconf import NetConf, boolean, string
+from cni_py.protocol.result import Result, prev_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.protocol.gojson import Encodable
+
+
+class Adopted:
+    """What was found of one plugin's part of an attachment."""
+
+    __slots__ = ("error", "found", "key", "plugin", "skipped")
+
+    def __init__(self, key: Attachment, plugin: str) -> None:
+        self.key = key
+        self.plugin = plugin
+        self.found: list[str] = []  # operations in words
+        self.skipped = ""  # why no record was written
+        self.error = ""
+
+    def to_json(self) -> "dict[str, Encodable]":
+        """For `cni-py adopt --json`."""
+        return {
+            "network": self.key.network,
+            "containerID": self.key.container_id,
+            "ifname": self.key.ifname,
+            "plugin": self.plugin,
+            "adopted": self.found,
+            "skipped": self.skipped,
+            "error": self.error,
+        }
+
+
+def adopt_all(entries: Iterable[Entry], *, dry_run: bool = False) -> Iterator[Adopted]:
+    """Write the records that lack for attachments in libcni's cache; with `dry_run` only say which."""
+    for entry in entries:
+        try:
+            network = conflist.parse(entry.config, "the cached configuration")
+        except CniError as error:
+            unknown = Adopted(Attachment(*entry.key), "")
+            unknown.error = str(error)
+            yield unknown
+            continue
+        for plugin in network.plugins:
+            kind = string(plugin, "type")
+            if kind not in OPERATIONS:
+                continue  # it keeps nothing that a DEL would not find
+            found = Adopted(Attachment(*entry.key), kind)
+            try:
+                request = conflist.request(network, plugin, entry.capability_args, entry.result)
+                _adopt(_call(entry, kind, NetConf.parse(request)), found, dry_run=dry_run)
+            except CniError as error:
+                found.error = str(error)
+            except OSError as error:
+                found.error = str(os_error("cannot look at the kernel", error))
+            yield found
+
+
+def _call(entry: Entry, plugin: str, conf: NetConf) -> Call:
+    """As if the plugin were called again."""
+    return Call("CHECK", plugin, conf, container_id=entry.container_id, netns=entry.known_netns, ifname=entry.ifname)
+
+
+def _adopt(call: Call, found: Adopted, *, dry_run: bool) -> None:
+    earlier = prev_result(call.conf)
+    if earlier is None:
+        found.skipped = "its result is not known"
+        return
+    if not call.kernel.has_container:
+        found.skipped = "its network namespace is gone: GC takes away what is left of it"
+        return
+    with attachment_lock(call.key, call.plugin):
+        if records.load(call.key, call.plugin) is not None:
+            found.skipped = "it has a record"
+            return
+        ops = [op for op in OPERATIONS[call.plugin](call, earlier) if _is_there(op, call)]
+        if not ops:
+            found.skipped = "nothing of it is there"
+            return
+        found.found = [op.describe() for op in ops]
+        if not dry_run:
+            _write(call, [*_listed(call, earlier), *ops])
+
+
+def _is_there(op: Op, call: Call) -> bool:
+    try:
+        return op.check(call.kernel) is None
+    except CniError:
+        return False
+
+
+def _write(call: Call, ops: list[Op]) -> None:
+    record = Record(call.key, call.plugin)
+    record.netns = call.netns
+    record.container_cookie = call.kernel.container_cookie
+    record.host_cookie = call.kernel.host_cookie
+    record.ops = [op.to_json() for op in ops]
+    record.save()
+    record.finish()
+
+
+def _listed(call: Call, earlier: Result) -> list[Op]:
+    """What lets the index of published ports name the container, as after an ADD of portmap: made, and to be recorded."""
+    if call.plugin != "portmap":
+        return []
+    from cni_py.ports.index import ListPublication
+    from cni_py.ports.mapping import container_addresses
+
+    addresses = container_addresses(earlier, call.ifname)
+    op = ListPublication(addresses=" ".join(ip_text(address.packed) for address in addresses))
+    op.apply(call.kernel)
+    return [op]
+
+
+def of_pair(call: Call, earlier: Result) -> list[Op]:
+    """bridge, ptp: the veth pair, and masquerading."""
+    from cni_py.interface.common import AddVeth
+
+    host, inside = call.kernel.host, call.kernel.container.link(call.ifname)
+    listed = [host.link(interface.name) for interface in earlier.interfaces if not interface.sandbox]
+    ends = [link for link in listed if link is not None and link.kind == "veth"]
+    pair: list[Op] = [
+        AddVeth(name=end.name, ifname=call.ifname, mtu=end.mtu, host_mac=end.mac, container_mac=inside.mac)
+        for end in ends
+        if inside is not None and inside.link == end.index and end.link == inside.index
+    ]
+    if not boolean(call.conf.raw, "ipMasq") or not earlier.ips:
+        return pair
+    from cni_py.iptables.masquerade import MasqueradeByIptables
+
+    return [*pair, MasqueradeByIptables(addresses=" ".join(str(ip.address) for ip in earlier.ips))]
+
+
+def of_portmap(call: Call, earlier: Result) -> list[Op]:
+    """portmap: the published ports."""
+    from cni_py.ports import by_iptables
+    from cni_py.ports.config import PortmapConf
+    from cni_py.ports.mapping import container_addresses
+
+    return by_iptables.publish(PortmapConf(call.conf), container_addresses(earlier, call.ifname))
+
+
+def of_firewall(call: Call, earlier: Result) -> list[Op]:
+    """firewall: the rules for the container's addresses, and its bridge's policy."""
+    from cni_py.iptables.forward import PassForwarded
+    from cni_py.plugins.firewall import FirewallConf
+
+    conf = FirewallConf(call)
+    addresses = " ".join(str(ip.address) for ip in earlier.ips)
+    policy = conf.policy if conf.has_policy and conf.bridge else ""
+    return [
+        PassForwarded(
+            addresses=addresses,
+            admin_chain=conf.admin_chain,
+            bridge=conf.bridge if policy else "",
+            policy=policy,
+            always=True,
+        )
+    ]
+
+
+def of_bandwidth(call: Call, earlier: Result) -> list[Op]:
+    """bandwidth: the limits, and the ifb."""
+    from cni_py.plugins import bandwidth
+    from cni_py.plugins.bandwidth_conf import BandwidthConf
+
+    conf = BandwidthConf(call.conf)
+    if conf.ingress is None and conf.egress is None:
+        return []
+    name, mtu = bandwidth.host_end(call, earlier)
+    return [op for op in bandwidth.plan(call, conf, name, mtu, bandwidth.shared_ifb_name(call)) if op.owned]
+
+
+OPERATIONS: dict[str, Callable[[Call, Result], list[Op]]] = {
+    "bandwidth": of_bandwidth,
+    "bridge": of_pair,
+    "firewall": of_firewall,
+    "portmap": of_portmap,
+    "ptp": of_pair,
+}

@@ -1,0 +1,141 @@
+"""Operations on nftables: elements of the constant tables in kernel/nftables.py, each with its attachment in its comment."""
+
+import errno
+
+from cni_py.attachment import holders
+from cni_py.attachment.holders import HEX
+from cni_py.attachment.locks import nftables_lock
+from cni_py.errors import os_error
+from cni_py.kernel.nf_tables import INET, Change, Element, NftUnavailable
+from cni_py.nftables import ruleset
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cni_py.attachment.context import Kernel
+    from cni_py.attachment.naming import Attachment
+
+
+def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], str]") -> None:
+    """Send a transaction; when a chain is not there (or somebody flushed the table), make what lacks and send it again."""
+    try:
+        kernel.nft.transaction(changes)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        from cni_py.kernel import libnftables
+
+        kernel.nft.current.clear()
+        for family in {change.family for change in changes}:
+            ruleset.ensure_table(kernel.nft, family)
+        text = chains()
+        if text:
+            libnftables.run(text)
+        kernel.nft.transaction(changes)
+
+
+def put(kernel: "Kernel", set_name: str, element: Element, chain: str = "", family: int = INET) -> bool:
+    """Put in one element of our own, in place of one that another attachment left. False when it is there already."""
+    with nftables_lock():
+        ruleset.ensure_table(kernel.nft, family)
+        before = kernel.nft.get(set_name, (element.key,), family).get(element.key)
+        if before == element:
+            return False
+        changes = [Change(False, set_name, [before], family)] if before is not None else []
+        commit(kernel, [*changes, Change(True, set_name, [element], family)], lambda: chain)
+    return True
+
+
+def take(kernel: "Kernel", set_name: str, key: bytes, family: int = INET) -> None:
+    """Take out one element if it is our own."""
+    with nftables_lock():
+        try:
+            found = kernel.nft.get(set_name, (key,), family).get(key)
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        if found is not None and found.comment[: holders.HEX] == kernel.key.hex:
+            kernel.nft.transaction([Change(False, set_name, [found], family)])
+
+
+def sweep(
+    kernel: "Kernel", network: str, valid: "Iterable[Attachment]", *sets: tuple[str, int], only: str = ""
+) -> None:
+    """GC: take out the elements of attachments of `network` that are not valid, record or not, from `sets` of a table.
+
+    With `only` (DEL, whose record is lost) those of one attachment, by its hex.
+    """
+    living = {key.hex for key in valid}
+    if only and not _is_there(kernel, {family for _, family in sets}):
+        return  # not even a lock file is made
+    with nftables_lock():
+        changes = []
+        try:
+            for set_name, family in sets:
+                stale = [
+                    element
+                    for element in kernel.nft.dump(set_name, family)
+                    if (
+                        element.comment[: holders.HEX] == only
+                        if only
+                        else network_of(element) == network and element.comment[: holders.HEX] not in living
+                    )
+                ]
+                if stale:
+                    changes.append(Change(False, set_name, stale, family))
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        _remove(kernel, changes)
+
+
+def _is_there(kernel: "Kernel", families: "Iterable[int]") -> bool:
+    """Whether one of our tables is there."""
+    try:
+        return any(kernel.nft.has_table(family) for family in families)
+    except NftUnavailable:
+        return False
+
+
+def sweep_one(kernel: "Kernel", hexed: str, *sets: str, family: int = INET) -> None:
+    """Take out the elements of one attachment, by its hex, from sets of a table. It looks through all of them."""
+    changes = []
+    with nftables_lock():
+        try:
+            for name in sets:
+                own = [one for one in kernel.nft.dump(name, family) if one.comment[: holders.HEX] == hexed]
+                changes += [Change(False, name, own, family)] if own else []
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        _remove(kernel, changes)
+
+
+def sweep_chains(kernel: "Kernel") -> None:
+    """GC: remove the chains, and maps, of subnets and conditions that no element leads to any more.
+
+    Not at the DEL of the last container: the next would have to make them anew, which costs more than all else of an ADD.
+    """
+    with nftables_lock():
+        try:
+            chains = kernel.nft.chains()
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        for name in chains:
+            if name.startswith(ruleset.MADE_WHEN_NEEDED):
+                kernel.nft.remove_unused(name, ruleset.maps_of(name))
+
+
+def _remove(kernel: "Kernel", changes: "Sequence[Change]") -> None:
+    try:
+        kernel.nft.transaction(changes)
+    except OSError as error:
+        raise os_error("cannot remove elements of the nftables table cni_py", error) from error
+
+
+SHOWN_MAX = 200  # characters of conditions that an error repeats
+
+
+def network_of(element: Element) -> str:
+    """The network of the attachment that the element belongs to; "" for an element that belongs to none."""
+    hexed, _, label = element.comment.partition(" ")
+    network, slash, _ = label.partition("/")
+    return network if len(hexed) == HEX and slash else ""

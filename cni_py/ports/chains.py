@@ -1,0 +1,68 @@
+"""What portmap asks of iptables, whichever backend it uses.
+
+iptables' part is loaded where one netlink message says that there is something.
+"""
+
+from cni_py.addr import ip_text
+from cni_py.attachment import naming
+from cni_py.ipam.leaving import is_gone, known_addresses
+from cni_py.iptables.names import (
+    ENTRIES,
+    GO_HOSTPORT,
+    GO_HOSTPORTS,
+    OBSOLETE,
+    PUBLISH,
+    chain_name,
+    concerned,
+    has_chain,
+)
+from cni_py.kernel.xtables import NFPROTO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_py.attachment.call import Call
+    from cni_py.attachment.context import Kernel
+
+
+# Published ports
+
+
+def make_room(call: "Call", ports: str) -> None:
+    """ADD by nftables: PortInUse when iptables publishes one of the ports for another container that is known to live."""
+    if concerned(call.kernel, ENTRIES):
+        from cni_py.ports import by_iptables
+        from cni_py.ports.mapping import parse_mappings
+
+        by_iptables.make_room(call.kernel, parse_mappings(ports))
+
+
+def forget_ports(call: "Call") -> None:
+    """DEL: take out what publishes for the attachment by iptables, record or not, the Go plugin's too.
+
+    With it what Go made for the container's interface while the network had another name.
+    """
+    addresses = known_addresses(call)
+    obsolete = chain_name(OBSOLETE, call.key.network, call.key.container_id)
+    if concerned(call.kernel, ENTRIES, obsolete, own=chain_name(PUBLISH, call.key.network, call.key.container_id)):
+        from cni_py.ports import by_iptables
+
+        by_iptables.forget_ports(call.kernel)
+        if addresses or is_gone(call):
+            goes: Callable[[bytes], bool] = addresses.__contains__ if addresses else lambda _: True
+            by_iptables.withdraw_of_container(call.kernel, call.key, goes)
+    for family, number in NFPROTO.items():
+        if has_chain(call.kernel, number, GO_HOSTPORT, GO_HOSTPORTS):
+            from cni_py.iptables import goplugins
+
+            goplugins.forget_ports(family, call.container_id, set(map(ip_text, addresses)))
+
+
+def forget_chains(kernel: "Kernel", key: "naming.Attachment", goes: "Callable[[bytes], bool]") -> None:
+    """Take out what publishes by iptables for an attachment, but for addresses that do not go."""
+    chain, obsolete = (chain_name(prefix, key.network, key.container_id) for prefix in (PUBLISH, OBSOLETE))
+    if concerned(kernel, chain, obsolete, own=chain):
+        from cni_py.ports import by_iptables
+
+        by_iptables.withdraw(kernel, key, lambda ip: not goes(ip))

@@ -1,0 +1,159 @@
+"""A transaction on the maps of published ports in the making, and where a port is in them."""
+
+from cni_py.kernel.nf_tables import Change, Element, Nft, concat, mark
+from cni_py.ports.mapping import PROTOCOLS, Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SHARED = mark(1 << 31)  # the value of a shared port's claim: no count of specific addresses is as high
+CHAIN = "shared"  # how the names of chains of shared ports begin
+
+
+class Place:
+    """A host port, on one address or any, in our maps."""
+
+    __slots__ = ("claim_key", "family", "key", "kind")
+
+    def __init__(self, family: int, host_ip: bytes | None, claim_key: bytes) -> None:
+        self.family = family
+        self.kind = "any" if host_ip is None else "specific"
+        self.key = (host_ip or b"") + claim_key
+        self.claim_key = claim_key
+
+    @property
+    def map_name(self) -> str:
+        """The map whose element jumps to the chain of a shared port."""
+        return f"conditional_{self.kind}{self.family}"
+
+
+def is_shared(element: Element | None) -> bool:
+    """Whether an element jumps to a chain of shared ports."""
+    return element is not None and isinstance(element.value, str) and element.value.startswith(CHAIN)
+
+
+class Draft:
+    """A transaction in the making. Reading an element gives what will be there; only what differs is sent.
+
+    A `blind` draft takes every set for empty instead of asking: the usual case, in which nothing is there yet, then costs one
+    message, and a wrong guess is refused by the kernel as EEXIST.
+    """
+
+    __slots__ = ("_after", "_before", "_intervals", "_nft", "blind")
+
+    def __init__(self, nft: Nft, *, blind: bool = False) -> None:
+        self._nft = nft
+        self.blind = blind
+        self._before: dict[tuple[str, bytes], Element | None] = {}
+        self._after: dict[tuple[str, bytes], Element | None] = {}
+        self._intervals: list[Change] = []
+
+    def read(self, set_name: str, keys: "Sequence[bytes]") -> None:
+        """Ask for several elements at once, to have them at hand."""
+        unknown = [key for key in keys if (set_name, key) not in self._before]
+        found = {} if self.blind else self._nft.get(set_name, unknown)
+        for key in unknown:
+            self._before[set_name, key] = self._after[set_name, key] = found.get(key)
+
+    def get(self, set_name: str, key: bytes) -> Element | None:
+        self.read(set_name, (key,))
+        return self._after[set_name, key]
+
+    def put(self, set_name: str, element: Element) -> None:
+        """Put the element in place of whatever has its key."""
+        self.read(set_name, (element.key,))
+        self._after[set_name, element.key] = element
+
+    def remove(self, set_name: str, key: bytes) -> None:
+        """What is not there is removed already."""
+        self.read(set_name, (key,))
+        self._after[set_name, key] = None
+
+    def interval(self, set_name: str, first: Element, last: int, *, add: bool) -> None:
+        """Put in, or take out, the interval of ports from that of `first` to `last`."""
+        bounds = [first] if last == 65535 else [first, Element(port_key(last + 1), end=True)]
+        change = Change(add, set_name, bounds)
+        for other in self._intervals:
+            if (other.set_name, other.elements, other.add) == (set_name, bounds, not add):
+                self._intervals.remove(other)
+                return
+        self._intervals.append(change)
+
+    def dump(self, set_name: str) -> list[Element]:
+        """All elements that are there now."""
+        return self._nft.dump(set_name)
+
+    def taken_out(self) -> list[Mapping]:
+        """Where the elements and intervals that are removed led, as mappings."""
+        gone = [
+            _mapping_at(set_name, before.key, before.value)
+            for (set_name, key), before in self._before.items()
+            if before is not None and self._after[set_name, key] != before
+        ]
+        for change in self._intervals:
+            if not change.add:
+                first, *end = change.elements
+                last = int.from_bytes(end[0].key, "big") - 1 if end else 65535
+                gone.append(_mapping_of_range(change.set_name, first, last))
+        return [mapping for mapping in gone if mapping is not None]
+
+    def changes(self) -> list[Change]:
+        """What has to be sent: removals, then additions, claims before anything else."""
+        gone: dict[str, list[Element]] = {}
+        new: dict[str, list[Element]] = {}
+        for place, after in self._after.items():
+            before = self._before[place]
+            if before != after:
+                if before is not None:
+                    gone.setdefault(place[0], []).append(before)
+                if after is not None:
+                    new.setdefault(place[0], []).append(after)
+        changes = [Change(False, name, elements) for name, elements in gone.items()]
+        changes += [Change(True, name, elements) for name, elements in sorted(new.items(), key=_claims_first)]
+        return changes + sorted(self._intervals, key=lambda change: change.add)
+
+
+def _mapping_at(set_name: str, key: bytes, value: bytes | str | None) -> Mapping | None:
+    """What an element of a map of single ports means; None for one of another map."""
+    kind = set_name.removeprefix("shared_")
+    if not kind.startswith(("any", "specific")) or not isinstance(value, bytes):
+        return None
+    key = key[4:] if kind != set_name else key  # without the slot
+    protocols = {number: name for name, number in PROTOCOLS.items()}
+    protocol, port = protocols.get(key[-8]), int.from_bytes(key[-4:-2], "big")
+    if protocol is None or not port:
+        return None
+    return Mapping(protocol, key[:-8] or None, port, value[:-4], int.from_bytes(value[-4:-2], "big"))
+
+
+def _mapping_of_range(set_name: str, first: Element, last: int) -> Mapping | None:
+    """What an interval of a map of ranges means."""
+    port = int.from_bytes(first.key[:2], "big")
+    if not isinstance(first.value, bytes):
+        return None
+    return Mapping(set_name.partition("_")[2], None, port, first.value, port, last)
+
+
+def _claims_first(named: "tuple[str, list[Element]]") -> bool:
+    return not named[0].startswith("claims")
+
+
+def port_key(port: int) -> bytes:
+    """A key or value of type inet_service."""
+    return port.to_bytes(2, "big")
+
+
+def claim_key(mapping: Mapping, port: int) -> bytes:
+    """inet_proto . inet_service."""
+    return concat(bytes((PROTOCOLS[mapping.protocol],)), port_key(port))
+
+
+def target_of(mapping: Mapping, port: int) -> bytes:
+    """The value of a map: where one port of the mapping leads."""
+    return concat(mapping.container_ip, port_key(mapping.container_port + port - mapping.first))
+
+
+def place_of(mapping: Mapping) -> Place:
+    """Where a mapping of one port is in the maps of shared ports."""
+    return Place(mapping.family, mapping.host_ip, claim_key(mapping, mapping.first))

@@ -1,0 +1,49 @@
+"""Tracked UDP flows of a published port: forgotten when it is published and when it is withdrawn."""
+
+from cni_py.errors import warn
+from cni_py.ports.mapping import Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni_py.attachment.context import Kernel
+    from cni_py.kernel.conntrack import Flow
+
+
+def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:
+    """Forget the UDP flows that would go on as if the mappings had not been added, or not removed.
+
+    That is a help, not a condition: what fails is said on stderr.
+    """
+    for family in (4, 6):
+        concerned = [mapping for mapping in mappings if mapping.protocol == "udp" and mapping.family == family]
+        if concerned:
+            try:
+                _forget_flows(kernel, concerned, added=added)
+            except OSError as error:
+                warn(f"cannot look through the tracked UDP flows: {error}")
+
+
+def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:
+    from cni_py.kernel.conntrack import forget_udp
+
+    by_port = {port: mapping for mapping in mappings if mapping.host_ip is None for port in mapping.ports}
+    by_address = {(mapping.host_ip, mapping.first): mapping for mapping in mappings if mapping.host_ip is not None}
+    own: set[bytes] = set()
+
+    def wrong(flow: "Flow") -> bool:
+        mapping = by_address.get((flow.dst, flow.dst_port)) or by_port.get(flow.dst_port)
+        if mapping is None:
+            return False
+        if not added:
+            return flow.replier == mapping.container_ip
+        if not own:
+            own.update(entry.address.packed for entry in kernel.host.addresses())
+        if mapping.share and flow.replier not in own and flow.replier != flow.dst:
+            return False  # another container that has the port too
+        # a flow to an address that is not the host's is merely forwarded: not ours
+        return flow.replier != mapping.container_ip and (flow.dst in own or flow.dst[:1] == b"\x7f")
+
+    ports = by_port.keys() | {port for _, port in by_address}
+    forget_udp(len(mappings[0].container_ip), ports, wrong)

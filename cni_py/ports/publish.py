@@ -1,0 +1,252 @@
+"""Publish ports by elements of the nftables maps, and close a container's address to other networks."""
+
+import errno
+
+from cni_py.addr import parse_address, parse_ip
+from cni_py.attachment.engine import Op
+from cni_py.attachment.locks import nftables_lock
+from cni_py.errors import CniError, InvalidNetworkConfig, os_error, warn
+from cni_py.kernel.nf_tables import Element, NftUnavailable
+from cni_py.nftables import ruleset
+from cni_py.nftables.elements import SHOWN_MAX, commit, put, take
+from cni_py.ports import claims, successors
+from cni_py.ports.claims import Claimant
+from cni_py.ports.config import condition_id, vetted
+from cni_py.ports.draft import Draft
+from cni_py.ports.flows import forget_flows
+from cni_py.ports.mapping import Mapping, parse_mappings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni_py.attachment.context import Kernel
+    from cni_py.attachment.naming import Attachment
+
+
+def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", only: str = "") -> None:
+    """GC: the same for published ports; with `only` those of one attachment, by its hex."""
+    living = {key.hex for key in valid}
+    with nftables_lock():
+        draft = Draft(kernel.nft)
+        try:
+            evicted = {only} if only else claims.holders_in(draft, network) - living
+            for hexed in evicted:
+                claims.evict(draft, hexed)
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        waiting = [heir for hexed in evicted for heir in successors.waiting_at(hexed) if heir[0].hex not in evicted]
+        for key, conditions, text in waiting:
+            _promote(draft, Claimant(key, conditions), text)
+        try:
+            commit(kernel, draft.changes(), lambda: "".join(mapping_chains(*heir[1:]) for heir in waiting))
+        except OSError as error:
+            raise os_error("cannot remove elements of the nftables table cni_py", error) from error
+        for hexed in evicted:
+            successors.forget_heirs(hexed)
+    forget_flows(kernel, draft.taken_out(), added=False)
+
+
+class GuardAddress(Op):
+    """Nobody beyond the container's own network reaches it but by what is published, or has been asked for by itself."""
+
+    address: str
+    owned = True
+    line = "host: nft: {address} is closed to other networks, but for published ports"
+    deed = "close {address} to other networks (nftables)"
+
+    def element(self, kernel: "Kernel") -> tuple[str, Element]:
+        """The set, and the element in it."""
+        packed = parse_ip(self.address)
+        return f"guarded{4 if len(packed) == 4 else 6}", Element(packed, None, kernel.key.comment)
+
+    def apply(self, kernel: "Kernel") -> bool:
+        return put(kernel, *self.element(kernel), ruleset.direct_access_chain())
+
+    def undo(self, kernel: "Kernel") -> None:
+        try:
+            set_name, element = self.element(kernel)
+        except ValueError:  # a damaged record: GC finds the element by its comment
+            return
+        take(kernel, set_name, element.key)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        set_name, element = self.element(kernel)
+        found = kernel.nft.get(set_name, (element.key,)).get(element.key)
+        lost = f"nftables set {set_name} has lost {self.address}: others may reach it directly"
+        return None if found == element else lost
+
+
+WHOSE = {  # values of PublishPorts.clients in words, with the container's addresses
+    "subnet": "; clients in the subnet of {} and on the host's loopback are masqueraded",
+    "all": "; all clients of {} are masqueraded",
+    "none": "",
+}
+
+
+class PublishPorts(Op):
+    """Host ports lead to the container.
+
+    `ports` is the text of portmappings.Mapping, joined; `clients` says whose connections must be masqueraded for the
+    answer to come back: "subnet" (and the host's loopback), "all" or "none", for each of the container's `addresses`.
+    """
+
+    ports: str
+    addresses: str
+    clients: str
+    conditions4: str
+    conditions6: str
+    owned = True
+
+    deed = "publish {ports} (nftables)"
+
+    def describe(self) -> str:
+        where = "".join(f", for IPv{n} if {text}" for n, text in self.conditions().items() if text)
+        whose = WHOSE.get(self.clients, "").format(self.addresses)
+        return f"host: nft: publish {self.ports}{where}{whose}"
+
+    def conditions(self) -> dict[int, str]:
+        """By family."""
+        return {4: self.conditions4, 6: self.conditions6}
+
+    def chains(self) -> str:
+        """The chains that our elements jump to."""
+        inside = [ruleset.inside_chain(parse_address(address)) for address in self.addresses.split()]
+        return mapping_chains(self.conditions(), self.ports) + "".join(inside)
+
+    def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
+        """The elements that masquerade clients, with their maps."""
+        found = []
+        for text in self.addresses.split() if self.clients != "none" else ():
+            address = parse_address(text)
+            chain = "masquerade_all" if self.clients == "all" else ruleset.chain_name("inside", address)
+            found.append((f"hairpin{address.family}", Element(address.packed, chain, comment)))
+        return found
+
+    def apply(self, kernel: "Kernel") -> bool:
+        mappings = parse_mappings(self.ports)
+        with nftables_lock():
+            ruleset.ensure_table(kernel.nft)
+            try:
+                changed = self._publish(kernel, mappings, Draft(kernel.nft, blind=True))
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                changed = self._publish(kernel, mappings, Draft(kernel.nft))
+        forget_flows(kernel, mappings, added=True)
+        return changed
+
+    def _publish(self, kernel: "Kernel", mappings: list[Mapping], draft: Draft) -> bool:
+        who = Claimant(kernel.key, self.conditions())
+        waiting: dict[str, list[Mapping]] = {}
+        claims.read_ahead(draft, who, mappings)
+        for mapping in mappings:
+            holder = claims.obtain(draft, who, mapping)
+            if holder:
+                waiting.setdefault(holder, []).append(mapping)
+        for set_name, element in self.hairpins(who.comment):
+            draft.put(set_name, element)
+        changes = draft.changes()
+        for holder, parts in waiting.items():
+            successors.wait_for(holder, who.key, who.conditions, ", ".join(map(str, parts)))
+        try:
+            commit(kernel, changes, self.chains)
+        except CniError as error:
+            if self.conditions4 or self.conditions6:
+                why = error.details.partition("\n")[
+                    0
+                ]  # what follows is our own text, with a caret in a wrong line of it
+                texts = " and ".join(f'"{text[:SHOWN_MAX]}"' for text in self.conditions().values() if text)
+                raise InvalidNetworkConfig("nftables does not take the conditions", f"{texts}: {why}") from error
+            raise
+        return bool(changes or waiting)
+
+    def undo(self, kernel: "Kernel") -> None:
+        try:
+            mappings = parse_mappings(self.ports)
+            self.hairpins("")
+        except ValueError:  # a damaged record
+            sweep_ports(kernel, kernel.key.network, [], kernel.key.hex)
+            return
+        try:
+            with nftables_lock():
+                self._withdraw(kernel, mappings)
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        forget_flows(kernel, mappings, added=False)
+
+    def _withdraw(self, kernel: "Kernel", mappings: list[Mapping], *, bequeath: bool = True) -> None:
+        draft = Draft(kernel.nft)
+        who = Claimant(kernel.key, self.conditions())
+        claims.read_ahead(draft, who, mappings)
+        others: set[str] = set()
+        for mapping in mappings:
+            others |= claims.release(draft, who, mapping)
+        for set_name, element in self.hairpins(who.comment):
+            if who.owns(draft.get(set_name, element.key)):
+                draft.remove(set_name, element.key)
+        waiting = successors.waiting_for(kernel.key) if bequeath else []
+        for key, conditions, text in waiting:
+            _promote(draft, Claimant(key, conditions), text)
+        try:  # the heirs' chains: one that only waited never needed its own
+            commit(kernel, draft.changes(), lambda: "".join(mapping_chains(*heir[1:]) for heir in waiting))
+        except (CniError, OSError) as error:
+            if not waiting:
+                raise
+            warn(f"nobody takes over the ports of {kernel.key.label}: {error}")
+            self._withdraw(kernel, mappings, bequeath=False)  # what is to go must go
+            return
+        successors.forget_heirs(kernel.key.hex)
+        for holder in others:
+            successors.stop_waiting(holder, kernel.key)
+
+    def check(self, kernel: "Kernel") -> str | None:
+        draft = Draft(kernel.nft)
+        who = Claimant(kernel.key, self.conditions())
+        mappings = parse_mappings(self.ports)
+        claims.read_ahead(draft, who, mappings)
+        for mapping in mappings:
+            lost = claims.lacking(draft, who, mapping)
+            if lost:
+                return f"host port {lost} is not published: {mapping}"
+        for set_name, element in self.hairpins(who.comment):
+            if draft.get(set_name, element.key) != element:
+                return f"nftables map {set_name} has lost the container's address"
+        return None
+
+
+def mapping_chains(conditions: dict[int, str], ports: str) -> str:
+    """Text for the chains that mappings need, from words that may come from a file and are vetted again."""
+    texts = {}
+    try:
+        mappings = parse_mappings(ports)
+    except ValueError:  # a damaged file
+        return ""
+    for mapping in mappings:
+        family, condition = mapping.family, mapping.condition(conditions.get(mapping.family, ""))
+        name = condition_id(family, condition)
+        words = vetted([condition], f"conditionsV{family}")
+        if mapping.share:
+            texts["shared", family, name] = ruleset.shared_chain(family, name or str(family), words)
+        elif condition:
+            texts["", family, name] = ruleset.conditions_chain(family, name, words)
+    return "".join(texts.values())
+
+
+def _promote(draft: Draft, heir: Claimant, text: str) -> None:
+    """The heir gets what it waits for, or goes on waiting for another attachment of its container that holds it."""
+    waiting: dict[str, list[str]] = {}
+    try:
+        mappings = parse_mappings(text)
+    except ValueError:  # a damaged file
+        return
+    for mapping in mappings:
+        try:
+            holder = claims.obtain(draft, heir, mapping)
+        except CniError as error:  # a third party was quicker: this DEL must not fail for it
+            warn(f"{heir.key.label} does not get {mapping}: {error}")
+            continue
+        if holder:
+            waiting.setdefault(holder, []).append(str(mapping))
+    for holder, parts in waiting.items():
+        successors.wait_for(holder, heir.key, heir.conditions, ", ".join(parts))

@@ -1,0 +1,163 @@
+"""The two packet filters: which one a plugin is to use, and what an attachment has in iptables, whoever made it.
+
+iptables' part is loaded only where it is asked for, or where one netlink message says that there is something.
+"""
+
+from cni_py.attachment import naming, records
+from cni_py.backend import BACKENDS, chosen
+from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable, warn
+from cni_py.ipam.leaving import known_addresses
+from cni_py.iptables.names import (
+    ENTRIES,
+    GO_CHECKS,
+    GO_MASQUERADE,
+    MASQUERADE,
+    NFPROTO_INET,
+    POSTROUTING,
+    chain_name,
+    concerned,
+    has_chain,
+)
+from cni_py.kernel.nf_tables import BRIDGE, NftUnavailable, ifname_key
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni_py.addr import Address
+    from cni_py.attachment.call import Call
+    from cni_py.attachment.context import Kernel
+    from cni_py.attachment.engine import Op
+
+
+def in_use(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
+    """CHECK: the backend that has served the attachment, also if the configuration has changed since, or the plugin."""
+    record = records.load(call.key, call.plugin)
+    for fields in record.ops if record is not None else ():
+        name = fields.get("op") if isinstance(fields, dict) else None
+        if name in ops:
+            return ops[str(name)]
+    chain = chain_name(prefix, call.key.network, call.key.container_id)
+    return "iptables" if concerned(call.kernel, chain) else chosen(asked)
+
+
+def answers(kernel: "Kernel", backend: str) -> None:
+    """STATUS: PluginNotAvailable where the backend is not there."""
+    try:
+        if backend == "iptables":
+            from cni_py.iptables.tool import TOOLS, find
+
+            for tool in TOOLS.values():
+                find(f"{tool}-restore")
+        elif not kernel.nft.has_table():
+            from cni_py.kernel import libnftables
+
+            libnftables.binding()
+    except CniError as error:
+        raise PluginNotAvailable(error.msg, error.details) from error
+
+
+# Masquerading: ipMasq of the plugins that make the container's interface
+
+
+def masquerade(addresses: "Iterable[Address]", backend: str) -> "list[Op]":
+    """What ipMasq needs for the container's addresses."""
+    if backend == "iptables":
+        from cni_py.iptables.masquerade import MasqueradeByIptables
+
+        return [MasqueradeByIptables(addresses=" ".join(map(str, addresses)))]
+    from cni_py.nftables import masquerade as nftables_masquerade
+
+    return nftables_masquerade.masquerade(addresses)
+
+
+def masquerading(call: "Call", addresses: "Iterable[Address]", asked: str) -> "list[Op]":
+    """CHECK: the same by the backend that has served the attachment."""
+    ops = {"Masquerade": "nftables", "MasqueradeByIptables": "iptables"}
+    return masquerade(addresses, in_use(call, asked, MASQUERADE, ops))
+
+
+def for_masquerading(asked: str) -> str:
+    """The backend for an ipMasqBackend, or the host's. CniError for a name that is none."""
+    if asked not in ("", *BACKENDS):
+        raise InvalidNetworkConfig(f'unknown ipmasq backend "{asked}": it is nftables or iptables')
+    return chosen(asked)
+
+
+def forget_masquerading(call: "Call") -> None:
+    """DEL: take out what masquerades for the attachment, record or not, the Go plugin's too."""
+    if not call.is_recorded:
+        forget_elements(call)
+    chain = chain_name(MASQUERADE, call.key.network, call.key.container_id)
+    if concerned(call.kernel, chain):
+        from cni_py.iptables import masquerade as iptables_masquerade
+
+        iptables_masquerade.forget_masquerading(call.kernel, call.plugin)
+    if has_chain(call.kernel, NFPROTO_INET, GO_MASQUERADE, GO_CHECKS):
+        from cni_py.iptables import goplugins
+
+        goplugins.forget_masquerading(call.key)
+
+
+def forget_elements(call: "Call") -> None:
+    """Take out the elements for the attachment's addresses, and its check of the source, that a lost record leaves behind.
+
+    They are asked for by their keys. Where the addresses are not known either, GC finds them by their comments.
+    """
+    hexed = call.key.hex
+    try:
+        for ip in known_addresses(call):
+            set_name = f"masquerade{4 if len(ip) == 4 else 6}"
+            found = call.kernel.nft.get(set_name, (ip,)).get(ip)
+            if found is not None and found.comment.startswith(hexed):
+                from cni_py.nftables import elements
+
+                elements.take(call.kernel, set_name, ip)
+        checked = call.kernel.nft.get("spoof_checked", (ifname_key(call.key.host_veth),), BRIDGE)
+        if any(element.comment.startswith(hexed) for element in checked.values()):
+            from cni_py.nftables import elements
+
+            elements.sweep_one(call.kernel, hexed, "spoof_checked", "spoof_allowed", family=BRIDGE)
+    except NftUnavailable:
+        pass  # then nothing of ours can be there
+
+
+def sweep_masquerading(call: "Call") -> None:
+    """GC: the same for containers that are not valid."""
+    _sweep(call, POSTROUTING)
+    valid = call.conf.valid_attachments
+    if valid is not None and has_chain(call.kernel, NFPROTO_INET, GO_MASQUERADE, GO_CHECKS):
+        from cni_py.iptables import goplugins
+
+        goplugins.sweep_masquerading(
+            call.conf.name, {goplugins.mark_of(naming.Attachment(call.conf.name, *listed)) for listed in valid}
+        )
+
+
+def oust_strangers(call: "Call", addresses: "Iterable[Address]") -> None:
+    """ADD that publishes nothing: take out what still leads to the addresses under the name of another attachment.
+
+    The index of published ports knows of the Go plugins' chains only what there was when it was made.
+    """
+    packed = {address.packed for address in addresses}
+    families = concerned(call.kernel, ENTRIES) if packed else []
+    if families and not call.dry_run:
+        from cni_py.ports import by_iptables
+
+        try:
+            by_iptables.take_out_strangers(call.kernel, families, packed)
+        except CniError as error:  # nothing is published: no reason not to connect the container
+            warn(f"ports that earlier containers published may lead to {call.key.label}: {error}")
+
+
+def sweep_ports(call: "Call") -> None:
+    """GC: the same for containers that are not valid."""
+    _sweep(call, ENTRIES)
+
+
+def _sweep(call: "Call", base: str) -> None:
+    if call.conf.valid_attachments is not None and concerned(call.kernel, base):
+        from cni_py.ports import by_iptables
+
+        valid = {container_id for container_id, _ in call.conf.valid_attachments}
+        by_iptables.sweep(call.kernel, call.conf.name, valid, call.plugin, ports=base == ENTRIES)
