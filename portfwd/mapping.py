@@ -76,11 +76,11 @@ class Mapping:
     proxy_protocol: int = 0  # 0, 1 or 2: the version of the header that tells the target who the client is
     connect_timeout_s: float = 5.0
     idle_s: float = 0.0  # 0 means: TCP never, UDP 90 s
-    steer: str = "auto"  # whether its ports are steered to one socket instead of having one each: see relay.py
+    steer: str = "auto"  # whether its ports are steered to one socket instead of having one each: see relay/publish.py
     owner: str = ""  # who asked: "attachment <hex>", "pid <pid> <start time>", "" for a person
     label: str = ""  # for people: network/containerID/ifname
     follow: str = ""  # "if=NAME" or "name=NAME": where host_ips come from, which are those of now: see follow.py
-    sticky: str = ""  # by which name the number is remembered: see sticky.py
+    sticky: str = ""  # by which name the number is remembered: see service/sticky.py
     port_file: str = ""  # the file that tells the number, an absolute path
     port_line: int = 0  # which of its lines, from 0
 
@@ -105,8 +105,7 @@ class Mapping:
     @property
     def span(self) -> str:
         """8080/tcp or 8000-8010/tcp."""
-        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
-        return f"{ports}/{self.protocol}"
+        return f"{span(self.first, self.last)}/{self.protocol}"
 
     def without(self, ips: Collection[str]) -> Mapping:
         """The mapping as people shall see it where these addresses are not to be had; as it is when nothing would be left."""
@@ -161,6 +160,11 @@ class Mapping:
             port_file=_text(raw, "port_file", ""),
             port_line=_integer(raw, "port_line", 0),
         )
+
+
+def span(first: int, last: int) -> str:
+    """8080 or 8000-8010."""
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def is_name(text: str) -> bool:
