@@ -3,7 +3,7 @@
 iptables' part is loaded only where it is asked for, or where one netlink message says that there is something.
 """
 
-from cni_py.attachment import naming, records
+from cni_py.attachment import records
 from cni_py.backend import BACKENDS, chosen
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable, warn
 from cni_py.ipam.leaving import known_addresses
@@ -125,13 +125,11 @@ def forget_elements(call: "Call") -> None:
 def sweep_masquerading(call: "Call") -> None:
     """GC: the same for containers that are not valid."""
     _sweep(call, POSTROUTING)
-    valid = call.conf.valid_attachments
+    valid = call.valid_attachments
     if valid is not None and has_chain(call.kernel, NFPROTO_INET, GO_MASQUERADE, GO_CHECKS):
         from cni_py.iptables import goplugins
 
-        goplugins.sweep_masquerading(
-            call.conf.name, {goplugins.mark_of(naming.Attachment(call.conf.name, *listed)) for listed in valid}
-        )
+        goplugins.sweep_masquerading(call.conf.name, set(map(goplugins.mark_of, valid)))
 
 
 def oust_strangers(call: "Call", addresses: "Iterable[Address]") -> None:
@@ -156,8 +154,9 @@ def sweep_ports(call: "Call") -> None:
 
 
 def _sweep(call: "Call", base: str) -> None:
-    if call.conf.valid_attachments is not None and concerned(call.kernel, base):
+    valid = call.valid_attachments
+    if valid is not None and concerned(call.kernel, base):
         from cni_py.ports import by_iptables
 
-        valid = {container_id for container_id, _ in call.conf.valid_attachments}
-        by_iptables.sweep(call.kernel, call.conf.name, valid, call.plugin, ports=base == ENTRIES)
+        living = {key.container_id for key in valid}
+        by_iptables.sweep(call.kernel, call.conf.name, living, call.plugin, ports=base == ENTRIES)

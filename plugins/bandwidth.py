@@ -14,7 +14,6 @@ from cni_py import version
 from cni_py.addr import mac_text
 from cni_py.attachment import records
 from cni_py.attachment.call import Call, Plugin, collect_garbage
-from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.plugins.bandwidth_conf import BandwidthConf
 from cni_py.protocol.result import Interface, known_result, prev_result
@@ -170,11 +169,9 @@ def sweep_ifbs(call: Call) -> None:
     """Delete ifb devices of stale attachments whose record is lost: their alias says of which network they are."""
     if call.conf.valid_attachments is None:
         return
-    valid = {Attachment(call.conf.name, *listed).hex for listed in call.conf.valid_attachments}
+    is_stale = call.stale_marks()
     for link in call.kernel.host.links():
-        hexdigits, _, label = link.alias.partition(" ")
-        ours = link.kind == "ifb" and link.name.startswith(IFB_PREFIX) and label.startswith(call.conf.name + "/")
-        if ours and hexdigits not in valid:
+        if link.kind == "ifb" and link.name.startswith(IFB_PREFIX) and is_stale(link.alias):
             call.kernel.host.delete_link(link.index)
 
 

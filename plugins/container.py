@@ -4,7 +4,6 @@ from cni_py import files
 from cni_py.addr import ip_text, mac_text
 from cni_py.attachment import delegate
 from cni_py.attachment.context import NetnsGone
-from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, warn
 from cni_py.protocol.netconf import values
 from cni_py.protocol.result import Interface, dns_from_json, known_result
@@ -132,12 +131,12 @@ def sweep_elements(call: "Call") -> None:
 
     portmap may not be in the list any more.
     """
-    if call.conf.valid_attachments is None:
+    valid = call.valid_attachments
+    if valid is None:
         return
     from cni_py.nftables import elements
     from cni_py.ports import leftovers
 
-    valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
     elements.sweep(call.kernel, call.conf.name, valid, *marked_sets())
     leftovers.of_network(call, valid)
     elements.sweep_chains(call.kernel)
@@ -152,11 +151,10 @@ def sweep_pairs(call: "Call") -> None:
         return
     from cni_py.attachment import gc
 
-    valid = {Attachment(call.conf.name, *listed).hex for listed in call.conf.valid_attachments}
+    is_stale = call.stale_marks()
     for link in call.kernel.host.links():
-        hexed, _, label = link.alias.partition(" ")
-        stale = hexed not in valid and label.startswith(call.conf.name + "/")
-        if not stale or link.kind != "veth" or link.name != f"veth{hexed[:8]}":
+        hexed = link.alias.partition(" ")[0]
+        if link.kind != "veth" or link.name != f"veth{hexed[:8]}" or not is_stale(link.alias):
             continue
         names = gc.entries(f"{files.run_dir()}/attachments/{hexed}")
         if not any(name.partition(".")[0] in PAIRING for name in names):

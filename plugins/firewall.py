@@ -17,7 +17,7 @@ Example configuration: conf/firewall.conflist.
 """
 
 from cni_py import version
-from cni_py.attachment import naming, records
+from cni_py.attachment import records
 from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.backend import chosen
 from cni_py.errors import InvalidNetworkConfig, UnsupportedField
@@ -205,30 +205,18 @@ def sweep_policies(call: Call) -> None:
     """Take out the policies of bridges that nobody needs."""
     from cni_py.nftables.policy import leave_stale
 
-    network, valid = call.conf.name, valid_hexes(call)
-
-    def is_gone(alias: str) -> bool:
-        hexed, _, label = alias.partition(" ")
-        return valid is not None and label.startswith(f"{network}/") and hexed not in valid
-
-    leave_stale(call.kernel, is_gone)
-
-
-def valid_hexes(call: Call) -> set[str] | None:
-    """The attachments that the runtime knows; None when it has not said."""
-    listed = call.conf.valid_attachments
-    return None if listed is None else {naming.Attachment(call.conf.name, *each).hex for each in listed}
+    leave_stale(call.kernel, call.stale_marks())
 
 
 def sweep_ports(call: Call) -> None:
     """Take out the elements of stale attachments whose record is lost."""
-    if call.conf.valid_attachments is None:
+    valid = call.valid_attachments
+    if valid is None:
         return
     from cni_py.kernel.nf_tables import BRIDGE
     from cni_py.nftables import elements
     from cni_py.nftables.policy import ISOLATED
 
-    valid = [naming.Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
     elements.sweep(call.kernel, call.conf.name, valid, (ISOLATED, BRIDGE))
 
 

@@ -130,10 +130,10 @@ def check(call: Call) -> None:
 
 def gc(call: Call) -> None:
     """Without a list nothing is known to be stale. What does not read as a reservation is left alone."""
-    if call.conf.valid_attachments is None:
+    valid = call.valid_attachments
+    if valid is None:
         return
-    keep = {holder(container_id, ifname) for container_id, ifname in call.conf.valid_attachments}
-    keep |= {holder(container_id) for container_id, _ in call.conf.valid_attachments}
+    keep = {form for key in valid for form in (holder(key.container_id, key.ifname), holder(key.container_id))}
     with Pool(directory_of(call.conf)) as pool:
         for who, names in pool.by_holder().items():
             if who not in keep and len(who.split()) == len(who.split(b"\r\n")) <= 2:

@@ -30,7 +30,6 @@ backend. Keys beyond the reference's:
 from cni_py import backend
 from cni_py.addr import Address
 from cni_py.attachment.call import Call, Plugin, collect_garbage
-from cni_py.attachment.naming import Attachment
 from cni_py.errors import InvalidNetworkConfig, warn
 from cni_py.ipam import leaving
 from cni_py.iptables import names
@@ -148,8 +147,8 @@ def sweep_chains(call: Call) -> None:
 
 def sweep_elements(call: Call) -> None:
     """Take out our nftables elements, and portfwd's mappings, of stale attachments whose record is lost."""
-    if call.conf.valid_attachments is not None:
-        valid = [Attachment(call.conf.name, *listed) for listed in call.conf.valid_attachments]
+    valid = call.valid_attachments
+    if valid is not None:
         publish.sweep_ports(call.kernel, call.conf.name, valid)
         elements.sweep(call.kernel, call.conf.name, valid, ("guarded4", INET), ("guarded6", INET))
         relay.sweep(call.conf.name, valid)

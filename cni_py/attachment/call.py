@@ -185,6 +185,26 @@ class Call:
         owned: bool = above(OWNERSHIP).is_own(self, kernel)
         return owned
 
+    @property
+    def valid_attachments(self) -> list[Attachment] | None:
+        """GC: the attachments of this network that the runtime keeps; None (unlike an empty list) when it names none."""
+        listed = self.conf.valid_attachments
+        return None if listed is None else [Attachment(self.conf.name, *each) for each in listed]
+
+    def stale_marks(self) -> "Callable[[str], bool]":
+        """GC: a test of an alias or comment: whether it names an attachment of this network that the runtime does not keep.
+
+        Without a list from the runtime nothing is stale.
+        """
+        valid, prefix = self.valid_attachments, f"{self.conf.name}/"
+        hexes = {key.hex for key in valid or ()}
+
+        def is_stale(mark: str) -> bool:
+            hexed, _, label = mark.partition(" ")
+            return valid is not None and label.startswith(prefix) and hexed not in hexes
+
+        return is_stale
+
     def hand_out(self, addresses: "Sequence[bytes]") -> None:
         """ADD: take away published ports that lead to these addresses, which are this attachment's from now on.
 

@@ -14,7 +14,6 @@ from cni_py.attachment import engine, records
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.holders import HEX
 from cni_py.attachment.locks import Lock, attachment_lock
-from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, TryAgainLater, warn
 
 TYPE_CHECKING = False
@@ -30,11 +29,11 @@ HALF_WRITTEN = records.SUFFIXES[0]
 
 def collect(call: "Call") -> list[CniError]:
     """All of it, for one plugin; returns what failed."""
-    listed = call.conf.valid_attachments
+    listed = call.valid_attachments
     if listed is None:
         return []  # a runtime that lists nothing has not said that nothing is valid
-    failures = [failure for record in stale_records(call, set(listed)) for failure in undo(record)]
-    valid = {Attachment(call.conf.name, *attachment).hex for attachment in listed}
+    valid = {key.hex for key in listed}
+    failures = [failure for record in stale_records(call, valid) for failure in undo(record)]
     for folder in entries(f"{files.run_dir()}/attachments"):
         if len(folder) == HEX:
             sweep_folder(call, folder, folder in valid)
@@ -44,11 +43,10 @@ def collect(call: "Call") -> list[CniError]:
     return failures
 
 
-def stale_records(call: "Call", valid: set[tuple[str, str]]) -> "Iterator[Record]":
-    """Those of attachments of this network, made in this host namespace, that are not valid."""
+def stale_records(call: "Call", valid: set[str]) -> "Iterator[Record]":
+    """Those of attachments of this network, made in this host namespace, whose hex is not `valid`."""
     for record in records.all_records(call.plugin):
-        key = record.key
-        if key.network != call.conf.name or (key.container_id, key.ifname) in valid:
+        if record.key.network != call.conf.name or record.key.hex in valid:
             continue
         if record.host_cookie in (0, call.kernel.host_cookie):
             yield record

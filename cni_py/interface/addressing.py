@@ -1,4 +1,4 @@
-"""Addresses and routes of the container's interface, planned: what IPAM said in, operations out."""
+"""Plans the addresses and routes of the container's interface: IPAM's result in, operations out. Pure."""
 
 from cni_py.addr import Address, ip_text
 from cni_py.errors import InvalidNetworkConfig
@@ -14,26 +14,31 @@ U32_MAX = (1 << 32) - 1
 
 
 def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool | None, announce: bool) -> "list[Op]":
-    """The addresses on the interface, which is up then. `dad`: only when nobody else turns out to have them (IPv6).
-    None: when the container looks for that, as it does by default (accept_dad).
+    """Operations that add the addresses and bring the interface up.
 
-    To `announce` them is up to the kernel: arp_notify and ndisc_notify make it tell the neighbours as the link comes up (see
-    ops.AnnounceAddresses), so that nobody keeps sending to the container that had them before.
+    `dad`: run IPv6 duplicate address detection, and fail when an address is taken; None: as the container's accept_dad says
+    (by default it runs). `announce`: let the kernel tell the neighbours the new MAC (see common.AnnounceAddresses), so that
+    they do not go on sending to the container that had the addresses before.
     """
     has_ipv6 = any(ip.address.family == 6 for ip in ips)
     steps: list[Op] = []
     if has_ipv6:
-        # Docker, for one, switches IPv6 off for all interfaces of a container that it gives no IPv6 address. Without it on
-        # lo there is no ::1, and no way from the container to its own address.
+        # First: with disable_ipv6 the kernel refuses an IPv6 address (EACCES, addrconf_add_dev()). Docker, for one, sets it for
+        # all interfaces of a container without an IPv6 address. Without IPv6 on lo there is no ::1, and the container does not
+        # reach its own address, since the kernel delivers that through lo.
         steps += [
             container_sysctl("ipv6/conf/lo/disable_ipv6", "0", optional=False),
             container_sysctl(f"ipv6/conf/{ifname}/disable_ipv6", "0", optional=False),
+            # The kernel deletes IPv6 addresses, unlike IPv4 ones, when the interface goes down.
             container_sysctl(f"ipv6/conf/{ifname}/keep_addr_on_down", "1"),
-            *([] if dad is None else [container_sysctl(f"ipv6/conf/{ifname}/accept_dad", "1" if dad else "0")]),
         ]
+        if dad is not None:
+            # Before the interface is up, for then the kernel starts detection for the link-local address.
+            steps.append(container_sysctl(f"ipv6/conf/{ifname}/accept_dad", "1" if dad else "0"))
         if announce:
             steps.append(container_sysctl(f"ipv6/conf/{ifname}/ndisc_notify", "1"))
         if dad:
+            # A nonce tells the kernel its own solicitation, which a hairpin port sends back, from another's (RFC 7527).
             steps.append(container_sysctl(f"ipv6/conf/{ifname}/enhanced_dad", "1"))
     if announce:
         steps.append(container_sysctl(f"ipv4/conf/{ifname}/arp_notify", "1"))
@@ -45,15 +50,16 @@ def plan_addresses(ifname: str, ips: "list[IPConfig]", *, dad: bool | None, anno
 
 
 def container_sysctl(key: str, value: str, *, optional: bool = True) -> common.SetContainerSysctl:
-    """One sysctl of the container."""
+    """The operation that sets one sysctl of the container; `key` is a path below net/."""
     return common.SetContainerSysctl(key=key, value=value, optional=optional)
 
 
 def plan_route(ifname: str, route: "Route", ips: "list[IPConfig]") -> common.AddRoute:
-    """A route of the result; without a gw of its own it goes through the first gateway of its family.
+    """The operation for a route of the result. One without `gw` goes through the first gateway of its family in `ips`.
 
-    Not one that leads to that gateway itself, nor an IPv4 one of scope link or host: the kernel refuses these
-    (fib_check_nh_v4_gw()), and they are how an address of its own (/32, /128) gets to its gateway.
+    It stays a connected route where it leads to that gateway itself, or is an IPv4 route of scope link or host. With a gateway
+    the kernel would refuse these (fib_check_nh_v4_gw()); an address without a subnet (/32, /128) reaches its gateway by them.
+    InvalidNetworkConfig as check_route() says.
     """
     gateways = [ip.gateway for ip in ips if ip.gateway is not None and len(ip.gateway) == len(route.dst.packed)]
     gw = route.gw if route.gw is not None else (gateways[0] if gateways else None)
@@ -74,7 +80,7 @@ def plan_route(ifname: str, route: "Route", ips: "list[IPConfig]") -> common.Add
 
 
 def check_route(route: "Route", gw: bytes | None) -> None:
-    """InvalidNetworkConfig for a route that no kernel has."""
+    """InvalidNetworkConfig for a route that no kernel takes: a gateway of the other family, a number out of range."""
     if gw is not None and len(gw) != len(route.dst.packed):
         raise InvalidNetworkConfig(f"the route to {route.dst} has a gateway of the other family, {ip_text(gw)}")
     for key, value, most in (

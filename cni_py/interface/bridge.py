@@ -18,10 +18,11 @@ NET_ADDR_SET = "3"  # linux/netdevice.h
 
 
 def has_assigned_mac(link: "Link") -> bool:
-    """Whether somebody set the MAC of the link, as far as /sys shows this very link; False where it does not.
+    """Whether the MAC of the link was assigned by somebody (addr_assign_type). False where /sys does not show this link.
 
-    rtnetlink does not tell. /sys shows the links of the namespace it was mounted in, so it is asked for the index and MAC, too.
-    Setting a MAC again would do no harm but one: the kernel forgets all neighbours behind the link (arp_netdev_event()).
+    rtnetlink does not tell the type, and /sys shows the namespace it was mounted in, perhaps another than ours: index and MAC
+    are compared as well. The question is worth it because setting a MAC again, even the same, makes the kernel drop all
+    neighbour entries of the link (arp_netdev_event()).
     """
     try:
         shown = []
@@ -34,7 +35,9 @@ def has_assigned_mac(link: "Link") -> bool:
 
 
 class EnsureBridge(Op):
-    """A bridge, up, with a MAC of its own; otherwise an existing one is taken as it is. `mtu` 0 leaves the kernel's default."""
+    """A bridge that is up and keeps its MAC. A missing one is made with all that follows; of an existing one MTU and VLAN
+    filtering stay as they are. `mtu` 0 leaves the kernel's default.
+    """
 
     name: str
     mac: bytes
@@ -63,22 +66,23 @@ class EnsureBridge(Op):
                 'rename it, or choose another name with "bridge"',
             )
         self._keep_mac(kernel.host, link)
+        # The flag shows what was asked for by name; packet captures and bridge ports count elsewhere (dev_get_flags()).
         if self.promisc and not link.flags & rtnl.IFF_PROMISC:
             kernel.host.set_link(link.index, promisc=True)
         if not link.up:  # new, or left like this by an ADD that was killed here
             set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
-            # Nobody else can have our derived MAC; with detection the host could not solicit containers for 2 s.
+            # With duplicate address detection the bridge's link-local address is tentative for up to 2 s, and the host cannot
+            # solicit the containers' MACs meanwhile. Nobody else has our derived MAC, so there is nothing to detect.
             set_sysctl(f"ipv6/conf/{self.name}/accept_dad", "0", optional=True)
             kernel.host.set_link(link.index, up=True)
         return created
 
     def _keep_mac(self, host: "Rtnl", link: "Link") -> None:
-        """Stop the bridge from following its ports: without an address of its own it takes the lowest of theirs.
-
-        The host's MAC would change with the first container, and again with the last one's DEL.
+        """Assign the bridge the MAC it has. Until then the kernel gives it the lowest MAC of its ports (see
+        br_stp_recalculate_bridge_id(), NET_ADDR_SET), so it would change with the first container and with the last one's DEL.
         """
         if link.mac != self.mac and not has_assigned_mac(link):
-            # A bridge that lost its last port has the MAC 00:00:00:00:00:00, which the kernel would keep, too.
+            # A bridge that has lost its last port has the MAC 00:00:00:00:00:00. The kernel would take that as assigned, too.
             host.set_link(link.index, mac=link.mac if any(link.mac) else self.mac)
 
     def _create(self, host: "Rtnl") -> bool:
@@ -98,13 +102,15 @@ class EnsureBridge(Op):
         link = need(kernel.host, self.name)
         if link.kind != "bridge":
             return f"Interface {self.name} does not have link type of bridge"
-        if not link.flags & rtnl.IFF_UP:
-            return f"bridge {self.name} is down"
-        return None
+        return None if link.up else f"bridge {self.name} is down"
 
 
 class JoinBridge(Op):
-    """The host's end becomes a port of the bridge."""
+    """The host's end of the pair is a port of the bridge.
+
+    `hairpin`: the bridge may send a frame back by the port it came from, so that a container reaches itself by its published
+    ports. `isolated`: no frames between this port and other isolated ones.
+    """
 
     name: str
     bridge: str
@@ -119,21 +125,27 @@ class JoinBridge(Op):
     def apply(self, kernel: "Kernel") -> None:
         port = need(kernel.host, self.name)
         kernel.host.set_link(port.index, master=need(kernel.host, self.bridge).index)
+        # A second request: the flags belong to the port, which exists only after the first (br_setport() in br_netlink.c).
         kernel.host.set_bridge_port(port.index, hairpin=self.hairpin, isolated=self.isolated)
 
     def check(self, kernel: "Kernel") -> str | None:
         bridge, port = kernel.host.link(self.bridge), kernel.host.link(self.name)
         if bridge is None or port is None or port.master != bridge.index:
             return f"{self.name} is not a port of bridge {self.bridge}"
-        if self.hairpin and not port.hairpin:  # a chained portmap may have turned it on (hostclients.ReflectToPort)
+        if (
+            self.hairpin and not port.hairpin
+        ):  # a chained portmap may have turned it on (ports.host_clients.ReflectToPort)
             return f"hairpin of {self.name} is off"
-        return (
-            None if port.isolated == self.isolated else f"isolated of {self.name} is {'on' if port.isolated else 'off'}"
-        )
+        if port.isolated != self.isolated:
+            return f"isolated of {self.name} is {'on' if port.isolated else 'off'}"
+        return None
 
 
 class SetPortVlans(Op):
-    """The VLANs of a bridge port: `vlan` untagged (0: 1 where there is a trunk), `trunk` a text of ranges "10-20,30" tagged."""
+    """The VLANs that a bridge port carries: `vlan` untagged, those of `trunk` ("10-20,30") tagged.
+
+    `vlan` 0 is VLAN 1 where there is a trunk. `keep_default`: the port also stays in the bridge's default VLAN.
+    """
 
     name: str
     vlan: int
@@ -149,12 +161,14 @@ class SetPortVlans(Op):
     def apply(self, kernel: "Kernel") -> None:
         port = need(kernel.host, self.name)
         if not self.keep_default:
+            # The kernel put the port into the bridge's default_pvid, mostly 1, when it joined (nbp_vlan_init()). All VLANs are
+            # deleted, since the bridge may have another default; the kernel passes over those that the port does not have.
             kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
         for first, last in vlan_ranges(self.trunk):
             kernel.host.add_vlan(port.index, first, last=last)
         untagged = self.vlan or (1 if self.trunk else 0)
         if untagged:
-            # Last: a trunk may contain this VLAN, and to add a VLAN again sets its flags anew (br_vlan.c, __vlan_add_flags()).
+            # Last: the trunk may contain this VLAN, and adding a VLAN again sets its flags anew (__vlan_add_flags()).
             kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
 
 
@@ -167,9 +181,9 @@ def vlan_ranges(text: str) -> list[tuple[int, int]]:
 class EnsureGatewayAddress(Op):
     """The bridge has the gateway's address.
 
-    `beside` are the gateways of the network's other ranges ("192.0.2.1/24 198.51.100.1/24"). An address in the same subnet is
-    in the way, and (as with the Go plugin) so is another IPv4 address that the network knows nothing of: an error without
-    `force`. With it, what is in the same subnet goes; whatever else the host has on the bridge stays.
+    `beside` lists the gateways of all the network's ranges ("192.0.2.1/24 198.51.100.1/24"), which may stand side by side. An
+    error without `force`: another address of the same subnet, or (as with the Go plugin) any IPv4 address that is not in
+    `beside`. With `force` the addresses of the same subnet are deleted; the others stay.
     """
 
     name: str
@@ -185,12 +199,12 @@ class EnsureGatewayAddress(Op):
         held = [entry.address for entry in kernel.host.addresses(link.index, wanted.family)]
         if any(is_gateway(address, wanted) for address in held):
             return False
-        strange = [address for address in held if str(address) not in self.beside.split()]
-        conflicts = [address for address in strange if in_the_way(address, wanted)]
-        if not self.force and (conflicts or (strange and wanted.family == 4)):
+        foreign = [address for address in held if str(address) not in self.beside.split()]
+        conflicts = [address for address in foreign if shares_subnet(address, wanted)]
+        if not self.force and (conflicts or (foreign and wanted.family == 4)):
             raise InvalidNetworkConfig(
                 f'failed to set bridge addr: "{self.name}" already has an IP address different from {self.address}',
-                f"it is {(conflicts or strange)[0]}; {self._remedy(conflicts)}",
+                f"it is {(conflicts or foreign)[0]}; {self._remedy(conflicts)}",
             )
         for address in conflicts:
             kernel.host.delete_address(link.index, address)
@@ -205,24 +219,25 @@ class EnsureGatewayAddress(Op):
     def _remedy(conflicts: list[Address]) -> str:
         if conflicts:
             return 'remove it, or let "forceAddress": true replace it'
-        return 'remove it, or let "forceAddress": true add the gateway\'s beside it'
+        return 'remove it, or let "forceAddress": true add the gateway\'s address beside it'
 
     def check(self, kernel: "Kernel") -> str | None:
         wanted = parse_address(self.address)
         link = need(kernel.host, self.name)
-        well = any(is_gateway(entry.address, wanted) for entry in kernel.host.addresses(link.index))
-        return None if well else f"bridge {self.name} has lost the gateway's address {self.address}"
+        if any(is_gateway(entry.address, wanted) for entry in kernel.host.addresses(link.index)):
+            return None
+        return f"bridge {self.name} has lost the gateway's address {self.address}"
 
 
 def is_gateway(held: Address, wanted: Address) -> bool:
-    """Whether `held` serves as the gateway's address. All link-local ones are on the link, whatever their prefix lengths."""
+    """Whether an address of the bridge serves as the gateway's. For a link-local one the prefix length does not count."""
     return held == wanted or (held.packed == wanted.packed and is_link_local(held))
 
 
-def in_the_way(held: Address, wanted: Address) -> bool:
-    """Whether an address of the bridge and the gateway's are of one subnet.
+def shares_subnet(held: Address, wanted: Address) -> bool:
+    """Whether an address of the bridge lies in one subnet with the gateway's.
 
-    Not the link-local address that every interface has, not a service's address without a subnet (/32, /128).
+    False for the link-local address that every interface has, and for an address without a subnet (/32, /128).
     """
     if is_link_local(held) or (held == held.host() and held.packed != wanted.packed):
         return False
@@ -235,9 +250,9 @@ def is_link_local(address: Address) -> bool:
 
 
 class EnsureSubnetRoute(Op):
-    """The host reaches the containers of a subnet: a link-local gateway, unlike another one, brings no route to it.
+    """The host has a route to the containers' subnet where their gateway is link-local: only another one comes with a route.
 
-    CHECK does not ask for it: attachments of earlier versions have none.
+    CHECK does not ask for it, since attachments of earlier versions have none.
     """
 
     name: str
@@ -252,12 +267,15 @@ class EnsureSubnetRoute(Op):
         try:
             kernel.host.add_route(Route(subnet), link.index)
         except FileExistsError:
-            return False  # somebody leads the subnet elsewhere
+            return False  # somebody's route leads elsewhere, and stays
         return True
 
 
 class WaitForPort(Op):
-    """The host's end of the pair carries traffic (operstate up)."""
+    """The host's end of the pair carries traffic (operstate up). CniError when it does not within UP_LIMIT_S.
+
+    A veth has a carrier once both ends are up; a bridge forwards to a port only then.
+    """
 
     name: str
     line = "host: wait until {name} is up"

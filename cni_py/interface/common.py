@@ -1,7 +1,7 @@
-"""Operations on links, addresses, routes and sysctls: what connecting a container consists of.
+"""Operations that bridge, ptp and macvlan have in common: the veth pair, and the container's addresses, routes and sysctls.
 
-"host" is the namespace the plugin runs in, "container" that of CNI_NETNS. Interface indexes occur only inside: a link gets a
-new one when it changes namespace. Addresses are text ("192.0.2.2/24") because operations are written to records.
+"host" is the namespace that the plugin runs in, "container" that of CNI_NETNS. Fields hold names, never interface indexes: a
+link gets a new index when it changes namespace. Addresses are text ("192.0.2.2/24"), since records are JSON.
 """
 
 import errno
@@ -22,7 +22,7 @@ DAD_LIMIT_S = 5.0  # duplicate address detection takes 1 s by default (net.ipv6.
 
 
 def need(side: "Rtnl", name: str) -> "Link":
-    """The link called `name`, or an error that says it is not there."""
+    """The link called `name`. CniError when there is none."""
     link = side.link(name)
     if link is None:
         raise CniError(f"Interface name {name} not found: the interface is not there")
@@ -30,12 +30,12 @@ def need(side: "Rtnl", name: str) -> "Link":
 
 
 def broadcast_of(address: Address) -> bytes | None:
-    """The broadcast address ip(8) would set: IPv4 only, and not where a prefix has no room for one (RFC 3021)."""
+    """The broadcast address as ip(8) sets it. None for IPv6, and for /31 and /32, which have none (RFC 3021)."""
     return address.broadcast() if address.family == 4 and address.prefixlen < 31 else None
 
 
 def ipv6_off(name: str, address: str, error: OSError) -> CniError | None:
-    """The error for an IPv6 address that is refused since IPv6 is off; None where it is something else."""
+    """The error to raise when the kernel refuses an IPv6 address because IPv6 is disabled; None for any other refusal."""
     if ":" not in address or error.errno not in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
         return None
     try:
@@ -51,11 +51,14 @@ def ipv6_off(name: str, address: str, error: OSError) -> CniError | None:
 
 
 def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
-    """Write a sysctl below net/; an `optional` one may be missing or refused (old kernel, read-only /proc)."""
+    """Write a sysctl below net/ unless it has the value. True: written. IOFailure, but for an `optional` one that is missing
+    or cannot be written (an old kernel, a read-only /proc/sys).
+    """
     try:
         return sysctl.write(key, value, optional=optional)
     except OSError as error:
         hint = ""
+        # The kernel takes the folder of an interface away while its MTU is below IPV6_MIN_MTU (addrconf_notify()).
         if error.errno == errno.ENOENT and key.startswith("ipv6/"):
             hint = "; there is no IPv6: the kernel is without it, or the interface has an MTU below 1280"
         action = f"cannot set the sysctl net.{key.replace('/', '.')} to {value} (/proc/sys/net/{key})"
@@ -63,7 +66,7 @@ def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
 
 
 class AddVeth(Op):
-    """A veth pair, one end in each namespace; deleting one end deletes both."""
+    """A veth pair, one end in each namespace; deleting one end deletes both. `mtu` 0 leaves the kernel's default."""
 
     name: str
     ifname: str
@@ -79,6 +82,8 @@ class AddVeth(Op):
         return f"host: add veth {ends[0]} with its peer {ends[1]} in the container{mtu}"
 
     def apply(self, kernel: "Kernel") -> None:
+        # Asked in the container, with the peer sent to the host: a link that is moved is refused (EEXIST) when its name is in
+        # use on the way, and so would be a pair made on the host, which nearly always has an eth0 of its own.
         try:
             kernel.container.add_veth(
                 self.ifname,
@@ -96,13 +101,15 @@ class AddVeth(Op):
             hint = f"; an MTU of {self.mtu} may be none for it" * (error.errno == errno.EINVAL and self.mtu != 0)
             raise IOFailure(self.failure(), f"{kernel_words(error)}{hint}") from error
         kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
+        # Else a router advertisement from the container could give the host a default route while it does not forward IPv6.
         set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
 
     def undo(self, kernel: "Kernel") -> None:
         link = kernel.host.link(self.name)
         if link is None or link.kind != "veth":
             return
-        # An ADD killed between the two requests leaves a pair without alias; its name alone, 32 bits of our hash, marks it.
+        # The kernel takes an alias only in a second request. An ADD killed between the two leaves a pair without one; then
+        # the name, with 32 bits of our hash, is the mark.
         if link.alias and not link.alias.startswith(kernel.key.hex):
             return
         kernel.host.delete_link(link.index)
@@ -111,11 +118,11 @@ class AddVeth(Op):
         link = kernel.host.link(self.name)
         if link is None:
             return f"Interface name {self.name} not found"
-        return None if link.flags & rtnl.IFF_UP else f"host veth {self.name} is down"
+        return None if link.up else f"host veth {self.name} is down"
 
 
 class SetContainerSysctl(Op):
-    """A value below /proc/sys/net in the container; what is `optional` may be refused by an old or read-only /proc."""
+    """A sysctl of the container. An `optional` one may be missing or read-only."""
 
     key: str
     value: str
@@ -129,7 +136,7 @@ class SetContainerSysctl(Op):
 
 
 class SetContainerUp(Op):
-    """The container's end is up."""
+    """The container's interface is up."""
 
     ifname: str
     line = "container: set {ifname} up"
@@ -140,7 +147,11 @@ class SetContainerUp(Op):
 
 
 class AddAddress(Op):
-    """An address of the container's interface, usable at once unless duplicate address detection is wanted."""
+    """An address of the container's interface. Without `dad` an IPv6 address is usable at once.
+
+    With it the address is tentative for a second or two: the kernel asks whether a neighbour has it (RFC 4862, section 5.4),
+    and until then neither receives nor sends from it.
+    """
 
     ifname: str
     address: str
@@ -162,7 +173,7 @@ class AddAddress(Op):
 
 
 class WaitForAddresses(Op):
-    """No IPv6 address of the interface is tentative any more."""
+    """Duplicate address detection is over for each IPv6 address of the interface. OSError EADDRINUSE for one that is taken."""
 
     ifname: str
     line = "container: wait until duplicate address detection on {ifname} is over"
@@ -173,10 +184,10 @@ class WaitForAddresses(Op):
 
 
 class AddRoute(Op):
-    """A route of the container; `gw` "" is a connected one, -1 in `table` and `scope` leaves the kernel's choice.
+    """A route of the container. `gw` "" is a connected route; -1 in `table` or `scope` leaves it to the kernel.
 
-    It comes before another route to the same destination, as with the Go plugins: the network that was added last has the
-    IPv4 default route. (IPv6 makes one multipath route of them.)
+    It comes before other routes to the same destination, as with the Go plugins: of a container's networks, the one that was
+    added last has the IPv4 default route. (Of IPv6 routes the kernel makes one multipath route.)
     """
 
     ifname: str
@@ -197,7 +208,7 @@ class AddRoute(Op):
         try:
             kernel.container.add_route(self.route(), link.index, beside="before")
         except FileExistsError:
-            pass  # this very route: said twice, by IPAM and by isDefaultGateway, or made by the kernel with the address
+            pass  # this very route is there: from IPAM and from isDefaultGateway, or made by the kernel with the address
         except OSError as error:
             via = f" via {self.gw}" if self.gw else ""
             lost = error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) and self.gw
@@ -228,7 +239,12 @@ class AddRoute(Op):
 
 
 class EnsureForwarding(Op):
-    """The host forwards packets of one family (ip-sysctl: ip_forward, conf/all/forwarding)."""
+    """The host forwards packets of one family.
+
+    It is written only where it is off: the change resets other settings of the host. IPv4 sets `forwarding` of every interface
+    and turns off conf/all/accept_redirects (inet_forward_change()). IPv6 drops the default routes learnt from router
+    advertisements, and learns no new ones, on interfaces without accept_ra=2 (rt6_purge_dflt_routers()).
+    """
 
     family: int
     line = "host: IPv{family} forwarding is on"
@@ -236,7 +252,7 @@ class EnsureForwarding(Op):
 
     @property
     def key(self) -> str:
-        """The sysctl."""
+        """The sysctl, below net/."""
         return "ipv4/ip_forward" if self.family == 4 else "ipv6/conf/all/forwarding"
 
     def apply(self, kernel: "Kernel") -> bool:
@@ -247,7 +263,7 @@ class EnsureForwarding(Op):
 
 
 class ForgetNeighbour(Op):
-    """The host forgets which MAC an address had: it may have been another container's a moment ago."""
+    """Delete the host's neighbour entry of an address: it may hold the MAC of the container that had the address before."""
 
     name: str
     ip: str
@@ -259,11 +275,11 @@ class ForgetNeighbour(Op):
 
 
 class AnnounceAddresses(Op):
-    """Tell the neighbours which MAC the addresses have now.
+    """Tell the neighbours which MAC the container's addresses have now.
 
-    With arp_notify and ndisc_notify the kernel sends a gratuitous ARP and an unsolicited neighbour advertisement whenever the
-    MAC is set, also to the value it has (inetdev_event() and ndisc_netdev_event(), NETDEV_CHANGEADDR). It does so as well when
-    the link comes up, but a bridge drops that one: its port begins to forward a moment later.
+    Needs the sysctls arp_notify and ndisc_notify. With them the kernel sends a gratuitous ARP and an unsolicited neighbour
+    advertisement whenever the MAC is set, even to the same value (inetdev_event(), ndisc_netdev_event(): NETDEV_CHANGEADDR).
+    The ones it sends when the link comes up are lost, since the bridge's port begins to forward a moment later.
     """
 
     ifname: str

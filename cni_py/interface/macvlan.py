@@ -1,4 +1,4 @@
-"""The operation that makes a macvlan interface in the container."""
+"""The operation that makes a macvlan interface in the container: a MAC address of its own on an interface of the host."""
 
 import errno
 
@@ -17,10 +17,10 @@ MACVLAN_HINTS = {  # macvlan_common_newlink(), macvlan_port_create()
 
 
 class AddMacvlan(Op):
-    """The container's interface: a macvlan link on `master`, an interface of the host or (`inside`) of the container.
+    """The container's interface: a macvlan link on `master`, which is an interface of the host or (`inside`) of the container.
 
-    `mtu` and `queue` (broadcasts that may wait) 0 leave the kernel's defaults. The host has no part of it that could be
-    undone, so `netns` and `cookie` tell in which namespace it is: DEL may not be told, or be told another.
+    `mtu` (bytes) and `queue` (broadcasts that may wait) 0 leave the kernel's defaults. The whole link is in the container, so
+    undo() has to find its namespace: by `netns` and `cookie`, since a DEL may be given another path or none.
     """
 
     ifname: str
@@ -44,7 +44,9 @@ class AddMacvlan(Op):
         from cni_py.kernel import macvlan
 
         side = kernel.container if self.inside else kernel.host
-        # Names are looked up where the request is made: an eth0 of the host would be in the way of the container's.
+        # The request is made where the master is, since IFLA_LINK is an index of that namespace. The kernel looks for the new
+        # name there, too (EEXIST), although the link is made in the container: an eth0 of the host would be in the way. So the
+        # link has a name of ours first, and CNI_IFNAME in the container. A link that is up is not renamed; this one is down.
         made = kernel.key.host_veth
         try:
             macvlan.add(
@@ -74,7 +76,7 @@ class AddMacvlan(Op):
             kernel = Kernel(kernel.key, self.netns)
             if not kernel.lives(self.cookie):
                 return  # it went with its namespace
-        for name in (kernel.key.host_veth, self.ifname):
+        for name in (kernel.key.host_veth, self.ifname):  # the first: an ADD was killed before it renamed the link
             link = kernel.container.link(name)
             if link is None or link.kind != "macvlan":
                 continue
@@ -91,7 +93,8 @@ class AddMacvlan(Op):
         mode = macvlan.mode_of(kernel.container, link.index)
         if mode != self.mode:
             return f"Container macvlan mode {mode} is not {self.mode}"
-        if link.link != (master.link if master.kind == "macvlan" else master.index):  # which passes it on to its own
+        # On a master that is a macvlan link itself the kernel takes that link's own master (macvlan_common_newlink()).
+        if link.link != (master.link if master.kind == "macvlan" else master.index):
             return f"Container interface {self.ifname} is not on {self.master}"
         if self.mtu and link.mtu != self.mtu:
             return f"MTU of {self.ifname} is {link.mtu}, not {self.mtu}"

@@ -1,6 +1,6 @@
-"""Operations of the plugins that connect without a bridge: the two ends of ptp's pair, and macvlan's link.
+"""Operations of the ptp plugin: the routes and addresses by which the two ends of a veth pair reach each other.
 
-Sides and addresses as in ops.
+"host", "container" and addresses as in interface/common.py.
 """
 
 from cni_py.addr import Address, parse_address, parse_ip
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DropSubnetRoute(Op):
-    """The subnet of an address is not on the link: the route that came with the address goes."""
+    """Delete the route to the subnet that the kernel made with the address: only the host is on the link."""
 
     ifname: str
     subnet: str
@@ -26,11 +26,15 @@ class DropSubnetRoute(Op):
     def apply(self, kernel: "Kernel") -> None:
         index = need(kernel.container, self.ifname).index
         subnet = parse_address(self.subnet)
+        # The kernel made an IPv4 route of scope link, and deletes only one of the scope it is asked for (fib_table_delete()).
         kernel.container.delete_route(Route(subnet, scope=rtnl.RT_SCOPE_LINK if subnet.family == 4 else None), index)
 
 
 class AddPeerRoute(Op):
-    """A route of the container by which it reaches the link's other end (`gw` ""), or a network through that."""
+    """A route of the container to the gateway, which is the link's other end (`gw` ""), or to a subnet through the gateway.
+
+    `src` is the container's address that packets by this route come from.
+    """
 
     ifname: str
     dst: str
@@ -47,24 +51,24 @@ class AddPeerRoute(Op):
         scope = None if self.gw else rtnl.RT_SCOPE_LINK
         route = Route(parse_address(self.dst), parse_ip(self.gw) if self.gw else None, scope=scope)
         try:
-            # Another interface of the container may lead to the same gateway.
+            # After others: another interface of the container may have a route to the same gateway, and keeps it.
             kernel.container.add_route(route, index, beside="after", src=parse_ip(self.src))
         except FileExistsError:
-            pass  # IPAM's routes have it already: rt6_duplicate_nexthop() does not look at the source
+            pass  # one of IPAM's routes is the same but for its source, which rt6_duplicate_nexthop() does not compare
 
     def check(self, kernel: "Kernel") -> str | None:
         index = need(kernel.container, self.ifname).index
         gw = parse_ip(self.gw) if self.gw else None
         dst, sources = parse_address(self.dst), (parse_ip(self.src), None)
         for route in kernel.container.routes(index, dst.family):
-            # Another interface's route to there has become one multipath route with ours in IPv6, with one source for both.
+            # Of IPv6 routes to one destination by two interfaces the kernel makes one multipath route, which has one source.
             if (route.dst, route.gw) == (dst, gw) and (route.src in sources or dst.family == 6):
                 return None
         return f"Expected Route {self.dst} not found in routing table of {self.ifname} in the container"
 
 
 class AddPeer(Op):
-    """The host's end of the pair: the gateway's address alone, and the route to the container's."""
+    """The host's end of the pair has the gateway's address (/32, /128), and a route to the container's address."""
 
     name: str
     gateway: str
@@ -73,21 +77,28 @@ class AddPeer(Op):
     deed = "give {name} the gateway's address {gateway} and the route to {address}"
 
     def apply(self, kernel: "Kernel") -> None:
-        gateway, address = Address(parse_ip(self.gateway), 0).host(), Address(parse_ip(self.address), 0).host()
+        gateway, address = host_of(self.gateway), host_of(self.address)
         index = need(kernel.host, self.name).index
         try:
             kernel.host.add_address(index, gateway, nodad=True)
         except FileExistsError:
-            pass  # two addresses of the container have one gateway
+            pass  # another address of the container has the same gateway
         except OSError as error:
             raise ipv6_off(self.name, str(gateway), error) or os_error(self.failure(), error) from error
-        # Of a namespace that is gone the link and its routes may be there for a moment yet: ours comes after those.
+        # Beside another: the link of a namespace that is gone, and its route to this address, stay for some milliseconds. The
+        # kernel uses the first, which goes with its link.
         kernel.host.add_route(Route(address, scope=rtnl.RT_SCOPE_HOST), index, beside="after")
 
     def check(self, kernel: "Kernel") -> str | None:
         index = need(kernel.host, self.name).index
         if parse_ip(self.gateway) not in [held.address.packed for held in kernel.host.addresses(index)]:
             return f"{self.name} has lost the gateway's address {self.gateway}"
-        wanted = Address(parse_ip(self.address), 0).host()
-        well = any(route.dst == wanted for route in kernel.host.routes(index, wanted.family))
-        return None if well else f"the host has no route to {self.address} through {self.name}"
+        wanted = host_of(self.address)
+        if any(route.dst == wanted for route in kernel.host.routes(index, wanted.family)):
+            return None
+        return f"the host has no route to {self.address} through {self.name}"
+
+
+def host_of(ip: str) -> Address:
+    """An address with the prefix length of a host: /32 or /128."""
+    return Address(parse_ip(ip), 0).host()

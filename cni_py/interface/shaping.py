@@ -1,6 +1,10 @@
-"""Operations that limit the rate of a container's traffic: token buckets, and the ifb device for what it sends.
+"""Operations that limit the rate of a container's traffic.
 
-The ifb is known as ours by its alias, or without one (the ADD was killed between two requests) by its name in our record.
+A queueing discipline delays only what leaves by an interface. What the container receives leaves by the host's end of its veth
+pair, where a token bucket (tbf) limits it. What the container sends comes in there, so it is redirected through an ifb device,
+from which it "leaves" through a token bucket before the host takes it in.
+
+The ifb is ours if its alias says so. An ADD killed before it set the alias leaves one that is known by its name in our record.
 """
 
 import errno
@@ -16,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def refused(what: str, error: OSError, lacking: int, option: str) -> CniError:
-    """What the kernel's refusal means; `lacking` is the errno by which it says that it was built without `option`."""
+    """The error "cannot `what`"; `lacking` is the errno by which the kernel says that it was built without `option`."""
     if error.errno == lacking:
         return CniError(f"this kernel cannot {what}", f"it lacks {option}")
     return CniError(f"cannot {what}", error.strerror or str(error))
 
 
 class LimitRate(Op):
-    """What leaves by an interface of the host is limited; `rate` in bytes/s, `burst` in bytes."""
+    """A token bucket at the root of an interface of the host limits what leaves by it. `rate` in bytes/s, `burst` in bytes."""
 
     name: str
     rate: int
@@ -48,12 +52,13 @@ class LimitRate(Op):
         shown = tc.tbf(kernel.host, need(kernel.host, self.name).index)
         if shown is None:
             return f"Failed to find qdisc tbf on {self.name}"
-        well = shown.is_like(tc.TokenBucket(self.rate, self.burst))
-        return None if well else f"qdisc tbf on {self.name} has not the limits of the configuration"
+        if shown.is_like(tc.TokenBucket(self.rate, self.burst)):
+            return None
+        return f"qdisc tbf on {self.name} does not have the limits of the configuration"
 
 
 class LimitIfb(LimitRate):
-    """The same of an ifb: it goes with the device."""
+    """The same for an ifb device, with which it goes: not owned."""
 
     name: str
     rate: int
@@ -62,7 +67,7 @@ class LimitIfb(LimitRate):
 
 
 class AddIfb(Op):
-    """An ifb device on the host."""
+    """An ifb device on the host, up. `mtu` in bytes, that of the veth."""
 
     name: str
     mac: bytes
@@ -90,18 +95,16 @@ class AddIfb(Op):
 
 
 def delete_ifb(kernel: "Kernel", name: str, *, nameless: bool) -> None:
-    """Delete an ifb that is ours by its alias; one without alias where it is said to be ours."""
+    """Delete an ifb device whose alias is ours, and with `nameless` also one without any alias."""
     link = kernel.host.link(name)
-    if (
-        link is not None
-        and link.kind == "ifb"
-        and (link.alias.startswith(kernel.key.hex) or (nameless and not link.alias))
-    ):
+    if link is None or link.kind != "ifb":
+        return
+    if link.alias.startswith(kernel.key.hex) or (nameless and not link.alias):
         kernel.host.delete_link(link.index)
 
 
 class RedirectToIfb(Op):
-    """What comes in by an interface of the host goes through the ifb."""
+    """What comes in by an interface of the host is redirected through the ifb: qdisc ingress, filter u32, action mirred."""
 
     name: str
     ifb: str
@@ -115,6 +118,7 @@ class RedirectToIfb(Op):
         try:
             tc.add_ingress(kernel.host, link.index)
         except FileExistsError as error:
+            # An interface has one ingress. One that holds only the guard of the host's loopback (kernel/tc.py) is shared.
             if tc.has_ingress(kernel.host, link.index):
                 raise refused(what, error, 0, "") from error
         except OSError as error:
@@ -129,8 +133,10 @@ class RedirectToIfb(Op):
         link, ifb = kernel.host.link(self.name), kernel.host.link(self.ifb)
         if link is None:
             return
+        # Other redirects are somebody else's. 0: to an ifb that is gone already, deleted before its veth.
         ours = {0, ifb.index if ifb is not None else 0}
         if ours.issuperset(tc.redirects(kernel.host, link.index)):
+            # Deleting the ingress deletes all its filters, the guard of the host's loopback among them: it is put back.
             guarded = tc.guards_loopback(kernel.host, link.index)
             if tc.delete_ingress(kernel.host, link.index) and guarded:
                 tc.guard_loopback(kernel.host, link.index, kind="ingress")

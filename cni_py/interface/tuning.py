@@ -1,9 +1,10 @@
-"""Operations that tune what is there: sysctls and settings of an interface, and the file of the settings before.
+"""Operations of the tuning plugin: sysctls and interface settings of the container, and the file with the earlier settings.
 
-What they change belongs to one namespace, known by its cookie: in another one of the same path nothing is put back.
+`netns` in their fields is the cookie of the namespace in which they changed something. Values are put back only there, not in
+another namespace that has the same path by now.
 
-The file, <dataDir>/<containerID>_<ifname>.json, is that of the Go plugin: {"mac": "…", "mtu": 1500}, only what was about to
-change, so that either of the two can undo the other's ADD.
+The file, <dataDir>/<containerID>_<ifname>.json, has the form of the Go plugin's: {"mac": "…", "mtu": 1500}, with the settings
+that ADD changes and their values before it. So each of the two plugins can undo the other's ADD.
 """
 
 import errno
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
 
 
-PLUGIN = "tuning"  # whose records hold these
-set_here: "list[TuneSysctl]" = []  # by an ADD in this process, which may fail yet: its result cannot be written
+PLUGIN = "tuning"  # the plugin whose records hold these operations
+# Those that an ADD in this process has applied. It may still fail after its record is finished: stdout may be closed.
+set_here: "list[TuneSysctl]" = []
 
 
 class TuneSysctl(Op):
-    """A sysctl of the container. `before` is "" where it cannot be read."""
+    """A sysctl of the container; `before` is the value to put back, "" where it could not be read."""
 
     key: str
     value: str
@@ -45,7 +47,7 @@ class TuneSysctl(Op):
             return set_sysctl(self.key, self.value, optional=False)
 
     def undo(self, kernel: "Kernel") -> None:
-        """For an ADD that fails. Once it has succeeded the value stays: another network of the container may want it too."""
+        """Put the value back if the ADD failed. After one that succeeded it stays, since another network may want it, too."""
         record = records.load(kernel.key, PLUGIN)
         stays = record is not None and record.done and self not in set_here
         if self.before and not stays and kernel.lives(self.netns):
@@ -57,7 +59,7 @@ class TuneSysctl(Op):
             try:
                 current = sysctl.read(self.key)
             except PermissionError:
-                return None  # it can only be written
+                return None  # a key that can only be written, such as route/flush
             except OSError as error:
                 raise os_error(f"cannot read sysctl net/{self.key}", error) from error
         if comparable(current) == comparable(self.value):
@@ -66,7 +68,9 @@ class TuneSysctl(Op):
 
 
 def comparable(text: str) -> list[int | str]:
-    """The words of a sysctl's value. The kernel sets them apart by tabs, and reads 0x10 and 020 as 16 (simple_strtoul())."""
+    """The words of a sysctl's value, numbers as numbers: the kernel prints tabs between them, and reads 0x10 and 020 as 16
+    (proc_get_long()).
+    """
     return [_number(word) for word in text.split()]
 
 
@@ -80,7 +84,7 @@ def _number(word: str) -> int | str:
 
 
 class TuneLink(Op):
-    """One setting of the container's interface (see kernel/linksettings.py)."""
+    """One setting of the container's interface; `setting` and values as in kernel/linksettings.py."""
 
     ifname: str
     setting: str
@@ -106,7 +110,7 @@ class TuneLink(Op):
 
 
 def put_back(kernel: "Kernel", ifname: str, values: "Mapping[str, str]") -> None:
-    """Set what an interface had before, all that can be; nothing when it is gone."""
+    """Put back what can be put back of an interface's settings, then raise the last refusal. No error for one that is gone."""
     refused: OSError | None = None
     for setting, value in values.items():
         try:
@@ -118,13 +122,13 @@ def put_back(kernel: "Kernel", ifname: str, values: "Mapping[str, str]") -> None
 
 
 class SaveSettings(Op):
-    """The file of the settings before, for whichever plugin is asked to DEL."""
+    """The file with the earlier settings, for the DEL of whichever plugin, ours or the Go plugin."""
 
     path: str
     text: str
     owned = True
-    line = "host: write the settings before to {path}"
-    deed = "write the settings before to {path}"
+    line = "host: write the earlier settings to {path}"
+    deed = "write the earlier settings to {path}"
 
     def apply(self, kernel: "Kernel") -> None:
         files.make_folder(os.path.dirname(self.path))
@@ -132,12 +136,12 @@ class SaveSettings(Op):
 
     def undo(self, kernel: "Kernel") -> None:
         remove(self.path + ".tmp")
-        if read_saved(self.path) == self.text.encode():  # another one is of a later ADD, by the Go plugin
+        if read_saved(self.path) == self.text.encode():  # else a later ADD, by the Go plugin, has written it
             remove(self.path)
 
 
 def saved_text(values: "Mapping[str, str]") -> str:
-    """The content of that file, to the letter as the Go plugin writes it."""
+    """The content of the file, to the letter as the Go plugin writes it."""
     typed = {setting: value if setting == "mac" else _plain(value) for setting, value in values.items()}
     return gojson.encode(typed, 1)
 
@@ -147,7 +151,7 @@ def _plain(value: str) -> bool | int:
 
 
 def read_saved(path: str) -> bytes | None:
-    """The content of such a file; None when there is none that can be read."""
+    """The content of the file; None when it is not there or cannot be read."""
     try:
         return files.read(path)
     except OSError:
@@ -155,7 +159,7 @@ def read_saved(path: str) -> bytes | None:
 
 
 def saved_values(text: bytes) -> dict[str, str]:
-    """The settings in such a file. What is no setting, or no value of one, is left out."""
+    """The settings in the file's text, as linksettings has them. Unknown keys and values of a wrong type are left out."""
     try:
         fields = gojson.decode(text)
     except CniError:
@@ -172,7 +176,7 @@ def saved_values(text: bytes) -> dict[str, str]:
 
 
 def remove(path: str) -> None:
-    """rm -f."""
+    """Remove a file if it is there. OSError when it cannot be removed."""
     try:
         os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,8 @@
-"""The bridge plugin's gateway in a VLAN: a pair of links, one end a port of the bridge, the other with the gateway's address."""
+"""The bridge plugin's gateway in a VLAN: a veth pair of the host, one end a port of the bridge in that VLAN.
+
+The other end, `<bridge>.<vlan>`, has the gateway's address. The address cannot be on the bridge itself, which is in another
+VLAN than the container's port.
+"""
 
 import os
 
@@ -15,19 +19,23 @@ if TYPE_CHECKING:
 
 
 def vlan_gateway_name(bridge: str, vlan: int) -> str:
-    """The host's interface in a VLAN of a bridge: `<bridge>.<vlan>` as with the Go plugin, where that is not too long."""
+    """The name of the host's interface in a VLAN of a bridge: the Go plugin's, `<bridge>.<vlan>`, if that is short enough."""
     return _fitting(f"{bridge}.{vlan}", "vg", bridge, vlan)
 
 
 def _fitting(name: str, prefix: str, bridge: str, vlan: int) -> str:
-    """`name`, or one with a hash of the bridge's name where it is too long: cut off, it could be another bridge's, too."""
+    """`name`; where it is too long one with a hash of the bridge's name. (Cut off, two bridges could have the same.)"""
     if len(os.fsencode(name)) <= rtnl.IFNAME_MAX:
         return name
     return f"{prefix}{sha256(os.fsencode(bridge)).hexdigest()[:8]}.{vlan}"
 
 
 class EnsureVlanGateway(Op):
-    """`<bridge>.<vlan>`: a host interface that is a port of the bridge in one VLAN, for the gateway's address."""
+    """`<bridge>.<vlan>` is up, and its peer is a port of the bridge in that VLAN.
+
+    The interface is set up last, so that one that is up is complete: an ADD that finds it down, left by one that was killed or
+    made by one beside it, does all the steps again.
+    """
 
     bridge: str
     vlan: int
@@ -52,7 +60,7 @@ class EnsureVlanGateway(Op):
             try:
                 kernel.host.add_veth(self.gateway, peer, peer_netns_fd=kernel.host_fd, mtu=bridge.mtu)
             except FileExistsError as error:
-                # Another ADD was quicker; both do the rest, as after an ADD that was killed before this.
+                # Another ADD may have made it since we looked. If not, the name of the peer is somebody else's.
                 if kernel.host.link(self.gateway) is None:
                     raise CniError(f"cannot make {self.gateway}, the gateway's interface: {peer} exists") from error
             link = need(kernel.host, self.gateway)
@@ -62,7 +70,7 @@ class EnsureVlanGateway(Op):
             kernel.host.set_link(port.index, master=bridge.index, up=True)
             kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
             kernel.host.add_vlan(port.index, self.vlan, pvid=True, untagged=True)
-        kernel.host.set_link(link.index, up=True)  # last: it marks the work as done
+        kernel.host.set_link(link.index, up=True)
         return True
 
     def check(self, kernel: "Kernel") -> str | None:
@@ -75,11 +83,12 @@ class EnsureVlanGateway(Op):
         return None
 
     def _port(self, kernel: "Kernel", link: "Link") -> "Link | None":
-        """The peer, whatever it is called: the Go plugin gave it a random name. None of another kind of interface."""
+        """The peer, found by its index, since the Go plugin gives it a random name. None for another kind of interface."""
+        # With a netns_id the index is one of another namespace.
         return kernel.host.link(link.link) if link.kind == "veth" and link.link and link.netns_id < 0 else None
 
     def _refuse_strangers(self, kernel: "Kernel", link: "Link") -> None:
-        """CniError when the interface of that name leads to another bridge."""
+        """CniError when the peer of the interface is a port of another bridge."""
         port = self._port(kernel, link)
         master = kernel.host.link(port.master) if port is not None and port.master else None
         if master is not None and master.name != self.bridge:

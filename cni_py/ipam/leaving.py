@@ -1,4 +1,7 @@
-"""DEL: which addresses a container that leaves has had, and whether it is gone."""
+"""A container that leaves (DEL): which addresses its interface had, and whether its namespace is gone.
+
+Rules and elements of nftables and iptables are found by these addresses when no record lists them.
+"""
 
 from cni_py.errors import CniError
 from cni_py.protocol.result import addresses_of, known_result
@@ -9,36 +12,28 @@ if TYPE_CHECKING:
 
 
 def known_addresses(call: "Call") -> set[bytes]:
-    """DEL: the addresses of the container's interface, by the result that the runtime remembers, else as they are now.
+    """The addresses (4 or 16 bytes) of the container's interface; empty when they cannot be learnt.
 
-    Where the container is gone, too, host-local's reservations name them.
+    The first source that there is: prevResult, then the interface itself, or, where the namespace is gone,
+    host-local's reservations.
     """
     earlier = known_result(call.conf)
     if earlier is not None and earlier.ips:
         return {address.packed for address in addresses_of(earlier, call.ifname)}
     try:
         if not call.kernel.has_container:
-            return reserved(call)
+            from cni_py.ipam.reservations import reserved
+
+            return reserved(call.conf, call.container_id, call.ifname)
         link = call.kernel.container.link(call.ifname)
-        return (
-            {held.address.packed for held in call.kernel.container.addresses(link.index)} if link is not None else set()
-        )
+        held = call.kernel.container.addresses(link.index) if link is not None else []
     except (CniError, OSError):
         return set()
-
-
-def reserved(call: "Call") -> set[bytes]:
-    """What host-local has reserved for the attachment. CniError."""
-    from cni_py.addr import parse_ip
-    from cni_py.ipam.reservations import Pool, directory_of, is_address
-
-    with Pool(directory_of(call.conf), look=True) as pool:
-        names = pool.of_attachment(call.container_id, call.ifname)[1]
-    return {parse_ip(name) for name in names if is_address(name)}
+    return {entry.address.packed for entry in held}
 
 
 def is_gone(call: "Call") -> bool:
-    """Whether the container's namespace is: then nothing of it is in use."""
+    """Whether the container's namespace no longer exists. False where that cannot be told (CNI_NETNS is another file)."""
     try:
         return not call.kernel.has_container
     except CniError:

@@ -1,4 +1,29 @@
-"""ipam.reservations"""
+"""host-local's directory of reservations: who holds which address. On disk, and shared with the Go plugin.
+
+    <dataDir>/<network>/lock                 flock(2), held by us and by the Go plugin during every read and change
+    <dataDir>/<network>/192.0.2.7            containerID CRLF ifname (before 2019: containerID); made with O_EXCL, fsync'ed
+    <dataDir>/<network>/last_reserved_ip.0   the address that range set 0 gave out last
+    <run>/host-local/<dev>-<inode>/          our index of that directory; can be deleted at any time
+
+We put no file of our own into the directory, since the Go plugin opens every file in it.
+
+**Cost.** The Go plugin reads every reservation in each call. We ask the index, in which one symlink per holder names its
+addresses. The index is trusted only while the directory is as our last change left it. Each change of ours ends by setting
+the directory's mtime to the clock's nanosecond; any later change, by anyone, sets another mtime. (The kernel's own times
+move in ticks of some milliseconds, so a file made within the tick of our change would not show.) Before a reservation is
+acted upon, the index is compared with the file. A free address is found by asking for the names after last_reserved_ip,
+not by listing.
+
+**Reclaim.** A network namespace ends with the kernel that made it, so a reservation of an earlier boot serves nobody. The
+proof is a stamp in the file's extended attribute `user.cni_py.boot`: machine id and boot id of a boot during which this
+file existed. We set it when we reserve, and on files of the Go plugin when we first see them. A file whose stamp names
+another boot of this machine is dead, whoever wrote it: both programs make a reservation with O_EXCL and never rewrite one,
+so an attachment of this boot has a file of this boot. No clock is asked. Where the proof is missing the reservation stays:
+no extended attributes, no stamp yet, a stamp of another machine (shared storage), the same boot id (hibernation). The dead
+are removed when the index is made anew. The first ADD, DEL or GC of a boot makes it, as the index is on a tmpfs; so a
+trusted index has none. The address of an empty file counts as free: its writer died between creating and writing it, or
+the power failed. Under the lock nobody else is between the two.
+"""
 
 import errno
 import os
@@ -13,7 +38,6 @@ from cni_py.attachment.locks import Lock
 from cni_py.errors import InvalidNetworkConfig, IOFailure, os_error
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object
-from cni_py.protocol.netconf import NetConf
 from cni_py.sha import sha256
 
 TYPE_CHECKING = False
@@ -22,19 +46,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cni_py.attachment.context import Kernel
-
+    from cni_py.protocol.netconf import NetConf
 
 DATA_DIR = "/var/lib/cni/networks"
-
-
-def directory_of(conf: NetConf) -> str:
-    """The network's directory. Its name has been checked: no slash in it, no dot at its front."""
-    data_dir = netconf.string(conf.ipam or Object(), "dataDir") or DATA_DIR
-    if "\0" in data_dir:
-        raise InvalidNetworkConfig("dataDir is not a path: it has a null byte in it")
-    return f"{data_dir}/{conf.name}"
-
-
 STAMP = "user.cni_py.boot"
 CURSOR = "last_reserved_ip."
 MACHINE_ID = "/etc/machine-id"  # machine-id(5)
@@ -42,6 +56,21 @@ HELD: "dict[str, Pool]" = {}  # the pools this process has locked
 DEPTH_MAX = 8  # folders in each other
 CONTENT_MAX = 4096  # a container id is a file name elsewhere, so far below
 SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def directory_of(conf: "NetConf") -> str:
+    """<dataDir>/<network>. InvalidNetworkConfig for a dataDir with a NUL; the network's name has been checked (no slash)."""
+    data_dir = netconf.string(conf.ipam or Object(), "dataDir") or DATA_DIR
+    if "\0" in data_dir:
+        raise InvalidNetworkConfig("dataDir is not a path: it has a null byte in it")
+    return f"{data_dir}/{conf.name}"
+
+
+def reserved(conf: "NetConf", container_id: str, ifname: str) -> set[bytes]:
+    """The addresses that the network's directory has for an attachment; nothing is locked or changed. CniError."""
+    with Pool(directory_of(conf), look=True) as pool:
+        names = pool.of_attachment(container_id, ifname)[1]
+    return {parse_ip(name) for name in names if is_address(name)}
 
 
 def holder(container_id: str, ifname: str = "") -> bytes:
