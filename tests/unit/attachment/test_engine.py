@@ -11,6 +11,8 @@ from cni_py.attachment import engine, records
 from cni_py.attachment.engine import Executor, Op, Planner, op_from_json
 from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError
+from cni_py.interface.common import AddAddress
+from cni_py.nftables.masquerade import Masquerade
 
 STATE: list[str] = []
 BROKEN: set[str] = set()
@@ -52,7 +54,6 @@ class Put(Op):
 class Share(Put):
     """The same, shared: never undone on its own."""
 
-    name: str
     owned = False
 
 
@@ -243,6 +244,24 @@ def test_a_record_that_is_not_ours_is_refused(fields: object) -> None:
         op_from_json(fields)
 
 
-def test_parameters_must_be_complete() -> None:
+def test_wrong_fields_are_caught_by_mypy_and_when_the_operation_is_built() -> None:
+    """A comment below that mypy does not need is an error, too (warn_unused_ignores, in tests/test_tools.py's run of it)."""
     with pytest.raises(TypeError, match="takes"):
-        Put(nme="a")
+        AddAddress(ifname="eth0", addres="192.0.2.1/24", dad=False)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="takes"):
+        AddAddress(ifname="eth0", dad=False)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="takes"):
+        Masquerade(addres="192.0.2.1/24")  # type: ignore[call-arg]  # validate() in place of a constructor
+    with pytest.raises(TypeError, match="positional"):
+        Put("a")  # type: ignore[call-arg]
+    wrong = Put(name=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not str: 3"):
+        op_from_json(wrong.to_json())
+
+
+def test_the_fields_of_the_class_above_are_fields() -> None:
+    class PutAway(Put):
+        where: str
+
+    op = PutAway(name="a", where="b")
+    assert op_from_json(op.to_json()) == op
