@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,10 @@ class House:
     def room(self, module: str) -> str:
         """The room of a module of this house, named without the house's name."""
         return BASE if module in ("", *self.base.split()) else module.partition(".")[0]
+
+    def folder(self, room: str = "") -> Path:
+        """Where the files of a package are, below the root."""
+        return Path(self.elsewhere.get(room) or f"{self.package}/{room}")
 
     def level(self, room: str) -> int:
         """The floor of a room, 1 for the lowest; 0 when it stands on none."""
@@ -224,3 +229,32 @@ def first_circle(edges: Iterable[tuple[str, str]]) -> list[str]:
         found: list[str] = error.args[1]
         return found[::-1]
     return []
+
+
+# The map in a package's docstring
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the map: a room, or a module of the room above it. `module` has the name without the house's."""
+
+    module: str
+    is_folder: bool
+    text: str
+
+
+def the_map(docstring: str) -> list[Line]:
+    """The lines `room/   text` and `  module   text`, whose columns are two spaces apart or more."""
+    found: list[Line] = []
+    room = ""
+    for indent, name, slash, text in re.findall(r"^(  )?(\w+)(/?) {2,}(\S.*)$", docstring, re.MULTILINE):
+        if not indent:
+            room = f"{name}." if slash else ""
+        if indent or name != BASE:
+            found.append(Line(f"{room if indent else ''}{name}", bool(slash), text))
+    return found
+
+
+def places(docstring: str) -> set[str]:
+    """The modules and rooms that a text points at: `room/module`, with or without a name inside it, and `room/`."""
+    return {f"{room}.{name}".rstrip(".") for room, name in re.findall(r"(?<![\w/])([a-z]\w*)/(\w*)", docstring)}
