@@ -1,33 +1,157 @@
-"""cni_py: the core that the CNI plugins, the commands and other people's plugins share.
+"""cni_py: what the CNI plugins, the commands and other people's plugins share. This is its map.
 
-What a call passes through, in order:
+One call: run, skel, a module of plugins/ (decides), attachment/engine (records, applies, undoes), kernel/, protocol/result.
 
-    skel       one CNI call: environment and stdin in, result or error object out
-    errors     the error object and its codes
-    jsontext   JSON as Go reads and writes it
-    netconf    typed reading of a network configuration
-    addr       IP and MAC addresses as bytes
-    version    the versions of the specification
-    result     the result of a call, in the form of each version
-    call       what a plugin is given: the attachment, its configuration, the two namespaces
-    invoke     delegation to another plugin (IPAM)
-    engine     applies a plan of operations, records it, undoes it
-    ops        operations on links, addresses, routes, sysctls
-    nftops     operations on elements of our nftables table
-    tuningops  operations of the plugin tuning, shapingops those of bandwidth
-    userland   portmap's requests to portfwd; portshares, portclaims, portmappings, portoptions: what portmap publishes
-    hostlisteners  programs of the host on a port that is to be published; listenerowners, processes: who they are
-    hostclients    127.0.0.0/8, and the guard that keeps it to the host
-    ownership  whether a namespace is still the attachment's; garbage: what GC removes; bridgeusers: who is on a bridge
-    vlangateway, resolvconf    the bridge plugin's gateway in a VLAN; host-local's DNS settings
-    portindex  who publishes ports for an address; portsurvey makes it anew, leftovers takes away what nobody stands behind
-    randomports    host ports for hostPort 0; localports: what may be chosen, stickyports: what a name had before
-    restore    puts back what somebody took out of nftables
-    records    attachment records below /run/cni-py
-    locks      flock with a limit
-    kernel/    rtnetlink, nf_tables, conntrack, namespaces, sysctl: the only modules that open sockets
-    commands/  cni-py and cni-py-exec
-    plugins/   the CNI plugins themselves (folder plugins/ of the source tree)
+Where is what you look for?
+
+  A wrong masquerade rule         nftables/masquerade, its chains in nftables/ruleset; iptables/masquerade_rules
+  A leaked address                ipam/reservations (files); DEL: plugins/container.release_addresses
+  A port conflict is decided      ports/claims (containers), ports/host_listeners (programs of the host)
+  A result between versions       protocol/result: to_json, from_json
+  The iptables backend            iptables/, ports/by_iptables; which backend serves: backend, plugins/backends
+  How GC finds stale attachments  attachment/gc.collect; lost records: `gc` of each plugin
+
+The floors, lowest first. A module imports from the floors below its own (tests/house.py, docs/architecture.md).
+
+base            modules that all others may import
+  errors      the CNI error object and its codes; warn()
+  addr        IP and MAC addresses as bytes
+  sha         SHA-2 without hashlib
+  version     versions of the specification; the reply to VERSION
+  files       files below /run/cni-py, written atomically
+  run         start of an executable: which plugin it is
+kernel/         netlink and /proc: the only code that opens sockets to the kernel
+  netlink     messages, attributes, dumps, batches
+  rtnl        links, bridge ports, addresses, routes, neighbours
+  linksettings  MAC, MTU, flags and queue length of one link
+  macvlan     macvlan links
+  tc          token buckets, ifb, filters
+  nf_tables   elements of our nftables tables
+  libnftables  tables, chains and rules, in nft's language
+  xtables     whether iptables has a chain, without running it
+  conntrack   forgetting tracked UDP flows
+  sock_diag   sockets that wait for clients
+  procnet     the same from /proc/net
+  processes   which process has a socket
+  netns       network namespaces: open, enter, compare
+  sysctl      /proc/sys/net
+protocol/       the CNI specification, and JSON as Go has it
+  gojson      JSON text
+  netconf     typed reading of a configuration
+  result      results, in the form of each version
+  conflist    network configuration lists
+  cache       libcni's cache
+backend         /etc/cni-py/config.yaml: nftables or iptables
+attachment/     one attachment, from plan to undo
+  naming      names, marks and MACs made of an attachment
+  records     what was made, on disk
+  holders     records of other attachments, and whether they live
+  locks       flock with a limit
+  context     the two namespaces and nftables of one call
+  engine      operations: apply, record, undo, check
+  gc          what stale attachments and killed calls left
+  call        what a plugin is given
+  delegate    running the IPAM plugin
+  log         the key `log`
+nftables/       our constant tables, and what changes in them
+  ruleset     chains and rules, as text
+  elements    adding, removing and sweeping elements
+  masquerade  ipMasq
+  spoof_check  macspoofchk
+  policy      firewall: FORWARD, ingressPolicy
+  bridge_users  whether a bridge's policy is still needed
+ipam/           addresses
+  ranges      which there are, and which comes next
+  reservations  which are taken: host-local's files
+  leaving     DEL: which addresses a container had
+  resolvconf  resolv.conf
+interface/      operations on links, addresses, routes, sysctls
+  common      veth, addresses, routes, forwarding
+  addressing  plan: addresses and routes of the container
+  bridge      bridge, its ports, VLANs, gateway
+  vlan_gateway  gateway in a VLAN
+  ptp         pairs without a bridge
+  macvlan     macvlan
+  tuning      sysctls and settings, and the backup of both
+  shaping     bandwidth
+iptables/       the other packet filter, loaded when needed
+  names       chains of ours and of the Go plugins
+  tool        iptables-save, iptables-restore
+  masquerade  ipMasq: operation
+  masquerade_rules  its rules
+  forward     firewall: operation
+  forward_rules  its rules
+  goplugins   nftables tables of newer Go plugins
+ports/          published ports
+  config      portmap's configuration
+  options     its key `ports`
+  mapping     which host port leads where
+  plan        configuration to operations: begin here
+  publish     operation by nftables
+  claims      who holds a port; conflicts of containers
+  draft       a transaction on the maps
+  shares      ports of several containers
+  successors  who takes a port over
+  by_iptables  operation by iptables
+  iptables_rules  its rules
+  chains      iptables' chains of a container, ours and Go's
+  relay       operation by portfwd
+  host_clients  clients on the host: 127.0.0.1, hairpin
+  flows       UDP flows of a port
+  host_listeners  programs of the host on a port
+  listener_owners  who they are
+  random_ports  hostPort 0
+  local_ports  which ports may be chosen
+  sticky_ports  the number a name had before
+  index       who publishes for an address
+  publication  an entry of it
+  survey      makes it anew
+  leftovers   removes ports that nobody stands behind
+skel            one call: stdin in, result or error out
+ownership       whose namespace CNI_NETNS leads to
+plugins/        folder plugins/ of the source tree
+  bridge      ADD, DEL, CHECK, GC, STATUS
+  bridge_conf  its configuration
+  bridge_plan  its operations
+  bridge_check  its CHECK
+  ptp         ptp
+  macvlan     macvlan
+  container   steps that these three share
+  loopback    loopback
+  host_local  host-local
+  static      static
+  portmap     portmap
+  firewall    firewall
+  backends    which backend; masquerading
+  tuning      tuning
+  tuning_conf  its configuration
+  tuning_plan  its operations
+  bandwidth   bandwidth
+  bandwidth_conf  its configuration
+  known_keys  every key, for notes on misspelt ones
+commands/       cni-py and cni-py-exec
+  main        `cni-py`
+  exec        `cni-py-exec`
+  asked       its command line
+  portspec    -p
+  chain       runs the plugins of a list
+  describe    the result for people
+  keys        notes on unknown keys
+  overlaps    subnets that are taken
+  listeners   ports that are taken
+  namespaces  network namespaces by name
+  report      output and exit status
+  install     `cni-py install`
+  uninstall   `cni-py uninstall`
+  launchers   text of the executables
+  manifest    which files were installed
+  runtimes    where runtimes look for plugins
+  default_network  the network that install writes
+  leftovers   what stays after uninstall; --purge
+  adopt       `cni-py adopt`
+  adoption    records for what the Go plugins made
+  restore     `cni-py restore`
+  restoration  what the packet filters lost
 """
 
 __version__ = "0.1.0"

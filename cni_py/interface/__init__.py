@@ -1,4 +1,6 @@
-"""Operations on links, addresses, routes and sysctls: what bridge, ptp, macvlan, tuning and bandwidth plan.
+"""Operations on links, addresses, routes and sysctls: bridge, ptp, macvlan, tuning and bandwidth plan them.
 
-Imports attachment, protocol, kernel and what is below.
+`common` has those that several plugins use, the other modules those of one plugin or subject.
+
+Floor 6 of 11. May import: attachment, backend, protocol, kernel, base.
 """

@@ -1,4 +1,6 @@
-"""Addresses: the ranges they come from, and the reservations on disk.
+"""Addresses: which ones a range has (`ranges`), and which are reserved, in host-local's files (`reservations`).
 
-Imports attachment, protocol, kernel and what is below.
+A leaked address: `reservations` adds and removes the files, `leaving` finds what a DEL has to release.
+
+Floor 6 of 11. May import: attachment, backend, protocol, kernel, base.
 """

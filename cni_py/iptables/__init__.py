@@ -1,4 +1,8 @@
-"""The other packet filter: rules as the Go plugins write them, loaded only where somebody asked for them or has them.
+"""The iptables backend: chains and rules as the Go plugins write them.
 
-Imports nftables, attachment, protocol, kernel and what is below.
+It is loaded only where a configuration or the host asks for it, or where the kernel says that there are such chains. The
+modules with `_rules` in their names decide: they change a listing of the rules, as text. Those without are the operations.
+Published ports by iptables are in `ports.by_iptables`.
+
+Floor 7 of 11. May import: nftables, ipam, interface, attachment, backend, protocol, kernel, base.
 """

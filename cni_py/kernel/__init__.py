@@ -1,4 +1,7 @@
-"""What is asked of the kernel: rtnetlink, nf_tables, tc, conntrack, sock_diag, namespaces, sysctl, /proc.
+"""What cni-py asks of the kernel: netlink (links, addresses, nf_tables, tc, conntrack, sockets), namespaces, sysctls, /proc.
 
-The only modules that open netlink sockets. Imports errors, addr, version and files alone.
+Each module has the messages of one subsystem, named as in the kernel's headers. Only these modules open netlink sockets; none
+of them knows what a container or a CNI configuration is.
+
+Floor 2 of 11. May import: base.
 """

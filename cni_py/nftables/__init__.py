@@ -1,4 +1,6 @@
-"""Our nftables tables: their constant rules, and the elements that an attachment has in them.
+"""Our nftables tables: rules made once (`ruleset`), and the elements of one attachment (`elements`, and the operations).
 
-A wrong masquerade rule is looked for here. Imports attachment, protocol, kernel and what is below.
+A wrong masquerade rule: `masquerade` has the operation, `ruleset` the rule's text.
+
+Floor 6 of 11. May import: attachment, backend, protocol, kernel, base.
 """

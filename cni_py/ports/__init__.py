@@ -1,5 +1,8 @@
-"""Published ports: configuration, mappings, claims, elements or rules, and portfwd for what NAT cannot serve.
+"""Published ports, for the plugin portmap. A reader goes down: `config`, `mapping`, `plan`, `publish`, `claims`, `draft`.
 
-Where a port conflict is decided: claims.py (containers), host_listeners.py (programs of the host). Imports all packages below:
-iptables, nftables, attachment, protocol, kernel.
+`plan` turns a configuration into operations: by nftables (`publish`), by iptables (`by_iptables`), by portfwd (`relay`).
+A port conflict is decided in `claims` (another container; with iptables in `by_iptables`) and in `host_listeners` (a program
+of the host).
+
+Floor 8 of 11. May import: iptables, nftables, ipam, interface, attachment, backend, protocol, kernel, base.
 """

@@ -1,4 +1,6 @@
-"""The CNI specification: configurations, results and errors in the forms of each version, and JSON as Go reads and writes it.
+"""The CNI specification: configurations, results in the form of each version, JSON as Go has it, and libcni's cache.
 
-Pure, but for libcni's cache and configuration files. Imports the modules below it alone: errors, addr, version, files.
+Nothing here changes the network. Only `conflist` and `cache` use files.
+
+Floor 3 of 11. May import: kernel, base.
 """

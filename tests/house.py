@@ -1,0 +1,260 @@
+"""How the sources are laid out: packages on floors, and the imports between their modules, read with `ast`.
+
+A floor imports from the floors below it alone. Rooms of one floor (packages, or single modules) do not import each other; what
+a room's modules import of each other forms no circle. Imports count wherever they stand: at the top of a module, inside a
+function, for type checkers. tests/test_floors.py holds the sources to it, tests/docs/test_architecture.py the documents.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BASE = "base"  # the room of modules that stand beside the packages and below them
+AT_TOP, LAZILY, FOR_TYPES, BY_NAME = "", " inside a function", " for types", " by its name in a text"
+
+
+@dataclass(frozen=True)
+class House:
+    """A top package: which rooms stand on which floor, lowest first, and what may be done all the same, with the reason."""
+
+    package: str
+    floors: tuple[str, ...]  # names of rooms, separated by spaces
+    base: str  # the modules of the room "base"
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # package: its folder, where that is not below `package`
+    exempt: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (importer, imported): reason
+    by_name: Mapping[str, str] = field(default_factory=dict)  # modules that may name others in a text: reason
+
+    def room(self, module: str) -> str:
+        """The room of a module of this house, named without the house's name."""
+        return BASE if module in ("", *self.base.split()) else module.partition(".")[0]
+
+    def folder(self, room: str = "") -> Path:
+        """Where the files of a package are, below the root."""
+        return Path(self.elsewhere.get(room) or f"{self.package}/{room}")
+
+    def level(self, room: str) -> int:
+        """The floor of a room, 1 for the lowest; 0 when it stands on none."""
+        return next((number for number, rooms in enumerate(self.floors, 1) if room in rooms.split()), 0)
+
+
+CNI_PY = House(
+    "cni_py",
+    (
+        "base",
+        "kernel",
+        "protocol",
+        "backend",
+        "attachment",
+        "nftables ipam interface",
+        "iptables",
+        "ports",
+        "skel ownership",
+        "plugins",
+        "commands",
+    ),
+    base="errors addr sha version files run",
+    elsewhere={"plugins": "plugins"},
+    exempt={
+        (
+            "run",
+            "skel",
+        ): "a process begins in run, which installers and delegation read, too; skel is loaded by a call alone",
+        ("run", "attachment.call"): "for types: what run loads is a Plugin",
+        ("attachment.gc", "attachment.call"): "for types: GC is a part of Call that few calls load",
+        ("ports.listener_owners", "ports.host_listeners"): "for types: it finds the owners of what host_listeners saw",
+    },
+    by_name={
+        "run": "finds the module of the plugin that it is asked for",
+        "attachment.engine": "loads the module of an operation that a record names",
+        "attachment.call": "loads what few calls need of the floors above",
+    },
+)
+HOUSES = (CNI_PY,)  # one imports from those before it
+
+
+@dataclass(frozen=True)
+class Import:
+    """One module of ours that imports another; both with full names."""
+
+    importer: str
+    line: int
+    imported: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The modules of a house by their full names, and what they import of ours."""
+
+    root: Path
+    paths: Mapping[str, Path]
+    imports: tuple[Import, ...]
+
+    @classmethod
+    def of(cls, houses: Iterable[House], root: Path = ROOT) -> Sources:
+        paths = {name: path for house in houses for name, path in modules(house, root)}
+        return cls(root, paths, tuple(one for name, path in paths.items() for one in imports(name, path, paths)))
+
+
+def modules(house: House, root: Path = ROOT) -> Iterator[tuple[str, Path]]:
+    """Full names and files; a package has the name of its folder."""
+    for package, folder in (("", house.package), *house.elsewhere.items()):
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = (house.package, package, *path.relative_to(root / folder).with_suffix("").parts)
+            yield ".".join(part for part in parts if part and part != "__init__"), path
+
+
+def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[Import]:
+    """What a file imports of the known modules, in the order of its lines."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node, kind in statements(ast.parse(path.read_text()), AT_TOP):
+        for imported in named(node, package):
+            module = imported if imported in known else imported.rpartition(".")[0]
+            if module in known and module != name:
+                yield Import(name, node.lineno, module, kind)
+
+
+def statements(tree: ast.AST, kind: str) -> Iterator[tuple[ast.Import | ast.ImportFrom | ast.Constant, str]]:
+    """Import statements and texts, with the kind of import that they are."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node, kind
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node, BY_NAME
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from statements(node, LAZILY)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from statements(node, FOR_TYPES)
+        else:
+            yield from statements(node, kind)
+
+
+def named(node: ast.Import | ast.ImportFrom | ast.Constant, package: str) -> list[str]:
+    """Full names; "a.b" for `from a import b`, whether b is a module or not. A text that is "a.b" or "a.b:C" names a.b."""
+    if isinstance(node, ast.Constant):
+        return [str(node.value).partition(":")[0]] if "." in str(node.value) else []
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    source = ".".join([*above, *([node.module] if node.module else [])])
+    return [f"{source}.{alias.name}" for alias in node.names]
+
+
+# The rules
+
+
+def breaches(sources: Sources, houses: tuple[House, ...]) -> list[str]:
+    """A sentence for each import that is against the rules, each circle, each room without a floor and each idle exemption."""
+    upwards = {one: text for one in sources.imports if (text := breach(one, sources, houses))}
+    found = [*upwards.values(), *circles(sources, houses, set(upwards))]
+    imported = {(one.importer, one.imported) for one in sources.imports}
+    for house in houses:
+        rooms = {house.room(inside(name, house)) for name in sources.paths if house_of(name, houses) is house}
+        stood = {room for floor in house.floors for room in floor.split()}
+        idle = [pair for pair in house.exempt if exempted(pair, house) not in imported]
+        found += [
+            f"{house.package}: {room} stands on no floor: give it one in tests/house.py" for room in rooms - stood
+        ]
+        found += [f"{house.package}: {room} has a floor in tests/house.py, and is not there" for room in stood - rooms]
+        found += [f"{house.package}: {one} does not import {two}, which tests/house.py exempts" for one, two in idle]
+    return sorted(found)
+
+
+def house_of(module: str, houses: tuple[House, ...]) -> House:
+    return next(house for house in houses if module.partition(".")[0] == house.package)
+
+
+def inside(module: str, house: House) -> str:
+    """The name of a module without its house's."""
+    return module.removeprefix(house.package).removeprefix(".")
+
+
+def exempted(pair: tuple[str, str], house: House) -> tuple[str, str]:
+    """The full names of a key of `exempt`."""
+    return f"{house.package}.{pair[0]}", f"{house.package}.{pair[1]}"
+
+
+def breach(one: Import, sources: Sources, houses: tuple[House, ...]) -> str:
+    """What is wrong with an import, in one sentence; "" when nothing is."""
+    ours, theirs = house_of(one.importer, houses), house_of(one.imported, houses)
+    what = f"{described(one, sources)}: "
+    if ours is not theirs:
+        above = houses.index(theirs) > houses.index(ours)
+        return f"{what}{ours.package} does not know {theirs.package}" if above else ""
+    names = inside(one.importer, ours), inside(one.imported, ours)
+    here, there = (ours.room(name) for name in names)
+    level, imported_level = ours.level(here), ours.level(there)
+    if here == there or imported_level < level or names in ours.exempt:
+        return ""
+    if one.kind == BY_NAME and names[0] in ours.by_name:
+        return ""
+    if level == imported_level:
+        return f"{what}{here} and {there} stand on the same floor, {level}, and do not import each other"
+    return f"{what}{there} stands on floor {imported_level}, above {here} on floor {level}"
+
+
+def described(one: Import, sources: Sources) -> str:
+    """The file, the line, and what is imported there."""
+    return f"{sources.paths[one.importer].relative_to(sources.root)}:{one.line} imports {one.imported}{one.kind}"
+
+
+def circles(sources: Sources, houses: tuple[House, ...], upwards: set[Import]) -> list[str]:
+    """A sentence for each circle of imports that the floors permit; a name in a text makes none."""
+    exempt = {exempted(pair, house) for house in houses for pair in house.exempt}
+    edges = {(one.importer, one.imported): one for one in sources.imports if one.kind != BY_NAME and one not in upwards}
+    left = sorted(edges.keys() - exempt)
+    found = []
+    while circle := first_circle(left):
+        steps = list(itertools.pairwise(circle))
+        found.append("a circle: " + ", ".join(described(edges[step], sources) for step in steps))
+        left.remove(steps[0])
+    return found
+
+
+def first_circle(edges: Iterable[tuple[str, str]]) -> list[str]:
+    """The modules of a circle, each importing the next, the first again at the end; [] when there is none."""
+    graph: dict[str, list[str]] = {}
+    for importer, imported in edges:
+        graph.setdefault(importer, []).append(imported)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        found: list[str] = error.args[1]
+        return found[::-1]
+    return []
+
+
+# The map in a package's docstring
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the map: a room, or a module of the room above it. `module` has the name without the house's."""
+
+    module: str
+    is_folder: bool
+    text: str
+
+
+def the_map(docstring: str) -> list[Line]:
+    """The lines `room/   text` and `  module   text`, whose columns are two spaces apart or more."""
+    found: list[Line] = []
+    room = ""
+    for indent, name, slash, text in re.findall(r"^(  )?(\w+)(/?) {2,}(\S.*)$", docstring, re.MULTILINE):
+        if not indent:
+            room = f"{name}." if slash else ""
+        if indent or name != BASE:
+            found.append(Line(f"{room if indent else ''}{name}", bool(slash), text))
+    return found
+
+
+def places(docstring: str) -> set[str]:
+    """The modules and rooms that a text points at: `room/module`, with or without a name inside it, and `room/`."""
+    return {f"{room}.{name}".rstrip(".") for room, name in re.findall(r"(?<![\w/])([a-z]\w*)/(\w*)", docstring)}
