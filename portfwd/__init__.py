@@ -14,6 +14,8 @@ top
     follow          what a mapping's addresses are taken from: an interface or a host name
     mapping         a mapping as a value: ports of the host, targets, options
     spec            what people write to publish a port (docker's -p)
+    values          readers of JSON values
+    rights          descriptors in messages of Unix sockets
     no_tls          keeps OpenSSL out of processes that live long
 netns
     sockets         sockets in the namespace of a path, a process or a container
@@ -48,6 +50,7 @@ relay
     following       listeners that come and go with such addresses
     counters        what is counted for each mapping
     poller          the event loop's selector
+    runtime         the event loop, the namespaces and the mappings of a process, and how it ends
 service
     serve           the process
     control         the control socket, the service's side

@@ -51,6 +51,7 @@ PURE_PUBLISHER = (
     "follow",
     "mapping",
     "spec",
+    "values",
     "relay.claims",
     "relay.counters",
     "relay.admission",

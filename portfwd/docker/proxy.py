@@ -312,42 +312,26 @@ def serve(options: Options, sock: _socket.socket | None) -> int:
     from portfwd import no_tls
 
     no_tls.without_tls()
-    import asyncio  # from here on this is an ordinary long-lived process
-    import resource
-    import socket
+    import socket  # from here on this is an ordinary long-lived process
 
     from portfwd.errors import PortfwdError, PortInUse
     from portfwd.mapping import Mapping
-    from portfwd.netns.sockets import Places
-    from portfwd.relay.poller import Poller
-    from portfwd.relay.publish import SWEEP_S, Relay
+    from portfwd.relay.runtime import Runtime, raise_limit
 
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two descriptors and more per connection
+    raise_limit()
     mapping = Mapping.from_json({**options.mapping(), "owner": ""})
-    poller = Poller()
-    loop = asyncio.SelectorEventLoop(poller)
-    places = Places()
-    relay = Relay(poller, places)
-
-    def sweep() -> None:
-        relay.sweep()
-        loop.call_later(SWEEP_S, sweep)
-
+    runtime = Runtime()
     try:
         try:
-            relay.publish(mapping, [socket.socket(fileno=sock.detach())] if sock is not None else [])
+            runtime.relay.publish(mapping, [socket.socket(fileno=sock.detach())] if sock is not None else [])
         except PortInUse as error:
             raise in_use(options, str(error)) from None
         except PortfwdError as error:
             raise Failed(str(error)) from None
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, loop.stop)
-        sweep()
+            runtime.loop.add_signal_handler(number, runtime.end)
         report(None)
-        loop.run_forever()
+        runtime.run()
     finally:
-        relay.close()
-        places.close()
-        loop.close()
+        runtime.close()
     return 0

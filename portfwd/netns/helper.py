@@ -10,7 +10,6 @@ It ends when its channel does: with close(), or with us, however we end.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import errno
@@ -20,6 +19,7 @@ import signal
 import socket
 import struct
 
+from portfwd import rights
 from portfwd.errors import Lacking, PortfwdError
 
 NS_GET_USERNS = 0xB701  # linux/nsfs.h
@@ -66,22 +66,16 @@ class Entrant:
         """A non-blocking socket made there. Lacking when the kernel lets us not in; Ended; Silent; OSError of socket(2)."""
         try:
             self._channel.send(REQUEST.pack(family, kind))
-            answer, ancillary, flags, _ = self._channel.recvmsg(
-                ANSWER_MAX, socket.CMSG_SPACE(REQUEST.size), socket.MSG_CMSG_CLOEXEC
-            )
+            answer, descriptors, truncated = rights.receive(self._channel, ANSWER_MAX, 1)
         except TimeoutError as error:
             raise Silent(f"{self._name}: cannot enter its network namespace", "the process inside is silent") from error
         except OSError as error:
             raise Ended(f"{self._name}: cannot enter its network namespace", "the process inside has ended") from error
-        descriptors = array.array("i")
-        for level, found, data in ancillary:
-            if (level, found) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                descriptors.frombytes(data)
         if descriptors:
             made = socket.socket(fileno=descriptors[0])
             made.setblocking(False)  # it does not: this object has to know
             return made
-        if flags & socket.MSG_CTRUNC:
+        if truncated:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # the kernel had no number to give the socket
         if answer.startswith(FAILED):
             number = int(answer[1:])
@@ -167,7 +161,6 @@ def answer(channel: socket.socket, request: bytes, refusal: str) -> None:
     family, kind = REQUEST.unpack(request)
     try:
         with socket.socket(family, kind | KIND_FLAGS) as made:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [made.fileno()]))
-            channel.sendmsg([MADE], [rights])
+            channel.sendmsg([MADE], rights.message([made.fileno()]))
     except OSError as error:
         channel.send(FAILED + str(error.errno).encode())

@@ -162,12 +162,6 @@ class FlowTable(Generic[F]):
             gone += self.add(flow)
         return gone
 
-    def clear(self) -> list[F]:
-        """Remove all and return them, oldest first."""
-        flows = list(self)
-        self._forget_all()
-        return flows
-
     def _forget_all(self) -> None:
         self._flows.clear()
         self._questions.clear()

@@ -30,7 +30,6 @@ from portfwd.relay import bind as relay_bind
 from portfwd.relay import holders
 from portfwd.relay.bind import NoSuchFamily
 from portfwd.relay.claims import Claims
-from portfwd.relay.counters import Counters
 from portfwd.relay.listener import Listener
 from portfwd.relay.loops import way_back
 from portfwd.relay.pump import Pipes
@@ -254,14 +253,7 @@ class Relay:
 
     def udp_port(self, mapping: Mapping, bound: Sequence[tuple[socket.socket, int]]) -> UdpPort:
         """The UDP side of a mapping, with its sockets and the port of each."""
-        return UdpPort(
-            mapping,
-            [sock for sock, _ in bound],
-            [port for _, port in bound],
-            self.places,
-            self.poller,
-            Counters(),
-        )
+        return UdpPort(mapping, bound, self.places, self.poller)
 
     def replace(self, mapping: Mapping) -> None:
         """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
@@ -365,7 +357,7 @@ class Relay:
         self._share_descriptors(servers, now)
         for server in servers:
             server.sweep(now)
-            if thorough:
+            if thorough and isinstance(server, TcpPort):
                 server.look_at_all(now)
         self._draining = [server for server in self._draining if server.counters.active]
 

@@ -27,7 +27,7 @@ from portfwd.netns.legs import link
 from portfwd.relay import host_only, proxyproto, udp_sockets
 from portfwd.relay.admission import Admission
 from portfwd.relay.balance import Balancer
-from portfwd.relay.counters import Tally
+from portfwd.relay.counters import Counters, Tally
 from portfwd.relay.flows import FLOWS_MAX, IDLE_S, FlowTable
 from portfwd.relay.pktinfo import interface_of, local_of, port_of, text_of
 from portfwd.relay.poller import ERROR, LEVEL
@@ -36,7 +36,6 @@ from portfwd.relay.udp_sockets import Listener, UdpFlow, errors_of, exhausted, k
 if TYPE_CHECKING:
     from portfwd.mapping import Mapping, Target
     from portfwd.netns.sockets import Places
-    from portfwd.relay.counters import Counters
     from portfwd.relay.pktinfo import Address
     from portfwd.relay.poller import Poller
 
@@ -53,29 +52,24 @@ T = TypeVar("T")
 
 
 class UdpPort:
-    """All UDP sockets of one mapping. They are bound already, and closed here."""
+    """All UDP sockets of one mapping: `bound`, each with its port (0: a range is steered to it). They are closed here."""
 
     def __init__(
         self,
         mapping: Mapping,
-        sockets: Sequence[socket.socket],
-        ports: Sequence[int],
+        bound: Sequence[tuple[socket.socket, int]],
         places: Places,
         poller: Poller,
-        counters: Counters,
-        *,
-        flows_max: int = 0,
-        idle_s: float = 0.0,
     ) -> None:
         self.mapping = mapping
-        self.counters = counters
+        self.counters = Counters()
         self.balancer = Balancer(mapping.targets, mapping.balance)
         self._places = places
         self._poller = poller
         self._admission = Admission(mapping, FLOWS_MAX)  # its allow list; a limit is the table's
         self._tally = Tally()
-        limit = flows_max or most_flows(mapping)
-        self.table: FlowTable[UdpFlow] = FlowTable(limit, mapping.limit_per_client, idle_s or mapping.idle_s or IDLE_S)
+        bounds = (most_flows(mapping), mapping.limit_per_client, mapping.idle_s or IDLE_S)
+        self.table: FlowTable[UdpFlow] = FlowTable(*bounds)
         self.listeners: list[Listener] = []
         self._watched: set[int] = set()
         self._returning: set[Address] = set()  # clients whose datagrams are dropped
@@ -83,7 +77,7 @@ class UdpPort:
         self._look_up_at: dict[Target, float] = {}  # until then its place is not looked up anew
         self._said = 0.0
         try:
-            for sock, port in zip(sockets, ports, strict=True):
+            for sock, port in bound:
                 self.listen(sock, port)
         except BaseException:
             for listener in self.listeners:
@@ -452,9 +446,6 @@ class UdpPort:
                 return
             self.table.remove(flow)
             self._evict(flow, WANT)
-
-    def look_at_all(self, now: float) -> None:
-        """Nothing: sweep() sees all that time can bring to a flow."""
 
     def update(self, mapping: Mapping) -> None:
         """Other targets and options. Flows keep their target while it answers, unless their client is no longer allowed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import json
@@ -10,12 +9,12 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from portfwd import rights
 from portfwd.errors import KINDS, Lacking, PortfwdError
+from portfwd.values import Json
 
 ANSWER_S = 60.0  # what a command waits for an answer: a reload starts a process
 CHUNK = 1 << 16
-
-Json = dict[str, object]
 
 
 class Cut(PortfwdError):
@@ -48,11 +47,10 @@ class Client:
         return opened(self._ask(request, fds))
 
     def _ask(self, request: Json, fds: Sequence[int]) -> bytes:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         data = memoryview(json.dumps(request, separators=(",", ":")).encode() + b"\n")
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it says why before it hangs up
-                data = data[self._sock.sendmsg([data], rights) :]
+                data = data[self._sock.sendmsg([data], rights.message(fds)) :]
                 self._sock.sendall(data)
             return self._line()
         except ConnectionResetError as error:

@@ -13,7 +13,6 @@ heard. That is when a successor takes over: it gets the clients' connections wit
 
 from __future__ import annotations
 
-import array
 import asyncio
 import base64
 import errno
@@ -29,13 +28,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cni_py import files
+from portfwd import rights
 from portfwd.errors import Lacking, PortfwdError, Usage
 from portfwd.service.descriptors import Descriptors
 from portfwd.service.requests import LINE_MAX, Handover, Request, failure, parse
+from portfwd.values import Json
 
 log = logging.getLogger("portfwd")
 
-DESCRIPTORS_MAX = 253  # of a request: SCM_MAX_FD, include/net/scm.h
 CLIENTS_MAX = 64  # at a time; more wait in the backlog
 BACKLOG = 4096  # at most net.core.somaxconn: while a successor takes over, nobody accepts
 CLIENTS_SHARE = 4  # of the descriptors kept for commands, clients may have one in so many
@@ -43,8 +43,6 @@ PATIENCE_S = 10.0  # for the rest of a request, the next request, or the reading
 PAUSE_S = 0.1  # after accept(2) failed for want of something
 CHUNK = 1 << 16
 UCRED = struct.Struct("iII")  # struct ucred, linux/socket.h
-
-Json = dict[str, object]
 
 
 def socket_path() -> str:
@@ -386,17 +384,15 @@ class Call:
     def _receive(self) -> None:
         try:
             with self.server.descriptors.for_commands():
-                data, ancillary, flags, _ = self.sock.recvmsg(
-                    CHUNK, socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), socket.MSG_CMSG_CLOEXEC
-                )
+                data, descriptors, truncated = rights.receive(self.sock, CHUNK)
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        self._descriptors += descriptors_in(ancillary)
-        if len(self._descriptors) > DESCRIPTORS_MAX or flags & socket.MSG_CTRUNC:
-            self.refuse(Usage("more descriptors than can be taken", f"{DESCRIPTORS_MAX} with a request"))
+        self._descriptors += descriptors
+        if len(self._descriptors) > rights.MOST or truncated:
+            self.refuse(Usage("more descriptors than can be taken", f"{rights.MOST} with a request"))
             return
         self._received += data
         self._ended = not data
@@ -469,15 +465,6 @@ class Call:
         close_all(self.take_descriptors())
         self.sock.close()
         self.server.left(self)
-
-
-def descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    """Those that recvmsg(2) brought."""
-    found = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
 
 
 def close_all(descriptors: Sequence[int]) -> None:

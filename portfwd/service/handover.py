@@ -13,17 +13,15 @@ hangs up on them.
 
 from __future__ import annotations
 
-import array
 import base64
 import json
 import os
 import socket
-from collections.abc import Mapping as Object
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from portfwd.errors import Lacking, PortfwdError
+from portfwd import rights
+from portfwd.errors import Lacking, PortfwdError, Usage
 from portfwd.mapping import Mapping, Target
 from portfwd.relay.connection import Connection
 from portfwd.relay.listener import Listener
@@ -34,6 +32,7 @@ from portfwd.relay.udp import UdpPort
 from portfwd.service import udp_state
 from portfwd.service.client import connected
 from portfwd.service.control import Inherited, inherited
+from portfwd.values import Json, integer, items, obj, objects, row, texts
 
 if TYPE_CHECKING:
     from portfwd.relay.publish import Relay
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 VERSION = 2  # of the state
 BEFORE = 1  # that of services which led ranges by nftables; it is understood where there is no such range
 WAIT_S = 10.0
-BATCH = 200  # descriptors per message; the kernel takes SCM_MAX_FD, 253
+BATCH = 200  # descriptors per message; at most rights.MOST
 STATE_MAX = 1 << 28  # bytes
 LINE_MAX = 65536
 CLIENTS = "clients"  # of the control socket
@@ -49,8 +48,6 @@ DONE = b"done"
 WORD_MAX = 64  # bytes
 
 OTHER_FORM = "hands over in another form"  # part of what a service says to that
-
-Json = dict[str, object]
 
 
 class OtherForm(PortfwdError):
@@ -164,14 +161,14 @@ def unpack(relay: Relay, parcel: Parcel) -> tuple[socket.socket, int]:
         control = socket.socket(fileno=parcel.take(state["control"]))
         lock = parcel.take(state["lock"])
         unpack_steering(relay, state, parcel)
-        for raw in items(state["mappings"]):
+        for raw in objects(state, "mappings"):
             mapping = Mapping.from_json(raw["mapping"])
             server = unpack_server(relay, mapping, raw, parcel)
-            steered = tuple(map(str, items_of(raw.get("steered", []))))
+            steered = texts(raw, "steered")
             relay.adopt(Published(mapping, server, steered, str(raw.get("unsteered", ""))))
-        for raw in items(state["draining"]):
+        for raw in objects(state, "draining"):
             relay.adopt_draining(unpack_server(relay, Mapping.from_json(raw["mapping"]), raw, parcel))
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, Usage) as error:
         raise PortfwdError("the predecessor's state is damaged", repr(error)) from error
     return control, lock
 
@@ -186,14 +183,14 @@ def clients(parcel: Parcel) -> list[Inherited]:
 
 def unpack_steering(relay: Relay, state: Json, parcel: Parcel) -> None:
     """What is steered stays so. PortfwdError for what this process cannot go on with."""
-    if any(raw.get("redirected") for raw in items(state["mappings"])):
+    if any(raw.get("redirected") for raw in objects(state, "mappings")):
         raise PortfwdError(
             "the running service leads a range of ports by nftables, and this one does not", "restart it"
         )
     steering = state.get("steering")
     if relay.steering is not None and steering is not None:
         relay.steering.unpack(steering, parcel.take)
-    elif steering is not None and objects(steering).get("ranges"):
+    elif steering is not None and obj(state, "steering").get("ranges"):
         raise PortfwdError(
             "the running service steers a range of ports", "this one has to as well: leave out --no-steer"
         )
@@ -201,21 +198,20 @@ def unpack_steering(relay: Relay, state: Json, parcel: Parcel) -> None:
 
 def unpack_server(relay: Relay, mapping: Mapping, raw: Json, parcel: Parcel) -> TcpPort | UdpPort:
     """A mapping's server with its sockets, connections and counters."""
-    counters = {name: integer(value) for name, value in objects(raw["counters"]).items()}
+    counted = obj(raw, "counters")
+    counters = {name: integer(counted, name) for name in counted}
     if "udp" in raw:
         served = relay.udp_port(mapping, [])
         udp_state.unpack(served, raw["udp"], parcel.take)
         served.counters.add(counters)
         return served
-    found = [
-        Listener(socket.socket(fileno=parcel.take(number)), str(ip), integer(port))
-        for ip, port, number in map(items_of, items_of(raw["listeners"]))
-    ]
+    rows = [row(one, str, int, int) for one in items(raw, "listeners")]
+    found = [Listener(socket.socket(fileno=parcel.take(number)), ip, port) for ip, port, number in rows]
     server = relay.tcp_port(mapping, found)
     server.counters.add(counters)
     cut_in = raw["cut_in"]
     server.cut_at = relay.poller.now + cut_in if isinstance(cut_in, float) and cut_in else 0.0
-    for one in items(raw["connections"]):
+    for one in objects(raw, "connections"):
         unpack_connection(server, one, parcel)
     return server
 
@@ -227,23 +223,22 @@ def unpack_connection(server: TcpPort, raw: Json, parcel: Parcel) -> None:
     connection.client.setblocking(False)
     server.adopt(connection)
     connection.preface = data(raw["preface"])
-    connection.candidates = [
-        (targets[integer(index)], integer(port)) for index, port in map(items_of, items_of(raw["candidates"]))
-    ]
-    serving: Target | None = targets[integer(raw["serving"])] if raw["serving"] is not None else None
+    candidates = [row(one, int, int) for one in items(raw, "candidates")]
+    connection.candidates = [(targets[index], port) for index, port in candidates]
+    serving: Target | None = targets[integer(raw, "serving")] if raw["serving"] is not None else None
     if raw["target"] is None:
         connection.dial()
         return
     target = socket.socket(fileno=parcel.take(raw["target"]))
     target.setblocking(False)
     connection.resume(target, serving, connected=bool(raw["connected"]))
-    for half, saved in ((connection.up, objects(raw["up"])), (connection.down, objects(raw["down"]))):
+    for half, saved in ((connection.up, obj(raw, "up")), (connection.down, obj(raw, "down"))):
         if half is not None:
             half.pending = data(saved["pending"])
-            half.ended = integer(saved["ended"])
+            half.ended = integer(saved, "ended")
             if saved["pipe"] is not None:
-                read, write, filled = items_of(saved["pipe"])
-                half.pipe = Pipe(parcel.take(read), parcel.take(write), integer(filled))
+                read, write, filled = row(saved["pipe"], int, int, int)
+                half.pipe = Pipe(parcel.take(read), parcel.take(write), filled)
     server.poller.soon(connection.go_on)
 
 
@@ -260,8 +255,7 @@ def send(parcel: Parcel, peer: socket.socket) -> bytes:
         descriptors = [state, *parcel.descriptors]
         peer.sendall(json.dumps({"ok": True, "descriptors": len(descriptors)}).encode() + b"\n")
         for start in range(0, len(descriptors), BATCH):
-            batch = array.array("i", descriptors[start : start + BATCH])
-            peer.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, batch)])
+            peer.sendmsg([b"."], rights.message(descriptors[start : start + BATCH]))
         return word(peer)
     except OSError:
         return last_word(peer)
@@ -303,7 +297,7 @@ def ask_for(path: str, version: int) -> tuple[Parcel, socket.socket]:
             raise OtherForm("the running service does not hand over", json.dumps(answer))
         if not isinstance(answer, dict) or answer.get("ok") is not True:
             raise PortfwdError("the running service does not hand over", json.dumps(answer))
-        wanted = integer(answer["descriptors"])
+        wanted = integer(answer, "descriptors")
         while len(descriptors) < wanted:
             received = receive(peer)
             if not received:
@@ -335,16 +329,12 @@ def confirm(peer: socket.socket) -> None:
 
 def receive(peer: socket.socket) -> list[int]:
     """The descriptors of one message. Lacking when this process may not open so many."""
-    _, ancillary, flags, _ = peer.recvmsg(1, socket.CMSG_SPACE(4 * BATCH), socket.MSG_CMSG_CLOEXEC)
-    found = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(content[: len(content) - len(content) % found.itemsize])
-    if flags & socket.MSG_CTRUNC:
+    _, found, truncated = rights.receive(peer, 1)
+    if truncated:
         for fd in found:
             os.close(fd)
         raise Lacking("this process may not open what the running service has open", "raise LimitNOFILE")
-    return list(found)
+    return found
 
 
 def read_line(peer: socket.socket) -> bytes:
@@ -358,9 +348,6 @@ def read_line(peer: socket.socket) -> bytes:
     return line
 
 
-# JSON
-
-
 def text(content: bytes) -> str:
     """Bytes as JSON can hold them."""
     return base64.b64encode(content).decode()
@@ -369,29 +356,3 @@ def text(content: bytes) -> str:
 def data(value: object) -> bytes:
     """The bytes of text()."""
     return base64.b64decode(str(value), validate=True)
-
-
-def integer(value: object) -> int:
-    """ValueError for anything else."""
-    if not isinstance(value, int):
-        raise ValueError(f"{value!r} is no number")
-    return value
-
-
-def items_of(value: object) -> Sequence[object]:
-    """ValueError for anything but a list."""
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is no list")
-    return value
-
-
-def objects(value: object) -> Object[str, object]:
-    """ValueError for anything but an object."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{value!r} is no object")
-    return value
-
-
-def items(value: object) -> list[Json]:
-    """A list of objects."""
-    return [dict(objects(one)) for one in items_of(value)]

@@ -25,6 +25,7 @@ from portfwd.relay.following import Following
 from portfwd.service import owners, portfile, sticky
 from portfwd.service.owners import Owners
 from portfwd.service.requests import Publish, Remove
+from portfwd.values import Json
 
 if TYPE_CHECKING:
     from portfwd.mapping import Mapping
@@ -38,8 +39,6 @@ log = logging.getLogger("portfwd")
 RETRY_S = 5.0
 SHOWN_MAX, NOTES_SHOWN = 500, 20  # characters of a mapping, and notes on a request, in the log
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
-
-Json = dict[str, object]
 
 
 @dataclass(slots=True)

@@ -24,10 +24,9 @@ Answer = Callable[[dict[str, object]], None]
 class Succession:
     """At most one successor at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, arguments: Sequence[str], *, start_s: float = START_S) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, arguments: Sequence[str]) -> None:
         self._loop = loop
         self._arguments = list(arguments)
-        self._start_s = start_s
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._timer: asyncio.TimerHandle | None = None
@@ -49,7 +48,7 @@ class Succession:
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self._pidfd = os.pidfd_open(self._child.pid)
         self._loop.add_reader(self._pidfd, self._ended)
-        self._timer = self._loop.call_later(self._start_s, self._child.kill)
+        self._timer = self._loop.call_later(START_S, self._child.kill)
 
     def _ended(self) -> None:
         """It ended before it took over."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping, is_name
+from portfwd.values import flag, integer, texts
 
 LINE_MAX = 1 << 20  # bytes of a request; 4,000 mappings
 DRAIN_S_MAX = 10.0**6
@@ -140,7 +141,7 @@ def _publish(raw: Object[str, object], new_id: Callable[[], str]) -> Publish:
                 f"{_shown(mapping.owner)} cannot own a mapping", "attachment HEX, pid, pid PID START-TIME or nothing"
             )
         mappings.append(mapping)
-    flags = (_flag(raw, name) for name in ("replace", "may_fail", "must_exist"))
+    flags = (flag(raw, name) for name in ("replace", "may_fail", "must_exist"))
     return Publish(tuple(mappings), *flags)
 
 
@@ -148,13 +149,11 @@ def _remove(raw: Object[str, object]) -> Remove:
     ids, owner, drain_s = raw.get("ids"), raw.get("owner"), raw.get("drain_s", 0.0)
     if (ids is None) == (owner is None):
         raise Usage("remove takes ids or an owner, one of them")
-    if ids is not None and (not isinstance(ids, list) or not all(isinstance(name, str) for name in ids)):
-        raise Usage("ids is a list of texts")
     if owner is not None and (not isinstance(owner, str) or not OWNER.fullmatch(owner)):
         raise Usage("owner is a text", "attachment HEX or pid PID START-TIME")
     if isinstance(drain_s, bool) or not isinstance(drain_s, int | float) or not 0 <= drain_s <= DRAIN_S_MAX:
         raise Usage("drain_s is a number of seconds", f"0 to {DRAIN_S_MAX:g}")
-    return Remove(tuple(dict.fromkeys(ids or ())), owner or "", float(drain_s))
+    return Remove(tuple(dict.fromkeys(texts(raw, "ids") if ids is not None else ())), owner or "", float(drain_s))
 
 
 def _sticky(raw: Object[str, object]) -> Sticky:
@@ -165,17 +164,7 @@ def _sticky(raw: Object[str, object]) -> Sticky:
 
 
 def _handover(raw: Object[str, object]) -> Handover:
-    version = raw.get("version")
-    if not isinstance(version, int) or isinstance(version, bool):
-        raise Usage("version is a whole number")
-    return Handover(version)
-
-
-def _flag(raw: Object[str, object], name: str) -> bool:
-    value = raw.get(name, False)
-    if not isinstance(value, bool):
-        raise Usage(f"{name} is true or false")
-    return value
+    return Handover(integer(raw, "version"))
 
 
 def _shown(value: object) -> str:

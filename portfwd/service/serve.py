@@ -6,23 +6,20 @@ SIGHUP             a new process takes over, without losing a connection
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
 from portfwd.errors import PortfwdError
-from portfwd.netns.sockets import Places
-from portfwd.relay.poller import Poller
-from portfwd.relay.publish import SWEEP_S, Relay
+from portfwd.relay.runtime import Runtime
 from portfwd.relay.udp import UdpPort
 from portfwd.service import control, handover, leftovers, returning, store, systemd
-from portfwd.service.control import Call, Inherited, Json, Lock, Peer, Server
+from portfwd.service.control import Call, Inherited, Lock, Peer, Server
 from portfwd.service.descriptors import Descriptors
 from portfwd.service.registry import RETRY_S, Registry
 from portfwd.service.reload import Succession
@@ -30,14 +27,13 @@ from portfwd.service.requests import Handover, Listing, Publish, Remove, Request
 from portfwd.service.watch import Watch
 from portfwd.steering.lookup import Steering
 from portfwd.steering.reserved import Reservation
+from portfwd.values import Json
 
 log = logging.getLogger("portfwd")
 
 DRAIN_S = 10.0
 RETURN_AGAIN_S = 1.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
-FAULTS_MAX = 10  # errors of our own in FAULTS_S that are survived: each may have cost a connection
-FAULTS_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +90,9 @@ class Service:
     def __init__(self, chosen: Options) -> None:
         self.options = chosen
         self.descriptors = Descriptors()
-        self.poller = Poller()
-        self.loop = asyncio.SelectorEventLoop(self.poller)
-        self.places = Places()
         self.steering = Steering(Reservation(chosen.state)) if chosen.steer else None
-        self.relay = Relay(self.poller, self.places, steering=self.steering, unsteered="--no-steer says so")
+        self.runtime = Runtime(self.steering, "--no-steer says so")
+        self.loop, self.relay = self.runtime.loop, self.runtime.relay
         self.registry = Registry(self.loop, self.relay, store.Store(chosen.state), self.descriptors)
         self.succession = Succession(self.loop, chosen.for_successor())
         self.lock: Lock | None = None
@@ -107,8 +101,6 @@ class Service:
         self._inherited: list[Inherited] = []  # a predecessor's clients
         self.watch: Watch | None = None
         self._unlinks = True  # whether the socket's file is ours to remove
-        self._stopping = self._ended = False
-        self._faults: list[float] = []
 
     # Beginning
 
@@ -157,15 +149,13 @@ class Service:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.loop.add_signal_handler(number, self.stop)
             self.loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-            self._every(SWEEP_S, self._sweep)
-            self._every(RETRY_S, self._retry)
+            self.runtime.every(RETRY_S, self._retry)
             if watchdog_s := systemd.watchdog_s(os.environ):
-                self._every(watchdog_s, lambda: systemd.notify("WATCHDOG=1"))
+                self.runtime.every(watchdog_s, lambda: systemd.notify("WATCHDOG=1"))
             self._say_ready()
             self.watch.restore()
             self.descriptors.lower()
-            while not self._ended:
-                self._run_loop()
+            self.runtime.run()
         finally:
             self.close()
         return 0
@@ -190,31 +180,8 @@ class Service:
             except OSError as error:
                 log.warning("nobody waits at --ready-fd %d: %s", self.options.ready_fd, error.strerror)
 
-    def _every(self, seconds: float, work: Callable[[], None]) -> None:
-        def again() -> None:
-            self.loop.call_later(seconds, again)
-            work()
-
-        self.loop.call_later(seconds, again)
-
-    def _run_loop(self) -> None:
-        """Until the end, or until an error of our own escapes from a connection's callback."""
-        try:
-            self.loop.run_forever()
-        except Exception as error:
-            now = self.loop.time()
-            self._faults = [when for when in self._faults if now - when < FAULTS_S] + [now]
-            log.error("an error of portfwd itself; please report it", exc_info=error)
-            if len(self._faults) > FAULTS_MAX:
-                raise
-
-    def _sweep(self) -> None:
-        self.relay.sweep()
-        if self._stopping and not self.relay.draining:
-            self._end()
-
     def _retry(self) -> None:
-        if not self._stopping:
+        if not self.runtime.stopping:
             with self.descriptors.for_commands():
                 self.registry.retry()
                 if self.steering is not None:
@@ -291,23 +258,12 @@ class Service:
 
     def stop(self) -> None:
         """A signal came: the first to drain, the second to end."""
-        if self._stopping:
-            self._end()
-            return
-        self._stopping = True
-        systemd.notify("STOPPING=1")
-        self._close_control()
-        self.registry.owners.close()
-        self.registry.following.close()
-        self.relay.drain(self.options.drain_s)
-        if self.relay.draining:
-            log.info("no new connections; %d running ones get %g s", self.relay.draining, self.options.drain_s)
-        else:
-            self._end()
-
-    def _end(self) -> None:
-        self._ended = True
-        self.loop.stop()
+        if not self.runtime.stopping:
+            systemd.notify("STOPPING=1")
+            self._close_control()
+            self.registry.owners.close()
+            self.registry.following.close()
+        self.runtime.stop(self.options.drain_s)
 
     def _close_control(self) -> None:
         if self.server is not None:
@@ -325,9 +281,7 @@ class Service:
             self.watch.close()
         self.registry.owners.close()
         self.registry.following.close()
-        self.relay.close()
-        self.places.close()
-        self.loop.close()
+        self.runtime.close()
         if self.lock is not None:
             self.lock.close()
         log.info("ended")

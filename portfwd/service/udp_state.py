@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from portfwd.relay.udp_sockets import Exit
+from portfwd.values import row
 
 if TYPE_CHECKING:
     from portfwd.relay.pktinfo import Address
@@ -42,7 +43,10 @@ def pack(server: UdpPort, put: Callable[[int], int]) -> dict[str, object]:
 
 
 def unpack(server: UdpPort, raw: object, take: Callable[[object], int]) -> None:
-    """Go on with what a predecessor packed; `take` gives descriptors, which are owned from then on. ValueError."""
+    """Go on with what a predecessor packed; `take` gives descriptors, which the caller owns from then on.
+
+    ValueError, LookupError or Usage for a damaged state.
+    """
     match raw:
         case {"listeners": [*bound], "exits": [*exits], "flows": [*flows]}:
             pass
@@ -50,18 +54,10 @@ def unpack(server: UdpPort, raw: object, take: Callable[[object], int]) -> None:
             exits = []
         case _:
             raise ValueError("not the state of a UDP port")
-    for listener in bound:
-        match listener:
-            case [int(port), number]:
-                server.listen(socket.socket(fileno=take(number)), port)
-            case _:
-                raise ValueError(f"not a listener: {listener!r}")
-    for one in exits:
-        match one:
-            case [int(place), int(port), number] if 0 <= place < len(server.listeners):
-                server.listeners[place].exits[port] = Exit(socket.socket(fileno=take(number)))
-            case _:
-                raise ValueError(f"not a socket for answers: {one!r}")
+    for port, number in (row(one, int, int) for one in bound):
+        server.listen(socket.socket(fileno=take(number)), port)
+    for place, port, number in (row(one, int, int, int) for one in exits):
+        server.listeners[place].exits[port] = Exit(socket.socket(fileno=take(number)))
     for flow in flows:
         _unpack_flow(server, flow, take)
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from portfwd.errors import Lacking, PortfwdError, PortInUse
 from portfwd.steering import bpf
 from portfwd.steering.bpf import FRAME, JEQ, JNE, R0, R1, R2, R3, R6, R7, B, Code, H
+from portfwd.values import row
 
 if TYPE_CHECKING:
     from portfwd.steering.reserved import Reservation
@@ -242,7 +243,7 @@ class Steering:
         }
 
     def unpack(self, raw: object, take: Callable[[object], int]) -> None:
-        """Go on with what a predecessor packed; `take` gives descriptors, which are owned from then on. ValueError."""
+        """Go on with what a predecessor packed; `take` gives descriptors, which are owned from then on. ValueError, Usage."""
         match raw:
             case {"layout": 1, "descriptors": [], "ranges": []}:
                 return
@@ -251,8 +252,5 @@ class Steering:
             case _:
                 raise ValueError("not the state of steered ports")
         for one in ranges:
-            match one:
-                case [str(protocol), str(ip), int(first), int(last), int(slot)]:
-                    self._ranges[Range(protocol, ip, first, last)] = slot
-                case _:
-                    raise ValueError(f"not a range that is steered: {one!r}")
+            *bounds, slot = row(one, str, str, int, int, int)
+            self._ranges[Range(*bounds)] = slot

@@ -29,10 +29,10 @@ from portfwd.relay.poller import Poller
 from portfwd.relay.publish import Relay
 from portfwd.service import owners, requests
 from portfwd.service.client import Client
-from portfwd.service.control import Json
 from portfwd.service.descriptors import Descriptors
 from portfwd.service.registry import Registry
 from portfwd.service.store import Store
+from portfwd.values import Json
 from tests.conftest import need_root
 from tests.lacking import unavailable
 from tests.portfwd.talk import until

@@ -18,7 +18,6 @@ from node import CLONE_NEWNET, Node, enter
 from portfwd.mapping import Mapping, Place, Target
 from portfwd.netns.sockets import Places
 from portfwd.relay import proxyproto
-from portfwd.relay.counters import Counters
 from portfwd.relay.flows import QUESTION_S, TALKS_S
 from portfwd.relay.pktinfo import IP_PKTINFO
 from portfwd.relay.poller import LEVEL, Poller
@@ -117,10 +116,10 @@ class Stage:
             idle_s=idle_s,
         )
         pairs = [(ip, port) for ip in host_ips for port in mapping.ports]
-        return self.serve(mapping, [self.listening(*pair) for pair in pairs], [port for _, port in pairs])
+        return self.serve(mapping, [(self.listening(*pair), pair[1]) for pair in pairs])
 
-    def serve(self, mapping: Mapping, sockets: list[socket.socket], ports: list[int]) -> UdpPort:
-        self.ports.append(UdpPort(mapping, sockets, ports, self.places, self.poller, Counters()))
+    def serve(self, mapping: Mapping, bound: list[tuple[socket.socket, int]]) -> UdpPort:
+        self.ports.append(UdpPort(mapping, bound, self.places, self.poller))
         return self.ports[-1]
 
     def echo(self, node: str, ip: str, port: int, says: str = "") -> socket.socket:
@@ -647,7 +646,7 @@ def test_a_successor_goes_on_with_the_sockets_and_flows(stage: Stage) -> None:
         client.sendto(b"between", (ip, PORT))  # while nobody reads
         target.sendto(b"answer", heard[ip])
     predecessor.close()
-    successor = stage.serve(predecessor.mapping, [], [])
+    successor = stage.serve(predecessor.mapping, [])
     udp_state.unpack(successor, state, lambda number: descriptors[number] if isinstance(number, int) else -1)
     assert successor.flows == successor.counters.active == 2
     for ip, client in clients.items():
@@ -670,7 +669,7 @@ GOOD_FLOW: dict[str, object] = {
     "change", [{"listener": 1}, {"client": [1, 1]}, {"target": 1}, {"target": -1}, {"active": None}, {"local": "x"}, {}]
 )
 def test_a_damaged_state_is_refused(stage: Stage, change: dict[str, object]) -> None:
-    port = stage.serve(Mapping("m", "udp", ("127.0.0.1",), PORT, PORT, (WEB,)), [], [])
+    port = stage.serve(Mapping("m", "udp", ("127.0.0.1",), PORT, PORT, (WEB,)), [])
     listener = stage.listening("127.0.0.1", PORT).detach()
     state: dict[str, object] = {"listeners": [[PORT, 0]], "flows": [GOOD_FLOW | change]}
     with pytest.raises(ValueError, match=r"not|non") if change else contextlib.nullcontext():
@@ -680,6 +679,6 @@ def test_a_damaged_state_is_refused(stage: Stage, change: dict[str, object]) -> 
 
 @pytest.mark.parametrize("state", [None, {"listeners": []}, {"listeners": [["x", 0]], "flows": []}])
 def test_what_is_no_state_is_refused(stage: Stage, state: object) -> None:
-    port = stage.serve(Mapping("m", "udp", ("127.0.0.1",), PORT, PORT, (WEB,)), [], [])
+    port = stage.serve(Mapping("m", "udp", ("127.0.0.1",), PORT, PORT, (WEB,)), [])
     with pytest.raises(ValueError, match="not"):
         udp_state.unpack(port, state, lambda _: -1)

@@ -21,9 +21,10 @@ from portfwd.errors import KINDS, Lacking, NotFound, PortfwdError, PortInUse, Us
 from portfwd.relay.poller import Poller
 from portfwd.service import client, control, requests
 from portfwd.service.client import Client
-from portfwd.service.control import Call, Json, Lock, Server
+from portfwd.service.control import Call, Lock, Server
 from portfwd.service.descriptors import Descriptors
 from portfwd.service.requests import Handover, Listing, Publish, Reload, Remove, Request, Stats
+from portfwd.values import Json
 from tests.portfwd.talk import until
 
 RAW: Json = {
