@@ -1,18 +1,18 @@
-"""CHECK of the bridge plugin: what the result of ADD says, against what is there."""
+"""CHECK of the bridge plugin: the result of ADD against the kernel, then what ADD makes that no result names."""
 
 from cni_py.addr import mac_text
-from cni_py.attachment import delegate, records
+from cni_py.attachment import records
 from cni_py.attachment.call import Call
 from cni_py.attachment.engine import op_from_json
-from cni_py.errors import CniError, InvalidNetworkConfig
+from cni_py.errors import CniError
 from cni_py.interface.addressing import plan_route
 from cni_py.interface.common import AddVeth
 from cni_py.kernel import rtnl
 from cni_py.plugins import backends
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway, plan_port
-from cni_py.plugins.container import check_interface, expect, in_result
-from cni_py.protocol.result import Interface, Result, prev_result
+from cni_py.plugins.container import check_interface, checked_result, container_mac, expect, in_result
+from cni_py.protocol.result import Interface, Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 
 
 def check(call: Call) -> None:
-    """Compare; the first difference is the error, in the words clients know."""
+    """CniError with the first difference, in the Go plugin's words where it has them."""
     conf = BridgeConf(call)
-    if conf.has_ipam:
-        delegate.ipam(call, "CHECK")
-    result = prev_result(call.conf)
-    if result is None:
-        raise InvalidNetworkConfig("Required prevResult missing")
+    result = checked_result(call)
     by_name = {(interface.name, bool(interface.sandbox)): interface for interface in result.interfaces}
     bridge = by_name.get((conf.bridge, False), Interface(""))
     check_bridge(call, bridge, conf)
@@ -34,7 +30,7 @@ def check(call: Call) -> None:
     check_interface(call, container, "veth")
     check_veth(call, result, bridge, container)
     check_addresses(call, result)
-    if call.key.host_veth in [interface.name for interface in result.interfaces]:  # of our making
+    if call.key.host_veth in [interface.name for interface in result.interfaces]:  # else the Go plugin made it
         call.check_plan(beyond_the_result(call, conf, result))
 
 
@@ -70,23 +66,20 @@ def check_veth(call: Call, result: Result, bridge: Interface, container: Interfa
 
 
 def check_addresses(call: Call, result: Result) -> None:
-    """The addresses and routes of the result are there, each address with the route to its subnet if that has others."""
+    """The container has the addresses and routes of the result, and for each address the route to its subnet."""
     side = call.kernel.container
     index = expect(side.link(call.ifname), call.ifname).index
     held = {str(entry.address) for entry in side.addresses(index)}
     routes = side.routes(index)
     for ip in result.ips:
-        if (
-            ip.interface is not None
-            and ip.interface < len(result.interfaces)
-            and (result.interfaces[ip.interface].name != call.ifname)
-        ):
+        listed = ip.interface is not None and ip.interface < len(result.interfaces)
+        if listed and result.interfaces[ip.interface or 0].name != call.ifname:
             continue
         if str(ip.address) not in held:
             raise CniError(f"Failed to match addr {ip.address} on interface {call.ifname}")
         subnet = ip.address.network()
         if subnet == ip.address.host() or (subnet.family == 4 and not any(subnet.packed)):
-            continue  # the kernel makes no route for an IPv4 /32, nor for 0.0.0.0/0 (fib_add_ifaddr())
+            continue  # the kernel makes no such route for a /32 or /128, nor for 0.0.0.0/0 (fib_add_ifaddr())
         if not any(route.dst == subnet and route.gw is None for route in routes):
             raise CniError(
                 f"Failed to find Gateway for {ip.address} on interface {call.ifname}: the route to its subnet is missing"
@@ -95,7 +88,7 @@ def check_addresses(call: Call, result: Result) -> None:
 
 
 def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]":
-    """What ADD makes that no result names."""
+    """The operations of ADD whose objects no result names: bridge, port, gateway, masquerading."""
     steps = plan_bridge(conf) + plan_port(call.key, conf, made_mac(call, conf)) + plan_gateway(conf, result)
     if conf.masquerade:
         steps += backends.masquerading(call, [ip.address for ip in result.ips], conf.backend)
@@ -103,7 +96,7 @@ def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]
 
 
 def made_mac(call: Call, conf: BridgeConf) -> bytes:
-    """The MAC that ADD gave the container, as recorded: another version of ours may have derived another one."""
+    """The MAC that ADD gave the container, from the record: the version that did the ADD may have derived another one."""
     record = records.load(call.key, call.plugin)
     for fields in record.ops if record is not None else ():
         try:
@@ -112,4 +105,4 @@ def made_mac(call: Call, conf: BridgeConf) -> bytes:
             continue
         if isinstance(op, AddVeth):
             return op.container_mac
-    return conf.container_mac(call)
+    return container_mac(call, conf.mac)

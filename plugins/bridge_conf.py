@@ -1,6 +1,5 @@
 """The configuration of the bridge plugin, parsed and checked before anything is done."""
 
-from cni_py.addr import interface_mac
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.protocol.gojson import Object
 from cni_py.protocol.netconf import (
@@ -24,7 +23,10 @@ VLAN_MAX = 4094  # IEEE 802.1Q; 4095 is reserved
 
 
 class BridgeConf:
-    """What the plugin was asked for; defaults as the reference plugin has them."""
+    """The keys of the configuration, with the defaults of the Go plugin. InvalidNetworkConfig for a value of a wrong type.
+
+    `mac` is "" where none is asked for, `mtu` (bytes) and `vlan` 0, `backend` "" for the host's default.
+    """
 
     __slots__ = (
         "backend",
@@ -73,7 +75,7 @@ class BridgeConf:
             raise InvalidNetworkConfig(f"invalid VLAN ID {self.vlan} (must be between 0 and 4094)")
 
     def check_add(self) -> None:
-        """What only ADD refuses: a DEL must not fail over it."""
+        """InvalidNetworkConfig for what only ADD refuses: CHECK and DEL go on with it."""
         check_ifname(self.bridge, "bridge")
         if self.disable_container_interface and self.has_ipam:
             raise InvalidNetworkConfig(
@@ -87,7 +89,7 @@ class BridgeConf:
             raise InvalidNetworkConfig(f'unknown ipmasq backend "{self.backend}": it is nftables or iptables')
 
     def range_gateways(self) -> "list[Address]":
-        """The gateways of all ranges that host-local may choose from: each may be on the bridge for another container."""
+        """The gateways of all ranges that host-local may choose from: the bridge may have each for another container."""
         ipam = self.net_conf.ipam
         if ipam is None or string(ipam, "type") != "host-local":
             return []
@@ -95,20 +97,9 @@ class BridgeConf:
 
         return gateways(ipam, self.net_conf.runtime_config or Object())
 
-    def container_mac(self, call: "Call") -> bytes:
-        """The MAC asked for, or ours."""
-        if not self.mac:
-            return call.key.mac("container")
-        try:
-            return interface_mac(self.mac)
-        except ValueError as error:
-            raise InvalidNetworkConfig(
-                f"{call.ifname} cannot have the MAC address that was asked for: {error}"
-            ) from error
-
 
 def requested_mac(call: "Call") -> str:
-    """runtimeConfig.mac, else args.cni.mac, else MAC in CNI_ARGS."""
+    """The MAC asked for: runtimeConfig.mac, else args.cni.mac, else MAC in CNI_ARGS, else ""."""
     wanted = parse_cni_args(call.args, ("MAC",)).get("MAC", "")
     cni = child(call.conf.args, "cni") if call.conf.args is not None else None
     for source in (cni, call.conf.runtime_config):
@@ -118,7 +109,7 @@ def requested_mac(call: "Call") -> str:
 
 
 def trunk_text(raw: "Object") -> str:
-    """vlanTrunk as text: [{"minID": 10, "maxID": 20}, {"id": 30}] is "10-20,30"."""
+    """vlanTrunk as text: [{"minID": 10, "maxID": 20}, {"id": 30}] is "10-20,30". InvalidNetworkConfig for what is no range."""
     parts = []
     for entry in objects(raw, "vlanTrunk"):
         first, last = _vlan_id(entry, "minID"), _vlan_id(entry, "maxID")

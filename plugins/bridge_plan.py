@@ -1,4 +1,13 @@
-"""What the bridge plugin decides, by value: configuration and addresses in, operations out."""
+"""The plan of the bridge plugin: configuration and addresses in, operations out. Pure, but for the MAC of a new bridge.
+
+plan_bridge     the bridge: before IPAM
+complete        the result: gateways and default routes that IPAM leaves open
+plan            all the rest
+    plan_port       the veth pair, a port of the bridge
+    (addresses and routes of the container: interface/addressing.py)
+    plan_gateway    the host's side: gateway address, forwarding
+    (ipMasq: plugins/backends.py)
+"""
 
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address
 from cni_py.attachment.naming import Attachment, derived_mac
@@ -13,11 +22,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.attachment.engine import Op
 
-CONTAINER = 2  # the container's place in result.interfaces, which firewall and runtimes rely on
+CONTAINER = 2  # index of the container's end in result.interfaces; the Go plugins have it there, too
 
 
 def complete(result: Result, conf: BridgeConf) -> None:
-    """Fill in what IPAM leaves open: the interface of each address, gateways, default routes."""
+    """Fill in what IPAM leaves open in `result`: the interface of each address, gateways, default routes.
+
+    InvalidNetworkConfig for a gateway of the other family than its address.
+    """
     for ip in result.ips:
         ip.interface = CONTAINER
         if conf.gateway and ip.gateway is None:
@@ -36,9 +48,9 @@ def complete(result: Result, conf: BridgeConf) -> None:
 
 
 def first_address(address: Address) -> bytes | None:
-    """The gateway where IPAM names none: the first address after the network's. Of two alone (/31, /127) the other one.
+    """The gateway where IPAM names none: the subnet's first address after its own; in a /31 or /127 the other address.
 
-    None after the very last address there is.
+    None for the last address of the family, after which there is no other.
     """
     network = address.network().packed
     if address.prefixlen == 8 * len(network) - 1:
@@ -47,7 +59,7 @@ def first_address(address: Address) -> bytes | None:
 
 
 def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes) -> "list[Op]":
-    """Everything that connects the container to the bridge, in order."""
+    """The operations that connect the container to the bridge, in order."""
     veth, ifname = key.host_veth, key.ifname
     steps = plan_port(key, conf, container_mac)
     if result.ips:
@@ -59,6 +71,7 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
     elif not conf.disable_container_interface:
         steps.append(common.SetContainerUp(ifname=ifname))
     if not conf.disable_container_interface:
+        # With disableContainerInterface the container's end stays down, and the port would never come up.
         steps.append(bridge.WaitForPort(name=veth))
     if result.ips:
         steps.append(common.AnnounceAddresses(ifname=ifname, mac=container_mac))
@@ -66,7 +79,7 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
 
 
 def plan_port(key: Attachment, conf: BridgeConf, container_mac: bytes) -> "list[Op]":
-    """The pair of links, its host end a port of the bridge."""
+    """The veth pair, the host's end a port of the bridge."""
     veth = key.host_veth
     steps: list[Op] = [
         common.AddVeth(
@@ -86,7 +99,7 @@ def plan_port(key: Attachment, conf: BridgeConf, container_mac: bytes) -> "list[
 
 
 def plan_bridge(conf: BridgeConf) -> "list[Op]":
-    """The bridge itself."""
+    """The operation that makes the bridge, or finds it."""
     return [
         bridge.EnsureBridge(
             name=conf.bridge,
@@ -99,15 +112,15 @@ def plan_bridge(conf: BridgeConf) -> "list[Op]":
 
 
 def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
-    """The host's side of the network: gateway addresses, forwarding, no memory of earlier owners of the addresses."""
+    """The host's side: gateway addresses, forwarding, and no neighbour entries of earlier owners of the addresses."""
     name = conf.bridge
     steps: list[Op] = []
-    if conf.gateway:
-        if conf.vlan:
-            from cni_py.interface import vlan_gateway
+    if conf.gateway and conf.vlan:
+        from cni_py.interface import vlan_gateway
 
-            name = vlan_gateway.vlan_gateway_name(conf.bridge, conf.vlan)
-            steps.append(vlan_gateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
+        name = vlan_gateway.vlan_gateway_name(conf.bridge, conf.vlan)
+        steps.append(vlan_gateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
+    if conf.gateway:
         gateways = [Address(ip.gateway, ip.address.prefixlen) for ip in result.ips if ip.gateway is not None]
         beside = " ".join(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
         steps += [
@@ -117,7 +130,7 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
         steps += [
             bridge.EnsureSubnetRoute(name=name, subnet=str(ip.address.network()))
             for ip in result.ips
-            if ip.gateway is not None and ip.address.family == 6 and bridge.is_link_local(Address(ip.gateway, 0))
+            if ip.gateway is not None and bridge.is_link_local(Address(ip.gateway, 0))
         ]
         steps += [common.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})]
     steps += [common.ForgetNeighbour(name=name, ip=ip_text(ip.address.packed)) for ip in result.ips]
@@ -125,5 +138,5 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
 
 
 def bridge_mac(name: str) -> bytes:
-    """The MAC a new bridge gets: fixed from the start, so that it never follows its ports."""
+    """The MAC of a new bridge. It has one from the start, since a bridge without takes the lowest of its ports."""
     return derived_mac(f"bridge/{name}")

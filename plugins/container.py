@@ -1,18 +1,23 @@
-"""What the plugins that make the container's interface have in common, a step each: bridge, ptp, macvlan."""
+"""The steps that bridge, ptp and macvlan share: the plugins that make a container's interface.
+
+In the order of the verbs: ADD, CHECK, DEL and GC. Each step takes the call; those of DEL and GC raise CniError or OSError, and
+Call.run_all() goes on with the next.
+"""
 
 from cni_py import files
-from cni_py.addr import ip_text, mac_text
+from cni_py.addr import interface_mac, ip_text, mac_text
 from cni_py.attachment import delegate
 from cni_py.attachment.context import NetnsGone
-from cni_py.errors import CniError, warn
+from cni_py.errors import CniError, InvalidNetworkConfig, warn
+from cni_py.interface.common import AddVeth, pair_exists
 from cni_py.protocol.netconf import values
-from cni_py.protocol.result import Interface, dns_from_json, known_result
+from cni_py.protocol.result import Interface, Result, dns_from_json, known_result, prev_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.attachment.call import Call
     from cni_py.kernel.rtnl import Link
-    from cni_py.protocol.result import Result
+    from cni_py.protocol.result import IPConfig
 
 PAIRING = ("bridge", "ptp")  # the plugins that make veth pairs
 
@@ -20,20 +25,43 @@ PAIRING = ("bridge", "ptp")  # the plugins that make veth pairs
 # ADD
 
 
-def refuse_existing(call: "Call", refusal: str) -> None:
-    """An interface of that name belongs to somebody, or to an ADD that still stands: leave it alone."""
+def container_mac(call: "Call", wanted: str) -> bytes:
+    """The MAC of the container's interface: `wanted` by the configuration or the runtime, or ("") one of our own."""
+    try:
+        return interface_mac(wanted) if wanted else call.key.mac("container")
+    except ValueError as error:
+        raise InvalidNetworkConfig(f"{call.ifname} cannot have the MAC address that was asked for: {error}") from error
+
+
+def refuse_existing(call: "Call", refusal: CniError) -> None:
+    """Raise `refusal` if the container has an interface of that name: somebody else's, or that of an ADD that succeeded."""
     if call.kernel.container.link(call.ifname) is not None and not call.is_unfinished():
-        raise CniError(refusal)
+        raise refusal
+
+
+def refuse_existing_pair(call: "Call") -> None:
+    """The same for the plugins that make veth pairs."""
+    refuse_existing(call, pair_exists(call.ifname, call.key.host_veth))
 
 
 def examine_ipam(call: "Call") -> None:
-    """What an ADD of the IPAM plugin would refuse in its configuration, before anything is done."""
+    """Raise what the IPAM plugin's ADD would refuse in its configuration, before anything is done."""
     if delegate.ipam_type(call):
         delegate.examine(call)
 
 
-def prefer_own_dns(call: "Call", result: "Result") -> None:
-    """The network's `dns` takes the place of IPAM's if it says anything: a domain, or a list, which may be empty."""
+def ipam_result(call: "Call") -> Result:
+    """The IPAM plugin's result; an empty one where no IPAM plugin is configured. CniError for one without addresses."""
+    if not delegate.ipam_type(call):
+        return Result()
+    result = delegate.ipam_add(call)
+    if not result.ips:
+        raise CniError("IPAM plugin returned missing IP config: its result has no address")
+    return result
+
+
+def prefer_own_dns(call: "Call", result: Result) -> None:
+    """Put the network's `dns` in place of IPAM's if it has a domain, or any list, even an empty one."""
     given = call.conf.dns
     if given is None:
         return
@@ -42,13 +70,58 @@ def prefer_own_dns(call: "Call", result: "Result") -> None:
         result.dns = dns
 
 
-# DEL and GC
+# CHECK
+
+
+def checked_result(call: "Call") -> Result:
+    """prevResult, which there must be, once the IPAM plugin's CHECK has passed."""
+    ask_ipam(call, "CHECK")
+    result = prev_result(call.conf)
+    if result is None:
+        raise InvalidNetworkConfig("Required prevResult missing")
+    return result
+
+
+def in_result(call: "Call", result: Result) -> Interface:
+    """The container's interface in the result. CniError where there is none, or one in another namespace."""
+    found = [interface for interface in result.interfaces if interface.name == call.ifname and interface.sandbox]
+    container = found[0] if found else Interface("")
+    if container.sandbox != call.netns:
+        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
+    return container
+
+
+def ips_of(result: Result, interface: Interface) -> "list[IPConfig]":
+    """The addresses that the result has for an interface, or for none."""
+    return [ip for ip in result.ips if ip.interface in (None, result.interfaces.index(interface))]
+
+
+def check_interface(call: "Call", container: Interface, kind: str) -> None:
+    """CniError unless the container's interface is of that kind and has the MAC of the result."""
+    link = expect(call.kernel.container.link(container.name) if container.name else None, container.name)
+    if link.kind != kind:
+        raise CniError(f"Container interface {container.name} is not of type {kind}")
+    if container.mac and container.mac.lower() != mac_text(link.mac):
+        raise CniError(
+            f"Interface {container.name} Mac {container.mac} doesn't match container Mac: {mac_text(link.mac)}"
+        )
+
+
+def expect(link: "Link | None", name: str) -> "Link":
+    """The link, or CniError with its name where there is none."""
+    if link is None:
+        raise CniError(f"Interface name {name} not found" if name else "Interface name missing ")
+    return link
+
+
+# DEL
 
 
 def delete_interface(call: "Call") -> None:
-    """Delete the container's interface by name: one that somebody else's ADD made has no record of ours.
+    """Delete the container's interface by its name: an interface that the Go plugin made has no record of ours.
 
-    Not in a namespace that is another's (see Call.owns), and nothing that no plugin can have made.
+    Not in a namespace that is no longer the attachment's (see Call.owns), and not a hardware interface or lo, which have no
+    kind: no plugin has made those.
     """
     if not call.netns:
         return
@@ -61,14 +134,13 @@ def delete_interface(call: "Call") -> None:
 
 
 def forget_marked(call: "Call") -> None:
-    """Take away what carries the attachment's mark, where no record lists it: it was lost or damaged.
+    """Without a whole record (lost, damaged): delete the veth pair and the nftables elements that carry the attachment's mark.
 
-    Looking through all elements is for when there must have been something: a DEL that comes twice is not to cost that.
+    The elements are only looked for where the pair, or half a record, shows that there was an ADD: a DEL that comes a second
+    time should not cost a dump of all elements.
     """
     if call.is_recorded:
         return
-    from cni_py.interface.common import AddVeth
-
     mac, left = call.key.mac("container"), call.kernel.host.link(call.key.host_veth)
     AddVeth(name=call.key.host_veth, ifname=call.ifname, mtu=0, host_mac=mac, container_mac=mac).undo(call.kernel)
     if left is None and call.record is None:
@@ -79,7 +151,7 @@ def forget_marked(call: "Call") -> None:
 
 
 def release_addresses(call: "Call") -> None:
-    """DEL: give the addresses back to IPAM."""
+    """Give the addresses back to IPAM: DEL of the IPAM plugin, or release_without_plugin() where it cannot be run."""
     kind = delegate.ipam_type(call)
     try:
         path = delegate.find(kind, call.path)
@@ -94,11 +166,11 @@ def release_addresses(call: "Call") -> None:
 
 
 def release_without_plugin(call: "Call", kind: str, error: CniError) -> None:
-    """The same where the IPAM plugin cannot be found or started (`ipam.type` is wrong, unreadable, or no program's name).
+    """Release what host-local holds, where the IPAM plugin of type `kind` cannot be found or started (`error` says why).
 
-    That will have kept the ADD from succeeding, so that it is no error unless prevResult, or a finished record without
-    reservations of ours, shows that it did succeed: then addresses would leak. What host-local holds for the attachment is
-    released in any case.
+    The same will have kept the ADD from succeeding, so it is only a warning. But where prevResult has addresses that
+    host-local does not hold, or a finished record has no reservations of ours, ADD did succeed: then another IPAM plugin holds
+    addresses that nobody gives back, and that is an error.
     """
     released = release_reservations(call)
     earlier = known_result(call.conf) if kind else None
@@ -112,7 +184,7 @@ def release_without_plugin(call: "Call", kind: str, error: CniError) -> None:
 
 
 def release_reservations(call: "Call") -> set[str]:
-    """Release what host-local has reserved for the attachment; returns what the attachment had reserved."""
+    """Release what host-local has reserved for the attachment. Returns these addresses, and those that the record lists."""
     from cni_py.plugins import host_local
 
     ops = call.record.ops if call.record is not None else ()
@@ -120,17 +192,11 @@ def release_reservations(call: "Call") -> set[str]:
     return held | set(host_local.release(call))
 
 
-def collect_addresses(call: "Call") -> None:
-    """GC of IPAM, where there is one."""
-    if delegate.ipam_type(call):
-        delegate.ipam(call, "GC")
+# GC, where a record is lost
 
 
 def sweep_elements(call: "Call") -> None:
-    """GC: take out our nftables elements of stale attachments whose record is lost, and what they publish.
-
-    portmap may not be in the list any more.
-    """
+    """Delete the nftables elements of stale attachments, and withdraw what they publish: portmap may have left the list."""
     valid = call.valid_attachments
     if valid is None:
         return
@@ -143,9 +209,9 @@ def sweep_elements(call: "Call") -> None:
 
 
 def sweep_pairs(call: "Call") -> None:
-    """GC: delete the veth pairs of stale attachments whose record is lost: IPAM is about to give their addresses to others.
+    """Delete the veth pairs of stale attachments, since IPAM is about to give their addresses to others.
 
-    The alias of the host's end says of which network it is. An ADD that is under way has a record.
+    The alias of the host's end names the network. An ADD that is under way has a record, so its pair stays.
     """
     if call.conf.valid_attachments is None:
         return
@@ -168,31 +234,15 @@ def marked_sets() -> tuple[tuple[str, int], ...]:
     return ("masquerade4", INET), ("masquerade6", INET), ("spoof_checked", BRIDGE), ("spoof_allowed", BRIDGE)
 
 
-# CHECK
+# All verbs
 
 
-def in_result(call: "Call", result: "Result") -> Interface:
-    """The container's interface as the result has it; CniError where that is in another namespace, or there is none."""
-    found = [interface for interface in result.interfaces if interface.name == call.ifname and interface.sandbox]
-    container = found[0] if found else Interface("")
-    if container.sandbox != call.netns:
-        raise CniError(f"Sandbox in prevResult {container.sandbox} doesn't match configured netns: {call.netns}")
-    return container
+def ask_ipam(call: "Call", verb: str) -> None:
+    """CHECK, GC or STATUS of the IPAM plugin, if one is configured."""
+    if delegate.ipam_type(call):
+        delegate.ipam(call, verb)
 
 
-def check_interface(call: "Call", container: Interface, kind: str) -> None:
-    """The container's interface is of that kind, with the MAC of the result."""
-    link = expect(call.kernel.container.link(container.name) if container.name else None, container.name)
-    if link.kind != kind:
-        raise CniError(f"Container interface {container.name} is not of type {kind}")
-    if container.mac and container.mac.lower() != mac_text(link.mac):
-        raise CniError(
-            f"Interface {container.name} Mac {container.mac} doesn't match container Mac: {mac_text(link.mac)}"
-        )
-
-
-def expect(link: "Link | None", name: str) -> "Link":
-    """The link, or an error that names it."""
-    if link is None:
-        raise CniError(f"Interface name {name} not found" if name else "Interface name missing ")
-    return link
+def collect_addresses(call: "Call") -> None:
+    """GC of the IPAM plugin."""
+    ask_ipam(call, "GC")

@@ -1,17 +1,22 @@
 """macvlan: an interface with a MAC address of its own on an interface of the host, with addresses from IPAM.
 
-    ADD    plan -> apply -> IPAM -> addresses and routes -> result [container]
-    DEL    what the record lists, the container's interface, IPAM; what is gone already is success
+    ADD    the interface, IPAM, then the plan -> result [container's interface]
+    DEL    undoes the record; the container's interface, IPAM; whatever is gone already is success
     CHECK  IPAM, the result of ADD against the kernel, then the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows
-    STATUS IPAM, and whether the master is there
+    STATUS IPAM; that the master is there and the mode is one
 
-Beyond the Go plugin: MAC addresses are ours and no two alike, the DNS settings of IPAM reach the result, an ADD that fails takes
-the interface back. Example configuration: conf/macvlan.conflist.
+What ADD makes, in this order, all of it in the container:
+
+    the macvlan link on its master
+    (addresses reserved by IPAM)
+    sysctls and addresses, the interface up, routes; with IPv6 it waits for duplicate address detection
+
+Beyond the Go plugin: each attachment has a MAC address of its own, the same at each ADD until the host's next boot; IPAM's DNS
+settings reach the result; an ADD that fails removes the interface. Example configuration: conf/macvlan.conflist.
 """
 
-from cni_py.addr import interface_mac, mac_text
-from cni_py.attachment import delegate
+from cni_py.addr import mac_text
 from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.interface import common
@@ -20,17 +25,22 @@ from cni_py.interface.macvlan import AddMacvlan
 from cni_py.kernel.macvlan import MODES
 from cni_py.kernel.rtnl import IFF_LOOPBACK
 from cni_py.plugins.container import (
+    ask_ipam,
     check_interface,
+    checked_result,
     collect_addresses,
+    container_mac,
     delete_interface,
     examine_ipam,
     in_result,
+    ipam_result,
+    ips_of,
     prefer_own_dns,
     refuse_existing,
     release_addresses,
 )
-from cni_py.protocol.netconf import boolean, child, integer, parse_cni_args, string
-from cni_py.protocol.result import Interface, Result, prev_result
+from cni_py.protocol.netconf import boolean, integer, parse_cni_args, string
+from cni_py.protocol.result import Interface, Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +51,7 @@ QUEUE_MAX = (1 << 32) - 1
 
 
 class MacvlanConf:
-    """What the plugin was asked for."""
+    """The keys of the configuration; "" and 0 where nothing is asked for. `queue`: broadcasts that may wait (bcqueuelen)."""
 
     __slots__ = ("inside", "mac", "master", "mode", "mtu", "queue")
 
@@ -57,50 +67,40 @@ class MacvlanConf:
             raise InvalidNetworkConfig(f"bcqueuelen {self.queue} is not between 0 and {QUEUE_MAX}")
 
     def check_mode(self) -> None:
-        """What DEL does not need to know."""
+        """InvalidNetworkConfig for an unknown mode, which a DEL passes over."""
         if self.mode not in MODES:
             raise InvalidNetworkConfig(f'unknown macvlan mode: "{self.mode}", there are {", ".join(sorted(MODES))}')
 
-    def container_mac(self, call: Call) -> bytes:
-        """The MAC asked for (runtimeConfig.mac, else MAC in CNI_ARGS, else `mac`), or ours."""
+    def requested_mac(self, call: Call) -> str:
+        """The MAC asked for: runtimeConfig.mac, else MAC in CNI_ARGS, else `mac`, else ""."""
         args = parse_cni_args(call.args, ("MAC",)).get("MAC", "")
-        runtime = child(call.conf.raw, "runtimeConfig")
-        wanted = (string(runtime, "mac") if runtime is not None else "") or args or self.mac
-        try:
-            return interface_mac(wanted) if wanted else call.key.mac("container")
-        except ValueError as error:
-            raise InvalidNetworkConfig(
-                f"{call.ifname} cannot have the MAC address that was asked for: {error}"
-            ) from None
+        runtime = call.conf.runtime_config
+        return (string(runtime, "mac") if runtime is not None else "") or args or self.mac
 
 
 def add(call: Call) -> Result:
     """Connect the container."""
     conf = MacvlanConf(call)
     link = plan_link(call, conf)
-    refuse_existing(call, f'failed to rename macvlan to "{call.ifname}": file exists')
+    refuse_existing(call, CniError(f'failed to rename macvlan to "{call.ifname}": file exists'))
     examine_ipam(call)
     if call.begin():
         release_addresses(call)
-    call.apply([link])  # before IPAM: a link that cannot be should not cost an address
-    result = Result()
-    if delegate.ipam_type(call):
-        result = delegate.ipam_add(call)
-        if not result.ips:
-            raise CniError("IPAM plugin returned missing IP config: its result has no address")
+    call.apply([link])  # before IPAM: a link that cannot be made should not cost an address
+    result = ipam_result(call)
     for ip in result.ips:
         ip.interface = 0
     call.apply(plan(call.ifname, result))
-    made = call.kernel.container.link(call.ifname)  # in passthru mode it has the MAC of its master
+    made = call.kernel.container.link(call.ifname)  # asked, since in passthru mode it has the MAC of its master
     result.interfaces = [Interface(call.ifname, mac_text(made.mac if made is not None else link.mac), call.netns)]
     prefer_own_dns(call, result)
     return result
 
 
 def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
-    """The interface, its configuration checked against the master."""
+    """The operation that makes the interface. InvalidNetworkConfig for a mode, MAC, master or MTU that cannot be."""
     conf.check_mode()
-    mac = conf.container_mac(call)
+    mac = container_mac(call, conf.requested_mac(call))
     master = master_of(call.kernel.container if conf.inside else call.kernel.host, conf)
     if not 0 <= conf.mtu <= master.mtu:
         raise InvalidNetworkConfig(f"invalid MTU {conf.mtu}, must be [0, master MTU({master.mtu})]")
@@ -118,7 +118,10 @@ def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
 
 
 def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
-    """The interface named, or the one of the default route: of IPv4 if there is one, with the smallest metric."""
+    """The master: the interface named, else that of the default route, of IPv4 before IPv6, the smallest metric first.
+
+    InvalidNetworkConfig where there is none.
+    """
     if conf.master:
         link = side.link(conf.master)
         if link is None:
@@ -137,42 +140,38 @@ def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
 
 
 def plan(ifname: str, result: Result) -> "list[Op]":
-    """Addresses and routes of the container. Others are on the network: duplicates are looked for, the addresses announced."""
+    """The operations for addresses and routes of the container. Without addresses the interface is only set up."""
     if not result.ips:
         return [common.SetContainerUp(ifname=ifname)]
+    # Strangers are on the network: detect duplicates as the container is set to, and tell the neighbours the new MAC.
     steps = plan_addresses(ifname, result.ips, dad=None, announce=True)
     return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
 
 
 def delete(call: Call) -> None:
-    """Disconnect the container, with whatever is still there to go by."""
+    """Disconnect the container. Each step is tried, whatever is left to go by."""
     call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, release_addresses))
 
 
 def check(call: Call) -> None:
-    """Compare; the first difference is the error."""
+    """CniError with the first difference, in the Go plugin's words where it has them."""
     conf = MacvlanConf(call)
     link = plan_link(call, conf)
-    if delegate.ipam_type(call):
-        delegate.ipam(call, "CHECK")
-    result = prev_result(call.conf)
-    if result is None:
-        raise InvalidNetworkConfig("Required prevResult missing")
+    result = checked_result(call)
     container = in_result(call, result)
     check_interface(call, container, "macvlan")
     call.check_plan([link])
-    own = (None, result.interfaces.index(container))
-    result.ips = [ip for ip in result.ips if ip.interface in own]
+    result.ips = ips_of(result, container)
     call.check_plan(plan(call.ifname, result))
 
 
 def gc(call: Call) -> None:
-    """Take away what stale attachments left, here and in IPAM."""
+    """Undo stale attachments by their records, then in IPAM. (What a lost record leaves is all in the container.)"""
     call.finish_delete(collect_garbage(call) + call.run_all(collect_addresses))
 
 
 def status(call: Call) -> None:
-    """Whether an ADD can be served now. A master inside the container is that container's affair."""
+    """Whether an ADD can be served now. A master in the container is not looked for: STATUS has no container."""
     conf = MacvlanConf(call)
     try:
         conf.check_mode()
@@ -180,8 +179,7 @@ def status(call: Call) -> None:
             master_of(call.kernel.host, conf)
     except CniError as error:
         raise PluginNotAvailable(error.msg, error.details) from error
-    if delegate.ipam_type(call):
-        delegate.ipam(call, "STATUS")
+    ask_ipam(call, "STATUS")
 
 
 PLUGIN = Plugin("macvlan", add=add, delete=delete, check=check, gc=gc, status=status)

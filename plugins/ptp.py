@@ -1,51 +1,64 @@
 """ptp: a veth pair between host and container, with addresses from IPAM and routes on both ends. No bridge.
 
-    ADD    IPAM -> plan -> apply -> result [host veth, container]
-    DEL    what the record lists, the container's interface, IPAM; what is gone already is success
+    ADD    IPAM, then the plan -> result [host's end, container's end]
+    DEL    undoes the record; the container's interface, IPAM; whatever is gone already is success
     CHECK  IPAM, the result of ADD against the kernel, then the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows
-    STATUS IPAM, and the backend of ipMasq where it is needed
+    STATUS IPAM; that nftables or iptables is there if ipMasq needs it
+
+The host is the next hop to everybody, also to containers of the same subnet:
 
     container 192.0.2.2/24                   host
-        192.0.2.1 dev eth0                       192.0.2.1/32 on the veth
-        192.0.2.0/24 via 192.0.2.1               192.0.2.2 dev the veth
+        192.0.2.1 dev eth0                       192.0.2.1/32 on the veth    every veth has it
+        192.0.2.0/24 via 192.0.2.1               192.0.2.2 dev the veth      each veth its own
 
-The host is the next hop to everybody else, also in the same subnet: all veths have the gateway's address, each a route to its
-container. Without `ipam` it is a pair of links without addresses. Example configuration: conf/ptp.conflist.
+What ADD makes, in this order:
+
+    both        the veth pair
+    host        forwarding                                          shared: turned on when it is off, never off again
+    container   sysctls and addresses, the interface up
+    both        the gateway's address, the routes of the two ends to each other
+    container   IPAM's routes, the subnet through the gateway in place of the kernel's own route to it
+    host        masquerading of the container's addresses
+
+Without `ipam` it is a pair of links without addresses. Example configuration: conf/ptp.conflist.
 """
 
 from cni_py.addr import Address, ip_text, mac_text
-from cni_py.attachment import delegate
 from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.interface import bridge, common, ptp
 from cni_py.interface.addressing import plan_addresses, plan_route
 from cni_py.plugins import backends
 from cni_py.plugins.container import (
+    ask_ipam,
     check_interface,
+    checked_result,
     collect_addresses,
     delete_interface,
     expect,
     forget_marked,
     in_result,
+    ipam_result,
+    ips_of,
     prefer_own_dns,
-    refuse_existing,
+    refuse_existing_pair,
     release_addresses,
     sweep_elements,
     sweep_pairs,
 )
 from cni_py.protocol.netconf import boolean, integer, string
-from cni_py.protocol.result import Interface, Result, prev_result
+from cni_py.protocol.result import Interface, Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.attachment.engine import Op
 
-CONTAINER = 1  # the container's place in result.interfaces
+CONTAINER = 1  # index of the container's end in result.interfaces
 
 
 class PtpConf:
-    """What the plugin was asked for."""
+    """The keys of the configuration. `mtu` (bytes) 0 and `backend` "" where none is asked for."""
 
     __slots__ = ("backend", "masquerade", "mtu")
 
@@ -55,7 +68,7 @@ class PtpConf:
         self.mtu = max(0, integer(call.conf.raw, "mtu"))
 
     def check_add(self) -> None:
-        """What only ADD refuses: a DEL must not fail over it."""
+        """InvalidNetworkConfig for what only ADD and STATUS refuse. Settles `backend` for ipMasq."""
         if self.masquerade:
             self.backend = backends.for_masquerading(self.backend)
 
@@ -64,11 +77,10 @@ def add(call: Call) -> Result:
     """Connect the container."""
     conf = PtpConf(call)
     conf.check_add()
-    refusal = f'container veth name ("{call.ifname}") peer provided ("{call.key.host_veth}") already exists'
-    refuse_existing(call, refusal)
+    refuse_existing_pair(call)
     if call.begin():
         release_addresses(call)
-    result = addresses(call)
+    result = ipam_result(call)
     for ip in result.ips:
         ip.interface = CONTAINER
     veth, host_mac, container_mac = call.key.host_veth, call.key.mac("host"), call.key.mac("container")
@@ -85,34 +97,30 @@ def add(call: Call) -> Result:
     return result
 
 
-def addresses(call: Call) -> Result:
-    """What IPAM gives the container; nothing without IPAM."""
-    if not delegate.ipam_type(call):
-        return Result()
-    result = delegate.ipam_add(call)
-    if not result.ips:
-        raise CniError("IPAM plugin returned missing IP config")
-    return result
-
-
 def plan(ifname: str, veth: str, result: Result) -> "list[Op]":
-    """Addresses and routes of both ends; without addresses the container's end is up, and that is all."""
+    """The operations for addresses and routes of both ends, in order; without addresses only the interface is set up."""
     if not result.ips:
         return [common.SetContainerUp(ifname=ifname), bridge.WaitForPort(name=veth)]
     steps: list[Op] = [
         common.EnsureForwarding(family=family) for family in sorted({ip.address.family for ip in result.ips})
     ]
-    steps += plan_addresses(ifname, result.ips, dad=False, announce=False)  # the host knows what it has made
+    # Nobody but the host is on the link: there are no duplicates to detect, and no neighbours to tell.
+    steps += plan_addresses(ifname, result.ips, dad=False, announce=False)
     steps += plan_gateways(ifname, veth, result)
-    steps += [plan_route(ifname, route, result.ips) for route in result.routes]  # their gateways are in the subnets
+    # Before plan_subnets(), which deletes the kernel's route to the subnet: the kernel takes a gateway only where a route of
+    # scope link leads to it (fib_check_nh_v4_gw()), and those of IPAM's routes may be any in the subnet.
+    steps += [plan_route(ifname, route, result.ips) for route in result.routes]
     steps += plan_subnets(ifname, result)
     return [*steps, bridge.WaitForPort(name=veth)]
 
 
 def plan_gateways(ifname: str, veth: str, result: Result) -> "list[Op]":
-    """The two ends know each other."""
+    """The host's end has the gateway's address and a route to the container, the container a route to the gateway.
+
+    InvalidNetworkConfig for an address without a gateway of its family.
+    """
     steps: list[Op] = []
-    known = set()  # two addresses may have one gateway
+    known = set()  # gateways: two addresses may have the same
     for ip in result.ips:
         if ip.gateway is None or len(ip.gateway) != len(ip.address.packed):
             what = "no gateway" if ip.gateway is None else f"a gateway of the other family, {ip_text(ip.gateway)},"
@@ -127,9 +135,9 @@ def plan_gateways(ifname: str, veth: str, result: Result) -> "list[Op]":
 
 
 def plan_subnets(ifname: str, result: Result) -> "list[Op]":
-    """Neighbours in the subnet are behind the host. An address alone, /32 or /128, has none."""
+    """Routes to the subnets through the gateway, in place of the kernel's own. An address without a subnet has neither."""
     steps: list[Op] = []
-    known = set()
+    known = set()  # subnets
     for ip in result.ips:
         subnet = ip.address.network()
         if ip.gateway is None or subnet == ip.address.host() or subnet in known:
@@ -142,31 +150,26 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
 
 
 def delete(call: Call) -> None:
-    """Disconnect the container, with whatever is still there to go by."""
+    """Disconnect the container. Each step is tried, whatever is left to go by."""
     steps = (Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface, release_addresses)
     call.finish_delete(call.run_all(*steps))
 
 
 def check(call: Call) -> None:
-    """Compare; the first difference is the error, in the words clients know."""
+    """CniError with the first difference, in the Go plugin's words where it has them."""
     conf = PtpConf(call)
-    if delegate.ipam_type(call):
-        delegate.ipam(call, "CHECK")
-    result = prev_result(call.conf)
-    if result is None:
-        raise InvalidNetworkConfig("Required prevResult missing")
+    result = checked_result(call)
     container = in_result(call, result)
     check_interface(call, container, "veth")
     veth = host_end(call, result)
-    own = (None, result.interfaces.index(container))
-    result.ips = [ip for ip in result.ips if ip.interface in own]
+    result.ips = ips_of(result, container)
     call.check_plan(plan(call.ifname, veth, result))
-    if conf.masquerade and veth == call.key.host_veth:  # of our making
+    if conf.masquerade and veth == call.key.host_veth:  # else the Go plugin made it
         call.check_plan(backends.masquerading(call, [ip.address for ip in result.ips], conf.backend))
 
 
 def host_end(call: Call, result: Result) -> str:
-    """The name of the result's host interface that is the peer of the container's."""
+    """The name of the result's host interface that is the peer of the container's. CniError: none, another MAC, or it is down."""
     inside = expect(call.kernel.container.link(call.ifname), call.ifname)
     for interface in result.interfaces:
         link = call.kernel.host.link(interface.name) if not interface.sandbox and interface.name else None
@@ -181,7 +184,7 @@ def host_end(call: Call, result: Result) -> str:
 
 
 def gc(call: Call) -> None:
-    """Take away what stale attachments left, here and in IPAM."""
+    """Undo stale attachments: first by their records, then what lost records leave behind, then in IPAM."""
     call.finish_delete(
         collect_garbage(call)
         + call.run_all(sweep_elements, backends.sweep_masquerading, sweep_pairs, collect_addresses)
@@ -192,8 +195,7 @@ def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     conf = PtpConf(call)
     conf.check_add()
-    if delegate.ipam_type(call):
-        delegate.ipam(call, "STATUS")
+    ask_ipam(call, "STATUS")
     if conf.masquerade:
         backends.answers(call.kernel, conf.backend)
 

@@ -65,6 +65,11 @@ def set_sysctl(key: str, value: str, *, optional: bool) -> bool:
         raise IOFailure(action, kernel_words(error, action) + hint) from error
 
 
+def pair_exists(ifname: str, host_end: str) -> CniError:
+    """The error for a veth pair whose name in the container is taken, in the Go plugins' words."""
+    return CniError(f'container veth name ("{ifname}") peer provided ("{host_end}") already exists')
+
+
 class AddVeth(Op):
     """A veth pair, one end in each namespace; deleting one end deletes both. `mtu` 0 leaves the kernel's default."""
 
@@ -95,9 +100,7 @@ class AddVeth(Op):
             )
         except OSError as error:
             if error.errno == errno.EEXIST and kernel.container.link(self.ifname) is not None:
-                raise CniError(
-                    f'container veth name ("{self.ifname}") peer provided ("{self.name}") already exists'
-                ) from error
+                raise pair_exists(self.ifname, self.name) from error
             hint = f"; an MTU of {self.mtu} may be none for it" * (error.errno == errno.EINVAL and self.mtu != 0)
             raise IOFailure(self.failure(), f"{kernel_words(error)}{hint}") from error
         kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
