@@ -122,7 +122,7 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
         steps.append(vlan_gateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
     if conf.gateway:
         gateways = [Address(ip.gateway, ip.address.prefixlen) for ip in result.ips if ip.gateway is not None]
-        beside = " ".join(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
+        beside = list(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
         steps += [
             bridge.EnsureGatewayAddress(name=name, address=str(gateway), beside=beside, force=conf.force_address)
             for gateway in gateways

@@ -142,19 +142,22 @@ class JoinBridge(Op):
 
 
 class SetPortVlans(Op):
-    """The VLANs that a bridge port carries: `vlan` untagged, those of `trunk` ("10-20,30") tagged.
+    """The VLANs that a bridge port carries: `vlan` untagged, those of `trunk` (pairs of first and last) tagged.
 
     `vlan` 0 is VLAN 1 where there is a trunk. `keep_default`: the port also stays in the bridge's default VLAN.
     """
 
     name: str
     vlan: int
-    trunk: str
+    trunk: list[list[int]]
     keep_default: bool
     deed = "set the VLANs of bridge port {name}"
 
     def describe(self) -> str:
-        carried = [f"VLAN {self.vlan} untagged"] * bool(self.vlan) + [f"{self.trunk} tagged"] * bool(self.trunk)
+        carried = [f"VLAN {self.vlan} untagged"] * bool(self.vlan)
+        if self.trunk:
+            ranges = ",".join(f"{first}-{last}" if last > first else str(first) for first, last in self.trunk)
+            carried.append(f"{ranges} tagged")
         default = ", and keeps the default VLAN" if self.keep_default else ""
         return f"host: bridge port {self.name} carries {' and '.join(carried)}{default}"
 
@@ -164,7 +167,7 @@ class SetPortVlans(Op):
             # The kernel put the port into the bridge's default_pvid, mostly 1, when it joined (nbp_vlan_init()). All VLANs are
             # deleted, since the bridge may have another default; the kernel passes over those that the port does not have.
             kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
-        for first, last in vlan_ranges(self.trunk):
+        for first, last in self.trunk:
             kernel.host.add_vlan(port.index, first, last=last)
         untagged = self.vlan or (1 if self.trunk else 0)
         if untagged:
@@ -172,23 +175,17 @@ class SetPortVlans(Op):
             kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
 
 
-def vlan_ranges(text: str) -> list[tuple[int, int]]:
-    """ "10-20,30" as [(10, 20), (30, 30)]."""
-    pairs = [part.partition("-") for part in text.split(",") if part]
-    return [(int(first), int(last or first)) for first, _, last in pairs]
-
-
 class EnsureGatewayAddress(Op):
     """The bridge has the gateway's address.
 
-    `beside` lists the gateways of all the network's ranges ("192.0.2.1/24 198.51.100.1/24"), which may stand side by side. An
+    `beside` lists the gateways of all the network's ranges ("192.0.2.1/24"), which may stand side by side. An
     error without `force`: another address of the same subnet, or (as with the Go plugin) any IPv4 address that is not in
     `beside`. With `force` the addresses of the same subnet are deleted; the others stay.
     """
 
     name: str
     address: str
-    beside: str
+    beside: list[str]
     force: bool
     line = "host: address {address} on {name}, the containers' gateway"
     deed = "give {name} the gateway's address {address}"
@@ -199,7 +196,7 @@ class EnsureGatewayAddress(Op):
         held = [entry.address for entry in kernel.host.addresses(link.index, wanted.family)]
         if any(is_gateway(address, wanted) for address in held):
             return False
-        foreign = [address for address in held if str(address) not in self.beside.split()]
+        foreign = [address for address in held if str(address) not in self.beside]
         conflicts = [address for address in foreign if shares_subnet(address, wanted)]
         if not self.force and (conflicts or (foreign and wanted.family == 4)):
             raise InvalidNetworkConfig(

@@ -125,18 +125,30 @@ class SaveSettings(Op):
     """The file with the earlier settings, for the DEL of whichever plugin, ours or the Go plugin."""
 
     path: str
-    text: str
+    before: dict[str, str]
     owned = True
     line = "host: write the earlier settings to {path}"
     deed = "write the earlier settings to {path}"
 
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        """The version before recorded the text of the file."""
+        if "text" not in fields:
+            return fields
+        return {"path": fields.get("path"), "before": saved_values(str(fields["text"]).encode())}
+
+    def validate(self) -> None:
+        if not self.before:
+            raise ValueError("no settings to write")
+        saved_text(self.before)  # ValueError
+
     def apply(self, kernel: "Kernel") -> None:
         files.make_folder(os.path.dirname(self.path))
-        files.write(self.path, self.text.encode())
+        files.write(self.path, saved_text(self.before).encode())
 
     def undo(self, kernel: "Kernel") -> None:
         remove(self.path + ".tmp")
-        if read_saved(self.path) == self.text.encode():  # else a later ADD, by the Go plugin, has written it
+        if saved_values(read_saved(self.path)) == self.before:  # else a later ADD, by the Go plugin, has written it
             remove(self.path)
 
 
@@ -150,12 +162,12 @@ def _plain(value: str) -> bool | int:
     return value == "true" if value in ("true", "false") else int(value)
 
 
-def read_saved(path: str) -> bytes | None:
-    """The content of the file; None when it is not there or cannot be read."""
+def read_saved(path: str) -> bytes:
+    """The content of the file; b"" when it is not there or cannot be read."""
     try:
         return files.read(path)
     except OSError:
-        return None
+        return b""
 
 
 def saved_values(text: bytes) -> dict[str, str]:
