@@ -7,7 +7,7 @@ from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.attachment.engine import Op
 from cni_py.errors import os_error
 from cni_py.interface.common import ipv6_off, need
-from cni_py.kernel import rtnl
+from cni_py.kernel import inet
 from cni_py.protocol.result import Route
 
 TYPE_CHECKING = False
@@ -26,7 +26,9 @@ class DropSubnetRoute(Op):
     def apply(self, kernel: "Kernel") -> None:
         index = need(kernel.container, self.ifname).index
         subnet = parse_address(self.subnet)
-        kernel.container.delete_route(Route(subnet, scope=rtnl.RT_SCOPE_LINK if subnet.family == 4 else None), index)
+        inet.delete_route(
+            kernel.container, Route(subnet, scope=inet.RT_SCOPE_LINK if subnet.family == 4 else None), index
+        )
 
 
 class AddPeerRoute(Op):
@@ -44,11 +46,11 @@ class AddPeerRoute(Op):
 
     def apply(self, kernel: "Kernel") -> None:
         index = need(kernel.container, self.ifname).index
-        scope = None if self.gw else rtnl.RT_SCOPE_LINK
+        scope = None if self.gw else inet.RT_SCOPE_LINK
         route = Route(parse_address(self.dst), parse_ip(self.gw) if self.gw else None, scope=scope)
         try:
             # Another interface of the container may lead to the same gateway.
-            kernel.container.add_route(route, index, beside="after", src=parse_ip(self.src))
+            inet.add_route(kernel.container, route, index, beside="after", src=parse_ip(self.src))
         except FileExistsError:
             pass  # IPAM's routes have it already: rt6_duplicate_nexthop() does not look at the source
 
@@ -56,7 +58,7 @@ class AddPeerRoute(Op):
         index = need(kernel.container, self.ifname).index
         gw = parse_ip(self.gw) if self.gw else None
         dst, sources = parse_address(self.dst), (parse_ip(self.src), None)
-        for route in kernel.container.routes(index, dst.family):
+        for route in inet.routes(kernel.container, index, dst.family):
             # Another interface's route to there has become one multipath route with ours in IPv6, with one source for both.
             if (route.dst, route.gw) == (dst, gw) and (route.src in sources or dst.family == 6):
                 return None
@@ -76,18 +78,18 @@ class AddPeer(Op):
         gateway, address = Address(parse_ip(self.gateway), 0).host(), Address(parse_ip(self.address), 0).host()
         index = need(kernel.host, self.name).index
         try:
-            kernel.host.add_address(index, gateway, nodad=True)
+            inet.add_address(kernel.host, index, gateway, nodad=True)
         except FileExistsError:
             pass  # two addresses of the container have one gateway
         except OSError as error:
             raise ipv6_off(self.name, str(gateway), error) or os_error(self.failure(), error) from error
         # Of a namespace that is gone the link and its routes may be there for a moment yet: ours comes after those.
-        kernel.host.add_route(Route(address, scope=rtnl.RT_SCOPE_HOST), index, beside="after")
+        inet.add_route(kernel.host, Route(address, scope=inet.RT_SCOPE_HOST), index, beside="after")
 
     def check(self, kernel: "Kernel") -> str | None:
         index = need(kernel.host, self.name).index
-        if parse_ip(self.gateway) not in [held.address.packed for held in kernel.host.addresses(index)]:
+        if parse_ip(self.gateway) not in [held.address.packed for held in inet.addresses(kernel.host, index)]:
             return f"{self.name} has lost the gateway's address {self.gateway}"
         wanted = Address(parse_ip(self.address), 0).host()
-        well = any(route.dst == wanted for route in kernel.host.routes(index, wanted.family))
+        well = any(route.dst == wanted for route in inet.routes(kernel.host, index, wanted.family))
         return None if well else f"the host has no route to {self.address} through {self.name}"

@@ -20,9 +20,11 @@ def known_addresses(call: "Call") -> set[bytes]:
         if not call.kernel.has_container:
             return reserved(call)
         link = call.kernel.container.link(call.ifname)
-        return (
-            {held.address.packed for held in call.kernel.container.addresses(link.index)} if link is not None else set()
-        )
+        if link is None:
+            return set()
+        from cni_py.kernel.inet import addresses
+
+        return {held.address.packed for held in addresses(call.kernel.container, link.index)}
     except (CniError, OSError):
         return set()
 

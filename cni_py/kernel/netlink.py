@@ -10,6 +10,7 @@ import _socket
 import _struct
 import errno
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ NFNL_SUBSYS_NFTABLES = 10
 _HEADER = _struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 _ATTR = _struct.Struct("=HH")  # struct nlattr: length, type
 _INT = _struct.Struct("=i")
+_U32 = _struct.Struct("=I")
 
 _BUFFER = 65536  # bytes; the kernel fills at most 32 KiB of it in a dump
 _RECEIVE_TIMEOUT_S = 10  # never reached: turns a lost answer into an error instead of a hang
@@ -89,6 +91,23 @@ def iter_attrs(data: bytes) -> "Iterator[tuple[int, bytes]]":
 def attrs(data: bytes) -> dict[int, bytes]:
     """The attributes in `data` by type; of a repeated one the last."""
     return dict(iter_attrs(data))
+
+
+def u32(value: int) -> bytes:
+    """A number of 32 bits in the host's byte order, as rtnetlink has them. OSError ERANGE for one that does not fit."""
+    if not 0 <= value < 1 << 32:
+        raise OSError(errno.ERANGE, f"{os.strerror(errno.ERANGE)}: {value}")
+    return _U32.pack(value)
+
+
+def number(payload: bytes | None) -> int:
+    """The number in an attribute, in the host's byte order; 0 when the attribute is missing."""
+    return int.from_bytes(payload or b"", sys.byteorder)
+
+
+def text(payload: bytes | None) -> str:
+    """The text in an attribute, with or without its NUL; "" when the attribute is missing."""
+    return os.fsdecode((payload or b"").rstrip(b"\0"))
 
 
 class Socket:
