@@ -18,6 +18,7 @@ from cni_py.addr import ip_text, mac_text
 from cni_py.attachment import holders, records
 from cni_py.errors import CniError
 from cni_py.ipam.reservations import Pool, holder
+from cni_py.kernel import inet
 from cni_py.protocol.result import Result, known_result
 
 TYPE_CHECKING = False
@@ -45,15 +46,15 @@ def is_own(call: "Call", kernel: "Kernel") -> bool:
     macs = {one.mac.lower() for one in earlier.interfaces if one.name == call.ifname and one.sandbox and one.mac}
     if mac_text(link.mac) in macs:
         return True
-    held = [entry.address.packed for entry in kernel.container.addresses(link.index) if not is_link_local(entry)]
+    held = [entry.address.packed for entry in inet.addresses(kernel.container, link.index) if not is_link_local(entry)]
     known = {ip.address.packed for ip in earlier.ips}
     verdict = by_reservations(call, held, known)
     return not macs if verdict is None else verdict
 
 
-def is_link_local(entry: object) -> bool:
+def is_link_local(entry: inet.Addr) -> bool:
     """Whether it is an IPv6 address that every link has."""
-    packed: bytes = entry.address.packed  # type: ignore[attr-defined]  # rtnl's InterfaceAddress
+    packed = entry.address.packed
     return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 

@@ -49,7 +49,10 @@ def answers(kernel: "Kernel", backend: str) -> None:
 
             for tool in TOOLS.values():
                 find(f"{tool}-restore")
-        elif not kernel.nft.has_table():
+            return
+        from cni_py.nftables.ruleset import has_table
+
+        if not has_table(kernel.nft):
             from cni_py.kernel import libnftables
 
             libnftables.binding()

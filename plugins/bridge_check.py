@@ -7,7 +7,7 @@ from cni_py.attachment.engine import listed
 from cni_py.errors import CniError
 from cni_py.interface.addressing import plan_route
 from cni_py.interface.common import AddVeth
-from cni_py.kernel import rtnl
+from cni_py.kernel import inet, rtnl
 from cni_py.plugins import backends
 from cni_py.plugins.bridge_conf import BridgeConf
 from cni_py.plugins.bridge_plan import plan_bridge, plan_gateway, plan_port
@@ -69,8 +69,8 @@ def check_addresses(call: Call, result: Result) -> None:
     """The container has the addresses and routes of the result, and for each address the route to its subnet."""
     side = call.kernel.container
     index = expect(side.link(call.ifname), call.ifname).index
-    held = {str(entry.address) for entry in side.addresses(index)}
-    routes = side.routes(index)
+    held = {str(entry.address) for entry in inet.addresses(side, index)}
+    routes = inet.routes(side, index)
     for ip in result.ips:
         listed = ip.interface is not None and ip.interface < len(result.interfaces)
         if listed and result.interfaces[ip.interface or 0].name != call.ifname:

@@ -17,7 +17,7 @@ from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.attachment.engine import Op
 from cni_py.errors import CniError
 from cni_py.interface import common
-from cni_py.kernel import rtnl
+from cni_py.kernel import inet, rtnl
 from cni_py.protocol.result import Interface, IPConfig, Result, prev_result
 
 TYPE_CHECKING = False
@@ -55,7 +55,7 @@ def add(call: Call) -> Result:
     result = Result()
     result.interfaces = [Interface(LO, mac_text(link.mac), call.netns)]
     for family in (4, 6):
-        addresses = [entry.address for entry in call.kernel.container.addresses(link.index, family)]
+        addresses = [entry.address for entry in inet.addresses(call.kernel.container, link.index, family)]
         for address in addresses:
             if not is_loopback(address.packed):
                 raise CniError(f"loopback interface has a non-loopback address {address}")

@@ -22,6 +22,7 @@ from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
 from cni_py.interface import common
 from cni_py.interface.addressing import plan_addresses, plan_route
 from cni_py.interface.macvlan import AddMacvlan
+from cni_py.kernel import inet
 from cni_py.kernel.macvlan import MODES
 from cni_py.kernel.rtnl import IFF_LOOPBACK
 from cni_py.plugins.container import (
@@ -129,7 +130,7 @@ def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
             raise InvalidNetworkConfig(f"Link not found: the {where} has no interface {conf.master} (master)")
         return link
     for family in (4, 6):
-        defaults = [route for route in side.routes(0, family) if route.dst.prefixlen == 0 and route.index]
+        defaults = [route for route in inet.routes(side, 0, family) if route.dst.prefixlen == 0 and route.index]
         for route in sorted(defaults, key=lambda route: route.priority):
             link = side.link(route.index)
             if link is not None and not link.flags & IFF_LOOPBACK:

@@ -61,7 +61,7 @@ CALL = (
     | ours("attachment.naming", "attachment.records")
     | ours("kernel", "kernel.netns", "kernel.netlink")
 )
-LINKS = ours("interface", "interface.common", "kernel.rtnl", "kernel.sysctl")
+LINKS = ours("interface", "interface.common", "kernel.inet", "kernel.rtnl", "kernel.sysctl")
 NFTABLES = ours("nftables", "nftables.elements", "nftables.ruleset", "kernel.nf_tables", "attachment.holders")
 BACKENDS = ours(
     "iptables", "iptables.names", "kernel.xtables", "plugins.backends", "backend", "ipam", "ipam.leaving"
@@ -93,7 +93,7 @@ MAY_LOAD = {
     "portmap": CALL
     | FILTERS
     | ours("plugins.portmap", "ports", *(f"ports.{name}" for name in PUBLISHING), "ipam.leaving")
-    | ours("kernel.conntrack", "kernel.rtnl", "kernel.sysctl")
+    | ours("kernel.conntrack", "kernel.inet", "kernel.rtnl", "kernel.sysctl")
     | ours("kernel.sock_diag"),  # whether the host listens on the ports: a dump for each protocol and family
     "tuning": CALL
     | LINKS

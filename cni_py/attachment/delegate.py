@@ -4,7 +4,6 @@ Reference: SPEC.md section 4 "Plugin Delegation"; the texts are those of libcni'
 found is one of our own executables its code runs in this process instead, which saves an interpreter's start.
 """
 
-import _signal
 import errno
 import os
 import time
@@ -12,7 +11,7 @@ import time
 from cni_py import version
 from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
 from cni_py.protocol import gojson
-from cni_py.protocol.netconf import string
+from cni_py.protocol.netconf import integer, string
 from cni_py.protocol.result import from_json, to_json
 
 TYPE_CHECKING = False
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni_py.attachment.call import Call, Plugin
+    from cni_py.kernel.spawn import Process
     from cni_py.protocol.result import Result
 
 IPAM_PLUGINS = ("host-local", "static")  # of ours
@@ -114,11 +114,14 @@ def own_plugin(path: str) -> "Plugin | None":
 
 
 def execute(path: str, verb: str, stdin: bytes) -> bytes:
-    """Run the plugin at `path` and return its stdout; its own error object is raised again with its code.
-
-    Files in memory instead of pipes: no reader and writer can wait for each other.
-    """
-    status, stdout, stderr = _spawn(path, dict(os.environ, CNI_COMMAND=verb), stdin)
+    """Run the plugin at `path` and return its stdout; its own error object is raised again with its code."""
+    process = _start(path, dict(os.environ, CNI_COMMAND=verb), stdin)
+    try:
+        status = process.wait()
+    except BaseException:
+        process.stop(STOP_S)  # the call is given up, and its DEL must not overtake the delegate
+        raise
+    stdout, stderr = process.stdout, process.stderr
     if status == 0:
         _pass_on(stderr)
         return stdout
@@ -126,7 +129,12 @@ def execute(path: str, verb: str, stdin: bytes) -> bytes:
         if stderr:
             raise NotExecuted(f"netplugin failed: {gojson.encode(stderr.decode('utf-8', 'replace'), None)}")
         raise NotExecuted(f"netplugin failed with no error message: exit status {status}")
-    raise _error_of(stdout)
+    try:
+        failure = error_object(stdout)
+    except DecodingFailure as error:
+        quoted = gojson.encode(stdout.decode("utf-8", "replace"), None)
+        raise NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: {error}") from error
+    raise failure
 
 
 def _pass_on(stderr: bytes) -> None:
@@ -136,47 +144,12 @@ def _pass_on(stderr: bytes) -> None:
         pass  # nobody listens, which is no reason to fail
 
 
-def _spawn(path: str, environ: "dict[str, str]", stdin: bytes) -> tuple[int, bytes, bytes]:
-    files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-    try:
-        with open(files[0], "wb", closefd=False) as file:
-            file.write(stdin)
-        os.lseek(files[0], 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
-        pid = _start(path, environ, actions)
-        try:
-            _, wait_status = os.waitpid(pid, 0)
-        except BaseException:
-            _stop(pid)
-            raise
-        outputs = []
-        for fd in files[1:]:
-            os.lseek(fd, 0, os.SEEK_SET)
-            with open(fd, "rb", closefd=False) as file:
-                outputs.append(file.read())
-    finally:
-        for fd in files:
-            os.close(fd)
-    return os.waitstatus_to_exitcode(wait_status), outputs[0], outputs[1]
+def _start(path: str, environ: "dict[str, str]", stdin: bytes) -> "Process":
+    from cni_py.kernel.spawn import Process
 
-
-def _stop(pid: int) -> None:
-    """End a delegate, since the call is given up: its DEL must not overtake it."""
-    os.kill(pid, _signal.SIGTERM)
-    deadline = time.monotonic() + STOP_S
-    while time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return
-        time.sleep(0.01)
-    os.kill(pid, _signal.SIGKILL)
-    os.waitpid(pid, 0)
-
-
-def _start(path: str, environ: "dict[str, str]", actions: "list[tuple[int, int, int]]") -> int:
     for attempt in range(BUSY_TRIES):
         try:
-            # Python ignores SIGPIPE, and a child would inherit that
-            return os.posix_spawn(path, [path], environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+            return Process([path], environ, stdin)
         except OSError as error:
             if error.errno == errno.ETXTBSY and attempt < BUSY_TRIES - 1:
                 time.sleep(1)
@@ -205,17 +178,12 @@ def cannot_run(path: str, error: OSError) -> str:
     return f"cannot run {path}: {error.strerror or error}"
 
 
-def _error_of(stdout: bytes) -> CniError:
-    """The error object that the delegate printed, with its own code."""
-    quoted = gojson.encode(stdout.decode("utf-8", "replace"), None)
-    try:
-        fields = gojson.decode(stdout)
-    except DecodingFailure as error:
-        return NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: {error}")
+def error_object(stdout: bytes) -> CniError:
+    """The error object that a plugin printed, with its own code (0: it gave none). DecodingFailure when it is none."""
+    fields = gojson.decode(stdout)
     if not isinstance(fields, gojson.Object):
-        return NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: not an object")
-    code = fields.get("code")
-    return CniError(string(fields, "msg"), string(fields, "details"), code if isinstance(code, int) else 0)
+        raise DecodingFailure("not an object")
+    return CniError(string(fields, "msg"), string(fields, "details"), integer(fields, "code"))
 
 
 def as_printed(found: "Result", cni_version: str) -> "Result":

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from cni_py.attachment.naming import Attachment
 from cni_py.commands import namespaces
 from cni_py.commands.report import LACKING, Failure, complain
 from cni_py.errors import CniError, IncompatibleCniVersion, os_error
+from cni_py.kernel.spawn import Process
 from cni_py.protocol import conflist, netconf
 from cni_py.protocol.cache import Entry
 from cni_py.protocol.conflist import Network
@@ -221,29 +221,19 @@ class Chain:
 
 def executed(path: str, environ: dict[str, str], stdin: bytes, hushed: bool = False) -> tuple[int, bytes]:
     """Run a plugin: exit status and stdout. Interrupted, it is asked to stop first: its DEL must not overtake it."""
-    errors = subprocess.DEVNULL if hushed else None
-    pipe = subprocess.PIPE
-    with subprocess.Popen([path], stdin=pipe, stdout=pipe, stderr=errors, env=environ) as process:
-        try:
-            stdout, _ = process.communicate(stdin)
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(STOP_S)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                process.kill()
-                process.wait()
-            raise
-    return process.returncode, stdout
+    process = Process([path], environ, stdin, stderr=-1 if hushed else 2)
+    try:
+        status = process.wait()
+    except BaseException:
+        process.stop(STOP_S)
+        raise
+    return status, process.stdout
 
 
 def error_in(stdout: bytes, status: int) -> CniError:
     """The error object of a plugin that failed."""
     try:
-        fields = decode(stdout)
-        if isinstance(fields, Object):
-            code = netconf.integer(fields, "code")
-            return CniError(netconf.string(fields, "msg"), netconf.string(fields, "details"), code)
+        return delegate.error_object(stdout)
     except CniError:
         pass
     said = stdout.decode("utf-8", "replace").strip()

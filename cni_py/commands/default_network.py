@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cni_py.addr import Address
 from cni_py.errors import CniError
-from cni_py.kernel import sysctl
+from cni_py.kernel import inet, sysctl
 from cni_py.kernel.rtnl import Rtnl
 from cni_py.protocol import conflist
 from cni_py.protocol.conflist import Network
@@ -121,10 +121,10 @@ def of_host(own: set[str]) -> list[tuple[Subnet, str]]:
     host = Rtnl()
     try:
         names = {link.index: link.name for link in host.links()}
-        addresses = [(entry.index, entry.address) for entry in host.addresses()]
+        addresses = [(entry.index, entry.address) for entry in inet.addresses(host)]
         routes = [
             (route.index, route.dst)
-            for route in host.routes(table=0)
+            for route in inet.routes(host, table=0)
             if route.table != RT_TABLE_LOCAL and route.dst.prefixlen >= DEFAULT_LIKE
         ]
     except OSError:  # a sandbox without netlink: nothing can be told

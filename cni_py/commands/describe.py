@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cni_py.addr import Address, ip_text
 from cni_py.files import run_dir
+from cni_py.kernel import inet
 from cni_py.kernel.rtnl import Rtnl
 from cni_py.protocol import netconf
 from cni_py.protocol.conflist import Network
@@ -25,7 +26,7 @@ def described(network: Network, ifname: str, capability_args: Object, result: Re
     mappings = result.port_mappings or netconf.objects(capability_args, "portMappings")
     host = None
     if mappings:
-        addresses = [entry.address for entry in Rtnl().addresses()]
+        addresses = [entry.address for entry in inet.addresses(Rtnl())]
         host = Host.of(own, addresses, serves_loopback(network), relayed=is_relayed(network))
     for mapping in mappings[:SHOWN_PORTS]:
         assert host is not None

@@ -31,6 +31,7 @@ from cni_py.errors import CniError
 from cni_py.kernel import libnftables, sysctl, xtables
 from cni_py.kernel.nf_tables import BRIDGE, INET, TABLE, Nft
 from cni_py.kernel.rtnl import Link, Rtnl
+from cni_py.nftables.ruleset import has_table
 from cni_py.protocol import cache, conflist, netconf
 from cni_py.protocol.conflist import Network
 from cni_py.protocol.gojson import Object
@@ -140,7 +141,7 @@ def tables(kept: str) -> Iterator[Left]:
     try:
         for family, name in FAMILIES.items():
             with contextlib.suppress(CniError, OSError):  # no nf_tables or no bridge family, so nothing of ours either
-                if nft.has_table(family):
+                if has_table(nft, family):
                     command = f"delete table {name} {TABLE}"
                     what = f"nftables table {name} {TABLE}"
                     yield Left(what, f"nft {command}", partial(libnftables.run, command), kept)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cni_py.addr import Address
 from cni_py.errors import CniError
+from cni_py.kernel import inet
 from cni_py.kernel.rtnl import Link, Rtnl
 from cni_py.protocol import conflist, netconf
 from cni_py.protocol.conflist import Network
@@ -49,7 +50,7 @@ def of_host(own_links: Iterable[str] = ()) -> list[tuple[Subnet, str]]:
     links = {link.index: link for link in side.links()}
     skipped = set(own_links)
     found: list[tuple[Subnet, str]] = []
-    for entry in side.addresses():
+    for entry in inet.addresses(side):
         link = links.get(entry.index)
         if link is None or is_ours(link.name, link.alias, skipped) or is_peer(link, entry.address):
             continue
@@ -57,7 +58,7 @@ def of_host(own_links: Iterable[str] = ()) -> list[tuple[Subnet, str]]:
         if not (subnet.is_loopback or subnet.is_link_local):
             found.append((subnet, f"interface {link.name} of the host has"))
     for family in (4, 6):
-        for route in side.routes(0, family):
+        for route in inet.routes(side, 0, family):
             link = links.get(route.index)
             if route.dst.prefixlen < SHORTEST or link is None or is_ours(link.name, link.alias, skipped):
                 continue

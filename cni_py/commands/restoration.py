@@ -66,7 +66,7 @@ def restore_all() -> Iterator[Restored]:
     found = recorded()
     try:
         try:
-            kernel.nft.has_table()
+            ruleset.has_table(kernel.nft)
         except NftUnavailable:
             if not any(_is_relayed(record) for record in found):
                 raise
@@ -166,7 +166,7 @@ def mend_rules(kernel: Kernel) -> None:
     """
     for family, name in FAMILIES.items():
         try:
-            if not kernel.nft.has_table(family):
+            if not ruleset.has_table(kernel.nft, family):
                 if kernel.nft.dump("layout", family):  # another version's, which elements alone do not bring up to date
                     ruleset.ensure_table(kernel.nft, family)
                 continue

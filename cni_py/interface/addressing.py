@@ -3,7 +3,7 @@
 from cni_py.addr import Address, ip_text
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.interface import common
-from cni_py.kernel.rtnl import RT_SCOPE_LINK, RT_SCOPE_NOWHERE
+from cni_py.kernel.inet import RT_SCOPE_LINK, RT_SCOPE_NOWHERE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from cni_py.addr import Address, mac_text, parse_address
 from cni_py.attachment.engine import Op
 from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, kernel_words, os_error
 from cni_py.interface.common import UP_LIMIT_S, broadcast_of, ipv6_off, need, set_sysctl
-from cni_py.kernel import rtnl
+from cni_py.kernel import inet, rtnl
 from cni_py.protocol.result import Route
 
 TYPE_CHECKING = False
@@ -193,7 +193,7 @@ class EnsureGatewayAddress(Op):
     def apply(self, kernel: "Kernel") -> bool:
         wanted = parse_address(self.address)
         link = need(kernel.host, self.name)
-        held = [entry.address for entry in kernel.host.addresses(link.index, wanted.family)]
+        held = [entry.address for entry in inet.addresses(kernel.host, link.index, wanted.family)]
         if any(is_gateway(address, wanted) for address in held):
             return False
         foreign = [address for address in held if str(address) not in self.beside]
@@ -204,9 +204,9 @@ class EnsureGatewayAddress(Op):
                 f"it is {(conflicts or foreign)[0]}; {self._remedy(conflicts)}",
             )
         for address in conflicts:
-            kernel.host.delete_address(link.index, address)
+            inet.delete_address(kernel.host, link.index, address)
         try:
-            kernel.host.add_address(link.index, wanted, nodad=wanted.family == 6, broadcast=broadcast_of(wanted))
+            inet.add_address(kernel.host, link.index, wanted, nodad=wanted.family == 6, broadcast=broadcast_of(wanted))
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise ipv6_off(self.name, self.address, error) or os_error(self.failure(), error) from error
@@ -221,7 +221,7 @@ class EnsureGatewayAddress(Op):
     def check(self, kernel: "Kernel") -> str | None:
         wanted = parse_address(self.address)
         link = need(kernel.host, self.name)
-        if any(is_gateway(entry.address, wanted) for entry in kernel.host.addresses(link.index)):
+        if any(is_gateway(entry.address, wanted) for entry in inet.addresses(kernel.host, link.index)):
             return None
         return f"bridge {self.name} has lost the gateway's address {self.address}"
 
@@ -259,10 +259,10 @@ class EnsureSubnetRoute(Op):
     def apply(self, kernel: "Kernel") -> bool:
         link = need(kernel.host, self.name)
         subnet = parse_address(self.subnet)
-        if any(route.dst == subnet for route in kernel.host.routes(link.index, subnet.family)):
+        if any(route.dst == subnet for route in inet.routes(kernel.host, link.index, subnet.family)):
             return False
         try:
-            kernel.host.add_route(Route(subnet), link.index)
+            inet.add_route(kernel.host, Route(subnet), link.index)
         except FileExistsError:
             return False  # somebody's route leads elsewhere, and stays
         return True

@@ -9,7 +9,7 @@ import errno
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.attachment.engine import Op
 from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, kernel_words
-from cni_py.kernel import rtnl, sysctl
+from cni_py.kernel import inet, sysctl
 from cni_py.protocol.result import Route
 
 TYPE_CHECKING = False
@@ -165,13 +165,17 @@ class AddAddress(Op):
     def apply(self, kernel: "Kernel") -> None:
         address = parse_address(self.address)
         link = need(kernel.container, self.ifname)
-        kernel.container.add_address(
-            link.index, address, nodad=address.family == 6 and not self.dad, broadcast=broadcast_of(address)
+        inet.add_address(
+            kernel.container,
+            link.index,
+            address,
+            nodad=address.family == 6 and not self.dad,
+            broadcast=broadcast_of(address),
         )
 
     def check(self, kernel: "Kernel") -> str | None:
         link = need(kernel.container, self.ifname)
-        held = [str(entry.address) for entry in kernel.container.addresses(link.index)]
+        held = [str(entry.address) for entry in inet.addresses(kernel.container, link.index)]
         return None if self.address in held else f"Failed to match addr {self.address} on interface {self.ifname}"
 
 
@@ -183,7 +187,7 @@ class WaitForAddresses(Op):
     deed = "wait for duplicate address detection on {ifname}"
 
     def apply(self, kernel: "Kernel") -> None:
-        kernel.container.wait_addresses(need(kernel.container, self.ifname).index, DAD_LIMIT_S)
+        inet.wait_addresses(kernel.container, need(kernel.container, self.ifname).index, DAD_LIMIT_S)
 
 
 class AddRoute(Op):
@@ -209,7 +213,7 @@ class AddRoute(Op):
     def apply(self, kernel: "Kernel") -> None:
         link = need(kernel.container, self.ifname)
         try:
-            kernel.container.add_route(self.route(), link.index, beside="before")
+            inet.add_route(kernel.container, self.route(), link.index, beside="before")
         except FileExistsError:
             pass  # this very route is there: from IPAM and from isDefaultGateway, or made by the kernel with the address
         except OSError as error:
@@ -222,8 +226,8 @@ class AddRoute(Op):
     def check(self, kernel: "Kernel") -> str | None:
         wanted = self.route()
         index = need(kernel.container, self.ifname).index
-        table = rtnl.RT_TABLE_MAIN if wanted.table is None else wanted.table
-        for route in kernel.container.routes(index, wanted.dst.family, table):
+        table = inet.RT_TABLE_MAIN if wanted.table is None else wanted.table
+        for route in inet.routes(kernel.container, index, wanted.dst.family, table):
             if route.dst == wanted.dst and (wanted.gw in (None, route.gw) or wanted.dst.prefixlen == 0):
                 return None
         return f"Expected Route {self.dst} not found in routing table of {self.ifname} in the container"
@@ -274,7 +278,7 @@ class ForgetNeighbour(Op):
     deed = "forget the old neighbour entry of {ip} on {name}"
 
     def apply(self, kernel: "Kernel") -> None:
-        kernel.host.delete_neighbour(need(kernel.host, self.name).index, parse_ip(self.ip))
+        inet.delete_neighbour(kernel.host, need(kernel.host, self.name).index, parse_ip(self.ip))
 
 
 class AnnounceAddresses(Op):

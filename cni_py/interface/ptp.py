@@ -7,7 +7,7 @@ from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.attachment.engine import Op
 from cni_py.errors import os_error
 from cni_py.interface.common import ipv6_off, need
-from cni_py.kernel import rtnl
+from cni_py.kernel import inet
 from cni_py.protocol.result import Route
 
 TYPE_CHECKING = False
@@ -27,7 +27,9 @@ class DropSubnetRoute(Op):
         index = need(kernel.container, self.ifname).index
         subnet = parse_address(self.subnet)
         # The kernel made an IPv4 route of scope link, and deletes only one of the scope it is asked for (fib_table_delete()).
-        kernel.container.delete_route(Route(subnet, scope=rtnl.RT_SCOPE_LINK if subnet.family == 4 else None), index)
+        inet.delete_route(
+            kernel.container, Route(subnet, scope=inet.RT_SCOPE_LINK if subnet.family == 4 else None), index
+        )
 
 
 class AddPeerRoute(Op):
@@ -48,11 +50,11 @@ class AddPeerRoute(Op):
 
     def apply(self, kernel: "Kernel") -> None:
         index = need(kernel.container, self.ifname).index
-        scope = None if self.gw else rtnl.RT_SCOPE_LINK
+        scope = None if self.gw else inet.RT_SCOPE_LINK
         route = Route(parse_address(self.dst), parse_ip(self.gw) if self.gw else None, scope=scope)
         try:
             # After others: another interface of the container may have a route to the same gateway, and keeps it.
-            kernel.container.add_route(route, index, beside="after", src=parse_ip(self.src))
+            inet.add_route(kernel.container, route, index, beside="after", src=parse_ip(self.src))
         except FileExistsError:
             pass  # one of IPAM's routes is the same but for its source, which rt6_duplicate_nexthop() does not compare
 
@@ -60,7 +62,7 @@ class AddPeerRoute(Op):
         index = need(kernel.container, self.ifname).index
         gw = parse_ip(self.gw) if self.gw else None
         dst, sources = parse_address(self.dst), (parse_ip(self.src), None)
-        for route in kernel.container.routes(index, dst.family):
+        for route in inet.routes(kernel.container, index, dst.family):
             # Of IPv6 routes to one destination by two interfaces the kernel makes one multipath route, which has one source.
             if (route.dst, route.gw) == (dst, gw) and (route.src in sources or dst.family == 6):
                 return None
@@ -80,21 +82,21 @@ class AddPeer(Op):
         gateway, address = host_of(self.gateway), host_of(self.address)
         index = need(kernel.host, self.name).index
         try:
-            kernel.host.add_address(index, gateway, nodad=True)
+            inet.add_address(kernel.host, index, gateway, nodad=True)
         except FileExistsError:
             pass  # another address of the container has the same gateway
         except OSError as error:
             raise ipv6_off(self.name, str(gateway), error) or os_error(self.failure(), error) from error
         # Beside another: the link of a namespace that is gone, and its route to this address, stay for some milliseconds. The
         # kernel uses the first, which goes with its link.
-        kernel.host.add_route(Route(address, scope=rtnl.RT_SCOPE_HOST), index, beside="after")
+        inet.add_route(kernel.host, Route(address, scope=inet.RT_SCOPE_HOST), index, beside="after")
 
     def check(self, kernel: "Kernel") -> str | None:
         index = need(kernel.host, self.name).index
-        if parse_ip(self.gateway) not in [held.address.packed for held in kernel.host.addresses(index)]:
+        if parse_ip(self.gateway) not in [held.address.packed for held in inet.addresses(kernel.host, index)]:
             return f"{self.name} has lost the gateway's address {self.gateway}"
         wanted = host_of(self.address)
-        if any(route.dst == wanted for route in kernel.host.routes(index, wanted.family)):
+        if any(route.dst == wanted for route in inet.routes(kernel.host, index, wanted.family)):
             return None
         return f"the host has no route to {self.address} through {self.name}"
 

@@ -25,8 +25,10 @@ def known_addresses(call: "Call") -> set[bytes]:
             from cni_py.ipam.reservations import reserved
 
             return reserved(call.conf, call.container_id, call.ifname)
+        from cni_py.kernel import inet
+
         link = call.kernel.container.link(call.ifname)
-        held = call.kernel.container.addresses(link.index) if link is not None else []
+        held = inet.addresses(call.kernel.container, link.index) if link is not None else []
     except (CniError, OSError):
         return set()
     return {entry.address.packed for entry in held}

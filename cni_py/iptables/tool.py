@@ -9,7 +9,6 @@ Rules are tuples of words as iptables prints them (man iptables, iptables-save(8
 Both variants of iptables work, iptables-nft and iptables-legacy: whichever the host has under that name.
 """
 
-import _signal
 import os
 
 from cni_py import files
@@ -231,49 +230,29 @@ def find(name: str) -> str:
 
 
 class Run:
-    """iptables-save or iptables-restore under way."""
+    """iptables-save or iptables-restore under way. It is killed when the call is given up: it must not outlive it."""
 
-    __slots__ = ("files", "name", "pid", "text")
+    __slots__ = ("name", "process", "text")
 
     def __init__(self, family: int, suffix: str, arguments: "Sequence[str]", text: str = "", lock_fd: int = -1) -> None:
         """Start it, with `text` on its stdin. CniError when it is not installed.
 
         It inherits the lock: if we are killed, nobody goes on before it has ended.
         """
+        from cni_py.kernel.spawn import Process
+
         self.name = TOOLS[family] + suffix
         self.text = text
-        self.pid = 0
-        self.files: list[int] = []  # first: __del__ runs also after an error below
-        argv = [find(self.name), *arguments]
-        for name in ("stdin", "stdout", "stderr"):
-            self.files.append(os.memfd_create(name))
-        with open(self.files[0], "wb", closefd=False) as stdin:
-            stdin.write(text.encode())
-        os.lseek(self.files[0], 0, os.SEEK_SET)
-        inherited = [*self.files, lock_fd] if lock_fd >= 0 else self.files
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inherited)]
-        # Python ignores SIGPIPE, and a child would inherit that
+        path = find(self.name)
         try:
-            self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+            self.process = Process([path, *arguments], os.environ, text.encode(), kept=lock_fd)
         except OSError as error:
-            raise os_error(f"cannot start {argv[0]}", error) from error
-
-    def __del__(self) -> None:
-        """The call is given up: what it runs must not outlive it."""
-        if self.pid:
-            os.kill(self.pid, _signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
-        for fd in self.files:
-            os.close(fd)
-        self.files = []
+            raise os_error(f"cannot start {path}", error) from error
 
     def output(self) -> str:
         """What it printed, when it has ended. CniError with its own words."""
-        _, wait_status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        status = os.waitstatus_to_exitcode(wait_status)
-        printed, refusal = (_content(fd) for fd in self.files[1:])
+        status = self.process.wait()
+        printed, refusal = (text.decode("utf-8", "replace") for text in (self.process.stdout, self.process.stderr))
         if status != 0:
             ended = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             why = refusal.strip() or ended
@@ -281,9 +260,3 @@ class Run:
             shown = text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
             raise IptablesFailed(f"{self.name} failed", "\nin:\n".join(filter(None, (why, shown))))
         return printed
-
-
-def _content(fd: int) -> str:
-    os.lseek(fd, 0, os.SEEK_SET)
-    with open(fd, "rb", closefd=False) as file:
-        return file.read().decode("utf-8", "replace")

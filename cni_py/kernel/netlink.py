@@ -1,15 +1,18 @@
 """Netlink: framing, attributes, acknowledgements, dumps and nfnetlink batches.
 
-The kernel answers while send() runs, so one request is one send and the reading of what it left in the queue. A socket
-is connected to the kernel: no other process of its namespace (it may be a container's) can put an answer into it.
+The kernel handles a request while send() runs (netlink_unicast_kernel()), so a request is one send, and then its answers are
+in the queue. A socket is connected to the kernel: no other process of its namespace (it may be a container's) can put an answer
+into it.
 
-Sources: Linux include/uapi/linux/netlink.h and nfnetlink.h, Documentation/userspace-api/netlink/intro.rst.
+Sources: Linux include/uapi/linux/netlink.h and nfnetlink.h, Documentation/userspace-api/netlink/intro.rst,
+net/netlink/af_netlink.c, net/netfilter/nfnetlink.c.
 """
 
 import _socket
 import _struct
 import errno
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,16 +22,16 @@ NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
 NLM_F_REQUEST = 0x01
-_NLM_F_MULTI = 0x02  # of answers: a part, or the end, of a dump
+_NLM_F_MULTI = 0x02  # in answers: a part, or the end, of a dump
 NLM_F_ACK = 0x04
 NLM_F_ECHO = 0x08
 NLM_F_DUMP_INTR = 0x10
+# The same bits have other meanings in a GET, in a request that makes something, and in an acknowledgement.
 NLM_F_DUMP = 0x300
-NLM_F_REPLACE = 0x100  # of requests that make something
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
-_NLM_F_CAPPED = 0x100  # of acknowledgements
+_NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 
 _NLMSG_ERROR = 2
@@ -52,26 +55,29 @@ NFNL_SUBSYS_NFTABLES = 10
 _HEADER = _struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 _ATTR = _struct.Struct("=HH")  # struct nlattr: length, type
 _INT = _struct.Struct("=i")
+_U32 = _struct.Struct("=I")
 
-_BUFFER = 65536  # bytes; the kernel fills at most 32 KiB of it in a dump
+# Bytes. recv() cuts off what does not fit and says nothing. The kernel fills at most 32 KiB in a dump (netlink_recvmsg());
+# any other answer is one message, and an nlattr ends at 64 KiB.
+_BUFFER = 65536
 _RECEIVE_TIMEOUT_S = 10  # never reached: turns a lost answer into an error instead of a hang
 _DUMP_ATTEMPTS = 50
 
 
 class BatchError(OSError):
-    """A batch was refused as a whole; `index` is the place of the first message at fault, -1 when none is singled out."""
+    """A batch was refused as a whole. `index` is the place of the first refused message, -1 when the kernel names none."""
 
     index = -1
 
 
 def attr(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded."""
+    """One attribute. The next begins at a multiple of 4, but the padding does not count in its length (nla_put())."""
     length = 4 + len(payload)
     return _ATTR.pack(length, kind) + payload + b"\0" * (-length & 3)
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute that holds attributes."""
+    """An attribute that holds attributes. Parsers of newer subsystems refuse one without the flag (nla_parse_nested())."""
     return attr(kind | NLA_F_NESTED, b"".join(attributes))
 
 
@@ -91,6 +97,23 @@ def attrs(data: bytes) -> dict[int, bytes]:
     return dict(iter_attrs(data))
 
 
+def u32(value: int) -> bytes:
+    """A number of 32 bits in the host's byte order, as rtnetlink has them. OSError ERANGE for one that does not fit."""
+    if not 0 <= value < 1 << 32:
+        raise OSError(errno.ERANGE, f"{os.strerror(errno.ERANGE)}: {value}")
+    return _U32.pack(value)
+
+
+def number(payload: bytes | None) -> int:
+    """The number in an attribute, in the host's byte order; 0 when the attribute is missing."""
+    return int.from_bytes(payload or b"", sys.byteorder)
+
+
+def text(payload: bytes | None) -> str:
+    """The text in an attribute, with or without its NUL; "" when the attribute is missing."""
+    return os.fsdecode((payload or b"").rstrip(b"\0"))
+
+
 class Socket:
     """A netlink socket of the network namespace the process is in when it is made."""
 
@@ -100,6 +123,9 @@ class Socket:
         self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
         self._seq = 0
         self._unfinished = 0  # sequence number of a dump that an exception (a signal's) cut off
+        # CAP_ACK: an error does not repeat the whole request, which for a batch would fill the queue. EXT_ACK: the reason
+        # as a text. GET_STRICT_CHK (Linux 4.20): a dump is filtered by the kernel, by index or table, where it ignored the
+        # wish before; in return, what it does not understand in a GET is EINVAL.
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         timeout = _struct.pack("@ll", _RECEIVE_TIMEOUT_S, 0)
@@ -128,6 +154,7 @@ class Socket:
             return self._dump(kind, flags, body)
         self._send(kind, flags | NLM_F_ACK, body)
         answers: list[tuple[int, bytes]] = []
+        # The acknowledgement is the last answer: netlink_rcv_skb() sends it when the request has been carried out.
         while True:
             for answer, answer_flags, payload in self._receive(self._seq):
                 if answer == _NLMSG_ERROR:
@@ -141,19 +168,26 @@ class Socket:
         """Send (type, flags, body) messages as one nfnetlink transaction: all of them take effect or BatchError is raised.
 
         Returns what NLM_F_ECHO asked for.
+
+        The messages see what those before them have done. The kernel goes on after a refused one and reports each, so a
+        first refusal brings others about: only the first means something (nfnetlink_rcv_batch()). The generation of the
+        rules is not stated (NFNL_BATCH_GENID): anybody's transaction in the namespace would make ours fail with ERESTART,
+        and what has to be so is said by NLM_F_EXCL, or kept so by our lock.
         """
         if not messages:
             return []
         begin = self._seq + 1
         last = begin + len(messages)
         edge = _struct.pack("!BBH", 0, 0, subsystem)  # struct nfgenmsg
+        # Without its end the batch is thrown away, and nobody is told. The end itself is acknowledged since Linux 6.10 only,
+        # so the last message is: its acknowledgement comes after the commit (nfnl_err_deliver()).
         parts = [_frame(_NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, begin, edge)]
         for seq, (kind, flags, body) in enumerate(messages, begin + 1):
             parts.append(_frame(kind, flags | NLM_F_REQUEST | (NLM_F_ACK if seq == last else 0), seq, body))
         parts.append(_frame(_NFNL_MSG_BATCH_END, NLM_F_REQUEST, last + 1, edge))
         self._seq = last + 1
         data = b"".join(parts)
-        self._make_room(len(data))
+        self._grow_send_buffer(len(data))
         self._socket.send(data)
         return self._batch_answers(begin, last)
 
@@ -168,6 +202,7 @@ class Socket:
                 answers.append((answer, payload))
             elif _INT.unpack_from(payload)[0] == 0:
                 confirmed = confirmed or seq == last
+            # A commit that fails is reported with the number of the batch's beginning: then no message is singled out.
             elif failure is None:
                 failure = BatchError(*_refusal(flags, payload))
                 failure.index = seq - begin - 1 if begin < seq <= last else -1
@@ -178,7 +213,11 @@ class Socket:
         return answers
 
     def _queued(self) -> "Iterator[tuple[int, int, int, bytes]]":
-        """All that lies in the queue. ENOBUFS (more refusals than fit into it) is passed over: the first ones are there."""
+        """The messages in the queue, of all numbers; the kernel has answered before send() returned.
+
+        A refusal that does not fit into the receive buffer is lost, and the next recv() fails with ENOBUFS
+        (netlink_overrun()). The first refusals, which count, are in the queue then: read on.
+        """
         while True:
             try:
                 data = self._socket.recv(_BUFFER, _socket.MSG_DONTWAIT)
@@ -192,7 +231,9 @@ class Socket:
 
     def _dump(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         if self._unfinished:
-            self._read_dump(self._unfinished)  # or the kernel answers EBUSY
+            self._read_dump(
+                self._unfinished
+            )  # a socket has one dump at a time: EBUSY otherwise (__netlink_dump_start())
         for _ in range(_DUMP_ATTEMPTS):
             self._send(kind, flags, body)
             self._unfinished = self._seq
@@ -202,7 +243,12 @@ class Socket:
         raise OSError(errno.EAGAIN, "the kernel's tables changed during every attempt to read them")
 
     def _read_dump(self, seq: int) -> list[tuple[int, bytes]] | None:
-        """The parts of a dump; None when the table changed (NLM_F_DUMP_INTR) or parts were lost (ENOBUFS) meanwhile."""
+        """The parts of a dump, or None: it is not whole, so ask again.
+
+        The kernel goes through its table between our recv() calls and holds no lock meanwhile. When the table has changed,
+        entries may be missing or doubled, and some message of the dump, at the latest its end, has NLM_F_DUMP_INTR
+        (nl_dump_check_consistent()). ENOBUFS says that parts were lost. Either way the dump is read to its end.
+        """
         answers: list[tuple[int, bytes]] = []
         whole = True
         while True:
@@ -215,6 +261,7 @@ class Socket:
                 continue
             for answer, flags, payload in parts:
                 whole = whole and not flags & NLM_F_DUMP_INTR
+                # A dump that fails on its way ends with NLMSG_DONE, too: it has the error number (netlink_dump_done()).
                 if answer in (_NLMSG_DONE, _NLMSG_ERROR):
                     self._unfinished = 0
                     if whole:
@@ -227,17 +274,26 @@ class Socket:
         self._socket.send(_frame(kind, flags | NLM_F_REQUEST, self._seq, body))
 
     def _receive(self, seq: int) -> list[tuple[int, int, bytes]]:
-        """The (type, flags, body) of the next datagram; what answers an earlier, interrupted request is left out."""
+        """The (type, flags, body) of the next datagram's messages; those with another number than `seq` are left out.
+
+        They answer a request that a signal's exception has interrupted.
+        """
         try:
             data = self._socket.recv(_BUFFER)
         except BlockingIOError as error:
             raise OSError(errno.ETIMEDOUT, f"no netlink answer within {_RECEIVE_TIMEOUT_S} s") from error
         return [(kind, flags, body) for kind, flags, number, body in _messages(data) if number == seq]
 
-    def _make_room(self, length: int) -> None:
-        """A transaction is one datagram, so it must fit into the send buffer (by default 208 KiB)."""
-        if length > self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) - 1024:
+    def _grow_send_buffer(self, length: int) -> None:
+        """A transaction is one datagram, and one larger than the send buffer (by default 208 KiB) is EMSGSIZE."""
+        if length <= self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) - 1024:
+            return
+        try:
             self._socket.setsockopt(_socket.SOL_SOCKET, _SO_SNDBUFFORCE, length + 1024)
+        except PermissionError:
+            # FORCE needs CAP_NET_ADMIN in the first user namespace, and who is rootless has not got it. Without force the
+            # buffer gets up to twice net.core.wmem_max (sk_setsockopt()).
+            self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, length + 1024)
 
 
 def _frame(kind: int, flags: int, seq: int, body: bytes) -> bytes:
@@ -263,7 +319,7 @@ def _raise_refusal(flags: int, payload: bytes) -> None:
 
 
 def _refusal(flags: int, payload: bytes) -> tuple[int, str]:
-    """Error number and text: strerror's, followed by the kernel's own when there is one (extended acknowledgement)."""
+    """Error number and text: that of strerror(3), then the kernel's reason if it gives one (extended acknowledgement)."""
     number = -int(_INT.unpack_from(payload)[0])
     text = os.strerror(number)
     if flags & _NLM_F_ACK_TLVS:

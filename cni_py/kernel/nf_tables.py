@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 TABLE = "cni_py"
 INET, BRIDGE = 1, 7  # NFPROTO_*, linux/netfilter.h
-LAYOUT = 3  # raise with every change of nftrules.table(): an older table is then brought up to date
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NFT_MSG_NEWCHAIN = _SUBSYSTEM | 3
@@ -306,10 +305,6 @@ class Nft:
         self._socket = None
         inner.close()
         outer.close()
-
-    def has_table(self, family: int = INET) -> bool:
-        """Whether the table is there in this layout."""
-        return bool(self.get("layout", (mark(LAYOUT),), family))
 
 
 def mark(value: int) -> bytes:

@@ -12,7 +12,7 @@ import _struct
 import errno
 
 from cni_py.kernel import rtnl, sysctl
-from cni_py.kernel.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, attr, attrs, nested
+from cni_py.kernel.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, attr, attrs, nested, number, u32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38  # rtnetlink.h
 RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
-IFLA_TXQLEN, IFLA_NUM_TX_QUEUES = 13, 31  # if_link.h
+IFLA_NUM_TX_QUEUES = 31  # if_link.h
 LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX, include/net/flow.h
 
 TC_H_ROOT, TC_H_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # pkt_sched.h
@@ -115,7 +115,6 @@ _TCMSG = _struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
 _TBF = _struct.Struct("=BBHhHI 12x III")  # tc_ratespec with the rate last, no peak rate; limit, buffer, mtu
 _SELECTOR = _struct.Struct("=BBBxHHhhI IIii")  # flags, shifts, one key: mask, value, offset, mask of the offset
 _MIRRED = _struct.Struct("=IIiiiiI")  # index, capabilities, action, reference counts, eaction, interface
-_IFINFOMSG = _struct.Struct("=BxHiII")
 
 
 class TokenBucket:
@@ -147,7 +146,7 @@ class TokenBucket:
         if self.rate > U32_MAX:
             given += attr(TCA_TBF_RATE64, _struct.pack("=Q", self.rate))
         if self.ticks > U32_MAX:
-            given += attr(TCA_TBF_BURST, _struct.pack("=I", self.burst))
+            given += attr(TCA_TBF_BURST, u32(self.burst))
         return given
 
 
@@ -159,7 +158,7 @@ class ShownBucket:
     def __init__(self, options: bytes) -> None:
         found = attrs(options)
         *_, rate, self.limit, self.ticks, _ = _TBF.unpack(found[TCA_TBF_PARMS])
-        self.rate: int = int.from_bytes(found.get(TCA_TBF_RATE64, b""), "little") or rate
+        self.rate: int = number(found.get(TCA_TBF_RATE64)) or rate
 
     def is_like(self, wanted: TokenBucket) -> bool:
         """Whether it limits alike, give or take what the kernel's own arithmetic rounds."""
@@ -238,7 +237,7 @@ def add_redirect(side: "Rtnl", index: int, target: int) -> None:
     action = attr(TCA_ACT_KIND, b"mirred\0") + nested(TCA_ACT_OPTIONS, attr(TCA_MIRRED_PARMS, mirred))
     options = nested(
         TCA_OPTIONS,
-        attr(TCA_U32_CLASSID, _struct.pack("=I", TBF_HANDLE | 1)),
+        attr(TCA_U32_CLASSID, u32(TBF_HANDLE | 1)),
         attr(TCA_U32_SEL, selector),
         nested(TCA_U32_ACT, nested(1, action)),
     )
@@ -312,7 +311,7 @@ def _add_guard(side: "Rtnl", index: int, hook: int, program: "Program") -> None:
         TCA_OPTIONS,
         attr(TCA_BPF_OPS_LEN, _struct.pack("=H", len(program))),
         attr(TCA_BPF_OPS, _ops(program)),
-        attr(TCA_BPF_FLAGS, _struct.pack("=I", _TCA_BPF_FLAG_ACT_DIRECT)),
+        attr(TCA_BPF_FLAGS, u32(_TCA_BPF_FLAG_ACT_DIRECT)),
     )
     try:
         side.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, _guard(index, hook) + options)
@@ -359,21 +358,16 @@ def _guard(index: int, hook: int) -> bytes:
 
 def add_ifb(side: "Rtnl", name: str, mac: bytes, mtu: int) -> None:
     """Down, with a queue of no length as the Go plugin has it. EOPNOTSUPP when the kernel has no such devices."""
-    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + attr(rtnl.IFLA_IFNAME, rtnl.check_name(name) + b"\0")
-    body += attr(rtnl.IFLA_ADDRESS, mac) + attr(rtnl.IFLA_MTU, _struct.pack("=I", mtu))
-    body += attr(IFLA_TXQLEN, _struct.pack("=I", 0)) + nested(rtnl.IFLA_LINKINFO, attr(rtnl.IFLA_INFO_KIND, b"ifb\0"))
-    side.request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    side.add_link("ifb", name, mac, mtu, given=attr(rtnl.IFLA_TXQLEN, u32(0)))
 
 
 def lacking(side: "Rtnl") -> str:
     """What of it the kernel was built without; "" for nothing. Asks by requests that cannot succeed, and so change nothing."""
-    no_queue = attr(IFLA_NUM_TX_QUEUES, _struct.pack("=I", U32_MAX))  # more than rtnl_create_link() lets be
-    ifb = nested(rtnl.IFLA_LINKINFO, attr(rtnl.IFLA_INFO_KIND, b"ifb\0"))
-    header = _IFINFOMSG.pack(0, 0, 0, 0, 0)
+    no_queue = attr(IFLA_NUM_TX_QUEUES, u32(U32_MAX))  # more than rtnl_create_link() lets be
     questions = (
         # without options tbf_init() refuses it; an unknown kind is refused before
         ("tbf (CONFIG_NET_SCH_TBF)", errno.ENOENT, RTM_NEWQDISC, _qdisc(LOOPBACK_INDEX, TBF_HANDLE, TC_H_ROOT, "tbf")),
-        ("ifb (CONFIG_IFB)", errno.EOPNOTSUPP, rtnl.RTM_NEWLINK, header + no_queue + ifb),
+        ("ifb (CONFIG_IFB)", errno.EOPNOTSUPP, rtnl.RTM_NEWLINK, rtnl.ifinfomsg() + no_queue + rtnl.linkinfo("ifb")),
     )
     for what, answer, kind, body in questions:
         try:

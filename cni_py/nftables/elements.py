@@ -91,7 +91,7 @@ def sweep(
 def _is_there(kernel: "Kernel", families: "Iterable[int]") -> bool:
     """Whether one of our tables is there."""
     try:
-        return any(kernel.nft.has_table(family) for family in families)
+        return any(ruleset.has_table(kernel.nft, family) for family in families)
     except NftUnavailable:
         return False
 

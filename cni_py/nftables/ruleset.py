@@ -25,13 +25,14 @@ a packet, hence a chain for each.
 """
 
 from cni_py.addr import Address
-from cni_py.kernel.nf_tables import BRIDGE, INET, LAYOUT
+from cni_py.kernel.nf_tables import BRIDGE, INET, mark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.kernel.nf_tables import Nft
 
 FAMILIES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
+LAYOUT = 3  # raise it with every change of table(): an older table is then brought up to date
 RANGE_PROTOCOLS = ("tcp", "udp", "sctp")
 MADE_WHEN_NEEDED = ("inside_", "outside_", "conditions", "shared")  # how the names of such chains begin
 
@@ -102,11 +103,16 @@ add element bridge cni_py layout {{ {layout} }}
 
 def ensure_table(nft: "Nft", family: int = INET) -> None:
     """Make the table with its chains, rules and empty maps, unless it is there in this layout. CniError."""
-    if family not in nft.current and not nft.has_table(family):
+    if family not in nft.current and not has_table(nft, family):
         from cni_py.kernel import libnftables
 
         libnftables.run(table(family == BRIDGE))
     nft.current.add(family)
+
+
+def has_table(nft: "Nft", family: int = INET) -> bool:
+    """Whether our table is there in this layout: an element says so."""
+    return bool(nft.get("layout", (mark(LAYOUT),), family))
 
 
 def table(bridge: bool) -> str:

@@ -39,7 +39,9 @@ def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: boo
         if not added:
             return flow.replier == mapping.container_ip
         if not own:
-            own.update(entry.address.packed for entry in kernel.host.addresses())
+            from cni_py.kernel.inet import addresses
+
+            own.update(entry.address.packed for entry in addresses(kernel.host))
         if mapping.share and flow.replier not in own and flow.replier != flow.dst:
             return False  # another container that has the port too
         # a flow to an address that is not the host's is merely forwarded: not ours

@@ -6,8 +6,7 @@ from cni_py.addr import parse_ip
 from cni_py.attachment.engine import Op
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import warn
-from cni_py.kernel import rtnl, sysctl
-from cni_py.kernel.netlink import attr
+from cni_py.kernel import sysctl
 from cni_py.kernel.nf_tables import Change, Element, NftUnavailable, ifname_key
 from cni_py.nftables import ruleset
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
     from cni_py.kernel.rtnl import Link, Rtnl
 
-RTN_UNICAST = 1  # linux/rtnetlink.h
 WITHOUT_FILTER = "not filtered by tc"
 
 
@@ -98,15 +96,12 @@ def is_open(link: "Link") -> bool:
 
 def interface_towards(host: "Rtnl", ip: bytes) -> "Link | None":
     """The interface of the host on whose network `ip` is; None when it is behind a router, the host's own, or nowhere."""
-    header = bytes((2 if len(ip) == 4 else 10, 8 * len(ip))) + bytes(10)  # struct rtmsg, linux/rtnetlink.h
-    try:
-        answers = host.request(rtnl.RTM_GETROUTE, 0, header + attr(rtnl.RTA_DST, ip))
-    except OSError as error:
-        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ESRCH):
-            return None
-        raise
-    route = rtnl.Route(answers[0][1])
-    return host.link(route.index) if route.gw is None and route.type == RTN_UNICAST else None
+    from cni_py.kernel import inet
+
+    route = inet.route_to(host, ip)
+    if route is None or route.gw is not None or route.type != inet.RTN_UNICAST:
+        return None
+    return host.link(route.index)
 
 
 class ReflectToPort(Op):

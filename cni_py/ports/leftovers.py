@@ -122,6 +122,7 @@ def _has_address(call: Call, publication: "Publication", address: str) -> bool:
 
 def holds(path: str, ifname: str, address: str, *, unseen: bool) -> bool:
     """Whether an interface of a namespace has the address; `unseen` where that cannot be seen."""
+    from cni_py.kernel import inet
     from cni_py.kernel.rtnl import Rtnl
 
     try:
@@ -131,7 +132,8 @@ def holds(path: str, ifname: str, address: str, *, unseen: bool) -> bool:
     side = Rtnl(fd)
     try:
         link = side.link(ifname)
-        return link is not None and parse_ip(address) in [held.address.packed for held in side.addresses(link.index)]
+        held = inet.addresses(side, link.index) if link is not None else []
+        return parse_ip(address) in [entry.address.packed for entry in held]
     except OSError:
         return unseen
     finally:

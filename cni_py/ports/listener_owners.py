@@ -120,7 +120,7 @@ def _is_own(container: "Container", ip: str) -> bool:
 
 def _inside(path: str) -> set[str]:
     """The addresses in a namespace; but its loopback's; none of one that cannot be entered, or is our own."""
-    from cni_py.kernel import netns
+    from cni_py.kernel import inet, netns
     from cni_py.kernel.rtnl import Rtnl
 
     try:
@@ -130,7 +130,7 @@ def _inside(path: str) -> set[str]:
         try:
             inside = Rtnl(fd)
             try:
-                found = {ip_text(one.address.packed) for one in inside.addresses()}
+                found = {ip_text(one.address.packed) for one in inet.addresses(inside)}
                 return {ip for ip in found if not ip.startswith("127.")} - {"::1"}
             finally:
                 inside.close()

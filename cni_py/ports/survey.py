@@ -9,6 +9,7 @@ from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError
 from cni_py.iptables.names import ENTRIES, concerned
 from cni_py.kernel.nf_tables import NftUnavailable
+from cni_py.nftables.ruleset import has_table
 from cni_py.ports import publication
 from cni_py.ports.publication import Publication
 
@@ -66,7 +67,7 @@ def addresses_in(record: "records.Record") -> set[str]:
 def of_nftables(kernel: "Kernel") -> "Iterator[Found]":
     """The elements of our maps, by their comments."""
     try:
-        if not kernel.nft.has_table():
+        if not has_table(kernel.nft):
             return
     except NftUnavailable:
         return

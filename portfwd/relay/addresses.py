@@ -6,7 +6,9 @@ import socket
 from collections.abc import Sequence
 
 from cni_py.addr import ip_text
-from cni_py.kernel.rtnl import Addr, Rtnl
+from cni_py.kernel import inet
+from cni_py.kernel.inet import Addr
+from cni_py.kernel.rtnl import Rtnl
 from portfwd import follow
 from portfwd.errors import PortfwdError
 
@@ -31,7 +33,7 @@ def addresses_of(rtnl: Rtnl, interface: str) -> list[str] | None:
         link = rtnl.link(interface)
         if link is None:
             return None
-        texts = [_text(one, link.name) for one in rtnl.addresses(link.index) if _is_ready(one)]
+        texts = [_text(one, link.name) for one in inet.addresses(rtnl, link.index) if _is_ready(one)]
     except OSError as error:
         raise PortfwdError(f"the addresses of {interface} cannot be read", error.strerror or str(error)) from error
     return list(dict.fromkeys(texts))
@@ -40,7 +42,7 @@ def addresses_of(rtnl: Rtnl, interface: str) -> list[str] | None:
 def local(rtnl: Rtnl, ips: Sequence[str]) -> list[str]:
     """Those of the addresses that this host has and can listen on. PortfwdError."""
     try:
-        own = {ip_text(one.address.packed) for one in rtnl.addresses() if _is_ready(one)}
+        own = {ip_text(one.address.packed) for one in inet.addresses(rtnl) if _is_ready(one)}
     except OSError as error:
         raise PortfwdError("the addresses of this host cannot be read", error.strerror or str(error)) from error
     return [ip for ip in ips if ip in own or (ip.startswith("127.") and "127.0.0.1" in own)]  # it has all of 127/8

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from cni_py.kernel.rtnl import Addr, Rtnl
+from cni_py.kernel import inet
+from cni_py.kernel.inet import Addr
+from cni_py.kernel.rtnl import Rtnl
 
 if TYPE_CHECKING:
     from portfwd.mapping import Mapping
@@ -59,5 +61,5 @@ def assigned(ip: str) -> list[Addr]:
         return []
     wanted = socket.inet_pton(socket.AF_INET6, ip)
     with suppress(OSError), closing(Rtnl()) as host:
-        return [one for one in host.addresses(family=6) if one.address.packed == wanted]
+        return [one for one in inet.addresses(host, family=6) if one.address.packed == wanted]
     return []

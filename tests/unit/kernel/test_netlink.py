@@ -1,5 +1,6 @@
 """cni_py.kernel.netlink: framing by value, exchanges with a pretended kernel, and the real one."""
 
+import ctypes
 import errno
 import os
 import socket
@@ -17,6 +18,7 @@ HEADER = struct.Struct("=IHHII")
 DONE, ERROR = 3, 2
 MULTI, INTERRUPTED = 2, 0x10
 DUMP = 0x300
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 
 
 def test_an_attribute_is_padded_to_four_bytes_that_its_length_does_not_count() -> None:
@@ -243,7 +245,10 @@ def test_a_transaction_is_all_or_nothing() -> None:
 
 
 @pytest.mark.netns
-def test_a_transaction_larger_than_the_send_buffer_goes_through() -> None:
+@pytest.mark.parametrize("rootless", [False, True])
+def test_a_transaction_larger_than_the_send_buffer_goes_through(rootless: bool) -> None:
+    if rootless:
+        assert ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
     sock = Socket(netlink.NETLINK_NETFILTER)
     names = [b"table-%d-" % number + b"x" * 200 for number in range(1000)]
     sock.batch([(NEWTABLE, netlink.NLM_F_CREATE, table(name)) for name in names])

@@ -3,18 +3,16 @@
 import errno
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 
 import pytest
 
-from cni_py.addr import parse_address, parse_ip, parse_mac
+from cni_py.addr import parse_mac
 from cni_py.kernel import netlink, rtnl
 from cni_py.kernel.netns import Enter
 from cni_py.kernel.rtnl import Rtnl
-from cni_py.protocol.result import Route
 
 MAC, PEER_MAC = parse_mac("02:00:00:00:00:02"), parse_mac("02:00:00:00:00:03")
 
@@ -179,84 +177,12 @@ def test_vlan_ids_out_of_range_are_refused(vids: tuple[int, int | None]) -> None
         Recorder().add_vlan(5, *vids)
 
 
-def test_addresses_are_encoded_as_pyroute2_does() -> None:
-    theirs = oracle("addr", "add", index=5, address="10.1.2.3", prefixlen=24, broadcast="10.1.2.255")
-    address = parse_address("10.1.2.3/24")
-    assert recorded(lambda rtnl: rtnl.add_address(5, address, broadcast=parse_ip("10.1.2.255"))) == theirs
-    six = parse_address("2001:db8::2/64")
-    theirs = oracle("addr", "add", index=5, address="2001:db8::2", prefixlen=64)
-    assert attribute(recorded(lambda rtnl: rtnl.add_address(5, six)), rtnl.IFA_ADDRESS) == attribute(theirs, 1)
-    assert recorded(lambda rtnl: rtnl.add_address(5, six))[:3] == theirs[:3]
-    flagged = recorded(lambda rtnl: rtnl.add_address(5, six, nodad=True))
-    theirs = oracle("addr", "add", index=5, address="2001:db8::2", prefixlen=64, flags=rtnl.IFA_F_NODAD)
-    assert attribute(flagged, rtnl.IFA_FLAGS) == attribute(theirs, rtnl.IFA_FLAGS)
-    assert recorded(lambda rtnl: rtnl.delete_address(5, address)) == oracle(
-        "addr", "del", index=5, address="10.1.2.3", prefixlen=24, family=socket.AF_INET
-    )
-
-
-def route(dst: str, gw: str = "", **options: int) -> Route:
-    return Route(parse_address(dst), parse_ip(gw) if gw else None, **options)
-
-
-ROUTES: list[tuple[Route, dict[str, object]]] = [
-    (route("0.0.0.0/0", "10.1.2.1"), {"dst": "default", "gateway": "10.1.2.1", "family": socket.AF_INET}),
-    (route("192.0.2.0/24", "10.1.2.1"), {"dst": "192.0.2.0/24", "gateway": "10.1.2.1"}),
-    (route("192.0.2.0/24", scope=253), {"dst": "192.0.2.0/24", "scope": 253}),
-    (route("192.0.2.0/24", table=77, priority=9), {"dst": "192.0.2.0/24", "table": 77, "priority": 9}),
-    (route("2001:db8:1::/48", "2001:db8::1"), {"dst": "2001:db8:1::/48", "gateway": "2001:db8::1"}),
-    (
-        route("192.0.2.0/24", "10.1.2.1", mtu=1300, advmss=1200),
-        {"dst": "192.0.2.0/24", "gateway": "10.1.2.1", "metrics": {"mtu": 1300, "advmss": 1200}},
-    ),
-]
-
-
-def without_table(sent: Message) -> Message:
-    """RTA_TABLE is compared by value elsewhere: pyroute2 leaves it out for table main."""
-    return *sent[:3], [(kind, value) for kind, value in sent[3] if kind != rtnl.RTA_TABLE]
-
-
-@pytest.mark.parametrize(("ours", "theirs"), ROUTES, ids=[str(row[1]) for row in ROUTES])
-def test_routes_are_encoded_as_pyroute2_does(ours: Route, theirs: dict[str, object]) -> None:
-    base = {"oif": 5, "proto": "boot", "scope": 0, **theirs}
-    sent = recorded(lambda rtnl: rtnl.add_route(ours, 5))
-    assert without_table(sent) == without_table(oracle("route", "add", **base))
-    table = 254 if ours.table is None else ours.table
-    assert attribute(sent, rtnl.RTA_TABLE) == table.to_bytes(4, "little")
-    appended = recorded(lambda rtnl: rtnl.add_route(ours, 5, beside="after"))
-    assert without_table(appended) == without_table(oracle("route", "append", **base))
-
-
-def test_a_table_that_the_header_cannot_hold_is_not_mistaken_for_table_main() -> None:
-    sent = recorded(lambda rtnl: rtnl.add_route(route("192.0.2.0/24", table=70000), 5))
-    assert (sent[2][4], attribute(sent, rtnl.RTA_TABLE)) == (rtnl.RT_TABLE_COMPAT, (70000).to_bytes(4, "little"))
-
-
-def test_a_gateway_of_another_family_is_refused_before_the_kernel_misreads_it() -> None:
-    with pytest.raises(OSError, match="gateway of another family"):
-        Recorder().add_route(route("192.0.2.0/24", "2001:db8::1"), 5)
-
-
-def test_numbers_that_do_not_fit_are_refused() -> None:
-    for bad in (
-        lambda: Recorder().add_bridge("cni0", mtu=1 << 32),
-        lambda: Recorder().add_bridge("cni0", mtu=-1),
-        lambda: Recorder().add_route(route("192.0.2.0/24", priority=-1), 5),
-        lambda: Recorder().add_route(route("192.0.2.0/24", table=1 << 32), 5),
-        lambda: Recorder().add_route(route("192.0.2.0/24", scope=256), 5),
-        lambda: Recorder().delete_route(route("192.0.2.0/24", scope=-1), 5),
-        lambda: Recorder().set_link(5, mtu=-1),
-    ):
-        with pytest.raises(OSError, match=r"Numerical result out of range|not a route's scope"):
-            bad()
-
-
-def test_deleting_a_neighbour_is_encoded_as_pyroute2_does() -> None:
-    for ip in ("10.1.2.3", "2001:db8::2"):
-        sent = recorded(lambda rtnl, ip=ip: rtnl.delete_neighbour(5, parse_ip(ip)))  # type: ignore[misc]  # bound early
-        theirs = oracle("neigh", "del", dst=ip, ifindex=5)
-        assert (sent[0], sent[2][:8], sent[3]) == (theirs[0], theirs[2][:8], theirs[3])
+@pytest.mark.parametrize("mtu", [1 << 32, -1])
+def test_numbers_that_do_not_fit_are_refused(mtu: int) -> None:
+    with pytest.raises(OSError, match="Numerical result out of range"):
+        Recorder().add_bridge("cni0", mtu=mtu)
+    with pytest.raises(OSError, match="Numerical result out of range"):
+        Recorder().set_link(5, mtu=mtu)
 
 
 NAMES = ["", ".", "..", "a/b", "a:b", "a b", " a", "a\n", "a\tb", "a\0", "veth%d", "sixteen-bytes-xx", "ü" * 8]
@@ -453,17 +379,9 @@ def test_vlan_filtering_works_or_is_refused_by_the_kernel() -> None:
 @pytest.mark.netns
 def test_what_is_not_there_is_none_or_false() -> None:
     host = Rtnl()
-    address = parse_address("10.1.2.3/24")
     assert host.link("nope") is None
     assert host.link(99) is None
     assert [host.delete_link("nope"), host.delete_link(99)] == [False, False]
-    assert [host.delete_address(1, address), host.delete_address(99, address)] == [False, False]
-    assert host.delete_route(route("192.0.2.0/24"), 1) is False
-    assert host.delete_route(route("192.0.2.0/24"), 99) is False
-    host.set_link("lo", up=True)
-    for neighbour in ("10.1.2.3", "2001:db8::1"):
-        assert [host.delete_neighbour(index, parse_ip(neighbour)) for index in (1, 99)] == [False, False]
-    assert host.routes(table=4711) == []
 
 
 @pytest.mark.netns
@@ -473,114 +391,6 @@ def test_deleting_one_end_of_a_pair_deletes_both() -> None:
     host.add_veth("veth0a", "eth0", peer_netns_fd=there)
     assert host.delete_link("veth0a") is True
     assert container.link("eth0") is None
-
-
-@pytest.mark.netns
-def test_addresses_are_added_listed_by_link_and_deleted() -> None:
-    host = Rtnl()
-    host.add_bridge("cni0")
-    host.add_bridge("cni1")
-    index = index_of(host, "cni0")
-    four, six = parse_address("10.1.2.1/24"), parse_address("2001:db8::1/64")
-    host.add_address(index, four, broadcast=parse_ip("10.1.2.255"))
-    host.add_address(index, six, nodad=True)
-    host.add_address(index_of(host, "cni1"), parse_address("10.1.3.1/24"))
-    assert [str(addr.address) for addr in host.addresses(index)] == ["10.1.2.1/24", "2001:db8::1/64"]
-    assert [str(addr.address) for addr in host.addresses(index, 6)] == ["2001:db8::1/64"]
-    assert [str(addr.address) for addr in host.addresses(family=4)] == ["10.1.2.1/24", "10.1.3.1/24"]
-    assert host.addresses(index, 6)[0].flags & rtnl.IFA_F_NODAD
-    [shown] = ip("-4", "addr", "show", "cni0")
-    assert shown["addr_info"][0]["broadcast"] == "10.1.2.255"  # type: ignore[index]  # nested objects
-    with pytest.raises(FileExistsError):
-        host.add_address(index, four)
-    assert [host.delete_address(index, four), host.delete_address(index, six)] == [True, True]
-    assert host.addresses(index) == []
-
-
-@pytest.mark.netns
-def test_the_kernel_itself_picks_the_addresses_of_one_link() -> None:
-    host = Rtnl()
-    host.add_bridge("cni0")
-    for number in range(1, 200):
-        host.add_address(index_of(host, "cni0"), parse_address(f"10.1.2.{number}/24"))
-    body = rtnl._IFADDRMSG.pack(0, 0, 0, 0, 1)
-    assert host.request(rtnl.RTM_GETADDR, netlink.NLM_F_DUMP, body) == []
-    assert len(host.addresses(index_of(host, "cni0"))) == 199
-
-
-@pytest.mark.netns
-def test_routes_are_added_appended_listed_and_deleted() -> None:
-    host = Rtnl()
-    host.add_veth("a", "b")
-    index = index_of(host, "a")
-    host.set_link("a", up=True)
-    host.set_link("b", up=True)
-    host.add_address(index, parse_address("10.1.2.2/24"))
-    host.add_address(index, parse_address("2001:db8::2/64"), nodad=True)
-    default = route("0.0.0.0/0", "10.1.2.1", mtu=1300, advmss=1200)
-    host.add_route(default, index, beside="after")
-    host.add_route(route("::/0", "2001:db8::1", mtu=1280), index)
-    host.add_route(route("192.0.2.0/24", "10.1.2.1", table=1000, priority=7), index)
-    host.add_route(route("198.51.100.0/24", scope=253), index)
-    found = {str(entry.dst): entry for entry in host.routes(index)}
-    assert {"0.0.0.0/0", "10.1.2.0/24", "198.51.100.0/24", "::/0", "2001:db8::/64"} <= found.keys()
-    assert "192.0.2.0/24" not in found
-    first = found["0.0.0.0/0"]
-    assert (first.gw, first.mtu, first.advmss, first.table, first.index) == (
-        parse_ip("10.1.2.1"),
-        1300,
-        1200,
-        254,
-        index,
-    )
-    assert (found["::/0"].gw, found["::/0"].mtu) == (parse_ip("2001:db8::1"), 1280)
-    assert (found["198.51.100.0/24"].scope, found["198.51.100.0/24"].gw) == (253, None)
-    [elsewhere] = host.routes(index, 4, 1000)
-    assert (elsewhere.priority, elsewhere.table) == (7, 1000)
-    with pytest.raises(FileExistsError):
-        host.add_route(default, index)
-    with pytest.raises(OSError, match="Nexthop has invalid gateway"):
-        host.add_route(route("203.0.113.0/24", "172.16.0.1"), index)
-    host.add_route(route("0.0.0.0/0", "10.1.2.9"), index, beside="after")
-    host.add_route(route("::/0", "2001:db8::9"), index, beside="after")
-    ways = [entry.gw for entry in host.routes(index) if entry.dst.prefixlen == 0]
-    assert set(ways) == {parse_ip(text) for text in ("10.1.2.1", "10.1.2.9", "2001:db8::1", "2001:db8::9")}
-    assert host.delete_route(default, index) is True
-    assert host.delete_route(route("198.51.100.0/24"), index) is True
-    assert len(host.routes(table=0)) > len(host.routes())
-
-
-@pytest.mark.netns
-def test_an_ipv6_gateway_of_an_ipv4_route_is_read() -> None:
-    host = Rtnl()
-    host.add_bridge("cni0")
-    host.set_link("cni0", up=True)
-    subprocess.run(["ip", "route", "add", "192.0.2.0/24", "via", "inet6", "fe80::1", "dev", "cni0"], check=True)
-    [found] = host.routes(family=4)
-    assert found.gw == parse_ip("fe80::1")
-
-
-@pytest.mark.netns
-def test_a_neighbour_is_forgotten() -> None:
-    host = Rtnl()
-    host.add_veth("a", "b")
-    host.set_link("a", up=True)
-    for known in ("10.1.2.3", "2001:db8::3"):
-        subprocess.run(["ip", "neigh", "add", known, "lladdr", "02:00:00:00:00:09", "dev", "a"], check=True)
-        assert host.delete_neighbour(index_of(host, "a"), parse_ip(known)) is True
-    assert ip("neigh", "show", "dev", "a") == []
-
-
-@pytest.mark.netns
-def test_loopback_gets_its_addresses_when_it_is_set_up() -> None:
-    host = Rtnl()
-    host.set_link("lo", up=True)
-    assert [str(addr.address) for addr in host.addresses(1)] == ["127.0.0.1/8", "::1/128"]
-    found = host.link("lo")
-    assert found is not None
-    assert (found.flags & rtnl.IFF_LOOPBACK, found.mac, found.operstate) == (rtnl.IFF_LOOPBACK, bytes(6), "unknown")
-    host.set_link("lo", up=False)
-    assert host.addresses(1, 4) != []
 
 
 @pytest.mark.netns
@@ -608,52 +418,3 @@ def test_waiting_for_a_link_ends_when_its_peer_comes_up_or_at_the_limit() -> Non
     assert host.wait_up("a", 5) is True
     assert host.wait_up("gone", 5) is False
     assert host.wait_up(index_of(host, "b"), 5) is True
-
-
-def pair_with_one_address(address: str) -> tuple[Rtnl, Rtnl, int, int]:
-    """Two ends, both up, in two namespaces; the first waits for 1 s of duplicate address detection."""
-    there = new_netns()
-    host, container = Rtnl(), Rtnl(there)
-    host.add_veth("a", "b", peer_netns_fd=there)
-    first, second = index_of(host, "a"), index_of(container, "b")
-    container.set_link(second, up=True)
-    host.set_link(first, up=True)
-    host.wait_up(first, 5)
-    host.add_address(first, parse_address(address))
-    return host, container, first, second
-
-
-@pytest.mark.netns
-def test_waiting_for_addresses_ends_with_duplicate_address_detection() -> None:
-    host, _, index, _ = pair_with_one_address("2001:db8::2/64")
-    assert any(addr.tentative for addr in host.addresses(index, 6))
-    with pytest.raises(TimeoutError, match="still tentative"):
-        host.wait_addresses(index, 0.05)
-    host.wait_addresses(index, 10)
-    assert not any(addr.tentative for addr in host.addresses(index, 6))
-
-
-@pytest.mark.netns
-def test_an_address_that_somebody_else_has_is_reported() -> None:
-    there = new_netns()
-    host, container = Rtnl(), Rtnl(there)
-    host.add_veth("a", "b", peer_netns_fd=there)
-    first, second = index_of(host, "a"), index_of(container, "b")
-    container.set_link(second, up=True)
-    host.set_link(first, up=True)
-    host.wait_up(first, 5)
-    container.add_address(second, parse_address("2001:db8::2/64"), nodad=True)
-    host.add_address(first, parse_address("2001:db8::2/64"))
-    with pytest.raises(OSError, match="2001:db8::2/64 in DADFAILED state") as caught:
-        host.wait_addresses(first, 10)
-    assert caught.value.errno == errno.EADDRINUSE
-
-
-@pytest.mark.netns
-def test_addresses_of_a_link_without_carrier_are_not_waited_for_in_vain() -> None:
-    host = Rtnl()
-    host.add_veth("a", "b")
-    index = index_of(host, "a")
-    host.set_link(index, up=True)
-    host.add_address(index, parse_address("2001:db8::2/64"))
-    host.wait_addresses(index, 0.05)
