@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import io
 import itertools
 import re
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,3 +260,95 @@ def the_map(docstring: str) -> list[Line]:
 def places(docstring: str) -> set[str]:
     """The modules and rooms that a text points at: `room/module`, with or without a name inside it, and `room/`."""
     return {f"{room}.{name}".rstrip(".") for room, name in re.findall(r"(?<![\w/])([a-z]\w*)/(\w*)", docstring)}
+
+
+# What documents show of the floors; `python3 -m tests.house` writes it anew
+
+
+@dataclass(frozen=True)
+class Size:
+    """Lines of some files: a line with code and a comment counts as both."""
+
+    code: int = 0
+    comments: int = 0
+    docstrings: int = 0
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.code + other.code, self.comments + other.comments, self.docstrings + other.docstrings)
+
+
+def size_of(path: Path) -> Size:
+    text = path.read_text()
+    documented: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(
+            node
+        ):
+            documented.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    code: set[int] = set()
+    comments: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.string.strip():
+            found = comments if token.type == tokenize.COMMENT else code
+            found.update(range(token.start[0], token.end[0] + 1))
+    return Size(len(code - documented), len(comments), len(documented))
+
+
+def sizes(of: House) -> dict[str, Size]:
+    """By room."""
+    found: dict[str, Size] = {}
+    for name, path in modules(of):
+        room = of.room(inside(name, of))
+        found[room] = found.get(room, Size()) + size_of(path)
+    return found
+
+
+PICTURE = re.compile(r"(?<=<!-- floors: )(\w+)(, sizes)? -->\n```\n(.*?)```\n(?=<!-- end -->)", re.DOTALL)
+ABOUT = 50  # lines by which a figure may be wrong before it is written anew, and what it is rounded to
+
+
+def with_pictures(text: str) -> str:
+    """A document with each picture of floors as it is now. A figure that is still about right stays."""
+    return PICTURE.sub(_picture, text)
+
+
+def _picture(match: re.Match[str]) -> str:
+    of = next(house for house in HOUSES if house.package == match[1])
+    lines = _rows(of, match[3]) if match[2] else _short(of)
+    return f"{match[1]}{match[2] or ''} -->\n```\n{''.join(line.rstrip() + chr(10) for line in lines)}```\n"
+
+
+def _short(of: House) -> Iterator[str]:
+    """A line for each floor, the highest first."""
+    for floor in reversed(of.floors):
+        yield f"{of.level(floor.split()[0]):5}   {'   '.join(floor.split())}"
+
+
+def _rows(of: House, before: str) -> Iterator[str]:
+    """A line for each room, the highest floor first, with its size and what the map says of it."""
+    stated = {name: int(lines.replace(",", "")) for name, lines in re.findall(r"(\w+) +([\d,]+)(?=  )", before)}
+    texts = {line.module: line.text for line in the_map(ast.get_docstring(_init(of)) or "")}
+    measured, total = sizes(of), 0
+    yield "floor                  lines"
+    for floor in reversed(of.floors):
+        for place, room in enumerate(floor.split()):
+            lines, number = measured[room].code, "" if place else of.level(room)
+            known = stated.get(room, 0)
+            shown = known if abs(known - lines) <= ABOUT else round(lines, -1)
+            total += shown
+            yield f"{number:>5}  {room:<13}{shown:>7,}  {texts.get(room, 'modules that all others may import')}"
+    yield f"{'':>7}{'all':<13}{total:>7,}"
+
+
+def _init(of: House) -> ast.Module:
+    return ast.parse((ROOT / of.folder() / "__init__.py").read_text())
+
+
+def main() -> None:
+    """Write the pictures in the documents anew."""
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        document.write_text(with_pictures(document.read_text()))
+
+
+if __name__ == "__main__":
+    main()

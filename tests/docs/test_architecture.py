@@ -1,9 +1,10 @@
-"""The map in each package's docstring, and what each package says of its floor, against the folders and tests/house.py."""
+"""The map, what each package says of its floor, and what documents show of the code: against the code and tests/house.py."""
 
 from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,52 @@ def test_a_package_says_on_which_floor_it_stands(of: House, room: str) -> None:
     below = [name for floor in reversed(of.floors[: of.level(room) - 1]) for name in floor.split()]
     assert (int(said[1]), int(said[2])) == (of.level(room), len(of.floors))
     assert re.split(r",\s+", said[3]) == below
+
+
+DOCUMENTS = [house.ROOT / "README.md", *sorted((house.ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_pictures_of_the_floors_are_up_to_date(document: Path) -> None:
+    text = document.read_text()
+    assert house.with_pictures(text) == text, f"{document.name}: write it anew by `python3 -m tests.house`"
+
+
+def test_the_documents_that_show_the_floors_do() -> None:
+    shown = {path.name: [match[1] for match in house.PICTURE.finditer(path.read_text())] for path in DOCUMENTS}
+    packages_ = [of.package for of in house.HOUSES]
+    assert (shown["README.md"], shown["architecture.md"]) == (["cni_py"], packages_)
+
+
+def defined(tree: ast.Module | ast.ClassDef, above: str = "") -> set[str]:
+    """Names of the functions and classes of a module, with those of their classes before them."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(above + node.name)
+            found |= defined(node, f"{above}{node.name}.") if isinstance(node, ast.ClassDef) else set()
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_functions_that_a_document_names_are_there(document: Path) -> None:
+    """Written as `path/to/file.py:Class.method`."""
+    named = re.findall(r"`([\w/-]+\.py):([\w.]+)`", document.read_text())
+    assert named or document.name != "architecture.md", "the reading of the documents is broken"
+    lost = [
+        f"{path}:{name}"
+        for path, name in named
+        if not (house.ROOT / path).exists() or name not in defined(ast.parse((house.ROOT / path).read_text()))
+    ]
+    assert not lost
+
+
+def test_figures_are_kept_while_they_are_about_right() -> None:
+    """So that a change of ten lines does not have to touch a document."""
+    text = (house.ROOT / "docs" / "architecture.md").read_text()
+    row = next(line for line in text.splitlines() if re.match(r" +8  ports ", line))
+    stated = int(row.split()[2].replace(",", ""))
+    lines = house.sizes(house.CNI_PY)["ports"].code
+    for figure in (lines + house.ABOUT, lines + house.ABOUT + 1):
+        changed = text.replace(row, row.replace(f"{stated:>7,}", f"{figure:>7,}"))
+        assert (f"{figure:,}  " in house.with_pictures(changed)) == (figure - lines <= house.ABOUT)
