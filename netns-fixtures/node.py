@@ -107,9 +107,10 @@ class Node:
     ) -> subprocess.Popen[bytes]:
         """Start a program in this node's network and mount and the lab's pid namespace; it dies with us."""
         me = f"/proc/{os.getpid()}/fd"
+        # nsenter needs no setpriv itself: when this process dies, the lab's pid namespace and the program in it end.
         namespaces = [f"--pid={me}/{self.pids}", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}"]
         return subprocess.Popen(
-            [*DIE_WITH_PARENT, "nsenter", *namespaces, "--", *DIE_WITH_PARENT, *args],
+            ["nsenter", *namespaces, "--", *DIE_WITH_PARENT, *args],
             env={"PATH": PATH, "LANG": "C.UTF-8", **(env or {})},
             stdin=stdin,
             stdout=stdout,
