@@ -18,7 +18,8 @@ from cni_py.attachment.engine import Op, op_from_json
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse, warn
 from cni_py.ports import successors
-from cni_py.ports.mapping import RANGE_MIN, is_for_nat
+from cni_py.ports.config import RANGE_MIN
+from cni_py.ports.mapping import is_for_nat
 from cni_py.protocol.gojson import Object, decode, encode
 
 TYPE_CHECKING = False
