@@ -91,7 +91,9 @@ class Mapping:
             return [self]
         offset = self.container_port - self.first
         return [
-            Mapping(self.protocol, self.host_ip, port, self.container_ip, port + offset, allow=self.allow, share=self.share)
+            Mapping(
+                self.protocol, self.host_ip, port, self.container_ip, port + offset, allow=self.allow, share=self.share
+            )
             for port in self.ports
         ]
 
@@ -100,6 +102,31 @@ class Mapping:
         ip = "ip" if self.family == 4 else "ip6"
         clients = f"{ip} saddr {{ {', '.join(self.allow)} }}" if self.allow else ""
         return " ".join(filter(None, (common, clients)))
+
+
+class ByPort:
+    """Mappings, to be found by their ports: there may be thousands of single ones, and some that have many ports."""
+
+    __slots__ = ("_long", "_single")
+
+    def __init__(self, mappings: "Iterable[Mapping]") -> None:
+        self._long: list[Mapping] = []
+        self._single: dict[tuple[str, int], list[Mapping]] = {}
+        for mapping in mappings:
+            if mapping.first < mapping.last:
+                self._long.append(mapping)
+            else:
+                self._single.setdefault((mapping.protocol, mapping.first), []).append(mapping)
+
+    def having(self, protocol: str, first: int, last: int = 0) -> list[Mapping]:
+        """Those that have a port from `first` to `last` (0: the one port), on whatever address."""
+        last = last or first
+        found = [one for one in self._long if one.protocol == protocol and one.first <= last and first <= one.last]
+        if first == last:
+            return found + self._single.get((protocol, first), [])
+        return found + [
+            one for (of, port), ones in self._single.items() if of == protocol and first <= port <= last for one in ones
+        ]
 
 
 def bracketed(ip: bytes) -> str:

@@ -180,7 +180,9 @@ class Search:
     def __init__(self, call: "Call", conf: PortmapConf) -> None:
         self._call = call
         self.chosen: dict[str, int] = {}  # by key
-        self.said = [(entry.protocol.lower(), range(entry.host_port, entry.host_port + entry.count)) for entry in conf.entries]
+        self.said = [
+            (entry.protocol.lower(), range(entry.host_port, entry.host_port + entry.count)) for entry in conf.entries
+        ]
         addresses = [ip.address.packed for ip in conf.prev_result.ips] if conf.prev_result is not None else []
         self._own = host_listeners.Container(call.container_id, call.netns, addresses)
 

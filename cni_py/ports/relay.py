@@ -24,7 +24,7 @@ from cni_py.protocol.gojson import Object, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
@@ -227,11 +227,11 @@ class RelayPorts(Op):
             found.append({**fields, **name, "steer": steer})
         return found
 
-    def beside(self, taken: "Container[tuple[str, int]]") -> "RelayPorts":
+    def beside(self, taken: "Collection[tuple[str, int]]") -> "RelayPorts":
         """The same, but for steering of ports that programs of the host have."""
         changed: list[dict[str, Encodable]] = []
         for one in self.wanted():
-            held = any((str(one.get("protocol")), port) in taken for port in _ports(one))
+            held = any(protocol == one.get("protocol") and port in _ports(one) for protocol, port in taken)
             changed.append({**one, "steer": "never"} if held else {**one})
         return RelayPorts(mappings=encode(changed, None), required=self.required)
 
