@@ -67,7 +67,7 @@ class Lenient(io.RawIOBase):
 def open_streams() -> None:
     """Replace stdout and stderr by streams on which no write fails. Call it before any file is opened.
 
-    Each line is written at once, so that a step is seen when it is done. Characters that the terminal's encoding does not have are
+    Each line is written at once, so that a step is seen when it is done. Characters that the terminal's encoding lacks are
     written as escapes: names come from others, and LC_ALL may be C.
     """
     given = sys.__stdout__, sys.__stderr__
