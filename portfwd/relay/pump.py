@@ -1,8 +1,8 @@
-"""One direction of a TCP connection: copied or, while there is bulk, spliced.
+"""One direction of a TCP connection: its bytes are copied or, while there is bulk, spliced.
 
 Splicing (splice(2)) moves pages from one socket to the other inside the kernel, at about half the processor time of copying them
-through this process. A pipe costs two descriptors and up to its size in memory, so that only what is in flow has one: pipes are
-lent to a direction, and used again.
+through this process. A pipe costs two descriptors and up to its size in memory. So a direction borrows one while it moves bulk,
+and gives it back when it is quiet.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import errno
 import fcntl
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from portfwd.relay.connection import Connection
+    from portfwd.relay.counters import Counters
 
-PIPE_SIZE = 1 << 20  # bytes; /proc/sys/fs/pipe-max-size
-SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+PIPE_SIZE = 1 << 20  # bytes: the usual fs.pipe-max-size, beyond which a pipe needs CAP_SYS_RESOURCE
 KEPT_MAX = 16  # idle pipes
+# What splice(2) says where it cannot be used: sockets without it, a kernel or a seccomp filter that refuses the call.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
 BUFFER = 1 << 18  # bytes one recv may give; one buffer serves all connections, since nothing stays in it
-BULK = 1 << 15  # a read of so many bytes: more will come, so splice
-ROUNDS_MAX = 16  # of reading in one go, before others have their turn
+BULK = 1 << 15  # bytes: after a read of so many more will come, so splice
+ROUNDS_MAX = 16  # steps of one direction before other connections have their turn
 
 _buffer = bytearray(BUFFER)
 _view = memoryview(_buffer)
@@ -63,7 +63,7 @@ class Pipes:
         self.usable = True
 
     def lend(self) -> Pipe | None:
-        """A pipe, or None where there are no descriptors left: copying works then as well."""
+        """A pipe, or None without splice(2) or descriptors: the direction copies then."""
         if not self.usable:
             return None
         if self._idle:
@@ -74,12 +74,14 @@ class Pipes:
             return None
         try:
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError:  # the user's share of pipe pages is used up (pipe(7)): 64 KiB will do
+        except OSError:
+            # EPERM: all pipes of this user together have fs.pipe-user-pages-soft pages (64 MiB, pipe(7)). The smaller pipe that
+            # the kernel made serves as well, in more steps.
             pass
         return Pipe(read, write)
 
     def take_back(self, pipe: Pipe) -> None:
-        """One that its direction does not need any more; one with something in it is of no use to others."""
+        """Keep a pipe for the next direction, or close it: one that still holds bytes would mix them into another connection."""
         if pipe.filled or len(self._idle) >= KEPT_MAX:
             pipe.close()
         else:
@@ -91,17 +93,29 @@ class Pipes:
             self._idle.pop().close()
 
 
-class Half:
-    """One direction of a connection: from `src` to `dst`."""
+class Carrier(Protocol):
+    """The connection that a direction belongs to."""
+
+    def go_on_later(self) -> None:
+        """Call pump() of both directions again in the next round of the event loop: this turn was cut short."""
+
+    def half_ended(self) -> None:
+        """One direction has passed on its end."""
+
+
+class Direction:
+    """Moves the bytes of a connection from `src` to `dst`, both non-blocking. `inward`: from the client to the target."""
 
     __slots__ = (
-        "connection",
+        "carrier",
+        "counters",
         "dst",
         "dst_fd",
         "ended",
         "inward",
         "pending",
         "pipe",
+        "pipes",
         "readable",
         "reads_on",
         "src",
@@ -109,24 +123,40 @@ class Half:
         "writable",
     )
 
-    def __init__(self, connection: Connection, src: socket.socket, dst: socket.socket, *, inward: bool) -> None:
-        self.connection = connection
+    def __init__(
+        self,
+        carrier: Carrier,
+        src: socket.socket,
+        dst: socket.socket,
+        pipes: Pipes,
+        counters: Counters,
+        *,
+        inward: bool,
+    ) -> None:
+        self.carrier = carrier
         self.src = src
         self.dst = dst
         self.src_fd = src.fileno()
         self.dst_fd = dst.fileno()
-        self.inward = inward  # from the client to the target
+        self.pipes = pipes
+        self.counters = counters
+        self.inward = inward
         self.readable = False
-        self.reads_on = False  # src has closed, or sent an urgent byte: a short read is not the end of what there is
+        self.reads_on = (
+            False  # src has closed, or sent an urgent byte: a short read does not mean that the queue is empty
+        )
         self.writable = True  # until the kernel says otherwise
         self.pending = b""  # what was read and could not be sent
         self.pipe: Pipe | None = None
         self.ended = 0  # 1: src has sent all it will; 2: dst has been told
 
     def pump(self) -> None:
-        """Move what can be moved now, up to ROUNDS_MAX reads. OSError ends the connection."""
-        rounds = ROUNDS_MAX
-        while rounds:
+        """Move what can be moved now, in at most ROUNDS_MAX steps, and ask for another turn if that was not all.
+
+        Each side of each connection gets its turn: a client that sends as fast as it can must not hold up the others.
+        OSError ends the connection.
+        """
+        for _ in range(ROUNDS_MAX):
             if self.pipe is not None:
                 if not self._splice():
                     return
@@ -140,10 +170,10 @@ class Half:
                 return
             else:
                 self._receive()
-            rounds -= 1
-        self.connection.port.poller.soon(self.connection.go_on)
+        self.carrier.go_on_later()
 
     def _receive(self) -> None:
+        """Read once and send it on. A full read borrows a pipe: from then on splice(2) moves the bytes."""
         try:
             size = self.src.recv_into(_buffer)
         except BlockingIOError:
@@ -152,10 +182,13 @@ class Half:
         if size == 0:
             self.ended = 1
             return
-        if size >= BULK and self.connection.port.pipes.usable:
-            self.pipe = self.connection.port.pipes.lend()
+        if size >= BULK and self.pipes.usable:
+            self.pipe = self.pipes.lend()
         elif size < BUFFER and not self.reads_on:
-            self.readable = False  # a short read has emptied the queue; more to come is a new edge, epoll(7)
+            # A short read has emptied the queue, and more bytes are a new edge (epoll(7), question 9): this saves the recv(2)
+            # that would say EAGAIN. Not after the peer's end or an urgent byte, which cut a read short with more behind them
+            # and make no edge of their own later.
+            self.readable = False
         self._send(_view[:size])
 
     def _send(self, data: bytes | memoryview) -> bool:
@@ -176,12 +209,12 @@ class Half:
 
     def _count(self, size: int) -> None:
         if self.inward:
-            self.connection.port.counters.bytes_in += size
+            self.counters.bytes_in += size
         else:
-            self.connection.port.counters.bytes_out += size
+            self.counters.bytes_out += size
 
     def _splice(self) -> bool:
-        """One step by way of the pipe. False: wait for the sockets."""
+        """Fill the pipe or empty it. False: wait for the sockets."""
         pipe = self.pipe
         assert pipe is not None
         if self.pending:
@@ -194,7 +227,7 @@ class Half:
             if pipe.filled:
                 self.writable = False
                 return False
-            return self._only_recv_knows()
+            return self._ask_recv()
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
@@ -202,11 +235,15 @@ class Half:
             return True
 
     def _fill(self, pipe: Pipe) -> bool:
-        pipe.filled = os.splice(self.src_fd, pipe.write, PIPE_SIZE, flags=SPLICE_FLAGS)
-        return pipe.filled > 0 or self._only_recv_knows()
+        # SPLICE_F_NONBLOCK is about the pipe alone; that the socket does not block is its own O_NONBLOCK (splice(2)).
+        pipe.filled = os.splice(self.src_fd, pipe.write, PIPE_SIZE, flags=os.SPLICE_F_NONBLOCK)
+        return pipe.filled > 0 or self._ask_recv()
 
-    def _only_recv_knows(self) -> bool:
-        """Nothing could be spliced: there is nothing now, or nothing any more, or an urgent byte, which splice does not pass."""
+    def _ask_recv(self) -> bool:
+        """Nothing could be spliced. After the peer's end or an urgent byte, recv(2) tells why; otherwise wait for an edge.
+
+        splice(2) returns 0 or EAGAIN for an end, for an urgent byte (which it does not pass) and for an empty queue alike.
+        """
         if self.reads_on:
             self.give_back_pipe()
             return True
@@ -214,15 +251,15 @@ class Half:
         return False
 
     def _empty(self, pipe: Pipe) -> bool:
-        size = os.splice(pipe.read, self.dst_fd, pipe.filled, flags=SPLICE_FLAGS)
+        size = os.splice(pipe.read, self.dst_fd, pipe.filled, flags=os.SPLICE_F_NONBLOCK)
         pipe.filled -= size
         self._count(size)
-        self.connection.port.counters.spliced += size
+        self.counters.spliced += size
         return True
 
     def _stop_splicing(self) -> None:
-        """The kernel does not splice for us: copy from now on."""
-        self.connection.port.pipes.usable = False
+        """The kernel refuses splice(2): copy from now on, beginning with what is in the pipe."""
+        self.pipes.usable = False
         if self.pipe is not None:
             self.pending += self.pipe.drained()
         self.give_back_pipe()
@@ -231,10 +268,11 @@ class Half:
         """Copy again, until there is bulk."""
         pipe, self.pipe = self.pipe, None
         if pipe is not None:
-            self.connection.port.pipes.take_back(pipe)
+            self.pipes.take_back(pipe)
 
     def _pass_on_end(self) -> None:
         if self.ended == 1:
             self.ended = 2
+            # Ends this direction alone: the other one may still carry an answer (half-close, RFC 9293 section 3.6).
             self.dst.shutdown(socket.SHUT_WR)
-            self.connection.half_ended()
+            self.carrier.half_ended()

@@ -26,7 +26,7 @@ from portfwd.mapping import Mapping, Target
 from portfwd.relay.connection import Connection
 from portfwd.relay.listener import Listener
 from portfwd.relay.publish import Published
-from portfwd.relay.pump import Half, Pipe
+from portfwd.relay.pump import Direction, Pipe
 from portfwd.relay.tcp import TcpPort
 from portfwd.relay.udp import UdpPort
 from portfwd.service import udp_state
@@ -127,26 +127,26 @@ def pack_connection(one: Connection, parcel: Parcel) -> Json:
         "client": parcel.put(one.client.fileno()),
         "client_ip": one.client_ip,
         "target": parcel.put(one.target.fileno()) if one.target is not None else None,
-        "serving": one.port.mapping.targets.index(one.serving) if one.serving in one.port.mapping.targets else None,
+        "serving": one.server.mapping.targets.index(one.serving) if one.serving in one.server.mapping.targets else None,
         "candidates": [
-            [one.port.mapping.targets.index(target), port]
+            [one.server.mapping.targets.index(target), port]
             for target, port in one.candidates
-            if target in one.port.mapping.targets
+            if target in one.server.mapping.targets
         ],
         "connected": one.connected,
         "preface": text(one.preface),
-        "up": pack_half(one.up, parcel),
-        "down": pack_half(one.down, parcel),
+        "up": pack_direction(one.up, parcel),
+        "down": pack_direction(one.down, parcel),
     }
 
 
-def pack_half(half: Half | None, parcel: Parcel) -> Json:
+def pack_direction(one: Direction | None, parcel: Parcel) -> Json:
     """One direction of it."""
-    if half is None:
+    if one is None:
         return {}
-    pipe = half.pipe
+    pipe = one.pipe
     piped = [parcel.put(pipe.read), parcel.put(pipe.write), pipe.filled] if pipe is not None and pipe.filled else None
-    return {"pending": text(half.pending), "ended": half.ended, "pipe": piped}
+    return {"pending": text(one.pending), "ended": one.ended, "pipe": piped}
 
 
 # Unpacking
@@ -232,13 +232,13 @@ def unpack_connection(server: TcpPort, raw: Json, parcel: Parcel) -> None:
     target = socket.socket(fileno=parcel.take(raw["target"]))
     target.setblocking(False)
     connection.resume(target, serving, connected=bool(raw["connected"]))
-    for half, saved in ((connection.up, obj(raw, "up")), (connection.down, obj(raw, "down"))):
-        if half is not None:
-            half.pending = data(saved["pending"])
-            half.ended = integer(saved, "ended")
+    for direction, saved in ((connection.up, obj(raw, "up")), (connection.down, obj(raw, "down"))):
+        if direction is not None:
+            direction.pending = data(saved["pending"])
+            direction.ended = integer(saved, "ended")
             if saved["pipe"] is not None:
                 read, write, filled = row(saved["pipe"], int, int, int)
-                half.pipe = Pipe(parcel.take(read), parcel.take(write), filled)
+                direction.pipe = Pipe(parcel.take(read), parcel.take(write), filled)
     server.poller.soon(connection.go_on)
 
 
