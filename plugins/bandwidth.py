@@ -1,13 +1,18 @@
 """bandwidth: limits what a container receives and sends. Chained behind a plugin that made a veth pair.
 
-    ADD    a token bucket on the host's veth (ingress), an ifb device with another one (egress); result: prevResult and the ifb
-    DEL    what the record lists, and an ifb that the Go plugin made
+    ADD    the plan -> result: prevResult, with the ifb device if there is one
+    DEL    undoes the record; an ifb device of the Go plugin, or of ours whose record is lost
     CHECK  the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows, with or without a record
-    STATUS whether the kernel has what it takes
+    STATUS that the kernel has tbf and ifb
 
-Example configuration: conf/bandwidth.conflist. The ifb has the Go plugin's name, made of network and containerID; a second
-interface of a container in one network, which would have the same, has one of its own.
+What ADD makes, all of it on the host, in this order (interface/shaping.py says why):
+
+    ingress     a token bucket (qdisc tbf) on the host's end of the veth pair
+    egress      an ifb device, up, with a token bucket; a redirect to it of all that comes in by the host's end
+
+The ifb has the Go plugin's name, made of network and containerID. A second interface of the container in the same network
+would have the same, so its ifb is called by the attachment. Example configuration: conf/bandwidth.conflist.
 """
 
 from cni_py import version
@@ -32,11 +37,7 @@ MTU = 1500  # in a dry run, where the veth is not there to ask
 def add(call: Call) -> "Result":
     """Limit the container."""
     conf = BandwidthConf(call.conf)
-    earlier = prev_result(call.conf)
-    if earlier is None:
-        raise InvalidNetworkConfig(
-            "bandwidth must be called as chained plugin: it needs the result of a plugin before it (prevResult)"
-        )
+    earlier = needed_result(call, "as chained plugin")
     if conf.ingress is None and conf.egress is None:
         return earlier
     check_rates(conf)
@@ -50,15 +51,25 @@ def add(call: Call) -> "Result":
     return earlier
 
 
+def needed_result(call: Call, how: str) -> "Result":
+    """prevResult. InvalidNetworkConfig where there is none; `how` is worded as the Go plugin's verb has it."""
+    earlier = prev_result(call.conf)
+    if earlier is None:
+        raise InvalidNetworkConfig(
+            f"bandwidth must be called {how}: it needs the result of a plugin before it (prevResult)"
+        )
+    return earlier
+
+
 def check_rates(conf: BandwidthConf) -> None:
-    """What the kernel would refuse after half of the work."""
+    """InvalidNetworkConfig for a limit of 0 bytes, which the kernel would refuse when half of the plan is applied."""
     for limit in (conf.ingress, conf.egress):
         if limit is not None and 0 in limit:
             raise InvalidNetworkConfig("rates and bursts are in bits, and cannot be below 8")
 
 
 def plan(call: Call, conf: BandwidthConf, name: str, mtu: int, ifb: str) -> "list[Op]":
-    """Everything that limits the container, in order."""
+    """The operations that limit the container, in order. `name` and `mtu` are the host's end's."""
     from cni_py.interface.shaping import AddIfb, LimitIfb, LimitRate, RedirectToIfb
 
     steps: list[Op] = []
@@ -76,11 +87,11 @@ def plan(call: Call, conf: BandwidthConf, name: str, mtu: int, ifb: str) -> "lis
 
 
 def host_end(call: Call, earlier: "Result") -> tuple[str, int]:
-    """Name and MTU of the host's end of the container's veth, which the result before must name."""
+    """Name and MTU (bytes) of the host's end of the container's veth. CniError unless prevResult names it."""
     listed = [interface.name for interface in earlier.interfaces if not interface.sandbox]
     inside = call.kernel.container.link(call.ifname)
     if inside is None and call.dry_run and listed:
-        return listed[-1], MTU  # the plugin before has only said what it would make
+        return listed[-1], MTU  # the plugin before has not made it, since this is a dry run
     no_peer = f"container interface {call.ifname} has no veth peer"
     if inside is None:
         raise CniError(no_peer, f"{call.ifname} is not there in the container")
@@ -96,7 +107,7 @@ def host_end(call: Call, earlier: "Result") -> tuple[str, int]:
 
 
 def refuse_existing(call: Call, name: str) -> None:
-    """What the host's end has already belongs to somebody, or to an ADD that still stands: leave it alone."""
+    """CniError where the host's end has a limit: somebody else's, or that of an ADD that succeeded."""
     from cni_py.kernel import tc
 
     link = call.kernel.host.link(name)
@@ -105,17 +116,19 @@ def refuse_existing(call: Call, name: str) -> None:
 
 
 def is_pair(inside: "Link", outside: "Link") -> bool:
-    """Whether the link that has the peer's index on the host is the peer: it might be in yet another namespace."""
+    """Whether a link of the host with the index of the peer is the peer. The peer may be in a third namespace, where indexes
+    are numbered anew: then the host's link of that index is another one.
+    """
     return outside.kind == "veth" and outside.link == inside.index
 
 
 def shared_ifb_name(call: Call) -> str:
-    """The Go plugin's, the same for all interfaces of a container in one network."""
+    """The Go plugin's name of the ifb, the same for all interfaces of a container in one network."""
     return IFB_PREFIX + sha512_hex(call.conf.name + call.container_id)[:12]
 
 
 def own_ifb_name(call: Call) -> str:
-    """That of this attachment alone."""
+    """The name of the ifb of a second interface: this attachment's alone."""
     return IFB_PREFIX + call.key.hex[:12]
 
 
@@ -132,7 +145,7 @@ def delete(call: Call) -> None:
 
 
 def delete_ifbs(call: Call, recorded: bool) -> None:
-    """Ours whose record is lost; and the Go plugin's, unless the result says that this interface has none."""
+    """Delete an ifb of ours whose record is lost, and the Go plugin's, unless prevResult says that this interface has none."""
     if not any(map(call.kernel.host.link, (own_ifb_name(call), shared_ifb_name(call)))):
         return
     from cni_py.interface.shaping import delete_ifb
@@ -145,13 +158,9 @@ def delete_ifbs(call: Call, recorded: bool) -> None:
 
 
 def check(call: Call) -> None:
-    """Compare with the kernel."""
+    """Compare the plan of ADD with the kernel."""
     conf = BandwidthConf(call.conf)
-    earlier = prev_result(call.conf)
-    if earlier is None:
-        raise InvalidNetworkConfig(
-            "bandwidth must be called as a chained plugin: it needs the result of a plugin before it (prevResult)"
-        )
+    earlier = needed_result(call, "as a chained plugin")
     if conf.ingress is None and conf.egress is None:
         return
     name, mtu = host_end(call, earlier)
@@ -161,12 +170,12 @@ def check(call: Call) -> None:
 
 
 def gc(call: Call) -> None:
-    """Take away what stale attachments left."""
+    """Undo stale attachments: by their records, then the ifb devices of lost records."""
     call.finish_delete(collect_garbage(call) + call.run_all(sweep_ifbs))
 
 
 def sweep_ifbs(call: Call) -> None:
-    """Delete ifb devices of stale attachments whose record is lost: their alias says of which network they are."""
+    """Delete the ifb devices of stale attachments, which their alias names."""
     if call.conf.valid_attachments is None:
         return
     is_stale = call.stale_marks()

@@ -1,4 +1,8 @@
-"""The configuration of bandwidth: conf/bandwidth.conflist. Rates in bits/s and bursts in bits, of 0 when there is no limit."""
+"""The configuration of bandwidth: conf/bandwidth.conflist.
+
+Rates in bits/s and bursts in bits; 0 is no limit. They stand in the plugin's own object, or (all of them) in the capability
+`bandwidth` of runtimeConfig.
+"""
 
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.protocol.netconf import MISSING, Missing, child, lookup, undecodable
@@ -9,11 +13,13 @@ if TYPE_CHECKING:
     from cni_py.protocol.netconf import NetConf
 
 KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
-BURST_MAX = (1 << 32) - 1  # bytes; this one itself is refused, as by the Go plugin
+BURST_MAX = (
+    1 << 32
+) - 1  # bytes, 32 bits in the kernel's tc_tbf_qopt; this very number is refused, as by the Go plugin
 
 
 class BandwidthConf:
-    """What the container may receive (`ingress`) and send (`egress`): bytes/s and bytes at once; None: no limit."""
+    """What the container may receive (`ingress`) and send (`egress`): (bytes/s, bytes of a burst), or None for no limit."""
 
     __slots__ = ("egress", "ingress")
 
@@ -25,11 +31,11 @@ class BandwidthConf:
         values = {key: unsigned(source, key) for key in KEYS}
         self.ingress = bucket("ingress", values["ingressRate"], values["ingressBurst"])
         self.egress = bucket("egress", values["egressRate"], values["egressBurst"])
-        _ = conf.prev_result  # of a wrong type: refused like any other key
+        _ = conf.prev_result  # read, so that one of a wrong type is refused like any other key
 
 
 def unsigned(obj: "Object", name: str) -> int:
-    """A number that is not negative, 0 when there is none."""
+    """The number under a key, from 0 to 2^64-1; 0 when it is missing."""
     value = lookup(obj, name)
     if isinstance(value, Missing):
         return 0
@@ -39,7 +45,7 @@ def unsigned(obj: "Object", name: str) -> int:
 
 
 def bucket(direction: str, rate: int, burst: int) -> tuple[int, int] | None:
-    """The limit, of bits made bytes."""
+    """The limit in bytes/s and bytes, from bits; None where both are 0. InvalidNetworkConfig for one without the other."""
     if not rate and not burst:
         return None
     if not burst:

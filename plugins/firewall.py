@@ -1,18 +1,24 @@
 """firewall: what is forwarded to and from the container passes; bridges can be kept apart. Chained behind e.g. bridge.
 
-    ADD    rules for the addresses of prevResult, and for the bridge among its interfaces; result: prevResult
-    DEL    what the record lists, and rules that the Go plugin made for these addresses
+    ADD    the plan: rules for the addresses of prevResult, and for its bridge -> result: prevResult
+    DEL    undoes the record; rules that the Go plugin made for these addresses
     CHECK  the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows, with or without a record
-    STATUS whether the backend is there
+    STATUS that the backend is there
+
+What ADD makes, in this order:
+
+    what is forwarded from and to the addresses passes      nftables/policy.py, iptables/forward.py
+    the bridge is kept apart from others                    by ingressPolicy
+    its port is isolated from the bridge's other ports      by ingressPolicy isolated
 
 Example configuration: conf/firewall.conflist.
 
     backend        nftables     the default: elements of our table; iptables' FORWARD only where it drops by policy
                    iptables     the Go plugin's chains CNI-FORWARD, CNI-ADMIN, CNI-ISOLATION-STAGE-1 and -2
     ingressPolicy  open         the default
-                   same-bridge  not reached from other bridges with a policy, but by published ports
-                   isolated     nor from its own bridge, also without br_netfilter: no frame of any type passes between the ports
+                   same-bridge  other bridges with a policy reach the container only by its published ports
+                   isolated     so do containers of its own bridge, also without br_netfilter: no frame passes between ports
                    Both need a bridge in prevResult: behind ptp or macvlan they are refused (code 7)
 """
 
@@ -36,7 +42,7 @@ ADMIN_CHAIN = "CNI-ADMIN"
 
 
 class FirewallConf:
-    """The configuration, checked as far as every verb must."""
+    """The keys of the configuration. InvalidNetworkConfig for a value of a wrong type, at every verb."""
 
     __slots__ = ("admin_chain", "asked", "policy", "prev_result")
 
@@ -45,23 +51,23 @@ class FirewallConf:
         self.asked = netconf.string(raw, "backend")
         self.admin_chain = netconf.string(raw, "iptablesAdminChainName", ADMIN_CHAIN)
         self.policy = netconf.string(raw, "ingressPolicy")
-        netconf.string(raw, "firewalldZone")
+        netconf.string(raw, "firewalldZone")  # read, so that one of a wrong type is refused
         self.prev_result: Result | None = prev_result(call.conf)
 
     @property
     def backend(self) -> str:
-        """The one to use; what is not a backend's name is passed over, as the Go plugin does."""
+        """The backend to use. A name that is none counts as not given, as with the Go plugin."""
         return chosen(self.asked if self.asked in BACKENDS else "")
 
     @property
     def host_side(self) -> list[str]:
-        """The host's interfaces that prevResult names: of the bridge plugin the bridge, then its port."""
+        """The host's interfaces in prevResult. The bridge plugin names its bridge first, then the port."""
         interfaces = self.prev_result.interfaces if self.prev_result is not None else []
         return [interface.name for interface in interfaces if not interface.sandbox]
 
     @property
     def bridge(self) -> str:
-        """The bridge the policy is about, "" when prevResult names none."""
+        """The bridge that the policy is for, "" when prevResult names none."""
         return "".join(self.host_side[:1])
 
     @property
@@ -71,7 +77,7 @@ class FirewallConf:
 
     @property
     def has_policy(self) -> bool:
-        """Whether bridges are to be kept apart. CniError for a policy that is none."""
+        """Whether bridges are to be kept apart. InvalidNetworkConfig for an unknown policy."""
         if self.policy not in ("", "open", "same-bridge", "isolated"):
             raise InvalidNetworkConfig(
                 f'unknown ingress policy: "{self.policy}" (ingressPolicy is open, same-bridge or isolated)'
@@ -79,12 +85,12 @@ class FirewallConf:
         return self.policy in ("same-bridge", "isolated")
 
     def refuse_firewalld(self) -> None:
-        """It has its own daemon and zones, and asking for it means that rules of ours would be in its way."""
+        """UnsupportedField for the backend firewalld: its daemon owns the rules, and ours would be in its way."""
         if self.asked == "firewalld":
             raise UnsupportedField("backend: firewalld is not supported: use nftables or iptables")
 
     def check_add(self, kernel: "Kernel") -> None:
-        """CniError for what only ADD and CHECK refuse."""
+        """InvalidNetworkConfig or UnsupportedField for what only ADD and CHECK refuse."""
         self.refuse_firewalld()
         from cni_py.kernel.xtables import is_chain_name
 
@@ -105,19 +111,19 @@ def add(call: Call) -> "Result":
     if steps:
         call.begin()
         call.apply(steps)
-    earlier.form = None  # each address is said to be of the family that it is of
+    earlier.form = None  # not passed on as it was read: the `version` of each address is to be that of its family
     return earlier
 
 
 def needed_result(conf: FirewallConf) -> "Result":
-    """The result of the plugin before."""
+    """prevResult. InvalidNetworkConfig where there is none."""
     if conf.prev_result is None:
         raise InvalidNetworkConfig("missing prevResult from earlier plugin: firewall must be chained behind another")
     return conf.prev_result
 
 
 def plan(conf: FirewallConf, backend: str) -> "list[Op]":
-    """Everything that lets it pass, and keeps others out; nothing without addresses or policy."""
+    """The operations that let the container's traffic pass and keep others out; none without addresses and policy."""
     from cni_py.iptables.forward import PassForwarded
     from cni_py.nftables.policy import IsolatePort, KeepApart
 
@@ -144,12 +150,12 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
 
 
 def delete(call: Call) -> None:
-    """Take the rules out, whatever the configuration now says."""
+    """Delete the rules, whatever the configuration says by now."""
     call.finish_delete(call.run_all(Call.undo_recorded, remove_foreign, forget_policies))
 
 
 def remove_foreign(call: Call) -> None:
-    """Without a record: take out what the Go plugin made for the addresses of prevResult."""
+    """Without a record: delete the rules that the Go plugin made for the addresses of prevResult."""
     from cni_py.iptables.forward import forget_addresses
 
     earlier = known_result(call.conf)
@@ -159,7 +165,7 @@ def remove_foreign(call: Call) -> None:
 
 
 def admin_chain_of(call: Call) -> str:
-    """The chain that an ADD will have used: the default where the configuration's is no chain's name."""
+    """The admin chain that an ADD will have used: the default where the configured one is no name of a chain."""
     from cni_py.kernel.xtables import is_chain_name
 
     name = netconf.string(call.conf.raw, "iptablesAdminChainName", ADMIN_CHAIN)
@@ -167,7 +173,7 @@ def admin_chain_of(call: Call) -> str:
 
 
 def forget_policies(call: Call) -> None:
-    """Without a record: take out what keeps the container apart."""
+    """Without a record: delete what keeps the container apart."""
     if call.is_recorded:
         return
     from cni_py.nftables.policy import forget_policies
@@ -178,7 +184,7 @@ def forget_policies(call: Call) -> None:
 
 
 def check(call: Call) -> None:
-    """Compare with the kernel."""
+    """Compare the plan of ADD with the kernel."""
     conf = FirewallConf(call)
     needed_result(conf)
     conf.check_add(call.kernel)
@@ -188,7 +194,7 @@ def check(call: Call) -> None:
 
 
 def backend_in_use(call: Call, conf: FirewallConf) -> str:
-    """The backend that has served the attachment, also if the configuration has changed since, or the plugin."""
+    """The backend that ADD used, from the record; else the configured one, which may have changed since."""
     record = records.load(call.key, call.plugin)
     for fields in record.ops if record is not None else ():
         if isinstance(fields, dict) and fields.get("op") == "PassForwarded":
@@ -197,19 +203,19 @@ def backend_in_use(call: Call, conf: FirewallConf) -> str:
 
 
 def gc(call: Call) -> None:
-    """Take away what stale attachments left."""
+    """Undo stale attachments: by their records, then what lost records leave behind."""
     call.finish_delete(collect_garbage(call) + call.run_all(sweep_ports, sweep_policies))
 
 
 def sweep_policies(call: Call) -> None:
-    """Take out the policies of bridges that nobody needs."""
+    """Delete the policies of bridges that no attachment needs any more."""
     from cni_py.nftables.policy import leave_stale
 
     leave_stale(call.kernel, call.stale_marks())
 
 
 def sweep_ports(call: Call) -> None:
-    """Take out the elements of stale attachments whose record is lost."""
+    """Delete the nftables elements of stale attachments whose record is lost."""
     valid = call.valid_attachments
     if valid is None:
         return

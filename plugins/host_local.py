@@ -1,13 +1,16 @@
 """host-local: addresses from the ranges of the configuration, reserved in a directory of this host. An IPAM plugin.
 
-    ADD     one free (or requested) address of each range set, reserved on disk -> result
-    DEL     removes what the attachment has reserved; nothing is success
-    CHECK   something is reserved for the attachment
-    GC      removes the reservations of attachments that are not in the list
+    ADD     reserves one free (or requested) address of each range set -> result [addresses, routes, DNS settings]
+    DEL     releases what the attachment has reserved, and withdraws ports that it still publishes; nothing is success
+    CHECK   an address is reserved for the attachment
+    GC      releases the reservations of attachments that are not in the list
     STATUS  code 50 when a range set has no address left
 
+It makes nothing in the kernel. An ADD holds the lock of the network's directory while it chooses and reserves; the files there
+and what is reclaimed from them: cni_py/ipam/reservations.py. Which address comes next: cni_py/ipam/ranges.py.
+
 Beyond the Go plugin: `exclude` in `ipam` or in a range lists addresses, networks and ranges ("192.0.2.9-192.0.2.20") that
-are only given to who asks for them by name. The directory and what is reclaimed from it: cni_py/ipam/reservations.py.
+only those get who ask for one by name. Example configuration: conf/host-local.conflist.
 """
 
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def add(call: Call) -> Result:
-    """Choose under the lock, then reserve: the operations are complete before the first of them is applied."""
+    """Choose an address of each set and reserve them, both under the lock of the directory."""
     ipam, range_sets, requested = parse(call)
     routes = parse_routes(ipam)
     path = netconf.string(ipam, "resolvConf")
@@ -55,7 +58,7 @@ def add(call: Call) -> Result:
 
 
 def examine(call: Call) -> None:
-    """Read all that ADD reads of the configuration."""
+    """Read all that ADD reads of the configuration, and raise what it would raise."""
     from cni_py.interface.addressing import check_route
 
     ipam, _, _ = parse(call)
@@ -68,7 +71,10 @@ def examine(call: Call) -> None:
 
 
 def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes], pool: Pool) -> "list[Choice]":
-    """An address of each set. On failure the sets before the failing one have moved on, as with the Go plugin."""
+    """An address of each set, with its range. CniError when a set has none to give, or a requested one is in no set.
+
+    Then the cursors of the sets before have moved on, as with the Go plugin.
+    """
     mine = pool.of_attachment(call.container_id, call.ifname)[1]
     chosen: list[Choice] = []
     try:
@@ -94,22 +100,23 @@ def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes],
 
 
 def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
-    """CniError when the attachment already has one of its addresses from this set."""
+    """CniError when one of the attachment's reservations, `mine`, is of this set."""
     for name in mine:
         if is_address(name) and range_of(ranges, parse_ip(name)):
             raise CniError(f"{name} has been allocated to {call.container_id}, duplicate allocation is not allowed")
 
 
 def delete(call: Call) -> None:
-    """What the attachment has, whatever the configuration says now, as far as it still tells the directory."""
+    """Release what the attachment has. Of the configuration only dataDir and the network's name count: the rest may be wrong."""
     try:
-        call.withdraw_ports()  # while nobody else can have the addresses
+        call.withdraw_ports()  # before the addresses are free, for whoever gets them next
     finally:
         release(call)
 
 
 def release(call: Call) -> list[str]:
-    """Release what the attachment has reserved; returns the names of the reservations."""
+    """Release what the attachment has reserved. Returns the names of the reservations: the addresses as text."""
+    # With a NUL in it dataDir is no path, so no ADD can have used it. DEL looks in the default directory, and succeeds.
     data_dir = netconf.string(call.conf.ipam or Object(), "dataDir")
     directory = directory_of(call.conf) if "\0" not in data_dir else f"{DATA_DIR}/{call.conf.name}"
     with Pool(directory) as pool:
@@ -119,7 +126,7 @@ def release(call: Call) -> list[str]:
 
 
 def check(call: Call) -> None:
-    """One reservation is enough, as with the Go plugin: the configuration may have changed since."""
+    """One reservation is enough, as with the Go plugin, since the configuration may have other range sets by now."""
     parse(call)
     with Pool(directory_of(call.conf), make=True, look=True) as pool:
         if not pool.of_attachment(call.container_id, call.ifname)[1]:
@@ -129,19 +136,20 @@ def check(call: Call) -> None:
 
 
 def gc(call: Call) -> None:
-    """Without a list nothing is known to be stale. What does not read as a reservation is left alone."""
+    """Release what is reserved for attachments that are not in the list. Files that are no reservations are left alone."""
     valid = call.valid_attachments
     if valid is None:
         return
     keep = {form for key in valid for form in (holder(key.container_id, key.ifname), holder(key.container_id))}
     with Pool(directory_of(call.conf)) as pool:
         for who, names in pool.by_holder().items():
+            # Of one line (before 2019) or two, without white space in them: else it is no reservation.
             if who not in keep and len(who.split()) == len(who.split(b"\r\n")) <= 2:
                 pool.release(who, [name for name in names if is_address(name)])
 
 
 def status(call: Call) -> None:
-    """Could an ADD be served now? Looks only."""
+    """PluginNotAvailable when a range set is full. Changes nothing, and does not wait for the lock."""
     _, range_sets, _ = parse(call)
     with Pool(directory_of(call.conf), look=True) as pool:
         for number, ranges in enumerate(range_sets):
@@ -152,14 +160,14 @@ def status(call: Call) -> None:
 
 
 def resolver(path: str) -> DNS:
-    """The settings in a resolv.conf(5)."""
+    """The DNS settings in a file of the form of resolv.conf(5)."""
     from cni_py.ipam.resolvconf import read
 
     return read(path)
 
 
 def parse(call: Call) -> "tuple[Object, list[RangeSet], list[bytes]]":
-    """The ipam object, its range sets in the order of the result, and the requested addresses."""
+    """The ipam object, its range sets in the order of the result, and the requested addresses. InvalidNetworkConfig."""
     ipam, runtime = call.conf.ipam, call.conf.runtime_config or Object()
     if ipam is None:
         raise InvalidNetworkConfig("IPAM config missing 'ipam' key: the configuration needs an object \"ipam\"")
@@ -175,7 +183,7 @@ def parse(call: Call) -> "tuple[Object, list[RangeSet], list[bytes]]":
 
 
 def parse_requests(call: Call, runtime: Object) -> list[bytes]:
-    """What CNI_ARGS, args.cni and the capability `ips` ask for, each once; a prefix length is not looked at."""
+    """The addresses that CNI_ARGS, args.cni and the capability `ips` ask for, each once. A prefix length is not looked at."""
     cni = netconf.child(call.conf.args or Object(), "cni") or Object()
     asked = netconf.parse_cni_args(call.args, ("IP",)).get("IP", "")
     texts = [*([asked] if asked else []), *netconf.strings(cni, "ips"), *netconf.strings(runtime, "ips")]
@@ -186,7 +194,7 @@ def parse_requests(call: Call, runtime: Object) -> list[bytes]:
 
 
 def parse_routes(ipam: Object) -> "list[Route]":
-    """The routes as they go into the result. (One without dst is refused; the Go plugin passes "<nil>" on.)"""
+    """The routes of the result. InvalidNetworkConfig for one without dst, of which the Go plugin makes "<nil>"."""
     try:
         return [route_from_json(entry) for entry in netconf.objects(ipam, "routes")]
     except ValueError as error:

@@ -1,15 +1,14 @@
 """loopback: the container's `lo` is up, with 127.0.0.1 and ::1.
 
-    ADD    lo up; the result names it, or is the one of the plugin before
-    DEL    lo down, where the namespace of the ADD still exists
+    ADD    sets lo up, with which the kernel gives it 127.0.0.1/8 and ::1 -> result [lo], or prevResult
+    DEL    sets lo down, where the namespace of the ADD still exists
     CHECK  lo is up
     GC     attachments of this network that the runtime no longer knows
+    STATUS always well: it needs nothing
 
-Needs no IPAM, and STATUS has nothing to miss. Example: conf/loopback.conflist.
-
-Every namespace has a lo, so nothing but the record of ADD tells whether the one at CNI_NETNS is the attachment's: a path that
-was used again leads to somebody else's. Without a record (the Go plugin keeps none) lo stays as it is and ends with its
-namespace.
+Every namespace has a lo. Only the record of ADD tells whether the one at CNI_NETNS is the attachment's, since the path may lead
+to another container's namespace by now. Without a record (the Go plugin keeps none) lo stays as it is, and ends with its
+namespace. Example configuration: conf/loopback.conflist.
 """
 
 from cni_py.addr import mac_text
@@ -17,7 +16,7 @@ from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.attachment.engine import Op
 from cni_py.errors import CniError
 from cni_py.interface import common
-from cni_py.kernel import inet, rtnl
+from cni_py.kernel import inet
 from cni_py.protocol.result import Interface, IPConfig, Result, prev_result
 
 TYPE_CHECKING = False
@@ -28,7 +27,7 @@ LO = "lo"
 
 
 class SetLoopbackUp(Op):
-    """lo is up, and with it 127.0.0.1 and ::1."""
+    """The container's lo is up. Not owned where it was up before."""
 
     owned = True
     line = "container: set lo up"
@@ -45,7 +44,7 @@ class SetLoopbackUp(Op):
 
 
 def add(call: Call) -> Result:
-    """CNI_IFNAME is not looked at: the interface is always lo."""
+    """Set lo up, whatever CNI_IFNAME says. CniError where lo has an address of another network."""
     earlier = prev_result(call.conf)
     link = common.need(call.kernel.container, LO)
     call.begin()
@@ -69,23 +68,23 @@ def is_loopback(ip: bytes) -> bool:
 
 
 def delete(call: Call) -> None:
-    """Down again; no namespace is as good as down."""
+    """Set lo down. A namespace that is gone is success."""
     call.finish_delete(call.run_all(Call.undo_recorded))
 
 
 def check(call: Call) -> None:
-    """lo must be up."""
-    if not common.need(call.kernel.container, LO).flags & rtnl.IFF_UP:
+    """CniError unless lo is up."""
+    if not common.need(call.kernel.container, LO).up:
         raise CniError("loopback interface is down")
 
 
 def gc(call: Call) -> None:
-    """Take away what stale attachments left."""
+    """Undo stale attachments by their records."""
     call.finish_delete(collect_garbage(call))
 
 
 def status(_call: Call) -> None:
-    """Nothing can be lacking."""
+    """Always well: an ADD needs nothing that could be missing."""
 
 
 PLUGIN = Plugin("loopback", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -1,16 +1,16 @@
 """static: the addresses that the configuration or the runtime names, and no others. An IPAM plugin.
 
-    ADD     the addresses, routes and DNS settings -> result
-    CHECK   an address of ours that the result has, has our gateway there
+    ADD     the addresses, routes and DNS settings of the configuration -> result
+    DEL     withdraws ports that the attachment still publishes
+    CHECK   an address that prevResult has, too, has the configured gateway there
+    GC      nothing: nothing is kept that could be stale
     STATUS  the configuration can be read
 
-    ipam.addresses, then IP of CNI_ARGS added to them; replaced by args.cni.ips, and those by runtimeConfig.ips
+Where the addresses come from: runtimeConfig.ips, else args.cni.ips, else ipam.addresses and IP of CNI_ARGS together.
 
-An address that is asked for without a prefix length takes that of the configured address in whose subnet it is, and its
-gateway (the Go plugin refuses it).
-
-Nothing is looked up and nothing kept, so two containers may be given one address, DEL does nothing and GC has nothing to
-collect. Example configuration: conf/static.conflist.
+An address that is asked for without a prefix length takes the length and the gateway of the configured address in whose subnet
+it is (the Go plugin refuses it). It makes nothing in the kernel and reserves nothing: two containers may get the same address.
+Example configuration: conf/static.conflist.
 """
 
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
@@ -29,14 +29,14 @@ ARGS_MAX = 256  # addresses or gateways in CNI_ARGS
 
 
 def add(call: Call) -> Result:
-    """Say what is configured."""
+    """Answer with what is configured."""
     result = parse(call)
     call.hand_out([ip.address.packed for ip in result.ips])
     return result
 
 
 def examine(call: Call) -> None:
-    """Read all that ADD reads of the configuration."""
+    """Read all that ADD reads of the configuration, and raise what it would raise."""
     from cni_py.interface.addressing import check_route
 
     for route in parse(call).routes:
@@ -44,12 +44,12 @@ def examine(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Nothing was kept; the configuration is not even read."""
+    """Withdraw published ports. There are no reservations, and the configuration is not read: it may be wrong by now."""
     call.withdraw_ports()
 
 
 def check(call: Call) -> None:
-    """As the Go plugin: an address that the result does not have may have been replaced by the runtime's."""
+    """Compare the gateways of the addresses that prevResult has, too. The runtime may have asked for others (as in Go)."""
     wanted = parse(call)
     earlier = prev_result(call.conf)
     if earlier is None:
@@ -61,7 +61,7 @@ def check(call: Call) -> None:
 
 
 def gc(_call: Call) -> None:
-    """No state of ours: nothing can be stale."""
+    """Nothing is kept, so nothing can be stale."""
 
 
 def status(call: Call) -> None:
@@ -70,7 +70,7 @@ def status(call: Call) -> None:
 
 
 def parse(call: Call) -> Result:
-    """The result that the configuration and the runtime ask for."""
+    """The result that the configuration and the runtime ask for. InvalidNetworkConfig, or InvalidEnvironment for CNI_ARGS."""
     ipam = call.conf.ipam
     if ipam is None:
         raise InvalidNetworkConfig("IPAM config missing 'ipam' key: the configuration needs an object \"ipam\"")
@@ -103,7 +103,7 @@ def configured(ipam: Object) -> "Iterator[IPConfig]":
 
 
 def added(call: Call, ipam: Object) -> list[IPConfig]:
-    """IP of CNI_ARGS, a list; each gateway of GATEWAY there is for those of them whose subnet it is in."""
+    """The addresses in IP of CNI_ARGS. Each gateway in GATEWAY goes to those in whose subnet it is."""
     asked = netconf.parse_cni_args(call.args, ("IP", "GATEWAY"))
     refusal = "the 'ip' field is expected to be in CIDR notation, got: '{}'"
     addresses, gateways = list(listed(asked.get("IP", ""))), list(listed(asked.get("GATEWAY", "")))
@@ -138,7 +138,7 @@ def listed(text: str) -> list[str]:
 
 
 def requested(call: Call, ipam: Object) -> list[IPConfig]:
-    """What replaces the configured addresses: the capability `ips`, else args.cni.ips."""
+    """The addresses that take the place of the configured ones: the capability `ips`, else args.cni.ips, else none."""
     refusal = "an entry in the 'ips' field is NOT in CIDR notation, got: '{}'"
     cni = netconf.child(call.conf.args or Object(), "cni") or Object()
     for source in (call.conf.runtime_config or Object(), cni):
@@ -149,9 +149,9 @@ def requested(call: Call, ipam: Object) -> list[IPConfig]:
 
 
 def wished(text: str, ipam: Object, refusal: str) -> IPConfig:
-    """An address asked for; CniError, with the text put into `refusal`.
+    """An address that is asked for. InvalidNetworkConfig with `refusal`, a text with a place for the address.
 
-    Without a prefix length it is one of the subnet of a configured address, and has that one's gateway.
+    Without a prefix length it takes those of the configured address in whose subnet it is, the gateway included.
     """
     try:
         if "/" in text:

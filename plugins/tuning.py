@@ -1,13 +1,17 @@
 """tuning: sysctls of the container, and MAC, MTU, promiscuous and all-multicast mode and queue length of its interface.
 
-    ADD    sysctls, then the interface; what it was before goes to a file and to the record; result: prevResult with the MAC
-    DEL    the interface as it was, where the namespace still exists; an error would keep the plugins before from their DEL
+    ADD    the plan -> result: prevResult, with the new MAC and MTU
+    DEL    puts the interface's settings back, where the namespace still exists; failures are only warnings, since an error
+           would keep the plugins before from their DEL
     CHECK  the plan of ADD against the kernel
     GC     attachments of this network that the runtime no longer knows
-    STATUS whether the administrator's list allows the sysctls
+    STATUS that the administrator's list allows the sysctls
 
-Example configuration: conf/tuning.conflist. With nothing to set it passes the result on. Sysctls stay after DEL, since those of
-the whole container may be wanted by another network of its; a failed ADD puts them back too.
+What ADD makes, in this order: the sysctls of the container; a file on the host with the interface's earlier settings; then, one
+by one, the settings (tuning_plan.py, kernel/linksettings.py). With nothing to set it passes prevResult on.
+
+A failed ADD puts all back. DEL leaves the sysctls, since another network of the container may want them. Example
+configuration: conf/tuning.conflist.
 """
 
 import os
@@ -29,22 +33,22 @@ def add(call: Call) -> "Result":
     earlier = earlier_result(call)
     conf.check_add()
     wanted = conf.settings
-    _ = call.kernel.container_fd  # a namespace there must be, also with nothing to set
+    _ = call.kernel.container_fd  # raises where there is no namespace, even with nothing to set
     if wanted or conf.sysctl_paths:
         from cni_py.plugins.tuning_plan import plan
 
-        call.begin()  # first: what an ADD that died here changed is put back before we look
+        call.begin()  # before plan() reads the settings: it puts back what an ADD that was killed has changed
         call.apply(plan(call, conf))
     for interface in earlier.interfaces:
         if interface.name == call.ifname:
             interface.mac = wanted.get("mac", interface.mac)
-            if interface.mtu:  # where somebody said one
+            if interface.mtu:  # only where a plugin before has given one
                 interface.mtu = conf.mtu or interface.mtu
     return earlier
 
 
 def earlier_result(call: Call) -> "Result":
-    """The result of the plugin before, which there must be."""
+    """prevResult. InvalidNetworkConfig where there is none."""
     earlier = prev_result(call.conf)
     if earlier is None:
         raise InvalidNetworkConfig("Required prevResult missing")
@@ -52,13 +56,13 @@ def earlier_result(call: Call) -> "Result":
 
 
 def delete(call: Call) -> None:
-    """Put back what was, as far as there is anything to put it to."""
+    """Put the interface's settings back. Failures are told as warnings."""
     for failure in call.run_all(Call.undo_recorded, restore_saved):
         warn(f"tuning: {failure}")
 
 
 def restore_saved(call: Call) -> None:
-    """Undo an ADD that has no record of ours: the Go plugin's. Its file goes, also when the namespace is gone."""
+    """Undo an ADD of the Go plugin, by its file. The file is removed even when the namespace is gone."""
     path = saved_path(call)
     try:
         text = files.read(path)
@@ -71,7 +75,7 @@ def restore_saved(call: Call) -> None:
 
 
 def check(call: Call) -> None:
-    """Compare with the kernel."""
+    """Compare the plan of ADD with the kernel."""
     from cni_py.plugins.tuning_plan import plan
 
     conf = TuningConf(call)
@@ -80,7 +84,7 @@ def check(call: Call) -> None:
 
 
 def gc(call: Call) -> None:
-    """Take away what stale attachments left."""
+    """Undo stale attachments by their records."""
     call.finish_delete(collect_garbage(call))
 
 

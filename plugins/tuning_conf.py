@@ -1,7 +1,8 @@
 """The configuration of tuning: conf/tuning.conflist.
 
-A value is looked for in args.cni, then (the MAC address) in runtimeConfig and CNI_ARGS, then in the plugin's own object. Types
-are checked at once; what only ADD refuses by check_add() and what CHECK refuses too when it is asked for.
+A value in args.cni comes before one in the plugin's own object; a MAC address may also be in runtimeConfig or CNI_ARGS, which
+come between the two. Wrong types are refused at once. What only ADD and STATUS refuse is in check_add(); what CHECK refuses,
+too, is raised by the properties.
 """
 
 from cni_py import files
@@ -21,9 +22,9 @@ SWAP = {ord("."): "/", ord("/"): "."}
 
 
 class TuningConf:
-    """What to set. `sysctls` as they are written; of the rest, None, "" and 0 leave alone what is there.
+    """What to set: `sysctls` by their keys as written; None, "" and 0 in the other fields leave a setting as it is.
 
-    `saved_path` is the file of what was there before, where the Go plugin has it.
+    `saved_path` is the file for the earlier settings, the Go plugin's. `duplicate`: a sysctl is there twice.
     """
 
     __slots__ = ("allmulti", "duplicate", "ifname", "mac", "mtu", "promisc", "saved_path", "sysctls", "tx_queue_len")
@@ -32,7 +33,7 @@ class TuningConf:
         raw, runtime = call.conf.raw, call.conf.runtime_config
         cni = child(call.conf.args, "cni") if call.conf.args is not None else None
         sources = [raw, cni] if cni is not None else [raw]  # the last one wins
-        _ = call.conf.prev_result  # of a wrong type: refused like any other key
+        _ = call.conf.prev_result  # read, so that one of a wrong type is refused like any other key
         self.ifname = call.ifname
         self.saved_path = saved_path(call)
         self.mac = string(raw, "mac")
@@ -51,7 +52,7 @@ class TuningConf:
             self._read(source)
 
     def _read(self, source: "Object") -> None:
-        """What the plugin's own object and args.cni have alike."""
+        """Take over the keys that the plugin's own object and args.cni may have."""
         self._read_sysctls(source)
         for name, value in (("mtu", optional_integer(source, "mtu")), ("promisc", optional_boolean(source, "promisc"))):
             if value is not None:
@@ -72,19 +73,19 @@ class TuningConf:
                 self.sysctls[key] = value
 
     def check_add(self) -> None:
-        """What only ADD refuses: a DEL must not fail over it."""
+        """InvalidNetworkConfig or IOFailure for what only ADD and STATUS refuse."""
         if self.duplicate:
             raise InvalidNetworkConfig("duplicated sysctl keys are not allowed")
         check_allowed(list(self.sysctls))
 
     @property
     def sysctl_paths(self) -> list[tuple[str, str]]:
-        """Each sysctl as a path below net/, and its value. CniError for one that is elsewhere."""
+        """Each sysctl as a path below net/, and its value. InvalidNetworkConfig for a key outside net."""
         return [(sysctl_path(key, self.ifname), value) for key, value in self.sysctls.items()]
 
     @property
     def settings(self) -> dict[str, str]:
-        """What to set the interface to, in the words and the order of kernel/linksettings.py."""
+        """What to set the interface to: names, values and order as in kernel/linksettings.py. InvalidNetworkConfig."""
         wanted: dict[str, str] = {}
         if self.mac:
             try:
@@ -107,17 +108,18 @@ class TuningConf:
 
 
 def saved_path(call: "Call") -> str:
-    """The file of the settings before the ADD."""
+    """The file for the settings before the ADD."""
     folder = string(call.conf.raw, "dataDir")
     if "\0" in folder:
-        folder = ""  # no path at all, so no ADD can have written there
+        folder = ""  # with a NUL it is no path, so no ADD can have written there
     return f"{folder or DATA_DIR}/{call.container_id}_{call.ifname}.json"
 
 
 def sysctl_path(key: str, ifname: str) -> str:
-    """The path below net/ of `net.ipv4.conf.IFNAME.arp_filter`, where IFNAME stands for the interface.
+    """The path below net/ of a key such as `net.ipv4.conf.IFNAME.arp_filter`, in which IFNAME stands for the interface.
 
-    As for sysctl(8): whichever of . and / comes first separates, so that the name of an interface may hold the other one.
+    As in sysctl(8), the first of . and / in the key is the separator, so that an interface's name may contain the other.
+    InvalidNetworkConfig for a path that does not stay below net/, where all sysctls are the namespace's own.
     """
     dots_first = "." in key.partition("/")[0]
     path = (key.translate(SWAP) if dots_first else key).replace("IFNAME", ifname, 1)
@@ -128,7 +130,7 @@ def sysctl_path(key: str, ifname: str) -> str:
 
 
 def check_allowed(keys: list[str]) -> None:
-    """CniError for a key that no line of the administrator's list matches; without such a list all may be set."""
+    """InvalidNetworkConfig for a key that no line (a regular expression) of ALLOW_LIST matches. No file: all are."""
     if not keys:
         return
     try:
@@ -137,7 +139,7 @@ def check_allowed(keys: list[str]) -> None:
         return
     except (OSError, ValueError) as error:
         raise IOFailure(f"cannot read {ALLOW_LIST}", str(error)) from error
-    import re  # 12 ms, and only where there is a list
+    import re  # it takes 12 ms, so only where there is a list
 
     lines = [line for line in lines if line]
     for key in keys:

@@ -1,6 +1,6 @@
-"""tuning's plan: what to set, each with what it is now; and putting things back from the Go plugin's file.
+"""The plan of the tuning plugin: each value to set with the value before it. And restore(), from the Go plugin's file.
 
-Apart from the plugin, which with nothing to set does not load it: that is how most runtimes configure it.
+A module of its own, since tuning mostly has nothing to set, and then does not load it.
 """
 
 from cni_py.attachment.call import Call
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan(call: Call, conf: TuningConf) -> "list[Op]":
-    """Everything to set, each with what it is now."""
+    """The operations that set the sysctls and settings, each with the value to put back. CniError where there is no interface."""
     netns = call.kernel.container_cookie
     paths, wanted = conf.sysctl_paths, conf.settings
     with call.kernel.in_container():
@@ -41,7 +41,9 @@ def plan(call: Call, conf: TuningConf) -> "list[Op]":
 
 
 def sysctl_now(path: str) -> str:
-    """What to write to get the present value back; "" where it cannot be read."""
+    """The text to write to get the present value back; "" where it cannot be read. An empty value is "\\n": write(2) of nothing
+    does nothing.
+    """
     try:
         return sysctl.read(path) or "\n"
     except PermissionError:
@@ -51,13 +53,13 @@ def sysctl_now(path: str) -> str:
 
 
 def values_before(call: Call, netns: int) -> dict[str, str]:
-    """The settings before an earlier ADD of this attachment that still stands: those that DEL is to bring back."""
+    """The settings before an earlier ADD that still stands, which DEL is to put back; not what that ADD has set."""
     ops = [op for op in call.executor.before or () if isinstance(op, dict) and op.get("op") == TuneLink.__name__]
     ours = [op for op in reversed(ops) if (op.get("ifname"), op.get("netns")) == (call.ifname, netns)]
     return {str(op.get("setting")): str(op.get("before")) for op in ours}
 
 
 def restore(call: Call, text: bytes) -> None:
-    """Set the interface to what the Go plugin's file says, where the namespace is still there."""
+    """Put back the settings in the Go plugin's file, unless the namespace is gone."""
     if call.kernel.has_container:
         put_back(call.kernel, call.ifname, saved_values(text))

@@ -26,7 +26,7 @@ class DropSubnetRoute(Op):
     def apply(self, kernel: "Kernel") -> None:
         index = need(kernel.container, self.ifname).index
         subnet = parse_address(self.subnet)
-        # The kernel made an IPv4 route of scope link, and deletes only one of the scope it is asked for (fib_table_delete()).
+        # Of scope link: IPAM's own route to the subnet through a gateway is of scope universe, and stays (fib_table_delete()).
         inet.delete_route(
             kernel.container, Route(subnet, scope=inet.RT_SCOPE_LINK if subnet.family == 4 else None), index
         )

@@ -13,8 +13,7 @@ from tests.conftest import need_root
 from tests.faults import trial
 from tests.faults.trial import Trial, host_of
 from tests.plugins.bridge_network import BridgeNetwork
-from tests.plugins.test_macvlan import MacvlanNetwork
-from tests.plugins.test_ptp import PtpNetwork
+from tests.plugins.link_networks import MacvlanNetwork, PtpNetwork
 
 if TYPE_CHECKING:
     from tests.plugins.bridge_network import Conf

@@ -10,9 +10,11 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from snapshot import difference
 
 if TYPE_CHECKING:
     from _pytest.mark import ParameterSet
@@ -32,10 +34,19 @@ def ours_alone(*values: object) -> ParameterSet:
     return pytest.param(*values, marks=pytest.mark.ours_alone)
 
 
+def valid(*container_ids: str) -> Conf:
+    """The keys of a GC that keeps eth0 of these containers."""
+    listed = [{"containerID": container_id, "ifname": "eth0"} for container_id in container_ids]
+    return {"cniVersion": "1.1.0", "cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}
+
+
 class BridgeNetwork:
-    """Runs the bridge plugin for containers `a` and `b`; its number makes what is shared on the host its own."""
+    """Runs a plugin, bridge, for containers `a` and `b`; its number makes what is shared on the host its own."""
 
     numbers = itertools.count(1)
+    plugin = "bridge"
+    families: tuple[int, ...] = (4, 6)  # of full()
+    beyond: Mapping[str, Any] = MappingProxyType({"ipMasq": True, "macspoofchk": True})  # what makes more than links
 
     def __init__(self, lab: Lab, plugins: Plugins) -> None:
         number = next(self.numbers)
@@ -74,17 +85,24 @@ class BridgeNetwork:
         **keys: object,
     ) -> Conf:
         """A gateway for the families' subnets, with default routes; `keys` go on top, those of `ipam` into ipam."""
+        bridge = {"bridge": self.bridge, "isGateway": True} if self.plugin == "bridge" else {}
         ranges = [[{"subnet": self.subnets[family]}] for family in families]
         routes = [{"dst": {4: "0.0.0.0/0", 6: "::/0"}[family]} for family in families]
         return {
             "cniVersion": version,
             "name": self.name,
-            "type": "bridge",
-            "bridge": self.bridge,
-            "isGateway": True,
+            "type": self.plugin,
+            **bridge,
             "ipam": {"type": "host-local", "ranges": ranges, "routes": routes, **ipam},
             **keys,
         }
+
+    def full(self, version: str = "1.0.0", **keys: Any) -> Conf:
+        """All that an attachment of ours can leave behind."""
+        return self.conf(version, self.families, **self.beyond, **keys)
+
+    def gateway(self, family: int) -> str:
+        return self.address(family, 1)
 
     def address(self, family: int, host: int) -> str:
         """The address with that number in the family's subnet."""
@@ -99,7 +117,7 @@ class BridgeNetwork:
         ifname: str = "eth0",
         **env: str | None,
     ) -> Outcome:
-        return self.plugins.run(self.lab, verb, "bridge", conf, container_id or self.a, netns, ifname, **env)
+        return self.plugins.run(self.lab, verb, self.plugin, conf, container_id or self.a, netns, ifname, **env)
 
     def well(self, verb: str, conf: Mapping[str, object], container_id: str = "", **env: str | None) -> Outcome:
         """Run it; it must succeed."""
@@ -110,6 +128,32 @@ class BridgeNetwork:
     def check(self, conf: Conf, result: object) -> Outcome:
         """CHECK of container a with the result of its ADD."""
         return self.run("CHECK", {**conf, "prevResult": result})
+
+    def damaged(self, conf: Conf, node: str, command: str) -> Outcome:
+        """CHECK of container a after ADD and a command with {words} that does damage: it fails, and changes nothing."""
+        result = self.well("ADD", conf).json
+        assert self.check(conf, result).status == 0
+        words = {
+            "a4": self.address(4, 2),
+            "a6": self.address(6, 2),
+            "gateway": self.gateway(4),
+            "subnet": self.subnets[4],
+        }
+        names = {"bridge": self.bridge, "name": self.name, "number": self.number, "veth": self.host_end(result)}
+        self.do("host" if node == "host" else self.a, command.format(**words, **names))
+        before = self.state()
+        outcome = self.check(conf, result)
+        assert outcome.code in (3, 999), outcome
+        assert not difference(before, self.state())
+        self.well("DEL", conf)
+        if "ip_forward=0" in command:
+            self.do("host", "sysctl -q -w net.ipv4.ip_forward=1")
+        return outcome
+
+    def host_end(self, result: Mapping[str, Any]) -> str:
+        """The host's end of the pair, "" of a plugin that makes none."""
+        on_host = [interface["name"] for interface in result["interfaces"] if "sandbox" not in interface]
+        return str(on_host[-1]) if on_host else ""
 
     def warm(self, conf: Conf) -> None:
         """What attachments share exists afterwards, and nothing else: the container has come and gone."""

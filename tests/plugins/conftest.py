@@ -47,8 +47,22 @@ def shared_lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def net(shared_lab: Lab, plugins: Plugins) -> Iterator[BridgeNetwork]:
-    network = BridgeNetwork(shared_lab, plugins)
+def kind(request: pytest.FixtureRequest) -> type[BridgeNetwork]:
+    """What `net` and `other` are: of a test's parameter, or as its module says with a fixture of the same name."""
+    found: type[BridgeNetwork] = getattr(request, "param", BridgeNetwork)
+    return found
+
+
+@pytest.fixture
+def net(shared_lab: Lab, plugins: Plugins, kind: type[BridgeNetwork]) -> Iterator[BridgeNetwork]:
+    network = kind(shared_lab, plugins)
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def other(shared_lab: Lab, plugins: Plugins, kind: type[BridgeNetwork]) -> Iterator[BridgeNetwork]:
+    network = kind(shared_lab, plugins)
     yield network
     network.close()
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from runtime import ALL, Plugins
 from snapshot import difference
 
-from tests.plugins.bridge_network import FAMILIES, PREFIXLEN, BridgeNetwork, Conf, ForeignIpam, ours_alone
+from tests.plugins.bridge_network import FAMILIES, PREFIXLEN, BridgeNetwork, Conf, valid
 
 if TYPE_CHECKING:
-    from lab import Lab
+    pass
 
 DEFAULT_ROUTE = {4: "0.0.0.0/0", 6: "::/0"}
 
@@ -80,22 +79,6 @@ def test_the_first_attachment_of_a_network_makes_the_bridge_and_del_leaves_it(ne
     assert net.reservations() == {}
 
 
-@pytest.mark.parametrize("masquerade", [False, ours_alone(True)], ids=["plain", "with ipMasq"])
-def test_two_interfaces_of_one_container_come_and_go_alone(net: BridgeNetwork, masquerade: bool) -> None:
-    """With the Go plugin both share one iptables chain, which the first DEL cannot remove."""
-    conf = net.conf(ipMasq=masquerade, ipam={"routes": []})
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf)
-    with_one = net.state()
-    assert net.run("ADD", conf, ifname="eth1").status == 0
-    assert set(net.links(net.a)) == {"lo", "eth0", "eth1"}
-    assert net.run("DEL", conf, ifname="eth1").status == 0
-    assert not difference(with_one, net.state())
-    net.well("DEL", conf)
-    assert not difference(before, net.state())
-
-
 @pytest.mark.parametrize("netns", ["/run/netns/{a}", "/proc/{pid}/ns/net"], ids=["by name", "by process"])
 def test_the_namespace_is_reported_as_it_was_given(net: BridgeNetwork, netns: str) -> None:
     conf = net.conf()
@@ -107,57 +90,6 @@ def test_the_namespace_is_reported_as_it_was_given(net: BridgeNetwork, netns: st
 
 
 # DEL with little to go by
-
-BARE_DELS: dict[str, tuple[str | None, dict[str, str | None]]] = {
-    "without prevResult": (None, {}),
-    "without CNI_ARGS": (None, {"CNI_ARGS": None}),
-    "with a path that never was": ("/run/netns/never-was", {}),
-    "with a process that never was": ("/proc/999999/ns/net", {}),
-    "with an empty path": ("", {}),
-    "without the variable": ("", {"CNI_NETNS": None}),
-}
-
-
-@pytest.mark.parametrize("how", BARE_DELS)
-def test_del_of_what_was_never_added_succeeds_and_changes_nothing(net: BridgeNetwork, how: str) -> None:
-    netns, env = BARE_DELS[how]
-    conf = net.conf(families=(4, 6), ipMasq=True)
-    net.warm(conf)
-    before = net.state()
-    for _ in range(2):
-        outcome = net.run("DEL", conf, "", netns, "eth0", **env)
-        assert (outcome.status, outcome.stdout) == (0, "")
-    assert not difference(before, net.state())
-
-
-@pytest.mark.ours_alone
-@pytest.mark.parametrize("how", BARE_DELS)
-def test_del_with_little_to_go_by_leaves_nothing(net: BridgeNetwork, how: str) -> None:
-    """The Go plugin leaves the interface and the masquerading when it is not told the namespace."""
-    netns, env = BARE_DELS[how]
-    conf = net.conf(families=(4, 6), ipMasq=True, macspoofchk=True)
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf, CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=p")
-    for _ in range(2):
-        outcome = net.run("DEL", conf, "", netns, "eth0", **env)
-        assert (outcome.status, outcome.stdout) == (0, "")
-        assert not difference(before, net.state())
-
-
-@pytest.mark.parametrize("masquerade", [False, ours_alone(True)], ids=["plain", "with ipMasq"])
-def test_del_after_the_namespace_is_gone_leaves_nothing(net: BridgeNetwork, masquerade: bool) -> None:
-    """The Go plugin leaves the masquerading, since the addresses went with the namespace."""
-    conf = net.conf(families=(4, 6), ipMasq=masquerade)
-    net.warm(conf)
-    before = net.state()
-    result = net.well("ADD", conf, net.b).json
-    assert len(net.reservations()) == 2
-    net.lab.remove(net.b)
-    for _ in range(2):
-        net.well("DEL", {**conf, "prevResult": result}, f"b{net.number}")
-        net.wait_for_end_of(result["interfaces"][1]["name"])
-        assert not difference(before, net.state())
 
 
 def test_del_after_the_interface_was_deleted_by_hand_leaves_nothing(net: BridgeNetwork) -> None:
@@ -183,22 +115,6 @@ def test_del_without_a_readable_record_takes_the_interface_and_the_addresses(net
     assert not [path for path in net.records() if path.endswith("/bridge.json")]
 
 
-@pytest.mark.ours_alone
-def test_del_does_all_it_can_and_then_tells_what_failed(net: BridgeNetwork, foreign: ForeignIpam) -> None:
-    conf = net.conf(ipMasq=True)
-    net.warm(conf)
-    before = net.state()
-    result = {"ips": [{"address": f"{net.address(4, 9)}/24"}]}
-    foreign.does(f"""[ $CNI_COMMAND = DEL ] && echo '{{"code": 123, "msg": "no way"}}' && exit 1
-        echo '{json.dumps(result)}'""")
-    theirs = {**conf, "ipam": {"type": foreign.name}}
-    path = f"{net.plugins.directory}:{foreign.path.parent}"
-    net.well("ADD", theirs, CNI_PATH=path)
-    outcome = net.run("DEL", theirs, CNI_PATH=path)
-    assert (outcome.code, outcome.json["msg"]) == (123, "no way")
-    assert not difference(before, net.state())
-
-
 def test_a_second_add_fails_and_the_first_one_stands(net: BridgeNetwork) -> None:
     conf = net.conf(families=(4, 6), ipMasq=True)
     result = net.well("ADD", conf).json
@@ -213,35 +129,7 @@ def test_a_second_add_fails_and_the_first_one_stands(net: BridgeNetwork) -> None
     assert net.check(conf, result).status == 0
 
 
-def test_an_interface_of_that_name_that_is_somebody_elses_is_left_alone(net: BridgeNetwork) -> None:
-    conf = net.conf()
-    net.warm(conf)
-    net.do(net.a, "ip link add eth0 type veth peer name other")
-    before = net.state()
-    outcome = net.run("ADD", conf)
-    assert outcome.status == 1
-    assert "already exists" in outcome.json["msg"]
-    assert not difference(before, net.state())
-
-
 # What only the attachment record makes possible
-
-
-@pytest.mark.ours_alone
-def test_an_add_after_a_killed_one_starts_afresh(net: BridgeNetwork) -> None:
-    """A record that still says .adding is what SIGKILL in the middle leaves."""
-    conf = net.conf(families=(4, 6), ipMasq=True)
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf)
-    for path in net.records():
-        net.do("host", f"mv {path} {path.replace('.json', '.adding')}")
-    result = net.well("ADD", conf).json
-    assert net.check(conf, result).status == 0
-    assert len(net.reservations()) == 2
-    assert {path.rpartition(".")[2] for path in net.records()} == {"json"}
-    net.well("DEL", conf)
-    assert not difference(before, net.state())
 
 
 @pytest.mark.ours_alone
@@ -260,56 +148,7 @@ def test_an_add_after_the_namespace_was_replaced_starts_afresh(net: BridgeNetwor
     assert not difference(before, net.state())
 
 
-@pytest.mark.ours_alone
-def test_an_add_to_another_namespace_moves_the_attachment(net: BridgeNetwork) -> None:
-    conf = net.conf(families=(4, 6), ipMasq=True)
-    net.warm(conf)
-    path, before = f"/run/netns/{net.b}", net.state()
-    net.well("ADD", conf)
-    assert net.run("ADD", conf, netns=path).status == 0
-    assert (set(net.links(net.a)), set(net.links(net.b))) == ({"lo"}, {"lo", "eth0"})
-    assert net.run("DEL", conf, netns=path).status == 0
-    assert not difference(before, net.state())
-
-
 # GC and STATUS
-
-
-def valid(*container_ids: str) -> Conf:
-    listed = [{"containerID": container_id, "ifname": "eth0"} for container_id in container_ids]
-    return {"cniVersion": "1.1.0", "cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}
-
-
-@pytest.fixture
-def other(shared_lab: Lab, plugins: Plugins) -> Iterator[BridgeNetwork]:
-    network = BridgeNetwork(shared_lab, plugins)
-    yield network
-    network.close()
-
-
-@pytest.mark.ours_alone
-@pytest.mark.parametrize("how", ["finished", "killed", "namespace gone"])
-def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
-    net: BridgeNetwork, other: BridgeNetwork, how: str
-) -> None:
-    conf, others = net.conf(families=(4, 6), ipMasq=True), other.conf(families=(4, 6), ipMasq=True, ipam={"routes": []})
-    others |= {"bridge": net.bridge, "isGateway": False}  # even on the same bridge
-    net.well("ADD", conf)
-    other.well("ADD", others)
-    net.b  # noqa: B018  made before the state is taken
-    net.well("GC", {**conf, **valid(net.a)})  # with it go chains of subnets that other tests have left
-    before, theirs = net.state(), other.state()
-    net.well("ADD", conf, net.b)
-    if how == "killed":
-        (record,) = [path for path in net.records() if net.attachment(net.b) in path and path.endswith("/bridge.json")]
-        net.do("host", f"mv {record} {record.replace('.json', '.adding')}")
-    if how == "namespace gone":
-        net.lab.remove(net.b)
-        net.lab.add_container(net.b)
-    for _ in range(2):
-        assert net.well("GC", {**conf, **valid(net.a)}).stdout == ""
-        assert not difference(before, net.state())
-        assert not difference(theirs, other.state())
 
 
 @pytest.mark.ours_alone

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pytest
-from snapshot import difference
 
 from tests.plugins.bridge_network import BridgeNetwork, Conf, ours_alone
 
@@ -42,34 +38,10 @@ NOTICED_BY_US = {
 DAMAGES = {**NOTICED_BY_ALL, **NOTICED_BY_US}
 
 
-def damage(net: BridgeNetwork, name: str, result: Mapping[str, Any]) -> None:
-    where, command = DAMAGES[name]
-    words = {
-        "a4": net.address(4, 2),
-        "a6": net.address(6, 2),
-        "gateway": net.address(4, 1),
-        "veth": str(result["interfaces"][1]["name"]),
-        "bridge": net.bridge,
-        "name": net.name,
-        "number": str(net.number),
-    }
-    net.do("host" if where == "host" else net.a, command.format(**words))
-
-
 @pytest.mark.parametrize("name", [*NOTICED_BY_ALL, *map(ours_alone, NOTICED_BY_US)])
 def test_check_notices_damage_done_by_hand_and_mends_nothing(net: BridgeNetwork, name: str) -> None:
     conf = net.conf(families=(4, 6), hairpinMode=True, ipMasq=name in NOTICED_BY_US)
-    result = net.well("ADD", conf).json
-    assert net.check(conf, result).status == 0
-    damage(net, name, result)
-    before = net.state()
-    outcome = net.check(conf, result)
-    assert outcome.code in (3, 999), outcome
-    assert outcome.json["msg"]
-    assert not difference(before, net.state())
-    net.well("DEL", conf)
-    if name == "forwarding off":
-        net.do("host", "sysctl -q -w net.ipv4.ip_forward=1")
+    assert net.damaged(conf, *DAMAGES[name]).json["msg"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +9,7 @@ import pytest
 from tests.plugins.bridge_network import BridgeNetwork, Conf
 
 if TYPE_CHECKING:
-    from lab import Lab
-    from runtime import Plugins
+    pass
 
 pytestmark = pytest.mark.ours_alone
 
@@ -74,13 +72,6 @@ def conf_of(net: BridgeNetwork, plugin: str, network: str, **keys: object) -> Co
     own = {"bridge": {"bridge": net.bridge}, "ptp": {}, "macvlan": {"master": "lan0"}}[plugin]
     ipam = {"type": "static", "addresses": addresses, "routes": routes}
     return {"cniVersion": "1.0.0", "name": net.name, "type": plugin, **own, "ipam": ipam, **keys}
-
-
-@pytest.fixture
-def net(shared_lab: Lab, plugins: Plugins) -> Iterator[BridgeNetwork]:
-    network = BridgeNetwork(shared_lab, plugins)
-    yield network
-    network.close()
 
 
 def added_and_checked(net: BridgeNetwork, conf: Conf) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +11,7 @@ import pytest
 from tests.plugins.bridge_network import FAMILIES, BridgeNetwork, Conf, ours_alone
 
 if TYPE_CHECKING:
-    from lab import Lab
-    from runtime import Plugins
+    pass
 
 MAIN = ("bridge", "ptp", "macvlan")
 
@@ -46,17 +44,8 @@ class MainNetwork(BridgeNetwork):
 
 
 @pytest.fixture
-def net(shared_lab: Lab, plugins: Plugins) -> Iterator[MainNetwork]:
-    network = MainNetwork(shared_lab, plugins)
-    yield network
-    network.close()
-
-
-@pytest.fixture
-def other(shared_lab: Lab, plugins: Plugins) -> Iterator[MainNetwork]:
-    network = MainNetwork(shared_lab, plugins)
-    yield network
-    network.close()
+def kind() -> type[BridgeNetwork]:
+    return MainNetwork
 
 
 # Default routes

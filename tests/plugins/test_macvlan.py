@@ -3,80 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from runtime import ALL, REFUSALS, Outcome, Plugins
+from runtime import ALL, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO, OURS
 from tests.lacking import unavailable
-from tests.plugins.bridge_network import NOTHING, BridgeNetwork, Conf, ours_alone
+from tests.plugins.bridge_network import BridgeNetwork, Conf, ours_alone
+from tests.plugins.link_networks import CLIENT, MacvlanNetwork
 
 if TYPE_CHECKING:
-    from lab import Lab
+    pass
 
-CLIENT = {4: "198.51.100.7", 6: "2001:db8:1::7"}
 MAC = "c2:11:22:33:44:55"
 
 
-class MacvlanNetwork(BridgeNetwork):
-    """On the host's interface lan0; four addresses of the LAN are this network's, the first of them .2 to the tests."""
-
-    def __init__(self, lab: Lab, plugins: Plugins) -> None:
-        super().__init__(lab, plugins)
-        self.subnets = {4: "198.51.100.0/24", 6: "2001:db8:1::/64"}
-        self.first = 18 + 4 * (self.number % 57)
-
-    def conf(
-        self,
-        version: str = "1.0.0",
-        families: tuple[int, ...] = (4,),
-        ipam: Mapping[str, Any] = NOTHING,
-        **keys: object,
-    ) -> Conf:
-        conf = super().conf(version, families, ipam, **keys)
-        del conf["bridge"], conf["isGateway"]
-        for (pool,), family in zip(conf["ipam"].get("ranges", []), families, strict=False):
-            ends = {"rangeStart": self.address(family, 2), "rangeEnd": self.address(family, 5)}
-            pool.update(ends, gateway=CLIENT[family])
-        return {"master": "lan0", **conf, "type": "macvlan"}
-
-    def address(self, family: int, host: int) -> str:
-        return f"198.51.100.{self.first + host}" if family == 4 else f"2001:db8:1::{self.number:x}:{host:x}"
-
-    def run(
-        self,
-        verb: str,
-        conf: Mapping[str, object],
-        container_id: str = "",
-        netns: str | None = None,
-        ifname: str = "eth0",
-        **env: str | None,
-    ) -> Outcome:
-        return self.plugins.run(self.lab, verb, "macvlan", conf, container_id or self.a, netns, ifname, **env)
+@pytest.fixture
+def kind() -> type[BridgeNetwork]:
+    return MacvlanNetwork
 
 
 def without_ipam(net: MacvlanNetwork, **keys: object) -> Conf:
     conf = net.conf(**keys)  # type: ignore[arg-type]  # keys of the configuration
     del conf["ipam"]
     return conf
-
-
-@pytest.fixture
-def net(shared_lab: Lab, plugins: Plugins) -> Iterator[MacvlanNetwork]:
-    network = MacvlanNetwork(shared_lab, plugins)
-    yield network
-    network.close()
-
-
-@pytest.fixture
-def other(shared_lab: Lab, plugins: Plugins) -> Iterator[MacvlanNetwork]:
-    network = MacvlanNetwork(shared_lab, plugins)
-    yield network
-    network.close()
 
 
 # The life of an attachment
@@ -231,17 +183,6 @@ def test_a_name_that_the_host_has_too_is_no_obstacle(net: MacvlanNetwork) -> Non
 
 
 @pytest.mark.ours_alone
-def test_the_dns_settings_of_ipam_reach_the_result(net: MacvlanNetwork) -> None:
-    """The Go plugin drops them."""
-    ipam_dns, own_dns = {"nameservers": ["10.0.0.53"], "search": ["a.test"]}, {"nameservers": ["10.0.0.54"]}
-    address = {"address": f"{net.address(4, 2)}/24"}
-    conf = {**net.conf(), "ipam": {"type": "static", "addresses": [address], "dns": ipam_dns}}
-    assert net.well("ADD", conf).json["dns"] == ipam_dns
-    net.well("DEL", conf)
-    assert net.well("ADD", {**conf, "dns": own_dns}).json["dns"] == own_dns
-
-
-@pytest.mark.ours_alone
 def test_an_address_that_is_taken_is_noticed(net: MacvlanNetwork) -> None:
     """Duplicate address detection, IPv6; it leaves nothing."""
     address = {"address": f"{CLIENT[6]}/64"}
@@ -284,56 +225,7 @@ def test_an_add_that_cannot_be_leaves_nothing(net: MacvlanNetwork, keys: Conf, c
     assert not difference(before, net.state())
 
 
-@pytest.mark.parametrize("by", ["somebody else", ours_alone("ourselves")])
-def test_an_interface_of_that_name_stays_as_it_is(net: MacvlanNetwork, by: str) -> None:
-    conf = net.conf()
-    net.warm(conf)
-    if by == "ourselves":
-        result = net.well("ADD", conf).json
-    else:
-        net.do(net.a, "ip link add eth0 type veth peer name other")
-    before = net.state()
-    outcome = net.run("ADD", conf)
-    assert outcome.code == 999
-    assert not difference(before, net.state())
-    if by == "ourselves":
-        assert net.check(conf, result).status == 0
-
-
 # DEL with little to go by
-
-BARE_DELS: dict[str, tuple[str | None, dict[str, str | None]]] = {
-    "without prevResult": (None, {}),
-    "with another path": ("/run/netns/never-was", {}),
-    "with an empty path": ("", {}),
-    "without the variable": ("", {"CNI_NETNS": None}),
-}
-
-
-@pytest.mark.ours_alone
-@pytest.mark.parametrize("how", BARE_DELS)
-def test_del_with_little_to_go_by_leaves_nothing(net: MacvlanNetwork, how: str) -> None:
-    """The record knows where the interface is; the Go plugin leaves it when it is not told the namespace."""
-    netns, env = BARE_DELS[how]
-    conf = net.conf()
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf, CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=p")
-    for _ in range(2):
-        outcome = net.run("DEL", conf, "", netns, "eth0", **env)
-        assert (outcome.status, outcome.stdout) == (0, "")
-        assert not difference(before, net.state())
-
-
-def test_del_after_the_namespace_is_gone_leaves_nothing(net: MacvlanNetwork) -> None:
-    conf = net.conf()
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf, net.b)
-    net.lab.remove(net.b)
-    for _ in range(2):
-        net.well("DEL", conf, f"b{net.number}")
-        assert not difference(before, net.state())
 
 
 @pytest.mark.ours_alone
@@ -350,21 +242,6 @@ def test_del_does_not_touch_a_new_namespace_of_the_old_name(net: MacvlanNetwork)
 
 
 @pytest.mark.ours_alone
-def test_an_add_after_a_killed_one_starts_afresh(net: MacvlanNetwork) -> None:
-    conf = net.conf()
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf)
-    for path in net.records():
-        net.do("host", f"mv {path} {path.replace('.json', '.adding')}")
-    result = net.well("ADD", conf).json
-    assert net.check(conf, result).status == 0
-    assert len(net.reservations()) == 1
-    net.well("DEL", conf)
-    assert not difference(before, net.state())
-
-
-@pytest.mark.ours_alone
 def test_an_add_killed_before_the_interface_had_its_name_leaves_nothing(net: MacvlanNetwork) -> None:
     conf = net.conf()
     net.warm(conf)
@@ -374,18 +251,6 @@ def test_an_add_killed_before_the_interface_had_its_name_leaves_nothing(net: Mac
     for command in ("set eth0 down", f"set eth0 name {name}", f"set {name} alias ''"):
         net.do(net.a, f"ip link {command}")
     net.well("DEL", conf)
-    assert not difference(before, net.state())
-
-
-@pytest.mark.ours_alone
-def test_an_add_to_another_namespace_moves_the_attachment(net: MacvlanNetwork) -> None:
-    conf = net.conf()
-    net.warm(conf)
-    path, before = f"/run/netns/{net.b}", net.state()
-    net.well("ADD", conf)
-    assert net.run("ADD", conf, netns=path).status == 0
-    assert (set(net.links(net.a)), set(net.links(net.b))) == ({"lo"}, {"lo", "eth0"})
-    assert net.run("DEL", conf, netns=path).status == 0
     assert not difference(before, net.state())
 
 
@@ -404,62 +269,10 @@ NOTICED_BY_US = {"another MTU": "ip link set eth0 mtu 1300"}
 
 @pytest.mark.parametrize("name", [*NOTICED_BY_ALL, *map(ours_alone, NOTICED_BY_US)])
 def test_check_notices_damage_done_by_hand_and_mends_nothing(net: MacvlanNetwork, name: str) -> None:
-    conf = net.conf(mtu=1400)
-    result = net.well("ADD", conf).json
-    assert net.check(conf, result).status == 0
-    net.do(net.a, {**NOTICED_BY_ALL, **NOTICED_BY_US}[name].format(a4=net.address(4, 2)))
-    before = net.state()
-    assert net.check(conf, result).code in (3, 999)
-    assert not difference(before, net.state())
-    net.well("DEL", conf)
-
-
-def test_check_wants_a_result_of_this_namespace(net: MacvlanNetwork) -> None:
-    conf = net.conf()
-    result = net.well("ADD", conf).json
-    assert net.run("CHECK", conf).code in REFUSALS
-    assert net.run("CHECK", {**conf, "prevResult": result}, netns=f"/run/netns/{net.b}").code == 999
-
-
-def test_check_and_del_know_what_the_go_plugin_made(net: MacvlanNetwork, our_bin_dir: Path) -> None:
-    """An administrator may change over while containers run."""
-    address = {"address": f"{net.address(4, 2)}/24", "gateway": CLIENT[4]}
-    conf = {**net.conf(mtu=1400), "ipam": {"type": "static", "addresses": [address], "routes": [{"dst": "0.0.0.0/0"}]}}
-    ours, theirs = Plugins(OURS, our_bin_dir, ALL), net.plugins
-    for net.plugins in (ours, theirs):  # what both keep is there before
-        net.warm(conf)
-    before = net.state()
-    result = net.well("ADD", conf).json
-    net.plugins = ours
-    outcome = net.check(conf, result)
-    assert outcome.status == 0, outcome
-    net.well("DEL", {**conf, "prevResult": result})
-    assert not difference(before, net.state())
+    net.damaged(net.conf(mtu=1400), "a", {**NOTICED_BY_ALL, **NOTICED_BY_US}[name])
 
 
 # GC and STATUS
-
-
-def valid(*container_ids: str) -> Conf:
-    listed = [{"containerID": container_id, "ifname": "eth0"} for container_id in container_ids]
-    return {"cniVersion": "1.1.0", "cni.dev/valid-attachments": listed}
-
-
-@pytest.mark.ours_alone
-def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
-    net: MacvlanNetwork, other: MacvlanNetwork
-) -> None:
-    conf, others = net.conf(), other.conf()
-    net.well("ADD", conf)
-    other.well("ADD", others)
-    net.b  # noqa: B018  made before the state is taken
-    before, theirs = net.state(), other.state()
-    net.well("ADD", conf, net.b)
-    net.well("GC", {**conf, **valid(net.a)})
-    assert not difference(before, net.state())
-    assert not difference(theirs, other.state())
-    net.well("GC", {**conf, **valid()})
-    assert (net.reservations(), set(net.links(net.a))) == ({}, {"lo"})
 
 
 @pytest.mark.ours_alone

@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from runtime import ALL, REFUSALS, Outcome, Plugins
+from runtime import ALL, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import OURS
-from tests.plugins.bridge_network import FAMILIES, NOTHING, PREFIXLEN, BridgeNetwork, Conf, ForeignIpam, ours_alone
+from tests.plugins.bridge_network import FAMILIES, BridgeNetwork, Conf, ours_alone
+from tests.plugins.link_networks import PtpNetwork
 
 if TYPE_CHECKING:
-    from lab import Lab
-
-
-class PtpNetwork(BridgeNetwork):
-    """The same with pairs of links in place of a bridge."""
-
-    def conf(
-        self,
-        version: str = "1.0.0",
-        families: tuple[int, ...] = (4,),
-        ipam: Mapping[str, Any] = NOTHING,
-        **keys: object,
-    ) -> Conf:
-        conf = super().conf(version, families, ipam, **keys)
-        del conf["bridge"], conf["isGateway"]
-        return {**conf, "type": "ptp"}
-
-    def run(
-        self,
-        verb: str,
-        conf: Mapping[str, object],
-        container_id: str = "",
-        netns: str | None = None,
-        ifname: str = "eth0",
-        **env: str | None,
-    ) -> Outcome:
-        return self.plugins.run(self.lab, verb, "ptp", conf, container_id or self.a, netns, ifname, **env)
-
-    def routes(self, node: str, family: int, *words: str) -> list[str]:
-        """ip route of a node, one text each, without the kernel's own."""
-        shown = self.lab[node].run(["ip", f"-{family}", "route", "show", *words], check=True).stdout
-        lines = [line.replace(" metric 1024", "").replace(" pref medium", "") for line in shown.splitlines()]
-        return [line.strip() for line in lines if "fe80" not in line and "multicast" not in line]
+    pass
 
 
 @pytest.fixture
-def net(shared_lab: Lab, plugins: Plugins) -> Iterator[PtpNetwork]:
-    network = PtpNetwork(shared_lab, plugins)
-    yield network
-    network.close()
-
-
-@pytest.fixture
-def other(shared_lab: Lab, plugins: Plugins) -> Iterator[PtpNetwork]:
-    network = PtpNetwork(shared_lab, plugins)
-    yield network
-    network.close()
+def kind() -> type[BridgeNetwork]:
+    return PtpNetwork
 
 
 # The life of an attachment
@@ -135,26 +92,6 @@ def test_containers_of_one_network_reach_each_other_through_the_host(
 
 
 @pytest.mark.ours_alone
-def test_two_interfaces_of_one_container_come_and_go_alone(net: PtpNetwork) -> None:
-    """The Go plugin finds the routes of the first in the way of the second's."""
-    conf = net.conf(ipMasq=True, families=(4, 6), ipam={"routes": []})
-    net.warm(conf)
-    before = net.state()
-    first = net.well("ADD", conf).json
-    with_one = net.state()
-    second = net.run("ADD", conf, ifname="eth1")
-    assert second.status == 0
-    for ifname, result in (("eth0", first), ("eth1", second.json)):
-        checked = net.run("CHECK", {**conf, "prevResult": result}, ifname=ifname)
-        assert (checked.status, checked.stdout) == (0, ""), ifname
-    assert set(net.links(net.a)) == {"lo", "eth0", "eth1"}
-    assert net.run("DEL", conf, ifname="eth1").status == 0
-    assert not difference(with_one, net.state())
-    net.well("DEL", conf)
-    assert not difference(before, net.state())
-
-
-@pytest.mark.ours_alone
 def test_what_masquerading_hides_is_the_address_beyond_the_subnet(net: PtpNetwork) -> None:
     conf = net.conf(families=(4, 6), ipMasq=True)
     net.warm(conf)
@@ -209,16 +146,6 @@ def test_two_addresses_with_one_gateway(net: PtpNetwork) -> None:
     assert not difference(before, net.state())
 
 
-@pytest.mark.parametrize("configured", [False, True], ids=["IPAM's", "the configuration's"])
-def test_dns_settings(net: PtpNetwork, configured: bool) -> None:
-    ipam_dns, own_dns = {"nameservers": ["10.0.0.53"], "search": ["a.test"]}, {"nameservers": ["10.0.0.54"]}
-    address = {"address": f"{net.address(4, 9)}/24", "gateway": net.address(4, 1)}
-    conf = {**net.conf(), "ipam": {"type": "static", "addresses": [address], "dns": ipam_dns}}
-    if configured:
-        conf["dns"] = own_dns
-    assert net.well("ADD", conf).json["dns"] == (own_dns if configured else ipam_dns)
-
-
 # What ADD refuses
 
 
@@ -242,23 +169,6 @@ def test_an_add_that_cannot_be_leaves_nothing(net: PtpNetwork, keys: Conf, compl
         assert not difference(before, net.state())
 
 
-@pytest.mark.parametrize("by", ["somebody else", ours_alone("ourselves")])
-def test_an_interface_of_that_name_stays_as_it_is(net: PtpNetwork, by: str) -> None:
-    conf = net.conf(families=(4, 6))
-    net.warm(conf)
-    if by == "ourselves":
-        result = net.well("ADD", conf).json
-    else:
-        net.do(net.a, "ip link add eth0 type veth peer name other")
-    before = net.state()
-    outcome = net.run("ADD", conf)
-    assert outcome.code == 999
-    assert "already exists" in outcome.json["msg"]
-    assert not difference(before, net.state())
-    if by == "ourselves":
-        assert net.check(conf, result).status == 0
-
-
 @pytest.mark.ours_alone
 def test_a_failure_at_the_end_takes_all_back(net: PtpNetwork) -> None:
     conf = net.conf(families=(4, 6), ipMasq=True, ipam={"routes": [{"dst": "0.0.0.0/0", "gw": "192.0.2.77"}]})
@@ -266,74 +176,6 @@ def test_a_failure_at_the_end_takes_all_back(net: PtpNetwork) -> None:
     before = net.state()
     outcome = net.run("ADD", conf)
     assert (outcome.code in REFUSALS, "failed to add route" in outcome.json["msg"]) == (True, True)
-    assert not difference(before, net.state())
-
-
-# DEL with little to go by
-
-BARE_DELS: dict[str, tuple[str | None, dict[str, str | None]]] = {
-    "without prevResult": (None, {}),
-    "with a path that never was": ("/run/netns/never-was", {}),
-    "with an empty path": ("", {}),
-    "without the variable": ("", {"CNI_NETNS": None}),
-}
-
-
-@pytest.mark.ours_alone
-@pytest.mark.parametrize("how", BARE_DELS)
-def test_del_with_little_to_go_by_leaves_nothing(net: PtpNetwork, how: str) -> None:
-    """The Go plugin leaves pair and masquerading when it is not told the namespace."""
-    netns, env = BARE_DELS[how]
-    conf = net.conf(families=(4, 6), ipMasq=True)
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf, CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=p")
-    for _ in range(2):
-        outcome = net.run("DEL", conf, "", netns, "eth0", **env)
-        assert (outcome.status, outcome.stdout) == (0, "")
-        assert not difference(before, net.state())
-
-
-@pytest.mark.parametrize("masquerade", [False, ours_alone(True)], ids=["plain", "with ipMasq"])
-def test_del_after_the_namespace_is_gone_leaves_nothing(net: PtpNetwork, masquerade: bool) -> None:
-    conf = net.conf(families=(4, 6), ipMasq=masquerade)
-    net.warm(conf)
-    before = net.state()
-    result = net.well("ADD", conf, net.b).json
-    net.lab.remove(net.b)
-    net.well("DEL", {**conf, "prevResult": result}, f"b{net.number}")
-    net.wait_for_end_of(result["interfaces"][0]["name"])
-    assert not difference(before, net.state())
-
-
-@pytest.mark.ours_alone
-def test_del_does_all_it_can_and_then_tells_what_failed(net: PtpNetwork, foreign: ForeignIpam) -> None:
-    conf = net.conf(ipMasq=True)
-    net.warm(conf)
-    before = net.state()
-    result = {"ips": [{"address": f"{net.address(4, 9)}/24", "gateway": net.address(4, 1)}]}
-    foreign.does(f"""[ $CNI_COMMAND = DEL ] && echo '{{"code": 123, "msg": "no way"}}' && exit 1
-        echo '{json.dumps(result)}'""")
-    theirs = {**conf, "ipam": {"type": foreign.name}}
-    path = f"{net.plugins.directory}:{foreign.path.parent}"
-    net.well("ADD", theirs, CNI_PATH=path)
-    outcome = net.run("DEL", theirs, CNI_PATH=path)
-    assert (outcome.code, outcome.json["msg"]) == (123, "no way")
-    assert not difference(before, net.state())
-
-
-@pytest.mark.ours_alone
-def test_an_add_after_a_killed_one_starts_afresh(net: PtpNetwork) -> None:
-    conf = net.conf(families=(4, 6), ipMasq=True)
-    net.warm(conf)
-    before = net.state()
-    net.well("ADD", conf)
-    for path in net.records():
-        net.do("host", f"mv {path} {path.replace('.json', '.adding')}")
-    result = net.well("ADD", conf).json
-    assert net.check(conf, result).status == 0
-    assert len(net.reservations()) == 2
-    net.well("DEL", conf)
     assert not difference(before, net.state())
 
 
@@ -362,71 +204,10 @@ NOTICED_BY_US = {
 @pytest.mark.parametrize("name", [*NOTICED_BY_ALL, *map(ours_alone, NOTICED_BY_US)])
 def test_check_notices_damage_done_by_hand_and_mends_nothing(net: PtpNetwork, name: str) -> None:
     conf = net.conf(families=(4, 6), ipMasq=name in NOTICED_BY_US)
-    result = net.well("ADD", conf).json
-    assert net.check(conf, result).status == 0
-    where, command = {**NOTICED_BY_ALL, **NOTICED_BY_US}[name]
-    words = {"a4": net.address(4, 2), "a6": net.address(6, 2), "gateway": net.address(4, 1), "subnet": net.subnets[4]}
-    names = {"veth": result["interfaces"][0]["name"], "name": net.name, "number": net.number}
-    net.do("host" if where == "host" else net.a, command.format(**words, **names))
-    before = net.state()
-    assert net.check(conf, result).code in (3, 999)
-    assert not difference(before, net.state())
-    net.well("DEL", conf)
-    if name == "forwarding off":
-        net.do("host", "sysctl -q -w net.ipv4.ip_forward=1")
-
-
-def test_check_and_del_know_what_the_go_plugin_made(net: PtpNetwork, our_bin_dir: Path) -> None:
-    """An administrator may change over while containers run."""
-    addresses = [
-        {"address": f"{net.address(family, 9)}/{PREFIXLEN[family]}", "gateway": net.address(family, 1)}
-        for family in (4, 6)
-    ]
-    routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-    conf = {**net.conf(mtu=1400), "ipam": {"type": "static", "addresses": addresses, "routes": routes}}
-    ours, theirs = Plugins(OURS, our_bin_dir, ALL), net.plugins
-    for net.plugins in (ours, theirs):  # what both keep is there before
-        net.warm(conf)
-    before = net.state()
-    result = net.well("ADD", conf).json
-    net.plugins = ours
-    outcome = net.check(conf, result)
-    assert outcome.status == 0, outcome
-    net.well("DEL", {**conf, "prevResult": result})
-    assert not difference(before, net.state())
-
-
-def test_check_wants_a_result_of_this_namespace(net: PtpNetwork) -> None:
-    conf = net.conf()
-    result = net.well("ADD", conf).json
-    assert net.run("CHECK", conf).code in REFUSALS
-    assert net.run("CHECK", {**conf, "prevResult": result}, netns=f"/run/netns/{net.b}").code == 999
+    net.damaged(conf, *{**NOTICED_BY_ALL, **NOTICED_BY_US}[name])
 
 
 # GC and STATUS
-
-
-def valid(*container_ids: str) -> Conf:
-    listed = [{"containerID": container_id, "ifname": "eth0"} for container_id in container_ids]
-    return {"cniVersion": "1.1.0", "cni.dev/valid-attachments": listed}
-
-
-@pytest.mark.ours_alone
-def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
-    net: PtpNetwork, other: PtpNetwork
-) -> None:
-    conf, others = net.conf(families=(4, 6), ipMasq=True), other.conf(families=(4, 6), ipMasq=True)
-    net.well("ADD", conf)
-    other.well("ADD", others)
-    net.b  # noqa: B018  made before the state is taken
-    net.well("GC", {**conf, **valid(net.a)})  # with it go chains of subnets that other tests have left
-    before, theirs = net.state(), other.state()
-    net.well("ADD", conf, net.b)
-    net.well("GC", {**conf, **valid(net.a)})
-    assert not difference(before, net.state())
-    assert not difference(theirs, other.state())
-    net.well("GC", {**conf, **valid()})
-    assert (net.reservations(), set(net.links(net.a))) == ({}, {"lo"})
 
 
 @pytest.mark.ours_alone

@@ -1,5 +1,4 @@
-"""cni_py.interface.common on real links: what an ADD that was killed half-way leaves is completed by the next, and what
-CHECK tolerates."""
+"""cni_py.interface.bridge and vlan_gateway on real links: an ADD completes what a killed one left; what CHECK tolerates."""
 
 import subprocess
 from pathlib import Path
