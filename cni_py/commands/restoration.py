@@ -150,7 +150,7 @@ def _nftables_parts(op: Op) -> Iterator[Op]:
 
     With it the guard of the host's loopback, which is shared and so not recorded.
     """
-    if type(op).__module__ not in engine.FILTERING:
+    if not op.restorable or isinstance(op, relay.RelayPorts):
         return
     for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
         if ":" not in address:  # its check() is content where route_localnet is off
