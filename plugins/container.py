@@ -215,14 +215,12 @@ def sweep_pairs(call: "Call") -> None:
     """
     if call.conf.valid_attachments is None:
         return
-    from cni_py.attachment import gc
-
     is_stale = call.stale_marks()
     for link in call.kernel.host.links():
         hexed = link.alias.partition(" ")[0]
         if link.kind != "veth" or link.name != f"veth{hexed[:8]}" or not is_stale(link.alias):
             continue
-        names = gc.entries(f"{files.run_dir()}/attachments/{hexed}")
+        names = files.listed(f"{files.run_dir()}/attachments/{hexed}")
         if not any(name.partition(".")[0] in PAIRING for name in names):
             call.kernel.host.delete_link(link.index)
 
