@@ -56,8 +56,8 @@ COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN
 
 _U32 = _struct.Struct("!I")
 _I32 = _struct.Struct("!i")
-# Elements in a message. They are inside one attribute, whose length has 16 bits: 200 of the largest (two addresses and a
-# comment of 128 bytes, some 240 bytes) are 48 KB.
+# Elements in a message. They are inside one attribute, whose length has 16 bits: the largest element, with two IPv6 addresses
+# and a comment of 128 bytes, has some 200 bytes.
 _CHUNK = 200
 _GET_CHUNK = 64  # keys in a message: all answers, a datagram each, must fit into the receive buffer before we read
 
