@@ -131,7 +131,7 @@ def execute(path: str, verb: str, stdin: bytes) -> bytes:
         raise NotExecuted(f"netplugin failed with no error message: exit status {status}")
     try:
         failure = error_object(stdout)
-    except DecodingFailure as error:
+    except CniError as error:
         quoted = gojson.encode(stdout.decode("utf-8", "replace"), None)
         raise NotExecuted(f"netplugin failed but error parsing its diagnostic message {quoted}: {error}") from error
     raise failure
@@ -179,7 +179,7 @@ def cannot_run(path: str, error: OSError) -> str:
 
 
 def error_object(stdout: bytes) -> CniError:
-    """The error object that a plugin printed, with its own code (0: it gave none). DecodingFailure when it is none."""
+    """The error object that a plugin printed, with its own code (0: it gave none). CniError (code 6) when it is none."""
     fields = gojson.decode(stdout)
     if not isinstance(fields, gojson.Object):
         raise DecodingFailure("not an object")

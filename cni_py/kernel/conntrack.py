@@ -1,9 +1,10 @@
-"""Connection tracking: forget UDP flows that an added or removed port mapping has made wrong.
+"""Connection tracking: delete UDP flows that an added or removed port mapping has made wrong.
 
-The kernel decides about NAT once, with the first packet of a flow. UDP flows of a client that keeps sending never end, so
-they would go on reaching the host, or a container that is gone.
+The kernel decides about NAT once, with the first packet of a flow, and keeps to it. The UDP flow of a client that keeps sending
+never ends, so it would go on reaching the host, or a container that is gone.
 
-Sources: Linux include/uapi/linux/netfilter/nfnetlink_conntrack.h; net/netfilter/nf_internals.h for the filter's bits.
+Sources: Linux include/uapi/linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c; nf_internals.h for the
+bits of the filter.
 """
 
 import _struct
@@ -30,7 +31,7 @@ _U32 = _struct.Struct("=I")
 
 
 class Flow:
-    """A tracked UDP flow: where its first packet came from (`src`, `src_port`) and went, and who answers."""
+    """A tracked UDP flow: source and destination of its first packet before NAT, and the address that answers it."""
 
     __slots__ = ("_attributes", "dst", "dst_port", "family", "replier", "src", "src_port")
 
@@ -41,7 +42,9 @@ class Flow:
         self.replier = _source(self._attributes[CTA_TUPLE_REPLY])
 
     def body(self) -> bytes:
-        """What names this flow, and no later one with the same addresses, in a request."""
+        """The request body that names this flow."""
+        # Without a tuple the kernel deletes every flow of the namespace (ctnetlink_del_conntrack()). The ID keeps a flow safe
+        # that has begun since with the same addresses; in the zone of another it would not be found.
         named = (CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID)
         return bytes((self.family, 0, 0, 0)) + b"".join(
             (nested if kind == CTA_TUPLE_ORIG else attr)(kind, self._attributes[kind])
@@ -51,10 +54,7 @@ class Flow:
 
 
 def forget_udp(ip_length: int, ports: "Collection[int]", wrong: "Callable[[Flow], bool]") -> int:
-    """Delete the UDP flows of a family (addresses of 4 or 16 bytes) to one of `ports` that are `wrong`; returns how many.
-
-    A flow that ends meanwhile counts as forgotten.
-    """
+    """Delete the UDP flows of a family (addresses of 4 or 16 bytes) to one of `ports` that are `wrong`. Returns how many."""
     socket = Socket(NETLINK_NETFILTER)
     forgotten = 0
     try:
@@ -67,9 +67,9 @@ def forget_udp(ip_length: int, ports: "Collection[int]", wrong: "Callable[[Flow]
 
 
 def forget_udp_of(clients: "Collection[tuple[bytes, int]]", port: int) -> int:
-    """Delete the UDP flows between a port of this host and clients of one family, whichever side began; returns how many.
+    """Delete the UDP flows between a port of this host and clients of one family, whichever side began. Returns how many.
 
-    A program of the host that goes on answering begins a flow, when that of its client was forgotten.
+    A program of the host that goes on answering begins a flow of its own when that of its client has been deleted.
     """
     socket = Socket(NETLINK_NETFILTER)
     forgotten = 0
@@ -103,7 +103,10 @@ def _flows(socket: Socket, family: int, ports: "Collection[int]") -> "Iterator[F
 
 
 def _with_port(socket: Socket, family: int, kind: int, port: int) -> "Iterator[Flow]":
-    """The kernel chooses by protocol, and by port unless it is 0 (since Linux 5.8; an older one shows all)."""
+    """The flows that the kernel chooses by protocol, and by port unless it is 0 (since Linux 5.8; an older one shows all).
+
+    A dump is not of one moment: a flow may end or begin meanwhile, and no message says so (ctnetlink_dump_table()).
+    """
     known = [attr(CTA_PROTO_NUM, bytes((UDP,)))]
     flags = CTA_FILTER_F_CTA_PROTO_NUM
     if port:

@@ -67,23 +67,24 @@ class Addr:
     def __init__(self, body: bytes) -> None:
         _, prefixlen, flags, self.scope, self.index = _IFADDRMSG.unpack_from(body)
         found = attrs(body[_IFADDRMSG.size :])
-        # Of a point-to-point address IFA_ADDRESS is the other end's; plain IPv6 ones have no IFA_LOCAL.
+        # Of a point-to-point address IFA_ADDRESS is the other end's; plain IPv6 ones have no IFA_LOCAL. The flags of the
+        # header are 8 bits, of which IPv6 has long had more.
         self.address = Address(found.get(IFA_LOCAL) or found[IFA_ADDRESS], prefixlen)
         self.flags = number(found.get(IFA_FLAGS)) or int(flags)
 
     @property
     def tentative(self) -> bool:
-        """Duplicate address detection is not over: the address cannot be used yet."""
+        """Whether duplicate address detection is not over: the address cannot be used yet."""
         return bool(self.flags & IFA_F_TENTATIVE)
 
     @property
     def dad_failed(self) -> bool:
-        """Somebody else has the address."""
+        """Whether duplicate address detection has found somebody else with the address."""
         return bool(self.flags & IFA_F_DADFAILED)
 
 
 class Route:
-    """A route (of several next hops: one of them) as the kernel showed it."""
+    """A route as the kernel showed it, or one next hop of a multipath route."""
 
     __slots__ = ("advmss", "dst", "gw", "index", "mtu", "priority", "protocol", "scope", "src", "table", "type")
     gw: bytes | None
@@ -123,7 +124,10 @@ class Route:
 
 
 def addresses(side: "Rtnl", index: int = 0, family: int = 0) -> list[Addr]:
-    """The addresses of all interfaces or of one; of both families or of one."""
+    """The addresses of all interfaces or of one; of both families or of one.
+
+    The kernel picks those of the interface (inet_dump_ifaddr(), strict checking).
+    """
     body = _IFADDRMSG.pack(_AF[family], 0, 0, 0, index)
     found = [Addr(answer) for answer in _dump_ip(side, RTM_GETADDR, body)]
     return [addr for addr in found if index in (0, addr.index) and family in (0, addr.address.family)]
@@ -132,7 +136,10 @@ def addresses(side: "Rtnl", index: int = 0, family: int = 0) -> list[Addr]:
 def add_address(
     side: "Rtnl", index: int, address: Address, *, nodad: bool = False, broadcast: bytes | None = None, scope: int = 0
 ) -> None:
-    """FileExistsError when the interface has it. With `nodad` an IPv6 address can be used at once."""
+    """FileExistsError when the interface has it. With `nodad` an IPv6 address can be used at once.
+
+    Otherwise it is tentative for a second or longer, and detection begins when the link carries traffic.
+    """
     body = _address_body(index, address, scope)
     if broadcast is not None:
         body += attr(IFA_BROADCAST, broadcast)
@@ -152,6 +159,7 @@ def delete_address(side: "Rtnl", index: int, address: Address) -> bool:
 
 def routes(side: "Rtnl", index: int = 0, family: int = 0, table: int = RT_TABLE_MAIN) -> list[Route]:
     """The routes out of one interface or all, in one table or (0) all of them."""
+    # Each family is asked for by itself: where one of them lacks the table, its dump alone fails (inet_dump_fib()).
     given = attr(RTA_OIF, u32(index)) if index else b""
     given += attr(RTA_TABLE, u32(table)) if table else b""
     found: list[Route] = []
@@ -161,7 +169,7 @@ def routes(side: "Rtnl", index: int = 0, family: int = 0, table: int = RT_TABLE_
             answers = _dump_ip(side, RTM_GETROUTE, body)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
-                continue  # no such table; no such family
+                continue  # no such table; no such family in this kernel
             raise
         for answer in answers:
             found += Route.each(answer) if answer[0] == _AF[wanted] else ()
@@ -178,7 +186,8 @@ def add_route(
     them. Table main, scope universe and priority 0 unless told otherwise, as the Go plugins have it. `src` is the
     address that packets to there come from, where nothing else says so.
     """
-    # Without NLM_F_EXCL and NLM_F_APPEND, fib_table_insert() puts an IPv4 route in front of its equals.
+    # Without NLM_F_EXCL and NLM_F_APPEND, fib_table_insert() puts an IPv4 route in front of its equals; fib6_add_rt2node()
+    # adds a next hop with or without APPEND. NLM_F_REPLACE is never used: the route replaced may be somebody else's.
     flags = NLM_F_CREATE | {"": NLM_F_EXCL, "before": 0, "after": NLM_F_APPEND}[beside]
     scope = RT_SCOPE_UNIVERSE if route.scope is None else route.scope
     body = _route_body(route, index, _RTPROT_BOOT, scope, RTN_UNICAST) + (attr(RTA_PREFSRC, src) if src else b"")
@@ -189,7 +198,8 @@ def add_route(
 
 def delete_route(side: "Rtnl", route: "RouteLike", index: int) -> bool:
     """False when there is none."""
-    scope = RT_SCOPE_NOWHERE if route.scope is None else route.scope  # NOWHERE: of any scope
+    # Protocol and type 0, and scope NOWHERE, are those of any route (fib_table_delete()); scope 0 would be `universe`.
+    scope = RT_SCOPE_NOWHERE if route.scope is None else route.scope
     return side.delete(RTM_DELROUTE, _route_body(route, index, 0, scope, 0), (errno.ESRCH, errno.ENODEV))
 
 
@@ -209,7 +219,7 @@ def route_to(side: "Rtnl", ip: bytes) -> Route | None:
 
 
 def delete_neighbour(side: "Rtnl", index: int, ip: bytes) -> bool:
-    """Forget which MAC address `ip` has. False when that was not known."""
+    """Delete the neighbour entry (the MAC address) of `ip`. False when there is none."""
     body = _NDMSG.pack(_AF[4 if len(ip) == 4 else 6], index, 0, 0, 0) + attr(NDA_DST, ip)
     return side.delete(RTM_DELNEIGH, body, (errno.ENOENT, errno.ENODEV, errno.ESRCH))
 
@@ -217,8 +227,8 @@ def delete_neighbour(side: "Rtnl", index: int, ip: bytes) -> bool:
 def wait_addresses(side: "Rtnl", index: int, limit_s: float) -> None:
     """Wait until duplicate address detection is over for every IPv6 address of the interface.
 
-    OSError EADDRINUSE when an address turns out to be somebody else's; ETIMEDOUT when the limit is reached although
-    the link carries traffic (without that detection does not even begin).
+    OSError EADDRINUSE when somebody else has an address; ETIMEDOUT when the limit is reached although the link carries
+    traffic (without that detection does not even begin).
     """
 
     def settled() -> bool:
@@ -236,7 +246,10 @@ def wait_addresses(side: "Rtnl", index: int, limit_s: float) -> None:
 
 
 def _dump_ip(side: "Rtnl", kind: int, body: bytes) -> list[bytes]:
-    """The IPv4 and IPv6 entries of a dump: a kernel without one of the families answers with all it has."""
+    """The IPv4 and IPv6 entries of a dump.
+
+    For a family that the kernel does not have, it dumps those of all that it has (rtnetlink_rcv_msg()).
+    """
     return [answer for _, answer in side.request(kind, NLM_F_DUMP, body) if answer[0] in (_AF[4], _AF[6])]
 
 
@@ -251,6 +264,7 @@ def _route_body(route: "RouteLike", index: int, protocol: int, scope: int, kind:
         raise OSError(errno.EINVAL, f"gateway of another family than the destination {dst}")
     if not 0 <= scope <= RT_SCOPE_NOWHERE:
         raise OSError(errno.ERANGE, f"not a route's scope: {scope}")
+    # RTA_TABLE counts; the header's byte cannot hold 256 and more, and cut off they would be another table.
     table = RT_TABLE_MAIN if route.table is None else route.table
     small = table if table < 256 else RT_TABLE_COMPAT
     body = _RTMSG.pack(_AF[dst.family], dst.prefixlen, 0, 0, small, protocol, scope, kind, 0)

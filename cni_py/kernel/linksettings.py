@@ -1,7 +1,7 @@
-"""What one interface is set to: MAC address, MTU, promiscuous and all-multicast mode, transmit queue length (netdevice(7)).
+"""Settings of one interface: MAC address, MTU, promiscuous and all-multicast mode, transmit queue length (netdevice(7)).
 
-Values are text, as JSON has them without quotes: "02:00:00:00:00:01", "true", "1500". A mode is what was asked for by name:
-packet captures that make an interface promiscuous for themselves do not show.
+Values are text, as JSON has them without quotes: "02:00:00:00:00:01", "true", "1500". A mode is on when it was switched on by
+its flag. A packet capture raises a count in the kernel instead, which the flags do not show (dev_get_flags()).
 """
 
 import errno
@@ -63,6 +63,9 @@ def _attribute(setting: str, value: str) -> bytes:
 
 
 def stop_link_local_learning(side: "Rtnl", bridge: int) -> None:
-    """A bridge learns no address from frames to 01:80:c2:00:00:0x (Linux 5.0; older kernels ignore it)."""
+    """Keep a bridge from learning addresses from frames to 01:80:c2:00:00:0x (Linux 5.0; older kernels ignore it).
+
+    Such frames pass no prerouting chain (br_handle_frame()), so the spoof check cannot keep a false address from it.
+    """
     option = attr(IFLA_BR_MULTI_BOOLOPT, u32(BR_BOOLOPT_NO_LL_LEARN) * 2)  # struct br_boolopt_multi: values, mask
     side.request(rtnl.RTM_NEWLINK, 0, rtnl.ifinfomsg(bridge) + rtnl.linkinfo("bridge", option))

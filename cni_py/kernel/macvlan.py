@@ -17,11 +17,13 @@ IFLA_MACVLAN_MODE, IFLA_MACVLAN_BC_QUEUE_LEN = 1, 7
 def add(
     side: "Rtnl", name: str, master: int, mode: str, *, netns_fd: int, mtu: int = 0, mac: bytes = b"", queue: int = 0
 ) -> None:
-    """A link, down, on the interface `master` of `side`, in the namespace of `netns_fd`. FileExistsError: the name is taken.
+    """Add a link, down, on the interface `master` of `side`, in the namespace of `netns_fd`.
 
     `mtu` 0 is that of the master, `queue` 0 the kernel's length of the queue of broadcasts. In passthru mode the link has
-    the MAC address of its master, whatever `mac` is.
+    the MAC address of its master, whatever `mac` is (macvlan_common_newlink()). FileExistsError when the name is taken;
+    EINVAL when the master is in passthru mode already, EBUSY when it is a port of something else.
     """
+    # IFLA_LINK is looked up in the namespace of the socket, the link is made in that of IFLA_NET_NS_FD: it needs no move.
     data = attr(IFLA_MACVLAN_MODE, u32(MODES[mode]))
     if queue:
         data += attr(IFLA_MACVLAN_BC_QUEUE_LEN, u32(queue))
@@ -30,7 +32,7 @@ def add(
 
 
 def mode_of(side: "Rtnl", index: int) -> str:
-    """The mode of a macvlan link; "" when it is none, or is not there."""
+    """The mode of a macvlan link; "" when the link is of another kind, or missing."""
     link = side.link(index)
     if link is None or link.kind != "macvlan":
         return ""

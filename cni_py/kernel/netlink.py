@@ -162,12 +162,8 @@ class Socket:
                     return answers
                 answers.append((answer, payload))
 
-    def batch(
-        self, messages: "Sequence[tuple[int, int, bytes]]", subsystem: int = NFNL_SUBSYS_NFTABLES
-    ) -> list[tuple[int, bytes]]:
-        """Send (type, flags, body) messages as one nfnetlink transaction: all of them take effect or BatchError is raised.
-
-        Returns what NLM_F_ECHO asked for.
+    def batch(self, messages: "Sequence[tuple[int, int, bytes]]") -> None:
+        """Send (type, flags, body) messages as one nf_tables transaction: all of them take effect or BatchError is raised.
 
         The messages see what those before them have done. The kernel goes on after a refused one and reports each, so a
         first refusal brings others about: only the first means something (nfnetlink_rcv_batch()). The generation of the
@@ -175,10 +171,10 @@ class Socket:
         and what has to be so is said by NLM_F_EXCL, or kept so by our lock.
         """
         if not messages:
-            return []
+            return
         begin = self._seq + 1
         last = begin + len(messages)
-        edge = _struct.pack("!BBH", 0, 0, subsystem)  # struct nfgenmsg
+        edge = _struct.pack("!BBH", 0, 0, NFNL_SUBSYS_NFTABLES)  # struct nfgenmsg
         # Without its end the batch is thrown away, and nobody is told. The end itself is acknowledged since Linux 6.10 only,
         # so the last message is: its acknowledgement comes after the commit (nfnl_err_deliver()).
         parts = [_frame(_NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, begin, edge)]
@@ -189,18 +185,16 @@ class Socket:
         data = b"".join(parts)
         self._grow_send_buffer(len(data))
         self._socket.send(data)
-        return self._batch_answers(begin, last)
+        self._read_verdict(begin, last)
 
-    def _batch_answers(self, begin: int, last: int) -> list[tuple[int, bytes]]:
-        answers: list[tuple[int, bytes]] = []
+    def _read_verdict(self, begin: int, last: int) -> None:
+        """BatchError unless the kernel has confirmed the message with the number `last`."""
         failure: BatchError | None = None
         confirmed = False
         for answer, flags, seq, payload in self._queued():
-            if not begin <= seq <= last + 1:
+            if answer != _NLMSG_ERROR or not begin <= seq <= last + 1:
                 continue
-            if answer != _NLMSG_ERROR:
-                answers.append((answer, payload))
-            elif _INT.unpack_from(payload)[0] == 0:
+            if _INT.unpack_from(payload)[0] == 0:
                 confirmed = confirmed or seq == last
             # A commit that fails is reported with the number of the batch's beginning: then no message is singled out.
             elif failure is None:
@@ -210,7 +204,6 @@ class Socket:
             raise failure
         if not confirmed:
             raise BatchError(errno.EIO, "the kernel did not confirm the transaction")
-        return answers
 
     def _queued(self) -> "Iterator[tuple[int, int, int, bytes]]":
         """The messages in the queue, of all numbers; the kernel has answered before send() returned.

@@ -1,4 +1,10 @@
-"""Network namespaces: open, verify, enter, tell apart (namespaces(7), ioctl_ns(2))."""
+"""Network namespaces: open, verify, enter, tell apart (namespaces(7), ioctl_ns(2)).
+
+A namespace has three names, and each may lie. A path of /run/netns is a bind mount that anybody may replace; where the mount is
+gone, or was made in another mount namespace, the path is an ordinary empty file. /proc/PID/ns/net is ENOENT as soon as the
+process has ended, a zombie too (proc_ns_get_link()), and another namespace when the pid is used again. Device and inode are
+used again as well, when the namespace is gone. Only the cookie is never used twice.
+"""
 
 import errno
 import fcntl
@@ -37,16 +43,17 @@ _S_IFREG = 0o100000
 
 
 def open_netns(path: str) -> int:
-    """A descriptor of the network namespace at `path`.
+    """A descriptor of the network namespace at `path`, which keeps the namespace from ending.
 
     FileNotFoundError when there is nothing (the caller knows whether that is wrong); InvalidNetns, saying what is there
     instead, when it is no network namespace.
     """
+    # What was opened is verified, not the path: between stat() and open() it may lead elsewhere.
     try:
         kind = os.stat(path).st_mode & _S_IFMT
         if kind != _S_IFREG:  # opening a FIFO or a device may block or act
             raise _invalid(path, f"it is {_FILES.get(kind, 'a special file')}")
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may have become one since
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: it may have become a FIFO since
     except (FileNotFoundError, ProcessLookupError) as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
     except OSError as error:
@@ -62,6 +69,7 @@ def open_netns(path: str) -> int:
 
 
 def _verify(path: str, fd: int) -> None:
+    # NS_GET_NSTYPE is nsfs's own: any other file has no such ioctl (ENOTTY). setns() is not asked, since it would enter.
     try:
         kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
     except OSError as error:
@@ -80,13 +88,16 @@ def same_namespace(one: int, other: int) -> bool:
 
 
 def file_of(fd: int) -> str:
-    """Device and inode, by which namespaces that exist at the same time are told apart."""
+    """Device and inode, "4:4026532281". They tell apart namespaces that exist at the same time, no others."""
     status = os.fstat(fd)
     return f"{status.st_dev}:{status.st_ino}"
 
 
 def cookie(fd: int) -> int:
-    """The kernel's number of the namespace, never used twice in one boot; 0 before Linux 5.14."""
+    """The kernel's number of the namespace, never used twice in one boot; 0 before Linux 5.14.
+
+    Only a socket tells it (SO_NETNS_COOKIE), so one is made there.
+    """
     with Enter(fd):
         socket = Socket(NETLINK_ROUTE)
     try:
@@ -96,7 +107,11 @@ def cookie(fd: int) -> int:
 
 
 class Enter:
-    """`with Enter(fd):` runs in the network namespace of `fd` and comes back. For a process with one thread."""
+    """`with Enter(fd):` runs in the network namespace of `fd` and comes back.
+
+    setns() moves the calling thread alone, so other threads stay, and threads started inside stay there. For a process with
+    one thread.
+    """
 
     __slots__ = ("_back", "_fd")
 
@@ -105,6 +120,7 @@ class Enter:
         self._back = -1
 
     def __enter__(self) -> None:
+        # Not /proc/self, which is the first thread's.
         self._back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             setns(self._fd)
@@ -122,7 +138,7 @@ class Enter:
 
 
 def setns(fd: int) -> None:
-    """Move this thread into the network namespace of `fd`."""
+    """Move this thread into the network namespace of `fd`. OSError; CLONE_NEWNET refuses a namespace of another kind."""
     native: Callable[[int, int], None] | None = getattr(os, "setns", None)  # Python 3.12
     if native is not None:
         native(fd, CLONE_NEWNET)
@@ -136,7 +152,7 @@ def setns(fd: int) -> None:
 
 
 def _setns_error(fd: int) -> OSError:
-    """Why setns fails: asked again through the package ctypes, since a bare call does not keep errno."""
+    """The error of setns(): called again through the package ctypes, since a bare call does not keep errno."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)

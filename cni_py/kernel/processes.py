@@ -1,7 +1,7 @@
-"""Which process has a socket, and what people call it: for sentences, and to know sockets that are held on purpose.
+"""Which process has a socket, and what people call that process: for messages, and to know sockets that are held on purpose.
 
-/proc/PID/fd names the sockets of a process by inode. What is found may be gone by the time it is read, and others' processes are
-seen by root alone: nothing here is an error.
+/proc/PID/fd names the sockets of a process by inode. A process may end while it is looked at, and those of others are readable
+for root alone, so a failure to read means nothing found and is no error.
 """
 
 import os
@@ -20,7 +20,7 @@ INTERPRETERS = ("python", "perl", "ruby", "node", "php", "bash", "sh", "dash")
 
 
 def having(inodes: "Iterable[int]") -> dict[int, list[int]]:
-    """The processes that have each of the sockets, lowest pid first, which is the parent of workers; one look at all of them."""
+    """For each socket (by inode) the processes that have it, lowest pid first: the parent of workers. Reads all of /proc once."""
     found: dict[int, list[int]] = {inode: [] for inode in inodes}
     try:
         pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
@@ -33,7 +33,7 @@ def having(inodes: "Iterable[int]") -> dict[int, list[int]]:
 
 
 def sockets_of(pid: int) -> set[int]:
-    """The sockets of a process, by inode; none of one that has ended, or is not ours to look at."""
+    """The sockets of a process, by inode; none if it has ended, or we may not look."""
     folder = f"/proc/{pid}/fd"
     try:
         links = [_link(f"{folder}/{fd}") for fd in os.listdir(folder)]
@@ -50,7 +50,7 @@ def _link(path: str) -> str:
 
 
 def described(pid: int) -> str:
-    """nginx (pid 812), or what runs in a container: nginx (pid 812 in container 0123456789ab)."""
+    """The process for a message: nginx (pid 812), or nginx (pid 812 in container 0123456789ab)."""
     return f"{name(pid)} (pid {pid}{container(pid)})"
 
 
@@ -60,7 +60,7 @@ def words(pid: int) -> list[str]:
 
 
 def name(pid: int) -> str:
-    """The process's name, whole where the kernel has cut it short; of an interpreter, with what it runs."""
+    """The name of the process, or of an interpreter and its script; the kernel cuts names at 15 bytes, the whole is given."""
     comm = read(f"/proc/{pid}/comm").removesuffix("\n")
     line = words(pid)
     if len(comm) == COMM_MAX:
@@ -72,7 +72,7 @@ def name(pid: int) -> str:
 
 
 def _script(line: "Sequence[str]") -> str:
-    """app.py of `python3 -u /srv/app.py`, "-m http.server" of a module; "" where the command line does not tell."""
+    """The script of an interpreter: app.py of `python3 -u /srv/app.py`, "-m http.server" of a module; "" if unknown."""
     for place, word in enumerate(line[1:], 1):
         if word == "-m":
             return " ".join(line[place : place + 2])
@@ -84,7 +84,7 @@ def _script(line: "Sequence[str]") -> str:
 
 
 def container(pid: int) -> str:
-    """Which container the process is in, by its cgroup; or that it is in some, by its pid namespace."""
+    """ " in container ID", from the process's cgroup; " in a container" for one in a pid namespace below ours; or ""."""
     text = read(f"/proc/{pid}/cgroup")
     runs = "".join(character if character in HEX_DIGITS else " " for character in text).split()
     found = [run for run in runs if len(run) == CONTAINER_ID]
@@ -94,7 +94,7 @@ def container(pid: int) -> str:
 
 
 def _pids(pid: int) -> int:
-    """In how many pid namespaces the process has a number."""
+    """The number of pid namespaces that the process has a pid in."""
     for line in read(f"/proc/{pid}/status").splitlines():
         if line.startswith("NSpid:"):
             return len(line.split()) - 1
@@ -102,7 +102,7 @@ def _pids(pid: int) -> int:
 
 
 def read(path: str) -> str:
-    """The text of a file of /proc; "" when it cannot be had."""
+    """The text of a file of /proc; "" when it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(TEXT_MAX).decode("utf-8", "replace")

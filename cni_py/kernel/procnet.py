@@ -1,7 +1,7 @@
 """/proc/net/tcp and its like (proc_net(5)): every socket of this thread's network namespace, in text.
 
-It costs as much as there are sockets, and does not say whether one on :: takes IPv4, too: for kernels and processes that get no
-answer from sock_diag, and for what is wanted in whole.
+Reading costs time for each socket, and does not tell whether one on :: takes IPv4 as well. For kernels without sock_diag, and for
+those who want all sockets.
 """
 
 import sys
@@ -14,7 +14,7 @@ FOLDER = "/proc/thread-self/net"
 
 
 class Line:
-    """One socket; addresses are packed, and TIME_WAIT has no inode."""
+    """One socket; addresses are packed. In TIME_WAIT it has no inode (0)."""
 
     __slots__ = ("inode", "ip", "port", "remote", "state", "uid")
 
@@ -28,7 +28,7 @@ class Line:
 
 
 def lines(protocol: str) -> "Iterator[Line]":
-    """All of both families; none of a family that the kernel does not have, or does not show."""
+    """The sockets of both families; none of a family that the kernel does not have, or does not show."""
     for name in (protocol, protocol + "6"):
         try:
             with open(f"{FOLDER}/{name}", encoding="ascii") as file:
@@ -40,7 +40,7 @@ def lines(protocol: str) -> "Iterator[Line]":
 
 
 def _address(text: str) -> tuple[bytes, int]:
-    """0100007F:1F90, each 32 bits as a number of the host's."""
+    """Address and port of 0100007F:1F90. Each 32 bits are a number in the host's byte order: 127.0.0.1 if little-endian."""
     address, _, port = text.partition(":")
     words = [int(address[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(address), 8)]
     return b"".join(words), int(port, 16)

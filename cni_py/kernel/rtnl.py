@@ -65,7 +65,7 @@ class Link:
     """A network interface as the kernel showed it.
 
     `master` and `link` (of a veth: its peer) are indexes, 0 for none; `netns_id` says which namespace `link` is in, -1 for
-    this one. `hairpin` and `isolated` are those of a bridge port.
+    this one. `hairpin` and `isolated` are those of a bridge port, `data` are the attributes of its kind (IFLA_INFO_DATA).
     """
 
     __slots__ = (
@@ -87,7 +87,11 @@ class Link:
         self.operstate = OPERSTATES[number(found.get(IFLA_OPERSTATE))]
         self.master = number(found.get(IFLA_MASTER))
         self.link = number(found.get(IFLA_LINK))
+        # The kernel gives a namespace its number when it first shows a link that leads there (rtnl_fill_link_netnsid()), and
+        # shows -1 where the namespace is ending. The index is one of that namespace: here it would be another link's.
         self.netns_id = int(_I32.unpack(found[IFLA_LINK_NETNSID])[0]) if IFLA_LINK_NETNSID in found else -1
+        if self.netns_id < 0 and IFLA_LINK_NETNSID in found:
+            self.link = 0
         self.alias = text(found.get(IFLA_IFALIAS))
         self.kind = text(info.get(IFLA_INFO_KIND))
         self.slave_kind = text(info.get(IFLA_INFO_SLAVE_KIND))
@@ -98,12 +102,12 @@ class Link:
 
     @property
     def up(self) -> bool:
-        """Whether it is set up; whether it carries traffic too is `operstate`."""
+        """Whether it is set up. Whether it carries traffic as well is told by `operstate`."""
         return bool(self.flags & IFF_UP)
 
 
 class Rtnl:
-    """A socket that speaks rtnetlink in one network namespace: that of `netns_fd`, or the process's own."""
+    """An rtnetlink socket in the network namespace of `netns_fd`, or in that of the process."""
 
     __slots__ = ("_cookie", "_socket")
 
@@ -112,7 +116,8 @@ class Rtnl:
         if netns_fd is None:
             self._socket = Socket(NETLINK_ROUTE)
         else:
-            with Enter(netns_fd):  # a socket stays in the namespace it was made in
+            # A socket stays in the namespace it was made in (sock_net()), so one visit serves for all requests.
+            with Enter(netns_fd):
                 self._socket = Socket(NETLINK_ROUTE)
 
     def close(self) -> None:
@@ -120,11 +125,11 @@ class Rtnl:
         self._socket.close()
 
     def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
-        """One rtnetlink request: see netlink.Socket.request."""
+        """One rtnetlink request, as netlink.Socket.request() says."""
         return self._socket.request(kind, flags, body)
 
     def delete(self, kind: int, body: bytes, absent: tuple[int, ...]) -> bool:
-        """A request whose failure with one of the errors `absent` means that there was nothing to delete."""
+        """Send a request to delete. False when it fails with one of the errors `absent`: there was nothing to delete."""
         try:
             self.request(kind, 0, body)
         except OSError as error:
@@ -143,9 +148,10 @@ class Rtnl:
     # Links
 
     def link(self, link: int | str) -> Link | None:
-        """The link with this index or name (an alternative name, too); None when there is none, or cannot be."""
+        """The link with this index or name (or alternative name); None when there is none, or no link can have the name."""
         try:
             index, name = _which(link)
+            # Without the mask an answer has 200 bytes and more of counters, and reads those of every processor.
             body = ifinfomsg(index) + name + attr(IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
             answers = self.request(RTM_GETLINK, 0, body)
         except OSError as error:
@@ -155,12 +161,14 @@ class Rtnl:
         return Link(answers[0][1])
 
     def links(self, master: int = 0) -> list[Link]:
-        """All links, or the ports of one bridge."""
+        """All links, or the ports of one bridge: the kernel filters them (link_dump_filtered()).
+
+        With strict checking an index or flags in the header of a dump are EINVAL (rtnl_valid_dump_ifinfo_req()).
+        """
         body = ifinfomsg() + attr(IFLA_EXT_MASK, u32(_RTEXT_FILTER_SKIP_STATS))
         if master:
             body += attr(IFLA_MASTER, u32(master))
-        found = [Link(answer) for kind, answer in self.request(RTM_GETLINK, NLM_F_DUMP, body) if kind == RTM_NEWLINK]
-        return [link for link in found if master in (0, link.master)]
+        return [Link(answer) for kind, answer in self.request(RTM_GETLINK, NLM_F_DUMP, body) if kind == RTM_NEWLINK]
 
     def add_link(
         self, kind: str, name: str, mac: bytes = b"", mtu: int = 0, *, data: bytes = b"", given: bytes = b""
@@ -190,9 +198,11 @@ class Rtnl:
     ) -> None:
         """A pair, both ends down: `name` here, `peer` in the namespace of `peer_netns_fd` (None: here), all in one request.
 
-        FileExistsError when either name is taken. An alias (of `name`) takes a second request, since the kernel ignores
-        one in the first; if that fails the pair is deleted again.
+        FileExistsError when either name is taken. An alias (of `name`) takes a second request, since the kernel heeds none
+        in the first (rtnl_create_link()); if that fails the pair is deleted again.
         """
+        # With its namespace in the request the peer is made there: made here and moved, it would be renamed by udev, or
+        # collide with a link of the same name.
         there = ifinfomsg() + _described(peer, peer_mac, mtu)
         if peer_netns_fd is not None:
             there += attr(IFLA_NET_NS_FD, u32(peer_netns_fd))
@@ -205,7 +215,10 @@ class Rtnl:
                 raise
 
     def delete_link(self, link: int | str) -> bool:
-        """Delete a link, a veth with its peer. False when there was none."""
+        """Delete a link, a veth with its peer. False when there was none.
+
+        The caller waits for an RCU grace period, 12 to 36 ms, but others see no link after 4 ms (unregister_netdevice_many()).
+        """
         index, name = _which(link)
         return self.delete(RTM_DELLINK, ifinfomsg(index) + name, (errno.ENODEV,))
 
@@ -221,7 +234,11 @@ class Rtnl:
         alias: str | None = None,
         netns_fd: int | None = None,
     ) -> None:
-        """Change what is given, in one request. `master` 0 takes a port out of its bridge."""
+        """Change what is given, in one request. `master` 0 takes a port out of its bridge.
+
+        The kernel goes through the changes in an order of its own and keeps those that it has made when one is refused
+        (do_setlink()): namespace, MAC, MTU, name, alias, flags, master.
+        """
         index, which = _which(link)
         flags = change = 0
         for bit, wanted in ((IFF_UP, up), (IFF_PROMISC, promisc)):
@@ -248,24 +265,31 @@ class Rtnl:
         """`hairpin`: frames may leave by the port they came from; `isolated`: no frames from one isolated port to another."""
         values = ((IFLA_BRPORT_MODE, hairpin), (IFLA_BRPORT_ISOLATED, isolated))
         given = [attr(kind, bytes([value])) for kind, value in values if value is not None]
+        # IFLA_PROTINFO without NLA_F_NESTED is the one byte of the port's state (br_setlink()).
         body = ifinfomsg(index, family=AF_BRIDGE) + nested(IFLA_PROTINFO, *given)
         self.request(RTM_SETLINK, 0, body)
 
     def add_vlan(
         self, index: int, vid: int, last: int | None = None, *, pvid: bool = False, untagged: bool = False
     ) -> None:
-        """Let the VLANs `vid` to `last` (both included) through a bridge port; what is there already stays."""
+        """Let the VLANs `vid` to `last` (both included) through a bridge port, and keep those that it has.
+
+        The flags of a VLAN that it has are set anew, so one without `pvid` takes that away (__vlan_add_flags()).
+        """
         flags = (BRIDGE_VLAN_INFO_PVID if pvid else 0) | (BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0)
         self.request(RTM_SETLINK, 0, _vlan_body(index, flags, vid, last))
 
     def delete_vlan(self, index: int, vid: int, last: int | None = None) -> None:
-        """Close a bridge port to the VLANs `vid` to `last`; 1 to VID_MAX is all of them. Those it does not carry are no error."""
+        """Close a bridge port to the VLANs `vid` to `last`, or to all: 1 to VID_MAX. Those it does not carry are no error."""
         self.request(RTM_DELLINK, 0, _vlan_body(index, 0, vid, last))
 
     # Waiting
 
     def wait_up(self, link: int | str, limit_s: float) -> bool:
-        """Wait until the link carries traffic (operstate up). False when it does not within the limit, or is gone."""
+        """Wait until the link carries traffic (operstate up). False when it does not within the limit, or is gone.
+
+        Both ends of a veth must be up; the state follows in a work queue (linkwatch_event()), some time after set_link().
+        """
 
         def carries_traffic() -> bool | None:
             found = self.link(link)
@@ -275,7 +299,7 @@ class Rtnl:
 
 
 def wait(settled: "Callable[[], bool | None]", limit_s: float) -> bool:
-    """Probe at growing intervals until `settled` (None: it never will be) or until the limit."""
+    """Call `settled` at growing intervals. Whether it was true within the limit; None from it says that it never will be."""
     end = time.monotonic() + limit_s
     attempt = 0
     while not (answer := settled()):
@@ -302,7 +326,10 @@ def name_attr(name: str) -> bytes:
 
 
 def _which(link: int | str) -> tuple[int, bytes]:
-    """An interface by index or name: the header's index and the attribute, one of them empty."""
+    """An interface by index or name: the header's index and the attribute, one of them empty.
+
+    Index 0 is refused: to the kernel it means that none is given.
+    """
     if isinstance(link, str):
         return 0, name_attr(link)
     if link <= 0:

@@ -1,8 +1,8 @@
 """Sockets that wait for clients, in the network namespace of this process: TCP listeners, and UDP sockets without a peer.
 
-The kernel lists them (NETLINK_SOCK_DIAG, sock_diag(7)), each family by a request of its own, and leaves out other ports by
-itself: a filter in inet_diag's bytecode says which are wanted, so that ten thousand listeners cost a walk through its table and
-no more. A socket that only tries to connect, a connection, or TIME_WAIT is none that waits.
+The kernel lists them (NETLINK_SOCK_DIAG, sock_diag(7)), each family by its own request. A filter in inet_diag's bytecode names
+the wanted ports, so ten thousand listeners cost a walk through the kernel's table and no more. Sockets that connect, are
+connected, or are in TIME_WAIT do not wait.
 
 Sources: Linux include/uapi/linux/inet_diag.h, net/ipv4/inet_diag.c (inet_diag_bc_run) and udp_diag.c.
 """
@@ -39,7 +39,10 @@ _RUNS_MAX = 256  # each is looked at for each socket; of more, what lies between
 
 
 class Listener:
-    """A socket that waits on `port` of `ip`, in packed form; an IPv6 socket that is bound to an IPv4 address is IPv4 here."""
+    """A socket that waits on `port` of `ip` (packed). An IPv6 socket bound to an IPv4 address (::ffff:a.b.c.d) is IPv4 here.
+
+    `v6only`: one on :: does not take IPv4.
+    """
 
     __slots__ = ("inode", "ip", "port", "protocol", "uid", "v6only")
 
@@ -53,9 +56,9 @@ class Listener:
 
 
 def waiting(wanted: "Iterable[tuple[str, int, int]]") -> list[Listener]:
-    """Those on wanted ports: protocol, first and last. Where the kernel has no such list, those of /proc/net.
+    """The sockets that wait on the wanted ports (protocol, first and last): as the kernel lists them, else from /proc/net.
 
-    Nothing for a protocol other than TCP and UDP, or where neither can be had.
+    None for a protocol other than TCP and UDP, or where neither source can be read.
     """
     by_protocol: dict[str, list[tuple[int, int]]] = {}
     for protocol, first, last in wanted:
@@ -82,7 +85,7 @@ def _on(protocol: str, ports: "Runs") -> list[Listener]:
 
 
 def joined(ports: "Runs") -> list[tuple[int, int]]:
-    """As few runs as there can be, in ascending order."""
+    """The runs in ascending order, those that touch or overlap as one."""
     found: list[tuple[int, int]] = []
     for first, last in sorted(ports):
         if found and first <= found[-1][1] + 1:
@@ -93,7 +96,10 @@ def joined(ports: "Runs") -> list[tuple[int, int]]:
 
 
 def dump(protocol: str, state: int, runs: "Runs" = ()) -> list[Listener]:
-    """The sockets in one state, most of those on ports outside of `runs` left out, if there are any. OSError."""
+    """The sockets in one state, on ports of `runs` (and, of more than 256 runs, between them); () for any port. OSError.
+
+    A kernel whose module for the protocol (tcp_diag, udp_diag) is missing answers ENOENT.
+    """
     if len(runs) > _RUNS_MAX:
         runs = [(runs[0][0], runs[-1][1])]
     chosen = attr(_REQ_BYTECODE, bytecode(runs)) if runs else b""
@@ -121,10 +127,11 @@ def _listener(protocol: str, body: bytes) -> Listener:
 
 
 def bytecode(runs: "Runs") -> bytes:
-    """A program that lets a socket pass whose port is in one of the runs.
+    """A program that passes the sockets whose port is in one of the runs.
 
-    Each run is `port >= first`, `port <= last`, and a jump to the end, which is where what passes arrives; a no goes on to the
-    next run, and the last one's four bytes beyond the end, which is where nothing passes.
+    Each run is `port >= first`, `port <= last`, and a jump to the end of the program, where a socket passes. A "no" continues
+    with the next run; that of the last run jumps four bytes beyond the end, where a socket is dropped (inet_diag_bc_run()).
+    The kernel accepts jumps forward only, in multiples of 4 (inet_diag_bc_audit()).
     """
     parts: list[bytes] = []
     left = len(runs) * _RUN

@@ -1,4 +1,9 @@
-"""Sysctls below net/ of the network namespace the process is in (/proc/sys/net shows each reader its own).
+"""Sysctls below net/ of the network namespace that the calling thread is in.
+
+/proc/sys/net shows the namespace of who opens a file (net_ctl_header_lookup()), and no other; the open file stays with it. So
+a container's are reached by netns.Enter, without a mount of its /proc. Some keys set others: ip_forward that of every interface
+and conf/all/accept_redirects (inet_forward_change()), IPv6's conf/all/forwarding and conf/all/disable_ipv6 those of every
+interface. A new interface starts with the values that conf/default has then.
 
 A key is a path below net/, "ipv4/conf/eth0.10/arp_notify": with slashes interface names keep their dots.
 """
@@ -23,6 +28,7 @@ def write(key: str, value: str, *, optional: bool = False) -> bool:
 
     With `optional` nothing happens where the key does not exist, or where /proc/sys is read-only, as in many containers.
     """
+    # A key may be read-only and right; and some take the RTNL lock even for a value that they have (addrconf_disable_ipv6()).
     try:
         if _has(key, value):
             return False
@@ -31,6 +37,7 @@ def write(key: str, value: str, *, optional: bool = False) -> bool:
         if optional and error.errno in _REFUSALS:
             return False
         raise
+    # In one write(): each is parsed by itself, and one behind the first is ignored (proc_first_pos_non_zero_ignore()).
     try:
         os.write(fd, value.encode())
     except OSError as error:
@@ -42,7 +49,7 @@ def write(key: str, value: str, *, optional: bool = False) -> bool:
 
 
 def _has(key: str, value: str) -> bool:
-    """Whether the key reads as `value`; its numbers may be set apart by any white space."""
+    """Whether the key has the value. Several numbers are read with tabs between them, however they were written."""
     try:
         return read(key).split() == value.split()
     except PermissionError:

@@ -1,8 +1,11 @@
-"""Traffic control: a token bucket on an interface, and what a container sends led through an ifb device to one.
+"""Traffic control: limits for both directions of an interface, and a filter that guards the host's loopback.
 
-    root 1:  tbf                             of what leaves by the interface: on a host's veth what the container receives
-    ffff:    ingress, u32 prio 1 -> mirred   of what comes in by the interface: to the ifb, which sends it through its own tbf
-             bpf prio 1, u32 prio 2          with guard_loopback(): nothing to or from 127.0.0.0/8 comes in, the ifb's is second
+    root 1:  tbf                             limits what leaves by the interface: on a host's veth what the container receives
+    ffff:    ingress, u32 prio 1 -> mirred   sends what comes in to an ifb device, whose own tbf limits it
+             bpf prio 1, u32 prio 2          with guard_loopback(): drops what comes in to or from 127.0.0.0/8, the ifb is second
+
+An interface has queues for what leaves alone, hence the ifb for the other direction. Qdiscs ingress and clsact have one handle,
+ffff:, and an interface has one of the two. Filters of one priority are of one kind (tcf_proto_lookup_ops(); EINVAL otherwise).
 
 Sources: tc-tbf(8), tc-mirred(8), tc-bpf(8), Linux include/uapi/linux/{pkt_sched,pkt_cls,filter}.h, tc_act/tc_mirred.h,
 net/sched/{sch_tbf,cls_bpf}.c.
@@ -29,7 +32,7 @@ LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX, include/net/flow.h
 TC_H_ROOT, TC_H_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # pkt_sched.h
 TBF_HANDLE, INGRESS_HANDLE = 0x0001_0000, 0xFFFF_0000  # 1: and ffff:
 TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 4, 6
-NS_PER_TICK = 64  # PSCHED_SHIFT in include/net/pkt_sched.h: a tick of the "buffer" below
+NS_PER_TICK = 64  # 1 << PSCHED_SHIFT, include/net/pkt_sched.h: the unit of the "buffer" below
 LATENCY_MS = 25  # how long a packet may wait, as the Go plugin has it
 U32_MAX = 0xFFFFFFFF
 
@@ -128,12 +131,12 @@ class TokenBucket:
 
     @property
     def limit(self) -> int:
-        """Bytes that may wait: those of the latency, and a burst."""
+        """Bytes that may wait: what the rate sends within the latency, and a burst."""
         return min(self.rate * LATENCY_MS // 1000 + self.burst, U32_MAX)
 
     @property
     def ticks(self) -> int:
-        """How long a burst takes at the rate; rounded to microseconds on the way, as the Go plugin does."""
+        """How long a burst takes at the rate, in ticks; rounded to microseconds on the way, as the Go plugin does."""
         return self.burst * 1_000_000 // self.rate * 1000 // NS_PER_TICK
 
     def options(self) -> bytes:
@@ -141,6 +144,7 @@ class TokenBucket:
 
         A burst that takes longer than the ticks of 32 bits last (4 min 35 s) goes in a field of its own.
         """
+        # A rate above 32 bits is all ones there and goes into an attribute (psched_ratecfg_precompute()).
         parameters = _TBF.pack(0, 0, 0, 0, 0, min(self.rate, U32_MAX), self.limit, min(self.ticks, U32_MAX), 0)
         given = attr(TCA_TBF_PARMS, parameters)
         if self.rate > U32_MAX:
@@ -151,7 +155,7 @@ class TokenBucket:
 
 
 class ShownBucket:
-    """A token bucket as the kernel showed it: the burst in ticks, of which the kernel keeps 32 bits."""
+    """A token bucket as the kernel showed it: the burst in ticks, of which the kernel shows the lower 32 bits."""
 
     __slots__ = ("limit", "rate", "ticks")
 
@@ -161,7 +165,10 @@ class ShownBucket:
         self.rate: int = number(found.get(TCA_TBF_RATE64)) or rate
 
     def is_like(self, wanted: TokenBucket) -> bool:
-        """Whether it limits alike, give or take what the kernel's own arithmetic rounds."""
+        """Whether it has the rate, limit and burst of `wanted`.
+
+        The kernel keeps a burst in nanoseconds by a multiplication that rounds, so ticks may differ (psched_l2t_ns()).
+        """
         off = (self.ticks - wanted.ticks) % (U32_MAX + 1)
         most = 16 + wanted.ticks // 1_000_000
         return (self.rate, self.limit) == (wanted.rate, wanted.limit) and min(off, U32_MAX + 1 - off) <= most
@@ -171,45 +178,49 @@ class ShownBucket:
 
 
 def add_tbf(side: "Rtnl", index: int, bucket: TokenBucket) -> None:
-    """FileExistsError when the interface has a root of its own; ENOENT when the kernel has no tbf, EINVAL for a rate of 0."""
+    """Add a token bucket as root 1: of an interface.
+
+    FileExistsError when it has a root already that somebody made; ENOENT when the kernel has no tbf, EINVAL for a rate of 0.
+    """
     options = nested(TCA_OPTIONS, bucket.options())
     side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf") + options)
 
 
 def tbf(side: "Rtnl", index: int) -> ShownBucket | None:
-    """The token bucket 1: at the root of an interface."""
+    """The token bucket at root 1: of an interface; None when there is none."""
     options = _options(side, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"))
     return None if options is None else ShownBucket(options)
 
 
 def delete_tbf(side: "Rtnl", index: int) -> bool:
-    """False when there is none: another root, or none of that handle, stays."""
+    """Delete the token bucket at root 1:. False when there is none; a root of another kind or handle stays."""
     return side.delete(RTM_DELQDISC, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"), _ABSENT)
 
 
 def add_ingress(side: "Rtnl", index: int) -> None:
-    """FileExistsError when the interface has one; ENOENT when the kernel knows none."""
+    """Add an ingress qdisc. FileExistsError when the interface has one; ENOENT when the kernel has none."""
     side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"))
 
 
 def has_ingress(side: "Rtnl", index: int) -> bool:
-    """Whether the interface has one that is in use: with more than the guard of the host's loopback in it."""
+    """Whether the interface has an ingress qdisc in use: not merely with the guard of the host's loopback in it."""
     there = _options(side, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")) is not None
     return there and not (guards_loopback(side, index) and not redirects(side, index))
 
 
 def delete_ingress(side: "Rtnl", index: int) -> bool:
-    """With its filters. False when there is none."""
+    """Delete the ingress qdisc with all its filters. False when there is none."""
     return side.delete(RTM_DELQDISC, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"), _ABSENT)
 
 
-# The kernel's answers to: no such interface; no such root or handle; another kind has it.
+# What the kernel answers where there is no such interface; no such root or handle; one of another kind (tc_get_qdisc()).
 _ABSENT = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
 
 
 def _options(side: "Rtnl", body: bytes) -> bytes | None:
-    """The options of a queueing discipline; None when the interface has not this one."""
+    """The options of a qdisc; None when the interface does not have this one."""
     try:
+        # Without NLM_F_ECHO the answer goes to the listeners of a group, and not to us (qdisc_notify()).
         answers = side.request(RTM_GETQDISC, NLM_F_ECHO, body)
     except OSError as error:
         if error.errno in _ABSENT:
@@ -228,7 +239,7 @@ def _qdisc(index: int, handle: int, parent: int, kind: str) -> bytes:
 
 
 def add_redirect(side: "Rtnl", index: int, target: int) -> None:
-    """All that comes in by an interface, which has an ingress, leaves by the interface `target`.
+    """Send all that comes in by an interface, which has an ingress qdisc, out by the interface `target`.
 
     ENOENT when the kernel has no u32 filters or no mirred action.
     """
@@ -246,7 +257,7 @@ def add_redirect(side: "Rtnl", index: int, target: int) -> None:
 
 
 def redirects(side: "Rtnl", index: int) -> list[int]:
-    """The interfaces that what comes in by an interface is led to, 0 for one that is gone."""
+    """The interfaces that an interface's redirects lead to, 0 for one that is gone (mirred_device_event())."""
     try:
         answers = side.request(RTM_GETTFILTER, NLM_F_DUMP, _TCMSG.pack(0, index, 0, INGRESS_HANDLE, 0))
     except OSError as error:
@@ -272,8 +283,9 @@ def _filter(index: int, priority: int) -> bytes:
 
 
 def filter_loopback(side: "Rtnl", link: "Link") -> str:
-    """guard_loopback() for an interface of any kind; "" or why it cannot be."""
-    try:  # clsact, as others that want a qdisc there (Cilium) take for granted; bandwidth knows ingress alone
+    """guard_loopback() for an interface of any kind. Why it is impossible, or ""."""
+    # clsact, which others that want a qdisc there (Cilium) expect; a veth gets ingress, which is what bandwidth knows.
+    try:
         if link.kind == "bridge":
             guard_loopback(side, link.index, kind="clsact", program=_bridge_guard())
             _add_guard(side, link.index, _CLSACT_EGRESS, _WAY_OUT)
@@ -287,7 +299,7 @@ def filter_loopback(side: "Rtnl", link: "Link") -> str:
 
 
 def _bridge_guard() -> "Program":
-    """The program for a bridge of this host, whose clients have ports from net.ipv4.ip_local_port_range on."""
+    """The program for a bridge, with the first of the ports that this host's clients get (net.ipv4.ip_local_port_range)."""
     lines = list(_BRIDGE_GUARD)
     first = int(sysctl.read("ipv4/ip_local_port_range").split()[0])
     lines[_FROM_PORT] = (*lines[_FROM_PORT][:3], first)
@@ -295,7 +307,7 @@ def _bridge_guard() -> "Program":
 
 
 def guard_loopback(side: "Rtnl", index: int, *, kind: str, program: "Program" = _GUARD) -> None:
-    """Drop what comes in by an interface to or from 127.0.0.0/8. `kind` of the qdisc, if there is none: ingress or clsact.
+    """Drop what comes in by an interface to or from 127.0.0.0/8. `kind` (ingress or clsact) is that of a missing qdisc.
 
     OSError: ENOENT when the kernel has no such qdisc or no bpf filters, another when somebody's filter has our place.
     """
@@ -321,7 +333,7 @@ def _add_guard(side: "Rtnl", index: int, hook: int, program: "Program") -> None:
 
 
 def guards_loopback(side: "Rtnl", index: int) -> bool:
-    """Whether that filter is there."""
+    """Whether guard_loopback()'s filter is there."""
     return _has_guard(side, index, _CLSACT_INGRESS)
 
 
@@ -357,13 +369,13 @@ def _guard(index: int, hook: int) -> bytes:
 
 
 def add_ifb(side: "Rtnl", name: str, mac: bytes, mtu: int) -> None:
-    """Down, with a queue of no length as the Go plugin has it. EOPNOTSUPP when the kernel has no such devices."""
+    """Add an ifb device, down, with a queue of length 0 as the Go plugin has it. EOPNOTSUPP when the kernel has none."""
     side.add_link("ifb", name, mac, mtu, given=attr(rtnl.IFLA_TXQLEN, u32(0)))
 
 
 def lacking(side: "Rtnl") -> str:
-    """What of it the kernel was built without; "" for nothing. Asks by requests that cannot succeed, and so change nothing."""
-    no_queue = attr(IFLA_NUM_TX_QUEUES, u32(U32_MAX))  # more than rtnl_create_link() lets be
+    """Name the missing kernel module (tbf, ifb), or "". Probes with requests that always fail, so nothing changes."""
+    no_queue = attr(IFLA_NUM_TX_QUEUES, u32(U32_MAX))  # more than rtnl_create_link() allows; it looks after the kind
     questions = (
         # without options tbf_init() refuses it; an unknown kind is refused before
         ("tbf (CONFIG_NET_SCH_TBF)", errno.ENOENT, RTM_NEWQDISC, _qdisc(LOOPBACK_INDEX, TBF_HANDLE, TC_H_ROOT, "tbf")),

@@ -1,4 +1,4 @@
-"""What can be told of iptables without running it: whether it has a chain, by netlink and /proc."""
+"""What netlink and /proc tell about iptables' chains, without running it."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,9 +11,10 @@ NFPROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: linux/netfilter.h
 
 
 def may_hold(nft: "Nft", family: int, table: str, chain: str) -> bool:
-    """Whether iptables may have that chain: false where asking iptables would be in vain, told without a process.
+    """Whether iptables may have that chain. False is certain: running iptables would find none.
 
-    iptables-nft's chains are seen by netlink; where iptables-legacy has the table, only it knows.
+    Chains of iptables-nft are nf_tables chains, which netlink shows. Those of iptables-legacy are told by its program alone,
+    so a table of it is a maybe.
     """
     if nft.chain_policy(NFPROTO[family], table, chain) is not None:
         return True
@@ -21,7 +22,10 @@ def may_hold(nft: "Nft", family: int, table: str, chain: str) -> bool:
 
 
 def legacy_tables(family: int) -> list[str]:
-    """The tables that iptables-legacy has in this network namespace: xt_proc_init(), net/netfilter/x_tables.c."""
+    """The tables that iptables-legacy has in this network namespace: xt_proto_init(), net/netfilter/x_tables.c.
+
+    Naming a table to iptables-legacy makes it, with hooks that every packet then passes; reading this file does not.
+    """
     try:
         with open(f"/proc/self/net/{'ip' if family == 4 else 'ip6'}_tables_names") as file:
             return file.read().split()

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -270,6 +271,29 @@ def test_ten_thousand_elements_go_in_and_out_in_one_transaction() -> None:
     assert len(nft.dump("claims6")) == len(many)
     nft.transaction([Change(False, "claims4", many), Change(False, "claims6", many)])
     assert not nft.dump("claims4")
+
+
+@pytest.mark.netns
+def test_leaving_closes_the_socket_and_every_descriptor_that_it_took() -> None:
+    nft = table()
+    descriptors = os.listdir("/proc/self/fd")
+    nft.transaction([Change(True, "any6", [ANY6])])
+    nft.transaction([Change(False, "any6", [ANY6])])
+    nft.leave()
+    nft.leave()
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors) - 1
+    deadline = time.monotonic() + 10
+    while nfnetlink_sockets() and time.monotonic() < deadline:  # the kernel's collector closes it
+        time.sleep(0.01)
+    assert not nfnetlink_sockets()
+    assert nft.dump("any6") == []  # by a new socket
+
+
+def nfnetlink_sockets() -> list[str]:
+    """Those of programs in this network namespace: the kernel's own has port 0."""
+    with open("/proc/self/net/netlink") as file:
+        lines = [line.split() for line in file]
+    return [line[2] for line in lines if line[1] == "12" and line[2] != "0"]
 
 
 @pytest.mark.netns

@@ -420,9 +420,9 @@ class CountingSocket(netlink.Socket):
     __slots__ = ()
     sent = 0
 
-    def batch(self, messages: Sequence[tuple[int, int, bytes]], subsystem: int = 10) -> list[tuple[int, bytes]]:
+    def batch(self, messages: Sequence[tuple[int, int, bytes]]) -> None:
         CountingSocket.sent += len(messages)
-        return super().batch(messages, subsystem)
+        super().batch(messages)
 
     def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         CountingSocket.sent += 1

@@ -418,3 +418,17 @@ def test_waiting_for_a_link_ends_when_its_peer_comes_up_or_at_the_limit() -> Non
     assert host.wait_up("a", 5) is True
     assert host.wait_up("gone", 5) is False
     assert host.wait_up(index_of(host, "b"), 5) is True
+
+
+def test_a_peer_in_a_namespace_that_is_ending_is_not_taken_for_a_link_of_this_one() -> None:
+    """The kernel shows the peer's index in that namespace, and -1 for a namespace that has lost its number."""
+    shown = rtnl.ifinfomsg(7) + netlink.attr(rtnl.IFLA_LINK, netlink.u32(2))
+    here, away, ending = (
+        rtnl.Link(shown + more)
+        for more in (
+            b"",
+            netlink.attr(rtnl.IFLA_LINK_NETNSID, bytes(4)),
+            netlink.attr(rtnl.IFLA_LINK_NETNSID, b"\xff" * 4),
+        )
+    )
+    assert [(link.link, link.netns_id) for link in (here, away, ending)] == [(2, -1), (2, 0), (0, -1)]
