@@ -1,6 +1,6 @@
-"""What makes a topology's network: links, addresses, routes and settings, through pyroute2 inside the nodes.
+"""Build the network of a topology: links, addresses, routes and sysctls, with pyroute2 inside the nodes.
 
-Every function here runs in a child that has entered the node (see Node.python).
+All functions but connect() run in a child that has entered the node (see Node.python).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from topology import Interface, Route
 
 IFA_F_NODAD = 0x02  # linux/if_addr.h
-# A new namespace copies IPv4 settings from the machine's (net/ipv4/devinet.c), so every one that matters is set.
+# A new namespace copies IPv4 sysctls from the machine's (devinet_init_net, net/ipv4/devinet.c), so all that matter are set.
 SETTINGS = {
     "net.ipv4.ip_forward": "0",
     "net.ipv4.conf.all.rp_filter": "0",
@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 def write_sysctls(settings: dict[str, str]) -> None:
-    """FileNotFoundError for a name this kernel does not have, br_netfilter's apart."""
+    """Set sysctls. FileNotFoundError for one that this kernel does not have, except those of br_netfilter."""
     for name, value in settings.items():
         try:
             with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
@@ -44,7 +44,7 @@ def write_sysctls(settings: dict[str, str]) -> None:
 
 
 def settle() -> None:
-    """A new namespace: known settings, loopback up."""
+    """Prepare a new namespace: known sysctls, loopback up."""
     write_sysctls(SETTINGS)
     with IPRoute() as ipr:
         ipr.link("set", index=1, state="up")
@@ -69,7 +69,7 @@ def configure(interfaces: tuple[Interface, ...], routes: tuple[Route, ...], sysc
     with IPRoute() as ipr:
         for interface in interfaces:
             (index,) = ipr.link_lookup(ifname=interface.name)
-            write_sysctls({f"net.ipv6.conf.{interface.name}.accept_dad": "0"})  # nobody waits a second for fe80::
+            write_sysctls({f"net.ipv6.conf.{interface.name}.accept_dad": "0"})  # DAD would delay fe80:: by a second
             if interface.mac:
                 ipr.link("set", index=index, address=interface.mac)
             ipr.link("set", index=index, state="up")
@@ -83,7 +83,7 @@ def configure(interfaces: tuple[Interface, ...], routes: tuple[Route, ...], sysc
 
 
 def connect(lab: Lab) -> None:
-    """Make every segment: a veth between two ends, a switch in a namespace of its own for any other number."""
+    """Make every segment: a veth pair for two ends, a bridge in a namespace of its own for any other number."""
     for segment in lab.topology.segments:
         ends = [(lab[name], end) for name, end in lab.topology.ends(segment)]
         if len(ends) == 2:
