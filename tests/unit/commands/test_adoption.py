@@ -31,9 +31,8 @@ def entry(netns: str = "/run/netns/web", *, links: tuple[str, ...] = ("cni0", "v
 @pytest.mark.netns
 def test_the_pair_that_the_kernel_shows_is_recorded_once() -> None:
     run("mount -t tmpfs tmpfs /run; ip netns add web; ip link add cni0 type bridge")
-    run(
-        "ip link add vethweb type veth peer name eth0 netns web; ip link add stray type veth peer name stray1; ip link set stray up"
-    )
+    run("ip link add vethweb type veth peer name eth0 netns web")
+    run("ip link add stray type veth peer name stray1; ip link set stray up")
     for wanted, skipped in (
         (entry(known=False), "the cache has no result of it"),
         (entry("/run/netns/gone"), "its network namespace is gone: GC removes what is left of it"),
