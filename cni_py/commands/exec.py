@@ -81,14 +81,21 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="publish a host port; may be repeated",
     )
-    add("--ip", action="append", default=[], help="ask for this address; may be repeated")
-    add("--mac", default="", help="ask for this MAC address")
-    add("--ifname", default="eth0", help="the interface's name in the container (default: %(default)s)")
+    add("--ip", metavar="ADDRESS", action="append", default=[], help="ask for this address; may be repeated")
+    add("--mac", metavar="MAC", default="", help="ask for this MAC address")
+    add("--ifname", metavar="NAME", default="eth0", help="the interface's name in the container (default: %(default)s)")
     add("--id", default="", help="the container's ID (default: derived from NETNS)")
     add("--args", metavar="K=V;K=V", default="", help="CNI_ARGS for the plugins")
-    add("--conf-dir", type=Path, default=CONF_DIR, help="folder of network configurations (default: %(default)s)")
+    add(
+        "--conf-dir",
+        type=Path,
+        metavar="DIR",
+        default=CONF_DIR,
+        help="folder of network configurations (default: %(default)s)",
+    )
     add(
         "--bin-dir",
+        metavar="DIR[:DIR]",
         action="append",
         default=[],
         help=f"folders of plugins; may be repeated (default: $CNI_PATH, else {BIN_DIRS})",

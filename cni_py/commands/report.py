@@ -67,8 +67,8 @@ class Lenient(io.RawIOBase):
 def open_streams() -> None:
     """Replace stdout and stderr by streams on which no write fails. Call it before any file is opened.
 
-    Each line is written at once, so that a step is seen when it is done. Characters that the terminal's encoding lacks are
-    written as escapes: names come from others, and LC_ALL may be C.
+    Each line is written at once, so that a step is seen when it is done. Characters that the terminal's encoding does not have
+    are written as escapes: names come from others, and LC_ALL may be C.
     """
     given = sys.__stdout__, sys.__stderr__
     fill_closed_streams()
@@ -113,9 +113,8 @@ def counted(number: int, noun: str) -> str:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, which names the option that was probably meant."""
 
-    refuses_rest = (
-        True  # report unknown options in the subcommand; argparse would do it in the main parser, without its options
-    )
+    # A subcommand reports its unknown options itself, since argparse would let the main parser do it, which has other options.
+    refuses_rest = True
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End after --help and --version. Status 1 if stdout could not be written."""

@@ -92,7 +92,7 @@ def test_a_namespace_by_pid_and_by_path(hand: Hand) -> None:
     hand.well("CHECK", "lab", f"/proc/{pid}/ns/net")
     hand.well("DEL", "lab", pid)
     own = hand("ADD", "lab", "/proc/self/ns/net")
-    assert (own.returncode, "that is no container" in own.stderr) == (3, True)
+    assert (own.returncode, "not of a container" in own.stderr) == (3, True)
 
 
 def test_a_second_add_is_refused_before_it_can_harm_the_first(hand: Hand) -> None:

@@ -40,7 +40,9 @@ def test_a_subcommand_speaks_for_itself(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main.parser().parse_args(["install", "--bindir", "x"])
     error = capsys.readouterr().err
-    assert error.startswith("cni-py install: unknown option --bindir; did you mean --bin-dir? (`cni-py install --help`")
+    assert error.startswith(
+        "cni-py install: unknown option --bindir; did you mean --bin-dir? (see `cni-py install --help`"
+    )
 
 
 LINES = (
