@@ -10,20 +10,29 @@ An operation is *owned* (made for this attachment alone: written to the record b
 
 from cni_py.attachment import records
 from cni_py.errors import CniError, os_error
-from cni_py.protocol import gojson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import ClassVar
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import ClassVar, Self, TypeVar, dataclass_transform
 
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
     from cni_py.attachment.records import Record
     from cni_py.protocol.gojson import Encodable
 
+    AnyOp = TypeVar("AnyOp", bound="Op")
+else:
+
+    def dataclass_transform(**_options):
+        """For type checkers alone: a plugin call does not import typing (20 ms)."""
+        return lambda cls: cls
+
+
 REGISTRY: "dict[str, type[Op]]" = {}
-HOMES = {  # where the operations are defined that a record may hold: a DEL loads what it undoes, and no more
+# Where the operations are defined that a record may hold: a DEL loads the modules of what it undoes, and no others.
+# Records hold the names of the classes alone. They are a file format, and a module may move: so a name is no path to a module.
+HOMES = {
     "cni_py.interface.common": ("AddVeth",),
     "cni_py.interface.macvlan": ("AddMacvlan",),
     "cni_py.interface.shaping": ("AddIfb", "LimitRate", "RedirectToIfb"),
@@ -41,8 +50,6 @@ HOMES = {  # where the operations are defined that a record may hold: a DEL load
     "cni_py.ports.random_ports": ("RememberPorts",),
     "cni_py.ports.relay": ("RelayPorts",),
 }
-
-
 FILTERING = (  # whose operations a reload of the packet filter undoes
     "cni_py.iptables.forward",
     "cni_py.iptables.masquerade",
@@ -57,35 +64,115 @@ NAMES = ("name", "ifname", "bridge", "ifb", "master")  # fields with the name of
 NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
 
 
-class Op:
-    """One change of the kernel's or the disk's state.
+@dataclass_transform(kw_only_default=True)
+class Fields:  # noqa: PLW1641  no hash: lists have none
+    """A value that a record holds as a JSON object: an operation, or a part of one.
 
-    A subclass declares its parameters as annotations (str, int, bool or bytes): it is built with them by keyword, and they
-    are its JSON in the attachment record.
+    A subclass declares its fields as annotations, of these types: str, int, bool, bytes (in JSON hexadecimal), list[T],
+    dict[str, T] and subclasses of Fields. It is built with all of them by keyword. What they must satisfy beyond their types
+    is checked by validate(), once, so that no other method meets a damaged value.
+
+    The names of operations and fields, and the types, are a file format: records of running containers outlive an upgrade.
+    A class that changes a field reads what the version before wrote by translated():
+
+        class Masquerade(Op):
+            addresses: list[str]
+
+            @classmethod
+            def translated(cls, fields):
+                return split_texts(fields, "addresses")  # the version before: "192.0.2.2/24 2001:db8::2/64"
     """
 
     FIELDS: "ClassVar[dict[str, type]]"
-    owned = False
-    line = ""  # what describe() prints, with {field} for values
-    deed = ""  # what apply() does, for "cannot ...": a verb and its object, with {field} for values
 
     def __init_subclass__(cls) -> None:
-        cls.FIELDS = dict(cls.__dict__.get("__annotations__", cls.__annotations__))
-        REGISTRY[cls.__name__] = cls
+        inherited = getattr(cls, "FIELDS", {})
+        cls.FIELDS = {**inherited, **cls.__dict__.get("__annotations__", cls.__annotations__)}
 
     def __init__(self, **values: object) -> None:
         if values.keys() != self.FIELDS.keys():
             raise TypeError(f"{type(self).__name__} takes {sorted(self.FIELDS)}, not {sorted(values)}")
         self.__dict__.update(values)
+        self.validate()
+
+    def validate(self) -> None:
+        """Called once, when the value is built: ValueError when a field is wrong, as in a damaged record."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Op) and type(self) is type(other) and self.__dict__ == other.__dict__
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self.__dict__.values()))
+        return isinstance(other, Fields) and type(self) is type(other) and self.__dict__ == other.__dict__
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+    def to_json(self) -> "dict[str, Encodable]":
+        """The form in the attachment record."""
+        return {name: _plain(value) for name, value in self.__dict__.items()}
+
+    @classmethod
+    def from_json(cls, fields: "dict[str, object]") -> "Self":
+        """The value that a record holds in today's form or the one of the version before. ValueError: which field is wrong."""
+        fields = cls.translated(fields)
+        if fields.keys() != cls.FIELDS.keys():
+            raise ValueError(f"{cls.__name__} has the fields {sorted(cls.FIELDS)}, not {sorted(fields)}")
+        return cls(**{name: _typed(fields[name], kind, name) for name, kind in cls.FIELDS.items()})
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        """The fields in today's form, of a record that may be of the version before. ValueError when they are neither."""
+        return fields
+
+
+def split_texts(fields: "dict[str, object]", *names: str) -> "dict[str, object]":
+    """For translated(): these fields were one text, its words separated by blanks, and are lists of texts now."""
+    texts = {name: value.split() for name in names if isinstance(value := fields.get(name), str)}
+    return {**fields, **texts}
+
+
+def _plain(value: object) -> "Encodable":
+    """A field in JSON."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Fields):
+        return value.to_json()
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    assert isinstance(value, str | int)  # the types that are left
+    return value
+
+
+def _typed(value: object, kind: type, name: str) -> object:
+    """A field of that type, from JSON. ValueError, with the `name` of the field."""
+    generic = getattr(kind, "__origin__", kind)  # of list[str] it is list
+    if generic is list and isinstance(value, list):
+        (inner,) = kind.__args__  # type: ignore[attr-defined]  # which a types.GenericAlias has
+        return [_typed(each, inner, f"{name}[{number}]") for number, each in enumerate(value)]
+    if generic is dict and isinstance(value, dict):
+        _, inner = kind.__args__  # type: ignore[attr-defined]
+        return {key: _typed(each, inner, f"{name}.{key}") for key, each in value.items()}
+    try:
+        if generic is bytes and isinstance(value, str):
+            return bytes.fromhex(value)
+        if isinstance(kind, type) and issubclass(kind, Fields) and isinstance(value, dict):
+            return kind.from_json(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if type(value) is not generic:
+        raise ValueError(f"{name} is not of type {generic.__name__}: {value!r}")
+    return value
+
+
+class Op(Fields):
+    """One change of the kernel's or the disk's state; see Fields for how a subclass declares its parameters."""
+
+    owned = False
+    line = ""  # what describe() prints, with {field} for values
+    deed = ""  # what apply() does, for "cannot ...": a verb and its object, with {field} for values
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        REGISTRY[cls.__name__] = cls
 
     def describe(self) -> str:
         """One plain line: what this does, in the words of ip(8), nft(8) and sysctl(8)."""
@@ -93,7 +180,7 @@ class Op:
 
     def shown(self) -> "dict[str, object]":
         """The values as people write them."""
-        return {name: value.hex(":") if isinstance(value, bytes) else value for name, value in self.__dict__.items()}
+        return {name: _shown(value) for name, value in self.__dict__.items()}
 
     def foretell(self, _kernel: "Kernel") -> str:
         """describe(), with what the kernel shows now: whether what is shared is there already."""
@@ -115,10 +202,13 @@ class Op:
 
     def to_json(self) -> "dict[str, Encodable]":
         """The form in the attachment record."""
-        fields: dict[str, Encodable] = {"op": type(self).__name__}
-        for name, value in self.__dict__.items():
-            fields[name] = value.hex() if isinstance(value, bytes) else value
-        return fields
+        return {"op": type(self).__name__, **super().to_json()}
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex(":")
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def op_from_json(fields: object) -> Op:
@@ -130,27 +220,37 @@ def op_from_json(fields: object) -> Op:
         if name in names and name not in REGISTRY:
             __import__(module)
     cls = REGISTRY.get(name)
-    if cls is None or fields.keys() - {"op"} != cls.FIELDS.keys():
+    if cls is None:
         raise ValueError(f"no such operation: {dict(fields)}")
     for field in NAMES:
         value = str(fields.get(field, ""))
         if "\0" in value or len(value.encode("utf-8", "replace")) > NAME_MAX:
             raise ValueError(f"{field} is no interface name: {value!r}")
-    return cls(**{field: _typed(fields[field], kind) for field, kind in cls.FIELDS.items()})
+    return cls.from_json({field: value for field, value in fields.items() if field != "op"})
 
 
-def _typed(value: object, kind: type) -> object:
-    if kind is bytes and isinstance(value, str):
-        return bytes.fromhex(value)
-    if type(value) is not kind:
-        raise ValueError(f"not {kind.__name__}: {value!r}")
-    return value
+def readable(entries: "Iterable[object]") -> list[Op]:
+    """The operations among the entries of a record. One that is damaged is passed over: GC finds by comment what it made."""
+    found = []
+    for fields in entries:
+        try:
+            found.append(op_from_json(fields))
+        except ValueError:
+            continue
+    return found
+
+
+def listed(record: "Record | None", cls: "type[AnyOp]") -> "list[AnyOp]":
+    """The operations of a class among those of a record; none without a record. Other classes' modules are not loaded."""
+    entries = record.ops if record is not None else ()
+    named = (fields for fields in entries if isinstance(fields, dict) and fields.get("op") == cls.__name__)
+    return [op for op in readable(named) if isinstance(op, cls)]
 
 
 class Executor:
     """Applies plans for one plugin of one attachment and remembers how to take everything back."""
 
-    __slots__ = ("applied", "before", "kernel", "notes", "record", "undo_calls")
+    __slots__ = ("applied", "before", "kernel", "record", "undo_calls")
 
     def __init__(self, kernel: "Kernel") -> None:
         self.kernel = kernel
@@ -158,7 +258,6 @@ class Executor:
         self.before: list[Encodable] | None = None  # the operations of an earlier ADD that still stands
         self.applied: list[Op] = []
         self.undo_calls: list[Callable[[], None]] = []
-        self.notes: list[str] = []
 
     def begin(self, key: "Attachment", plugin: str) -> None:
         """Write the record's first form: from now on a killed ADD is known to have begun."""
@@ -175,15 +274,14 @@ class Executor:
 
     def apply(self, plan: "Sequence[Op]") -> None:
         """Record what is owned, then apply in order. CniError when an operation fails; what was done stays for undo()."""
-        owned: list[Encodable] = [op.to_json() for op in plan if op.owned]
-        standing = {gojson.encode(fields, None) for fields in self.before or ()} if owned else set()
+        owned = [op for op in plan if op.owned]
+        standing = readable(self.before or ()) if owned else []
+        new = [op for op in owned if op not in standing]  # what an ADD that stands has made is not ours to undo
         if owned and self.record is not None:
-            new = [fields for fields in owned if gojson.encode(fields, None) not in standing] if standing else owned
-            self.record.ops = self.record.ops + new
+            self.record.ops = [*self.record.ops, *(op.to_json() for op in new)]
             self.record.save()
         for op in plan:
-            # what an ADD that stands has made is not ours to undo
-            ours = op.owned and not (standing and gojson.encode(op.to_json(), None) in standing)
+            ours = op in new
             if ours:  # also when apply() fails half-way
                 self.applied.append(op)
             if apply_one(op, self.kernel) is False and ours:
@@ -262,24 +360,12 @@ def undo_all(ops: "Sequence[Op]", kernel: "Kernel") -> list[str]:
 
 def is_whole(record: "Record") -> bool:
     """Whether the record lists operations, and each of them can be read."""
-    try:
-        return bool([op_from_json(fields) for fields in record.ops])
-    except ValueError:
-        return False
+    return 0 < len(record.ops) == len(readable(record.ops))
 
 
 def undo_record(record: "Record", kernel: "Kernel") -> list[str]:
-    """Undo everything a record lists and remove it when that worked; returns the failures in words.
-
-    An entry that cannot be read (a damaged file) is passed over: GC finds by comment what it stood for.
-    """
-    ops = []
-    for fields in record.ops:
-        try:
-            ops.append(op_from_json(fields))
-        except ValueError:
-            continue
-    failures = undo_all(ops, kernel)
+    """Undo everything readable() that a record lists, and remove it when that worked; returns the failures in words."""
+    failures = undo_all(readable(record.ops), kernel)
     if not failures:
         record.remove()
     return failures

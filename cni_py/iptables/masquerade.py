@@ -25,9 +25,8 @@ class MasqueradeByIptables(Op):
     line = "host: iptables: what {addresses} sends out of its subnet is masqueraded"
     deed = "masquerade what {addresses} sends (iptables)"
 
-    def __init__(self, **values: object) -> None:
-        super().__init__(**values)
-        by_family(self.addresses)  # ValueError: a damaged record
+    def validate(self) -> None:
+        by_family(self.addresses)  # ValueError
 
     def apply(self, kernel: "Kernel") -> bool:
         chain, label = own_chain(kernel.key, MASQUERADE), own_label(kernel.key)

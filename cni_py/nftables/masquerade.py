@@ -26,9 +26,8 @@ class Masquerade(Op):
     line = "host: nft: what {address} sends out of its subnet is masqueraded"
     deed = "masquerade what {address} sends (nftables)"
 
-    def __init__(self, **values: object) -> None:
-        super().__init__(**values)
-        parse_address(self.address)  # ValueError: a damaged record
+    def validate(self) -> None:
+        parse_address(self.address)  # ValueError
 
     def element(self, kernel: "Kernel") -> tuple[str, Element]:
         """The map, and the element in it."""

@@ -47,9 +47,8 @@ class PublishByIptables(Op):
     conditions6: str
     owned = True
 
-    def __init__(self, **values: object) -> None:
-        super().__init__(**values)
-        parse_ports(self.ports)  # ValueError: a damaged record
+    def validate(self) -> None:
+        parse_ports(self.ports)  # ValueError
         by_family(self.addresses)
         for text in (self.conditions4, self.conditions6):
             iptables_rules.words_of(text)

@@ -42,10 +42,9 @@ class ListPublication(Op):
     owned = True
     line = "disk: /run/cni-py/published lists the attachment under {addresses}"
 
-    def __init__(self, **values: object) -> None:
-        super().__init__(**values)
+    def validate(self) -> None:
         for text in self.addresses.split():
-            parse_ip(text)  # ValueError: a damaged record
+            parse_ip(text)  # ValueError
 
     def apply(self, kernel: "Kernel") -> bool:
         if not os.path.isdir(files.published_dir()):

@@ -46,9 +46,8 @@ class RememberPorts(Op):
     owned = True
     line = "disk: host ports of {whose}, kept for when it comes again: {ports}"
 
-    def __init__(self, **values: object) -> None:
-        super().__init__(**values)
-        parse(self.ports)  # ValueError: a damaged record
+    def validate(self) -> None:
+        parse(self.ports)  # ValueError
 
     def apply(self, _kernel: "Kernel") -> bool:
         try:
