@@ -102,7 +102,7 @@ def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
     for entry in conf.entries:
         never = conf.userland_proxy == "never" or entry.protocol.lower() == "sctp"
         if never and addresses and not is_served(entry, addresses):
-            what = f"{entry.host_port}/{entry.protocol.lower()} on {entry.host_ip}"
+            what = f"{entry.numbers}/{entry.protocol.lower()} on {entry.host_ip}"
             warn(f"not published, since NAT alone cannot serve it: host port {what}")
 
 

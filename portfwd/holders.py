@@ -17,14 +17,9 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cni_py.kernel import processes, procnet, sock_diag
 from portfwd.claims import conflict
-
-if TYPE_CHECKING:
-    from cni_py.kernel.nf_tables import Nft
-    from cni_py.ports.mapping import Mapping as PortMapping
 
 NOBODY = "somebody who has just gone"
 TCP_LISTEN = sock_diag.TCP_LISTEN
@@ -163,50 +158,41 @@ def _of_process(one: Socket) -> str:
 
 
 def published(protocol: str, families: Collection[int]) -> set[int]:
-    """The single ports for which portmap has rules, whatever the address: nobody would reach a socket behind them."""
+    """The ports for which portmap has elements, whatever the address: nobody would reach a socket behind them."""
     from cni_py.errors import CniError
     from cni_py.kernel.nf_tables import Nft
+    from cni_py.ports.draft import Draft
 
     number = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[protocol]
     nft = Nft()
     try:  # inet_proto . inet_service, each padded to 4 bytes
         keys = [element.key[-8:] for family in families for element in nft.dump(f"claims{family}")]
+        draft = Draft(nft)
+        ranges = [one for family in families for one in draft.intervals(f"range{family}_{protocol}")]
     except (CniError, OSError):
         return set()
     finally:
         nft.close()
-    return {int.from_bytes(key[4:6], "big") for key in keys if key[0] == number}
+    single = {int.from_bytes(key[4:6], "big") for key in keys if key[0] == number}
+    return single.union(*(range(one.first, one.last + 1) for one in ranges))
 
 
 def by_portmap(protocol: str, host_ip: str, port: int) -> str:
     """The container for which portmap publishes the port, from the elements of its nftables maps; "" for none."""
     from cni_py.errors import CniError
     from cni_py.kernel.nf_tables import Nft
-    from cni_py.ports.draft import claim_key
+    from cni_py.ports.claims import holders_of
+    from cni_py.ports.draft import Draft
     from cni_py.ports.mapping import Mapping
 
     raw = ipaddress.ip_address(host_ip).packed
     mapping = Mapping(protocol, raw if any(raw) else None, port, raw, port)
     nft = Nft()
     try:
-        comments = _comments(nft, mapping, claim_key(mapping, port))
+        comments = [comment for _, comment in holders_of(Draft(nft), mapping)]
     except (CniError, OSError):
         return ""
     finally:
         nft.close()
     labels = [comment.partition(" ")[2] for comment in comments]
     return f"a port that portmap publishes for {labels[0]} (network/container/interface)" if labels else ""
-
-
-def _comments(nft: Nft, mapping: PortMapping, key: bytes) -> list[str]:
-    claimed = nft.get(f"claims{mapping.family}", (key,)).get(key)
-    if claimed is None:
-        return []
-    if claimed.comment:
-        return [claimed.comment]
-    names = [f"{kind}{mapping.family}" for kind in ("specific", "conditional_specific")]
-    if mapping.host_ip is None:
-        found = [one for name in names for one in nft.dump(name) if one.key.endswith(key)]
-    else:
-        found = [one for name in names for one in nft.get(name, (mapping.host_ip + key,)).values()]
-    return [one.comment for one in found]

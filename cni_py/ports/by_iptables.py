@@ -13,12 +13,12 @@ from cni_py.kernel.xtables import NAT, is_chain_name
 from cni_py.ports import claims, host_clients, iptables_rules
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.iptables_rules import Publication, parse_ports
-from cni_py.ports.mapping import mappings
+from cni_py.ports.mapping import entries_of, mappings
 from cni_py.ports.publish import WHOSE, sweep_ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
@@ -48,7 +48,7 @@ class PublishByIptables(Op):
     owned = True
 
     def validate(self) -> None:
-        parse_ports(self.ports)  # ValueError
+        parse_ports(self.ports.split(", "))  # ValueError
         by_family(self.addresses)
         for text in (self.conditions4, self.conditions6):
             iptables_rules.words_of(text)
@@ -67,7 +67,7 @@ class PublishByIptables(Op):
 
     def publications(self, key: "Attachment") -> dict[int, Publication]:
         """By family."""
-        ports = parse_ports(self.ports)
+        ports = parse_ports(self.ports.split(", "))
         return {
             family: Publication(
                 own_label(key),
@@ -287,7 +287,7 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
     if conf.mark_chain and not is_chain_name(conf.mark_chain):
         raise InvalidNetworkConfig(f'not the name of a chain: externalSetMarkChain "{conf.mark_chain}"')
     mappings(conf, addresses)  # what contradicts itself is refused with either backend
-    ports = list(map(port_of, conf.entries))
+    ports = [port for entry in entries_of(conf) for port in ports_of(entry)]
     if not ports or not addresses:
         return []
     publication = PublishByIptables(
@@ -302,7 +302,8 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
     return [publication]
 
 
-def port_of(entry: "Entry") -> iptables_rules.Port:
-    """What a port mapping means."""
+def ports_of(entry: "Entry") -> "Iterator[iptables_rules.Port]":
+    """What an entry means. A rule for several ports leaves them as they are: only then it serves a row of them."""
     host_ip = parse_ip(entry.host_ip) if entry.host_ip else None
-    return iptables_rules.Port(entry.protocol.lower(), host_ip, entry.host_port, entry.container_port)
+    for one in [entry] if entry.host_port == entry.container_port else entry.apart():
+        yield iptables_rules.Port(one.protocol.lower(), host_ip, one.host_port, one.container_port, one.count)

@@ -1,4 +1,4 @@
-"""portmap's configuration: what it says, checked. Pure."""
+"""portmap's configuration, checked: the first step of an ADD. Pure."""
 
 from cni_py.addr import parse_ip
 from cni_py.errors import CniError, InvalidNetworkConfig
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from cni_py.protocol.netconf import NetConf
     from cni_py.protocol.result import Result
 
+    Said = tuple[int, int, str, str]
+
 PORT_MAX = 65535
+RANGE_MIN = 64  # ports in a row that are one interval; fewer are single elements, which a packet finds in one lookup
 SHOWN_MAX = 64  # characters of a wrong value that an error repeats
 POD_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"  # a capability
 MARK_BIT = 13  # of the packet mark that iptables' rules masquerade by: 0x2000
@@ -60,16 +63,16 @@ class PortmapConf:
             conditions = {family: netconf.strings(raw, f"conditionsV{family}") for family in (4, 6)}
             self.asked_backend = _backend(raw, conditions)
             runtime = netconf.child(raw, "runtimeConfig")
-            entries = netconf.objects(runtime, "portMappings") if runtime is not None else []
+            listed = netconf.objects(runtime, "portMappings") if runtime is not None else []
             sticky = _one_of(raw, "randomHostPort", RANDOM_PORTS) == "sticky"
-            self.entries = [Entry(entry, random=sticky) for entry in entries]
+            entries = [_entry(one, random=sticky) for one in listed]
             self.userland_proxy = _one_of(raw, "userlandProxy", PROXY_USES)
             self.block_direct = _one_of(raw, "directAccess", ("allow", "block")) == "block"
         except CniError as error:
             raise CniError(f"failed to parse config: {error}", code=7 if error.code == 999 else error.code) from error
-        for entry in self.entries:
-            entry.check_host_ip()
+        _check_host_ips(entries)
         self.options = _options(raw, runtime)
+        self.entries = _joined(entries, self.options)
         self.words = conditions
         self.conditions = {family: _condition(words, f"conditionsV{family}") for family, words in conditions.items()}
 
@@ -80,30 +83,77 @@ class PortmapConf:
 
 
 class Entry:
-    """One element of runtimeConfig.portMappings. `host_port` is 0 where a random one is to be found: see randomports.py."""
+    """An element of runtimeConfig.portMappings, or RANGE_MIN and more of them, whose ports are in a row on both sides.
 
-    __slots__ = ("container_port", "host_ip", "host_port", "protocol")
+    `host_port` and `container_port` are the first of `count`. A host_port of 0 means that a random one is to be found: see
+    random_ports. Such a one, and one with options of its own, stands alone.
+    """
 
-    def __init__(self, entry: "Object", *, random: bool = False) -> None:
-        self.container_port = netconf.integer(entry, "containerPort")
-        self.host_port = netconf.integer(entry, "hostPort")
-        self.protocol = netconf.string(entry, "protocol")
-        self.host_ip = netconf.string(entry, "hostIP")
-        if self.container_port <= 0:
-            raise InvalidNetworkConfig(f"Invalid container port number: {self.container_port} (1 to {PORT_MAX})")
-        if self.host_port <= 0 and not (random and self.host_port == 0):
-            raise InvalidNetworkConfig(f"Invalid host port number: {self.host_port} (1 to {PORT_MAX})")
+    __slots__ = ("container_port", "count", "host_ip", "host_port", "protocol")
 
-    def check_host_ip(self) -> None:
-        """InvalidNetworkConfig for a hostIP that is no address: nothing would be published, and nobody told."""
+    def __init__(self, host_port: int, container_port: int, protocol: str, host_ip: str, count: int = 1) -> None:
+        self.host_port = host_port
+        self.container_port = container_port
+        self.protocol = protocol
+        self.host_ip = host_ip
+        self.count = count
+
+    def apart(self) -> "list[Entry]":
+        """The same, an entry for each port."""
+        ports = range(self.count)
+        return [Entry(self.host_port + n, self.container_port + n, self.protocol, self.host_ip) for n in ports]
+
+    @property
+    def numbers(self) -> str:
+        """8080, or 8000-8999."""
+        return f"{self.host_port}-{self.host_port + self.count - 1}" if self.count > 1 else str(self.host_port)
+
+
+def _entry(entry: "Object", *, random: bool) -> "Said":
+    """One element as it is said: host port, container port, protocol, hostIP. InvalidNetworkConfig."""
+    container_port = netconf.integer(entry, "containerPort")
+    host_port = netconf.integer(entry, "hostPort")
+    if container_port <= 0:
+        raise InvalidNetworkConfig(f"Invalid container port number: {container_port} (1 to {PORT_MAX})")
+    if host_port <= 0 and not (random and host_port == 0):
+        raise InvalidNetworkConfig(f"Invalid host port number: {host_port} (1 to {PORT_MAX})")
+    return host_port, container_port, netconf.string(entry, "protocol"), netconf.string(entry, "hostIP")
+
+
+def _check_host_ips(entries: "Sequence[Said]") -> None:
+    """InvalidNetworkConfig for a hostIP that is no address: nothing would be published, and nobody told."""
+    known = {""}
+    for host_port, _, protocol, host_ip in entries:
         try:
-            if self.host_ip:
-                parse_ip(self.host_ip)
+            if host_ip not in known:
+                parse_ip(host_ip)
+                known.add(host_ip)
         except ValueError:
             raise InvalidNetworkConfig(
-                f"hostIP {self.host_ip[:SHOWN_MAX]!r} of host port {self.host_port}/{self.protocol} is not an IP address",
+                f"hostIP {host_ip[:SHOWN_MAX]!r} of host port {host_port}/{protocol} is not an IP address",
                 "write an IPv4 or IPv6 address without brackets, prefix length, zone or blanks, or leave hostIP out",
             ) from None
+
+
+def _joined(entries: "Sequence[Said]", options: "dict[tuple[str, int], PortOptions]") -> list[Entry]:
+    """Elements with ports in a row become one entry, so that 65535 of them cost what ten cost from here on.
+
+    A runtime lists a range as single ports (nerdctl: in ascending order).
+    """
+    runs: list[list[Said]] = []
+    follows: tuple[int, int, str, str] | None = None  # what would continue the last run
+    for one in entries:
+        host_port, container_port, protocol, host_ip = one
+        if one == follows and (protocol.lower(), host_port) not in options:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+        is_plain = 0 < host_port < PORT_MAX > container_port and (protocol.lower(), host_port) not in options
+        follows = (host_port + 1, container_port + 1, protocol, host_ip) if is_plain else None
+    found: list[Entry] = []
+    for run in runs:
+        found += [Entry(*run[0], len(run))] if len(run) >= RANGE_MIN else [Entry(*one) for one in run]
+    return found
 
 
 def _options(raw: "Object", runtime: "Object | None") -> "dict[tuple[str, int], PortOptions]":

@@ -1,6 +1,7 @@
 """A transaction on the maps of published ports in the making, and where a port is in them."""
 
 from cni_py.kernel.nf_tables import Change, Element, Nft, concat, mark
+from cni_py.ports.config import PORT_MAX
 from cni_py.ports.mapping import PROTOCOLS, Mapping
 
 TYPE_CHECKING = False
@@ -33,20 +34,40 @@ def is_shared(element: Element | None) -> bool:
     return element is not None and isinstance(element.value, str) and element.value.startswith(CHAIN)
 
 
+class Interval:
+    """Host ports `first` to `last` of a map of ranges, and the element at the first, which says where they lead."""
+
+    __slots__ = ("element", "first", "last")
+
+    def __init__(self, element: Element, first: int, last: int) -> None:
+        self.element = element
+        self.first = first
+        self.last = last
+
+    @property
+    def bounds(self) -> list[Element]:
+        """As the kernel has it: where it begins, and where it is over. One that goes to the last port has no end."""
+        end = [Element(port_key(self.last + 1), end=True)] if self.last < PORT_MAX else []
+        return [self.element, *end]
+
+
 class Draft:
     """A transaction in the making. Reading an element gives what will be there; only what differs is sent.
 
     A `blind` draft takes every set for empty instead of asking: the usual case, in which nothing is there yet, then costs one
-    message, and a wrong guess is refused by the kernel as EEXIST.
+    message, and a wrong guess is refused by the kernel as EEXIST. Intervals are read all the same: the kernel does not refuse
+    a single port that lies inside of one.
     """
 
-    __slots__ = ("_after", "_before", "_intervals", "_nft", "blind")
+    __slots__ = ("_after", "_before", "_dumped", "_intervals", "_nft", "_ranges", "blind")
 
     def __init__(self, nft: Nft, *, blind: bool = False) -> None:
         self._nft = nft
         self.blind = blind
         self._before: dict[tuple[str, bytes], Element | None] = {}
         self._after: dict[tuple[str, bytes], Element | None] = {}
+        self._dumped: dict[str, list[Element]] = {}  # by set
+        self._ranges: dict[str, list[Interval]] = {}  # by set, as they will be
         self._intervals: list[Change] = []
 
     def read(self, set_name: str, keys: "Sequence[bytes]") -> None:
@@ -70,19 +91,46 @@ class Draft:
         self.read(set_name, (key,))
         self._after[set_name, key] = None
 
-    def interval(self, set_name: str, first: Element, last: int, *, add: bool) -> None:
-        """Put in, or take out, the interval of ports from that of `first` to `last`."""
-        bounds = [first] if last == 65535 else [first, Element(port_key(last + 1), end=True)]
-        change = Change(add, set_name, bounds)
+    def intervals(self, set_name: str) -> list[Interval]:
+        """All that will be in a map of ranges, in ascending order of their ports, from one dump of the map."""
+        if set_name not in self._ranges:
+            # ascending; where an interval follows another, the end of the one comes before the beginning of the next
+            bounds = sorted(self._nft.dump(set_name), key=lambda element: (element.key, not element.end))
+            found = []
+            for place, element in enumerate(bounds):
+                if not element.end:
+                    after = bounds[place + 1 : place + 2]
+                    last = _port_of(after[0]) - 1 if after else PORT_MAX
+                    found.append(Interval(element, _port_of(element), last))
+            self._ranges[set_name] = found
+        return self._ranges[set_name]
+
+    def put_interval(self, set_name: str, one: Interval) -> None:
+        """Put it in; one that is only to be removed by this transaction stays as it is."""
+        self.intervals(set_name).append(one)
+        self._change_interval(set_name, one, add=True)
+
+    def remove_interval(self, set_name: str, one: Interval) -> None:
+        """Take out one of intervals()."""
+        self._ranges[set_name] = [other for other in self.intervals(set_name) if other is not one]
+        self._change_interval(set_name, one, add=False)
+
+    def _change_interval(self, set_name: str, one: Interval, *, add: bool) -> None:
+        bounds = one.bounds
         for other in self._intervals:
             if (other.set_name, other.elements, other.add) == (set_name, bounds, not add):
                 self._intervals.remove(other)
                 return
-        self._intervals.append(change)
+        self._intervals.append(Change(add, set_name, bounds))
 
     def dump(self, set_name: str) -> list[Element]:
-        """All elements that are there now."""
-        return self._nft.dump(set_name)
+        """All elements of a map of single ports as it is before the transaction. get() does not ask for them again."""
+        if set_name not in self._dumped:
+            self._dumped[set_name] = self._nft.dump(set_name)
+            for element in self._dumped[set_name]:
+                if (set_name, element.key) not in self._before:
+                    self._before[set_name, element.key] = self._after[set_name, element.key] = element
+        return self._dumped[set_name]
 
     def taken_out(self) -> list[Mapping]:
         """Where the elements and intervals that are removed led, as mappings."""
@@ -94,7 +142,7 @@ class Draft:
         for change in self._intervals:
             if not change.add:
                 first, *end = change.elements
-                last = int.from_bytes(end[0].key, "big") - 1 if end else 65535
+                last = _port_of(end[0]) - 1 if end else PORT_MAX
                 gone.append(_mapping_of_range(change.set_name, first, last))
         return [mapping for mapping in gone if mapping is not None]
 
@@ -129,10 +177,14 @@ def _mapping_at(set_name: str, key: bytes, value: bytes | str | None) -> Mapping
 
 def _mapping_of_range(set_name: str, first: Element, last: int) -> Mapping | None:
     """What an interval of a map of ranges means."""
-    port = int.from_bytes(first.key[:2], "big")
+    port = _port_of(first)
     if not isinstance(first.value, bytes):
         return None
     return Mapping(set_name.partition("_")[2], None, port, first.value, port, last)
+
+
+def _port_of(element: Element) -> int:
+    return int.from_bytes(element.key[:2], "big")
 
 
 def _claims_first(named: "tuple[str, list[Element]]") -> bool:
@@ -144,14 +196,29 @@ def port_key(port: int) -> bytes:
     return port.to_bytes(2, "big")
 
 
+def range_map(mapping: Mapping) -> str:
+    """The map of the ranges of the mapping's protocol and family."""
+    return f"range{mapping.family}_{mapping.protocol}"
+
+
+def interval_of(mapping: Mapping, comment: str) -> Interval:
+    """The interval that leads the mapping's ports to its container: as an address, since the ports stay as they are."""
+    return Interval(Element(port_key(mapping.first), mapping.container_ip, comment), mapping.first, mapping.last)
+
+
 def claim_key(mapping: Mapping, port: int) -> bytes:
     """inet_proto . inet_service."""
     return concat(bytes((PROTOCOLS[mapping.protocol],)), port_key(port))
 
 
-def target_of(mapping: Mapping, port: int) -> bytes:
-    """The value of a map: where one port of the mapping leads."""
-    return concat(mapping.container_ip, port_key(mapping.container_port + port - mapping.first))
+def port_in(key: bytes) -> int:
+    """The port at the end of such a key, or of one that has an address before it."""
+    return int.from_bytes(key[-4:-2], "big")
+
+
+def target_of(mapping: Mapping) -> bytes:
+    """The value of a map: where a mapping of one port leads."""
+    return concat(mapping.container_ip, port_key(mapping.container_port))
 
 
 def place_of(mapping: Mapping) -> Place:

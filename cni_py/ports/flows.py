@@ -1,7 +1,7 @@
 """Tracked UDP flows of a published port: forgotten when it is published and when it is withdrawn."""
 
 from cni_py.errors import warn
-from cni_py.ports.mapping import Mapping
+from cni_py.ports.mapping import ByPort, Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool
 def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:
     from cni_py.kernel.conntrack import forget_udp
 
-    by_port = {port: mapping for mapping in mappings if mapping.host_ip is None for port in mapping.ports}
-    by_address = {(mapping.host_ip, mapping.first): mapping for mapping in mappings if mapping.host_ip is not None}
+    by_port = ByPort(mappings)
     own: set[bytes] = set()
 
     def wrong(flow: "Flow") -> bool:
-        mapping = by_address.get((flow.dst, flow.dst_port)) or by_port.get(flow.dst_port)
-        if mapping is None:
+        found = [one for one in by_port.having("udp", flow.dst_port) if one.host_ip in (None, flow.dst)]
+        if not found:
             return False
+        mapping = min(found, key=lambda one: one.host_ip is None)  # one of the very address before one of any
         if not added:
             return flow.replier == mapping.container_ip
         if not own:
@@ -45,5 +45,5 @@ def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: boo
         # a flow to an address that is not the host's is merely forwarded: not ours
         return flow.replier != mapping.container_ip and (flow.dst in own or flow.dst[:1] == b"\x7f")
 
-    ports = by_port.keys() | {port for _, port in by_address}
+    ports = {port for mapping in mappings for port in mapping.ports}
     forget_udp(len(mappings[0].container_ip), ports, wrong)

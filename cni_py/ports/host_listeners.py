@@ -13,7 +13,7 @@ namespaces. What is held for the very container that is to have the port is not 
 from cni_py import backend
 from cni_py.errors import PortInUse, warn
 from cni_py.ports import relay
-from cni_py.ports.mapping import bracketed, is_for_nat
+from cni_py.ports.mapping import ByPort, bracketed, is_for_nat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,21 +97,13 @@ def conflicts(mapping: "Mapping", listener: "Listener") -> bool:
 
 def in_the_way(wanted: "Sequence[Mapping]", listeners: "Iterable[Listener]") -> "list[tuple[Mapping, Listener]]":
     """The sockets that hold a wanted port, each once, with the first mapping that it is in the way of."""
-    by_port = by_first_port(wanted)
+    by_port = ByPort(wanted)
     found = []
     for listener in listeners:
-        near = by_port.get(listener.port, []) + by_port.get(0, [])
+        near = by_port.having(listener.protocol, listener.port)
         mapping = next((one for one in near if conflicts(one, listener)), None)
         if mapping is not None:
             found.append((mapping, listener))
-    return found
-
-
-def by_first_port(mappings: "Iterable[Mapping]") -> "dict[int, list[Mapping]]":
-    """Mappings of one port by that, and those of several under 0: there may be thousands, of the one kind."""
-    found: dict[int, list[Mapping]] = {}
-    for mapping in mappings:
-        found.setdefault(mapping.first if mapping.first == mapping.last else 0, []).append(mapping)
     return found
 
 

@@ -10,7 +10,7 @@ What NAT cannot do portfwd may, if it runs: see relays() and userland.py. What a
 
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.errors import InvalidNetworkConfig
-from cni_py.ports.config import PORT_MAX, Entry, PortmapConf
+from cni_py.ports.config import PORT_MAX, RANGE_MIN, Entry, PortmapConf
 from cni_py.protocol import result
 
 TYPE_CHECKING = False
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from cni_py.protocol.result import Result
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}  # IANA protocol numbers
-RANGE_MIN = 64  # consecutive ports; fewer are single elements, which the packet path finds in one lookup
 LOOPBACK6 = b"\0" * 15 + b"\1"
 MULTICAST4 = range(224, 240)  # first bytes
 BROADCAST4 = b"\xff" * 4
@@ -86,11 +85,48 @@ class Mapping:
         """The host's ports."""
         return range(self.first, self.last + 1)
 
+    def apart(self) -> "list[Mapping]":
+        """The same, a mapping for each port."""
+        if self.last == self.first:
+            return [self]
+        offset = self.container_port - self.first
+        return [
+            Mapping(
+                self.protocol, self.host_ip, port, self.container_ip, port + offset, allow=self.allow, share=self.share
+            )
+            for port in self.ports
+        ]
+
     def condition(self, common: str) -> str:
         """What a packet must match, in nft's words: `common` to all mappings of its family, and who may be a client."""
         ip = "ip" if self.family == 4 else "ip6"
         clients = f"{ip} saddr {{ {', '.join(self.allow)} }}" if self.allow else ""
         return " ".join(filter(None, (common, clients)))
+
+
+class ByPort:
+    """Mappings, to be found by their ports: there may be thousands of single ones, and some that have many ports."""
+
+    __slots__ = ("_long", "_single")
+
+    def __init__(self, mappings: "Iterable[Mapping]") -> None:
+        self._long: list[Mapping] = []
+        self._single: dict[tuple[str, int], list[Mapping]] = {}
+        for mapping in mappings:
+            if mapping.first < mapping.last:
+                self._long.append(mapping)
+            else:
+                self._single.setdefault((mapping.protocol, mapping.first), []).append(mapping)
+
+    def having(self, protocol: str, first: int, last: int = 0) -> list[Mapping]:
+        """Those that have a port from `first` to `last` (0: the one port), on whatever address."""
+        last = last or first
+        found = [one for one in self._long if one.protocol == protocol and one.first <= last and first <= one.last]
+        if first == last:
+            return found + self._single.get((protocol, first), [])
+        return found + [
+            one for (of, port), ones in self._single.items() if of == protocol and first <= port <= last for one in ones
+        ]
 
 
 def bracketed(ip: bytes) -> str:
@@ -143,34 +179,46 @@ def container_addresses(earlier: "Result", ifname: str) -> list[Address]:
     return [found[family] for family in sorted(found)]
 
 
-def mappings(conf: PortmapConf, addresses: "Iterable[Address]") -> list[Mapping]:
-    """What `conf` publishes for a container with these addresses, long runs of ports put together."""
-    found: dict[tuple[bytes | None, int, str, int], Mapping] = {}
-    for entry in conf.entries:
-        protocol = _checked_protocol(entry)
+def mappings(conf: PortmapConf, addresses: "Sequence[Address]") -> list[Mapping]:
+    """What `conf` publishes for a container with these addresses, long runs of ports put together. InvalidNetworkConfig."""
+    found: list[Mapping] = []
+    for entry in entries_of(conf):
+        protocol = entry.protocol.lower()
         options = conf.options.get((protocol, entry.host_port))
         for address in addresses:
             host_ip, wanted = _host_ip(entry.host_ip, address.family)
             if wanted and (options is None or options.serves(address.family)):
-                one = Mapping(protocol, host_ip, entry.host_port, address.packed, entry.container_port)
+                last = entry.host_port + entry.count - 1
+                one = Mapping(protocol, host_ip, entry.host_port, address.packed, entry.container_port, last)
                 if options is not None:
                     one.allow, one.share = options.clients(address.family), options.share
-                _add(found, one)
-    _refuse_shadowed(found)
-    return _runs(list(found.values()), conf.conditions)
+                found.append(one)
+    return _runs(_distinct(found), conf.conditions)
 
 
-def _checked_protocol(entry: Entry) -> str:
-    """The protocol in lower case, as iptables takes it in any."""
-    protocol = entry.protocol.lower()
-    if protocol not in PROTOCOLS:
+def entries_of(conf: PortmapConf) -> list[Entry]:
+    """The entries, checked. Each of them has ports of its own, or is a single port. InvalidNetworkConfig."""
+    for entry in conf.entries:
+        _check(entry)
+    if any(entry.count > 1 for entry in conf.entries):
+        last: dict[str, int] = {}  # of the entries before, by protocol
+        for entry in sorted(conf.entries, key=lambda entry: entry.host_port):
+            protocol = entry.protocol.lower()
+            if entry.host_port <= last.get(protocol, 0):
+                return [one for entry in conf.entries for one in entry.apart()]
+            last[protocol] = entry.host_port + entry.count - 1
+    return conf.entries
+
+
+def _check(entry: Entry) -> None:
+    """InvalidNetworkConfig for a protocol or ports that there are not. A protocol may be in upper case, as with iptables."""
+    if entry.protocol.lower() not in PROTOCOLS:
         raise InvalidNetworkConfig(
             f'unknown protocol "{entry.protocol}" of host port {entry.host_port}: it is one of {", ".join(PROTOCOLS)}'
         )
     for whose, port in (("host", entry.host_port), ("container", entry.container_port)):
         if port > PORT_MAX:
             raise InvalidNetworkConfig(f"{whose} port {port} is out of range (1 to {PORT_MAX})")
-    return protocol
 
 
 def _host_ip(text: str, family: int) -> tuple[bytes | None, bool]:
@@ -198,42 +246,48 @@ def is_served(entry: Entry, addresses: "Iterable[Address]") -> bool:
     return any(_host_ip(entry.host_ip, address.family)[1] for address in addresses)
 
 
-def _add(found: "dict[tuple[bytes | None, int, str, int], Mapping]", one: Mapping) -> None:
-    """The same mapping twice is one."""
-    known = found.setdefault((one.host_ip, one.family, one.protocol, one.first), one)
-    if known is not one and known != one:
-        raise InvalidNetworkConfig(f"host port {one.first}/{one.protocol} is mapped twice", f"{known}; {one}")
+def _distinct(found: list[Mapping]) -> list[Mapping]:
+    """Each mapping once, and none of a specific address beside the same one of any. InvalidNetworkConfig: two that differ.
 
-
-def _refuse_shadowed(found: "dict[tuple[bytes | None, int, str, int], Mapping]") -> None:
-    """A specific address beside any: the same target needs no mapping of its own, another cannot be bound."""
-    for (host_ip, family, protocol, port), one in list(found.items()):
-        general = found.get((None, family, protocol, port))
+    What has several ports has them alone: see entries_of().
+    """
+    known: dict[tuple[bytes | None, int, str, int], Mapping] = {}
+    for one in found:
+        other = known.setdefault((one.host_ip, one.family, one.protocol, one.first), one)
+        if other is not one and other != one:
+            raise InvalidNetworkConfig(f"host port {one.first}/{one.protocol} is mapped twice", f"{other}; {one}")
+    for (host_ip, family, protocol, port), one in list(known.items()):
+        general = known.get((None, family, protocol, port))
         if host_ip is not None and general is not None:
-            if general.container_port != one.container_port:
+            if general.container_port != one.container_port:  # bind(2) would refuse it
                 raise InvalidNetworkConfig(f"host port {port}/{protocol} is mapped twice", f"{general}; {one}")
-            del found[host_ip, family, protocol, port]
+            del known[host_ip, family, protocol, port]
+    return list(known.values())
 
 
-def _runs(singles: list[Mapping], conditions: dict[int, str]) -> list[Mapping]:
-    """Unconditional mappings of any address to the same port numbers, RANGE_MIN or more in a row, become one."""
+def _runs(found: list[Mapping], conditions: dict[int, str]) -> list[Mapping]:
+    """Mappings of RANGE_MIN or more ports in a row are put together where one interval can serve them, and no others.
+
+    An interval of the nftables maps leads to an address, and leaves the port as it is: that is for unconditional mappings of
+    any address to the same port numbers.
+    """
 
     def fits(one: Mapping) -> bool:
         plain = not (one.allow or one.share or conditions.get(one.family))
         return plain and one.host_ip is None and one.first == one.container_port
 
-    found = [one for one in singles if not fits(one)]
+    singles = [part for one in found if not fits(one) for part in one.apart()]
     run: list[Mapping] = []
-    for one in sorted((one for one in singles if fits(one)), key=lambda one: (one.family, one.protocol, one.first)):
-        if run and (one.family, one.protocol, one.first) != (run[-1].family, run[-1].protocol, run[-1].first + 1):
-            found += _joined(run)
+    for one in sorted(filter(fits, found), key=lambda one: (one.family, one.protocol, one.first)):
+        if run and (one.family, one.protocol, one.first) != (run[-1].family, run[-1].protocol, run[-1].last + 1):
+            singles += _joined(run)
             run = []
         run.append(one)
-    return found + _joined(run)
+    return singles + _joined(run)
 
 
 def _joined(run: list[Mapping]) -> list[Mapping]:
-    if len(run) < RANGE_MIN:
+    if not run or run[-1].last - run[0].first + 1 < RANGE_MIN:
         return run
     head = run[0]
     return [Mapping(head.protocol, None, head.first, head.container_ip, head.container_port, run[-1].last)]
@@ -246,26 +300,25 @@ def relays(conf: PortmapConf, addresses: "Iterable[Address]") -> "list[dict[str,
     something decides that it knows nothing of: conditions of nft, or other containers that share the port.
     """
     targets = {address.family: address.packed for address in addresses}
-    singles: dict[
-        tuple[str, int], dict[bytes, int]
-    ] = {}  # protocol and host port: container port by address of the host
-    for entry in conf.entries if targets else ():
-        protocol = _checked_protocol(entry)
+    singles: dict[tuple[str, int, int], dict[bytes, int]] = {}  # protocol, ports: container port by address of the host
+    for entry in entries_of(conf) if targets else ():
+        protocol = entry.protocol.lower()
         options = conf.options.get((protocol, entry.host_port))
         for host_ip in _listening_on(entry.host_ip) if protocol != "sctp" else ():
             family = 4 if len(host_ip) == 4 else 6
             if not conf.conditions.get(family) and (options is None or (options.serves(family) and not options.share)):
-                ports = singles.setdefault((protocol, entry.host_port), {})
+                ports = singles.setdefault((protocol, entry.host_port, entry.count), {})
                 if ports.setdefault(host_ip, entry.container_port) != entry.container_port:
                     raise InvalidNetworkConfig(
                         f"host port {entry.host_port}/{protocol} is mapped twice", ip_text(host_ip)
                     )
-    found: dict[tuple[str, tuple[str, ...], bytes, tuple[str, ...], int], list[int]] = {}
-    for (protocol, port), ports in singles.items():
+    found: dict[tuple[str, tuple[str, ...], bytes, tuple[str, ...], int], list[range]] = {}
+    for (protocol, port, count), ports in singles.items():
         options = conf.options.get((protocol, port))
         allow = tuple(map(str, options.allow or ())) if options is not None else ()
         for (target, container_port), host_ips in _by_target(ports, targets).items():
-            found.setdefault((protocol, tuple(host_ips), target, allow, container_port - port), []).append(port)
+            place = (protocol, tuple(host_ips), target, allow, container_port - port)
+            found.setdefault(place, []).append(range(port, port + count))
     return [relay for place, ports_of in found.items() for relay in _relays(place, ports_of)]
 
 
@@ -287,11 +340,11 @@ def _listening_on(text: str) -> list[bytes]:
 
 
 def _relays(
-    place: tuple[str, tuple[str, ...], bytes, tuple[str, ...], int], ports: "Sequence[int]"
+    place: tuple[str, tuple[str, ...], bytes, tuple[str, ...], int], ports: "Sequence[range]"
 ) -> "Iterator[dict[str, Encodable]]":
     """A mapping of portfwd's for each run of ports."""
     protocol, host_ips, target, allow, offset = place
-    for first, last in runs_of(sorted(ports)):
+    for first, last in runs_of(ports):
         relay: dict[str, Encodable] = {
             "protocol": protocol,
             "host_ips": host_ips,
@@ -302,12 +355,12 @@ def _relays(
         yield {**relay, "allow": allow} if allow else relay
 
 
-def runs_of(ports: "Sequence[int]") -> list[tuple[int, int]]:
-    """First and last of each run in ascending numbers."""
+def runs_of(ports: "Iterable[range]") -> list[tuple[int, int]]:
+    """First and last of each run of ports, in ascending order, of ranges that have no port in common."""
     found: list[tuple[int, int]] = []
-    for port in ports:
-        if found and found[-1][1] == port - 1:
-            found[-1] = (found[-1][0], port)
+    for one in sorted(ports, key=lambda one: one.start):
+        if found and found[-1][1] == one.start - 1:
+            found[-1] = (found[-1][0], one.stop - 1)
         else:
-            found.append((port, port))
+            found.append((one.start, one.stop - 1))
     return found

@@ -127,8 +127,10 @@ class PublishPorts(Op):
         mappings = parse_mappings(self.ports)
         with nftables_lock():
             ruleset.ensure_table(kernel.nft)
+            draft = Draft(kernel.nft, blind=True)
+            draft.blind = not claims.meets_interval(draft, mappings)
             try:
-                changed = self._publish(kernel, mappings, Draft(kernel.nft, blind=True))
+                changed = self._publish(kernel, mappings, draft)
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise

@@ -125,7 +125,7 @@ def recorded(call: "Call", conf: PortmapConf) -> None:
 def told(conf: PortmapConf) -> list[Object]:
     """For the result: all mappings, as runtimeConfig.portMappings has them."""
     found = []
-    for entry in conf.entries:
+    for entry in [one for several in conf.entries for one in several.apart()]:
         one = Object([("hostPort", entry.host_port), ("containerPort", entry.container_port)])
         one["protocol"] = entry.protocol.lower()
         if entry.host_ip:
@@ -180,7 +180,9 @@ class Search:
     def __init__(self, call: "Call", conf: PortmapConf) -> None:
         self._call = call
         self.chosen: dict[str, int] = {}  # by key
-        self.said = {(entry.protocol.lower(), entry.host_port) for entry in conf.entries}
+        self.said = [
+            (entry.protocol.lower(), range(entry.host_port, entry.host_port + entry.count)) for entry in conf.entries
+        ]
         addresses = [ip.address.packed for ip in conf.prev_result.ips] if conf.prev_result is not None else []
         self._own = host_listeners.Container(call.container_id, call.netns, addresses)
 
@@ -192,7 +194,8 @@ class Search:
         refusal: PortInUse | None = None
         candidates: list[int] = [*([known] if known else ()), *random_ports()]
         for port in candidates:
-            if (protocol, port) in self.said or port in self._numbers(protocol):
+            said = any(protocol == other and port in ports for other, ports in self.said)
+            if said or port in self._numbers(protocol):
                 continue
             try:
                 self._refuse_taken(protocol, port)

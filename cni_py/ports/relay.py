@@ -18,12 +18,13 @@ from cni_py.attachment.engine import Op, op_from_json
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse, warn
 from cni_py.ports import successors
-from cni_py.ports.mapping import RANGE_MIN, is_for_nat
+from cni_py.ports.config import RANGE_MIN
+from cni_py.ports.mapping import is_for_nat
 from cni_py.protocol.gojson import Object, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
@@ -226,11 +227,11 @@ class RelayPorts(Op):
             found.append({**fields, **name, "steer": steer})
         return found
 
-    def beside(self, taken: "Container[tuple[str, int]]") -> "RelayPorts":
+    def beside(self, taken: "Collection[tuple[str, int]]") -> "RelayPorts":
         """The same, but for steering of ports that programs of the host have."""
         changed: list[dict[str, Encodable]] = []
         for one in self.wanted():
-            held = any((str(one.get("protocol")), port) in taken for port in _ports(one))
+            held = any(protocol == one.get("protocol") and port in _ports(one) for protocol, port in taken)
             changed.append({**one, "steer": "never"} if held else {**one})
         return RelayPorts(mappings=encode(changed, None), required=self.required)
 

@@ -141,16 +141,19 @@ def test_everything_comes_and_goes() -> None:
         ("tcp 0.0.0.0:7000-7100", "tcp 0.0.0.0:7100-7200", True),
         ("tcp 0.0.0.0:7000-7100", "tcp 0.0.0.0:7101-7200", False),
         ("tcp 0.0.0.0:7000-7100", "udp 0.0.0.0:7000-7100", False),
+        ("tcp 0.0.0.0:7050", "tcp 0.0.0.0:1-65535", True),
+        ("tcp 0.0.0.0:1-65535", "tcp 0.0.0.0:65535", True),
+        ("tcp 0.0.0.0:1-65471", "tcp 0.0.0.0:65472-65535", False),
     ],
 )
 def test_ports_conflict_as_bind_sees_them(held: str, wanted: str, conflict: bool) -> None:
     prepare()
     one, two = Container(1), Container(2)
-    one.add(held, "tcp 0.0.0.0:9000")
+    one.add(held, "sctp 0.0.0.0:9000")
     before = elements()
     if conflict:
         with pytest.raises(PortInUse, match="in use by net1/c1/eth0") as refused:
-            two.add("tcp 0.0.0.0:9001", wanted)
+            two.add("sctp 0.0.0.0:9001", wanted)
         assert refused.value.code == 110
         assert elements() == before
     else:
@@ -443,8 +446,61 @@ def test_add_and_delete_of_ten_ports_cost_the_same_messages_at_any_number_of_con
         container.add(*ports)
     assert len(costs) == 1
     [(added, deleted)] = costs
-    assert added == 1 + 3  # is the table there; claims, targets, the container's address
+    assert added == 1 + 1 + 3  # is the table there; are there ranges; claims, targets, the container's address
     assert deleted == 3 + 3  # what is there of these; take them out
+
+
+@pytest.mark.netns
+def test_all_ports_cost_the_messages_and_elements_of_one_range() -> None:
+    prepare()
+    Container(1).add("udp 0.0.0.0:1")  # makes table and chain
+    few, all_ports = Container(2), Container(3)
+    costs = []
+    for container, ports in ((few, "tcp 0.0.0.0:7000-7063"), (all_ports, "tcp 0.0.0.0:1-65535")):
+        container.kernel.nft._socket = CountingSocket(netlink.NETLINK_NETFILTER)
+        CountingSocket.sent = 0
+        container.add(ports)
+        assert container.check() is None
+        [found] = [entry for name, entry in elements().items() if name == "range4_tcp"]
+        assert len(found) == 1  # type: ignore[arg-type]
+        assert container.key.hex not in run("nft list map inet cni_py claims4")
+        container.delete()
+        costs.append(CountingSocket.sent)
+    assert costs[0] == costs[1] < 20
+
+
+@pytest.mark.netns
+def test_range_of_the_version_before_conflicts_and_goes_with_its_claims() -> None:
+    prepare()
+    old, new = Container(1), Container(2)
+    old.add("tcp 0.0.0.0:7000-7100")
+    for port in range(7000, 7101):  # which the version before put beside the interval
+        run(f"nft 'add element inet cni_py claims4 {{ tcp . {port} comment \"{old.key.comment}\" : 0 }}'")
+    for wanted in ("tcp 0.0.0.0:7050", "tcp 192.0.2.1:7050", "tcp 0.0.0.0:7100-7200"):
+        with pytest.raises(PortInUse, match="net1/c1/eth0"):
+            new.add(wanted)
+    assert old.check() is None
+    old.delete()
+    assert nothing_left()
+
+
+@pytest.mark.netns
+def test_range_and_its_ports_are_taken_over_by_the_next_network() -> None:
+    prepare()
+    first, second, third = (Container(n, "pod", f"net{n}") for n in (1, 2, 3))
+    first.add("tcp 0.0.0.0:7000-7100")
+    second.add("tcp 0.0.0.0:7050", "tcp 192.0.2.1:7060")
+    third.add("tcp 0.0.0.0:7040-7200")
+    assert [container.check() for container in (first, second, third)] == [None, None, None]
+    first.delete()
+    assert second.check() is None
+    assert target(7050) == "198.51.100.2"
+    assert elements().keys() >= {"any4", "specific4"}
+    second.delete()
+    assert third.check() is None
+    assert "range4_tcp" in elements()
+    third.delete()
+    assert nothing_left()
 
 
 @pytest.mark.netns
