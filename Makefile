@@ -10,6 +10,8 @@ help:
 	@echo "make demo    publish a port of a container and reach it on every path, in throwaway namespaces"
 	@echo "make test    run the tests, against the installed wheel and beside Debian's Go plugins"
 	@echo "             (with CI=true what this machine lacks is a failure, otherwise a skipped test)"
+	@echo "make test TESTS=tests/plugins/test_ptp.py   run some of them"
+	@echo "make quick   run the units, and one test of each plugin in namespaces: half a minute"
 	@echo "make fuzz    hostile input again, other than last time"
 	@echo "make bench   time our plugins beside the Go plugins, and portfwd beside docker-proxy, rootlessport and socat"
 	@echo "make clean   remove what these made (.cache)"
@@ -24,8 +26,13 @@ tested:
 demo: lab
 	@$(VENV)/bin/python netns-fixtures/demo.py
 
+# More workers than a small machine has cores: many tests wait for a kernel, a client or a daemon.
 test: tested
-	$(REFERENCES) $(VENV)/bin/pytest -n 3 --dist loadgroup -q $(TESTS)
+	$(REFERENCES) $(VENV)/bin/pytest -n 4 --dist loadgroup -q $(TESTS)
+
+quick:
+	@tools/bootstrap test
+	$(VENV)/bin/pytest -n 3 --dist loadgroup -q --quick tests/unit tests/plugins
 
 fuzz: tested
 	CNI_PY_FUZZ=random $(VENV)/bin/pytest -n 2 -q tests/fuzz
@@ -40,4 +47,4 @@ bench: tested
 clean:
 	rm -rf .cache build
 
-.PHONY: help lab tested demo test fuzz bench clean
+.PHONY: help lab tested demo test quick fuzz bench clean

@@ -14,14 +14,32 @@ this process (PR_SET_PDEATHSIG), and with pid 1 of a pid namespace goes every pr
 
 import array
 import ctypes
+import fcntl
 import os
 import signal
 import socket
+import struct
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
 MNT_DETACH = 2
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1  # linux/sockios.h, linux/if.h
+# A new namespace copies IPv4 settings from the machine's (net/ipv4/devinet.c), so every one that matters is set.
+SETTINGS = {
+    "ipv4/ip_forward": "0",
+    "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/default/rp_filter": "0",
+    "ipv4/conf/all/route_localnet": "0",
+    "ipv4/conf/default/route_localnet": "0",
+    "ipv4/conf/all/arp_notify": "0",
+    "ipv4/conf/default/arp_notify": "0",
+    "ipv6/conf/all/forwarding": "0",
+    "ipv6/conf/all/disable_ipv6": "0",
+    "bridge/bridge-nf-call-iptables": "0",
+    "bridge/bridge-nf-call-ip6tables": "0",
+    "bridge/bridge-nf-call-arptables": "0",
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,10 +150,30 @@ def open_device(mountinfo: str, directory: str) -> str:
     return source
 
 
+def settle() -> None:
+    """Give a new network namespace known settings, and bring its loopback up. FileNotFoundError names a missing setting.
+
+    A value that is there already is not written: for forwarding and disable_ipv6 the kernel takes the lock that all
+    namespaces share (RTNL), and a writer that does not get it starts its system call again and again.
+    """
+    for name, value in SETTINGS.items():
+        try:
+            with open(f"/proc/sys/net/{name}", "r+", encoding="ascii") as file:
+                if file.read().strip() != value:
+                    file.seek(0)  # what is written anywhere else the kernel ignores (sysctl_writes_strict)
+                    file.write(value)
+        except FileNotFoundError:
+            if not name.startswith("bridge/"):  # without the module br_netfilter
+                raise
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))  # struct ifreq
+
+
 def hold(ready: int, empty: list[str]) -> None:
     """A holder: the namespaces of one node, until it is killed."""
     try:
         checked(libc.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
+        settle()
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
         mount_sysfs()
         mount("lab", "/run", "tmpfs", options="mode=755")

@@ -144,7 +144,6 @@ class Lab:
             os.set_inheritable(fd, False)
         node = self.nodes[name] = Node(name, int(pid), net, mount, self.pids, self.machine)
         self.namespaces.add(os.fstat(net).st_ino)
-        node.python(wiring.settle)
         if role == "container" and "host" in self.nodes:
             self._ask("name", self["host"].pid, node.pid, name)
         return node
@@ -156,6 +155,10 @@ class Lab:
     def add_switch(self, segment: str) -> Node:
         """The namespace that stands for an Ethernet with other than two ends."""
         return self._add(f"{segment}-switch", "switch")
+
+    def switch(self, segment: str) -> Node:
+        """The node that add_switch() made."""
+        return self[f"{segment}-switch"]
 
     def remove(self, name: str) -> None:
         """End a node: its processes started through the lab must have ended. Its network namespace is gone after this."""

@@ -107,9 +107,10 @@ class Node:
     ) -> subprocess.Popen[bytes]:
         """Start a program in this node's network and mount and the lab's pid namespace; it dies with us."""
         me = f"/proc/{os.getpid()}/fd"
+        # nsenter needs no setpriv itself: when this process dies, the lab's pid namespace and the program in it end.
         namespaces = [f"--pid={me}/{self.pids}", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}"]
         return subprocess.Popen(
-            [*DIE_WITH_PARENT, "nsenter", *namespaces, "--", *DIE_WITH_PARENT, *args],
+            ["nsenter", *namespaces, "--", *DIE_WITH_PARENT, *args],
             env={"PATH": PATH, "LANG": "C.UTF-8", **(env or {})},
             stdin=stdin,
             stdout=stdout,
@@ -148,7 +149,7 @@ class Node:
             warnings.catch_warnings()
         ):  # of a fork beside threads: pytest-xdist has one, and the child takes none of its locks
             warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
+            pid = self._fork()
         if pid == 0:
             self._child(write, unblocked, lambda: what(*args, **kwargs))
         os.close(write)
@@ -156,7 +157,7 @@ class Node:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             answer = read_all(read, time.monotonic() + timeout_s)
             if answer is None:
-                os.kill(pid, signal.SIGKILL)  # the grandchild follows (PR_SET_PDEATHSIG)
+                os.kill(pid, signal.SIGKILL)
         except BaseException:
             os.kill(pid, signal.SIGKILL)
             raise
@@ -173,29 +174,42 @@ class Node:
         value: T = result
         return value
 
+    def _fork(self) -> int:
+        """Fork a child into the lab's pid namespace; setns(2) changes what children get, not where this process is.
+
+        The other way, a second fork in the child, costs as much again: it grows with the size of this process.
+        """
+        home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        pid = -1
+        try:
+            enter(self.pids, CLONE_NEWPID)
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                enter(home, CLONE_NEWPID)
+            os.close(home)
+        return pid
+
     def _child(self, write: int, unblocked: set[int], call: Callable[[], object]) -> None:
-        """The forked child: a second fork is what a pid namespace takes effect on."""
+        """The forked child."""
         try:
             die_with_parent()
             for number in INTERRUPTS:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            enter(self.pids, CLONE_NEWPID)
-            pid = os.fork()
-            if pid:
-                os.close(write)
-                os.waitpid(pid, 0)
-            else:
-                die_with_parent()
-                report(write, lambda: self._inside(call))
+            report(write, lambda: self._inside(call))
         finally:
             os._exit(0)
 
     def _inside(self, call: Callable[[], object]) -> object:
         enter(self.mount, CLONE_NEWNS)
+        self.enter_network()
+        return call()
+
+    def enter_network(self) -> None:
+        """Take this process into the node's network; LabError when that is the machine's."""
         enter(self.net, CLONE_NEWNET)
         refuse_the_machine(self.machine)
-        return call()
 
     def close(self) -> None:
         os.close(self.net)

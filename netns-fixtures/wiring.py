@@ -1,6 +1,6 @@
 """What makes a topology's network: links, addresses, routes and settings, through pyroute2 inside the nodes.
 
-Every function here runs in a child that has entered the node (see Node.python).
+Every function here but connect() runs in a child that has entered the node (see Node.python).
 """
 
 from __future__ import annotations
@@ -15,39 +15,13 @@ if TYPE_CHECKING:
     from topology import Interface, Route
 
 IFA_F_NODAD = 0x02  # linux/if_addr.h
-# A new namespace copies IPv4 settings from the machine's (net/ipv4/devinet.c), so every one that matters is set.
-SETTINGS = {
-    "net.ipv4.ip_forward": "0",
-    "net.ipv4.conf.all.rp_filter": "0",
-    "net.ipv4.conf.default.rp_filter": "0",
-    "net.ipv4.conf.all.route_localnet": "0",
-    "net.ipv4.conf.default.route_localnet": "0",
-    "net.ipv4.conf.all.arp_notify": "0",
-    "net.ipv4.conf.default.arp_notify": "0",
-    "net.ipv6.conf.all.forwarding": "0",
-    "net.ipv6.conf.all.disable_ipv6": "0",
-    "net.bridge.bridge-nf-call-iptables": "0",
-    "net.bridge.bridge-nf-call-ip6tables": "0",
-    "net.bridge.bridge-nf-call-arptables": "0",
-}
 
 
 def write_sysctls(settings: dict[str, str]) -> None:
-    """FileNotFoundError for a name this kernel does not have, br_netfilter's apart."""
+    """FileNotFoundError for a name this kernel does not have."""
     for name, value in settings.items():
-        try:
-            with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
-                file.write(value)
-        except FileNotFoundError:
-            if not name.startswith("net.bridge."):
-                raise
-
-
-def settle() -> None:
-    """A new namespace: known settings, loopback up."""
-    write_sysctls(SETTINGS)
-    with IPRoute() as ipr:
-        ipr.link("set", index=1, state="up")
+        with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
+            file.write(value)
 
 
 def add_veth(ifname: str, peer: str, peer_netns: int, mtu: int) -> None:
@@ -83,18 +57,32 @@ def configure(interfaces: tuple[Interface, ...], routes: tuple[Route, ...], sysc
 
 
 def connect(lab: Lab) -> None:
-    """Make every segment: a veth between two ends, a switch in a namespace of its own for any other number."""
+    """Make every segment: a veth between two ends, a switch in a namespace of its own for any other number.
+
+    One child does it all, since a fork of a large process is what costs most of a lab.
+    """
+    for segment in lab.topology.segments:
+        if len(lab.topology.ends(segment)) != 2:
+            lab.add_switch(segment)
+    for anywhere in list(lab.nodes.values())[:1]:
+        anywhere.python(connect_nodes, lab)
+
+
+def connect_nodes(lab: Lab) -> None:
+    """Called in a child that goes from one node's network to the next."""
     for segment in lab.topology.segments:
         ends = [(lab[name], end) for name, end in lab.topology.ends(segment)]
         if len(ends) == 2:
             (node, end), (other, other_end) = ends
-            node.python(add_veth, end.name, other_end.name, other.net, end.mtu)
+            node.enter_network()
+            add_veth(end.name, other_end.name, other.net, end.mtu)
         else:
-            switch = lab.add_switch(segment)
+            lab.switch(segment).enter_network()
             ports = [f"{node.name}-{end.name}"[:15] for node, end in ends]
             for port, (node, end) in zip(ports, ends, strict=True):
-                switch.python(add_veth, port, end.name, node.net, end.mtu)
-            switch.python(add_switch, ports)
+                add_veth(port, end.name, node.net, end.mtu)
+            add_switch(ports)
     for spec in lab.topology.nodes:
         sysctls = {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"} if spec.role == "router" else {}
-        lab[spec.name].python(configure, spec.interfaces, spec.routes, {**sysctls, **spec.sysctls})
+        lab[spec.name].enter_network()
+        configure(spec.interfaces, spec.routes, {**sysctls, **spec.sysctls})

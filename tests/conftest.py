@@ -8,6 +8,8 @@ marked `ours_alone` runs a second time with those, so that the contract is teste
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,8 +23,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "netns-fixtures"))  # its name is no package name
 
 from lab import Lab  # noqa: E402
+from node import PATH  # noqa: E402
 from runtime import ALL, GO_KNOWS, Outcome, Plugins  # noqa: E402
 
+from cni_py.run import MODULES  # noqa: E402
 from tests import lacking, signals  # noqa: E402
 
 if TYPE_CHECKING:
@@ -34,6 +38,13 @@ need_root = lacking.need_root
 counts: Counter[str] = Counter()  # tests that ran, by whose plugins
 golden: Counter[str] = Counter()  # recorded answers of the Go plugins (tests/golden)
 
+# What takes longest begins first, so that in the end no worker is alone with it.
+LONGEST = (
+    "tests/test_lean.py::test_a_call_costs_the_same",
+    "tests/test_tools.py::test_types_hold",
+    "tests/fuzz/",
+    "tests/golden/",
+)
 
 signals.restore()  # before pytest-xdist starts its workers
 
@@ -51,6 +62,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("plugins", whose, indirect=True, scope="session")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="units, and one test of each plugin in namespaces (make quick)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("quick"):
+        items[:] = units_and_one_per_plugin(items)
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def units_and_one_per_plugin(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The tests of tests/unit, and of those in tests/plugins the first of each plugin."""
+    first: dict[str, pytest.Item] = {}
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests/plugins"):
+            for plugin in MODULES:
+                if item.path.stem.startswith(f"test_{plugin.replace('-', '_')}"):
+                    first.setdefault(plugin, item)
+    assert first.keys() == MODULES.keys(), "a plugin has no test"
+    return [item for item in items if item.path.is_relative_to(ROOT / "tests/unit") or item in first.values()]
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and not report.skipped:
         whose = dict(report.user_properties).get("plugins")
@@ -62,6 +97,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    terminalreporter.write_line(f"ran on {machine()}")
     if counts:
         terminalreporter.write_line(
             f"executables tested: {counts[OURS]} tests with ours, {counts[GO]} with the Go plugins"
@@ -72,6 +108,16 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         )
     for line in lacking.summary(terminalreporter.stats.get("skipped", [])):
         terminalreporter.write_line(line)
+
+
+def machine() -> str:
+    """The versions that decide what is tested, as in "Debian GNU/Linux 12 (bookworm), Linux 6.1.0, Python 3.11.2, ..."."""
+    system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    words = [system, f"Linux {platform.release()}", f"Python {platform.python_version()}"]
+    for program in ("nft", "iptables"):
+        path = shutil.which(program, path=PATH)
+        words.append(subprocess.check_output([path, "--version"], text=True).strip() if path else f"no {program}")
+    return ", ".join(words)
 
 
 class Cni(Protocol):

@@ -85,7 +85,7 @@ def wait_for(what: str, look: Callable[[], T | None], within_s: float = 20) -> T
     while time.monotonic() < end:
         if (found := look()) is not None:
             return found
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise Failed(f"waited {within_s} s for {what}")
 
 

@@ -28,6 +28,8 @@ from tests.clients.containerd_host import (
     wait_for,
 )
 
+pytestmark = pytest.mark.xdist_group("containerd")
+
 SUBNET4, GATEWAY4 = "10.88.0.0/24", "10.88.0.1"
 SUBNET6, GATEWAY6 = "2001:db8:88::/64", "2001:db8:88::1"
 HOST_PORT, CONTAINER_PORT = 8080, 80

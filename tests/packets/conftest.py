@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from conversation import DNS, WEB
 from lab import Lab
 from runtime import Network, Plugins, mapping
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
+
+def together(name: str, *values: object) -> list[ParameterSet]:
+    """Parameters of a fixture that is costly to make: all tests of one run in one worker of pytest-xdist, which makes it once."""
+    return [pytest.param(value, marks=pytest.mark.xdist_group(f"{name} {value}")) for value in values]
 
 
 @pytest.fixture

@@ -14,11 +14,14 @@ from runtime import ALL, Plugins
 
 from tests.conftest import OURS
 from tests.packets.bridges_site import BACKENDS, FAMILIES, POLICIES, Site
+from tests.packets.conftest import together
 
 
 @pytest.fixture(
     scope="module",
-    params=[*itertools.product(BACKENDS, POLICIES, "0"), *itertools.product(BACKENDS, POLICIES[1:], "1")],
+    params=together(
+        "firewall", *itertools.product(BACKENDS, POLICIES, "0"), *itertools.product(BACKENDS, POLICIES[1:], "1")
+    ),
     ids=lambda param: "-".join([*param[:2], f"br_nf={param[2]}"]),
 )
 def site(request: pytest.FixtureRequest, our_bin_dir: Path) -> Iterator[Site]:

@@ -17,6 +17,7 @@ from runtime import ALL, Plugins
 
 from tests.conftest import OURS
 from tests.packets.bridges_site import FAMILIES, Site
+from tests.packets.conftest import together
 
 if TYPE_CHECKING:
     from scapy.packet import Packet
@@ -39,7 +40,7 @@ CNI_PY = str(Path(sys.executable).with_name("cni-py"))
 MARK = 47123  # the source port of crafted packets
 
 
-@pytest.fixture(scope="module", params=SITES, ids="-".join)
+@pytest.fixture(scope="module", params=together("isolation", *SITES), ids="-".join)
 def site(request: pytest.FixtureRequest, our_bin_dir: Path) -> Iterator[Site]:
     backend, policy, bridge_nf = request.param
     with Lab.from_yaml("bridges.yaml") as lab:

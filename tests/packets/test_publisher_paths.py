@@ -15,6 +15,7 @@ from lab import Lab, Wire
 from runtime import Plugins, mapping
 
 from tests.conftest import need_root
+from tests.packets.conftest import together
 from tests.packets.publisher_world import (
     GATEWAYS,
     HOST_IPS,
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.ours_alone
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
-WITH_NAT = pytest.mark.parametrize("place", ["auto"], indirect=True, scope="module")
+WITH_NAT = pytest.mark.parametrize("place", together("paths", "auto"), indirect=True, scope="module")
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 HELD = {"bound": 8120, "listening": 8121}  # by another process, as podman's and nerdctl's ports are
 HELD_FOUR, HELD_UDP = 8122, 8123
@@ -48,7 +49,7 @@ G = {family: GATEWAYS["lab"][family] for family in (4, 6)}
 G4, G6 = GATEWAYS["four"][4], GATEWAYS["six"][6]  # of the containers with one family
 
 
-@pytest.fixture(scope="module", params=["auto", "always"])
+@pytest.fixture(scope="module", params=together("paths", "auto", "always"))
 def place(request: pytest.FixtureRequest, plugins: Plugins) -> Iterator[World]:
     """All containers published, the service running. The same for all tests that only look."""
     need_root()

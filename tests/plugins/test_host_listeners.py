@@ -6,7 +6,6 @@ import errno
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ if {listen!r} and kind == socket.SOCK_STREAM:
 if {peer!r}:
     one.connect(({peer!r}, 9))
 one.set_inheritable(True)
+{more}
 print("ready", flush=True)
 {then}
 """
@@ -49,10 +49,13 @@ def holding(
     v6only: bool = False,
     listen: bool = True,
     peer: str = "",
+    more: str = "",
     then: str = "time.sleep(60)",
 ) -> Iterator[int]:
-    """A program with a socket, which goes on with `then`; its pid."""
-    code = LISTEN.format(ip=ip, port=port, protocol=protocol, v6only=v6only, listen=listen, peer=peer, then=then)
+    """A program with a socket, which has done `more` when the block begins and goes on with `then`; its pid."""
+    code = LISTEN.format(
+        ip=ip, port=port, protocol=protocol, v6only=v6only, listen=listen, peer=peer, more=more, then=then
+    )
     process = node.popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -216,8 +219,7 @@ def test_what_nat_does_not_take_is_not_warned_of(network: Asked) -> None:
 
 def test_of_many_a_few_are_named(network: Asked) -> None:
     listen = "more = [socket.create_server(('127.0.0.1', port)) for port in range(8001, 8020)]"
-    with holding(network.lab["host"], "127.0.0.1", 8000, then=f"{listen}\nprint('ready', flush=True)\ntime.sleep(60)"):
-        time.sleep(0.5)
+    with holding(network.lab["host"], "127.0.0.1", 8000, more=listen):
         said = network.add("c1", *RANGE).stderr.splitlines()
     assert len(said) == 4
     assert said[-1] == "cni-py: 17 more ports of container c1 are taken from programs of the host"

@@ -92,12 +92,22 @@ def test_del_waits_for_an_add_that_is_under_way(net: BridgeNetwork, foreign: For
     thread = threading.Thread(target=delete)
     with waiting as (_, bridge):
         thread.start()
-        time.sleep(0.3)
+        deadline = time.monotonic() + WAIT_S
+        while not net.lab["host"].python(waits_for_lock, net.attachment(net.a)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert not deleted
         net.do("host", f"kill -TERM {bridge}")
     thread.join(WAIT_S)
     assert [getattr(outcome, "status", None) for outcome in deleted] == [0]
     assert not difference(before, net.state())
+
+
+def waits_for_lock(attachment: str) -> bool:
+    """Whether somebody waits for the lock of an attachment with the bridge plugin, see proc_locks(5); called inside the host."""
+    inode = Path(f"/run/cni-py/lock/attachment-{attachment}-bridge").stat().st_ino
+    lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    return any(" -> " in line and f":{inode} " in line for line in lines)
 
 
 # stdout and stdin
