@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
-from collections.abc import Mapping as Object
 from dataclasses import dataclass, field, fields, replace
 
-from portfwd import follow
+from portfwd import follow, values
 from portfwd.errors import Unfit, Usage
 
 PROTOCOLS = ("tcp", "udp")
@@ -76,11 +75,11 @@ class Mapping:
     proxy_protocol: int = 0  # 0, 1 or 2: the version of the header that tells the target who the client is
     connect_timeout_s: float = 5.0
     idle_s: float = 0.0  # 0 means: TCP never, UDP 90 s
-    steer: str = "auto"  # whether its ports are steered to one socket instead of having one each: see relay.py
+    steer: str = "auto"  # whether its ports are steered to one socket instead of having one each: see relay/publish.py
     owner: str = ""  # who asked: "attachment <hex>", "pid <pid> <start time>", "" for a person
     label: str = ""  # for people: network/containerID/ifname
     follow: str = ""  # "if=NAME" or "name=NAME": where host_ips come from, which are those of now: see follow.py
-    sticky: str = ""  # by which name the number is remembered: see sticky.py
+    sticky: str = ""  # by which name the number is remembered: see service/sticky.py
     port_file: str = ""  # the file that tells the number, an absolute path
     port_line: int = 0  # which of its lines, from 0
 
@@ -105,17 +104,12 @@ class Mapping:
     @property
     def span(self) -> str:
         """8080/tcp or 8000-8010/tcp."""
-        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
-        return f"{ports}/{self.protocol}"
+        return f"{span(self.first, self.last)}/{self.protocol}"
 
     def without(self, ips: Collection[str]) -> Mapping:
         """The mapping as people shall see it where these addresses are not to be had; as it is when nothing would be left."""
         left = tuple(ip for ip in self.host_ips if ip not in ips)
         return replace(self, host_ips=left) if left else self
-
-    def named(self, name: str) -> Mapping:
-        """The same mapping with another id."""
-        return replace(self, id=name)
 
     def to_json(self) -> dict[str, object]:
         """Fields that have their default are left out."""
@@ -140,27 +134,32 @@ class Mapping:
         if not isinstance(targets, list):
             raise Usage("targets is a list of objects")
         return cls(
-            id=_text(raw, "id"),
-            protocol=_text(raw, "protocol"),
-            host_ips=_texts(raw, "host_ips"),
-            first=_integer(raw, "first"),
-            last=_integer(raw, "last"),
+            id=values.text(raw, "id"),
+            protocol=values.text(raw, "protocol"),
+            host_ips=values.texts(raw, "host_ips"),
+            first=values.integer(raw, "first"),
+            last=values.integer(raw, "last"),
             targets=tuple(map(_target_from_json, targets)),
-            balance=_text(raw, "balance", "round-robin"),
-            allow=_texts(raw, "allow"),
-            limit=_integer(raw, "limit", 0),
-            limit_per_client=_integer(raw, "limit_per_client", 0),
-            proxy_protocol=_integer(raw, "proxy_protocol", 0),
-            connect_timeout_s=_number(raw, "connect_timeout_s", 5.0),
-            idle_s=_number(raw, "idle_s", 0.0),
-            steer=_text(raw, "steer", _text(raw, STEER_BEFORE, "auto")),
-            owner=_text(raw, "owner", ""),
-            label=_text(raw, "label", ""),
-            follow=_text(raw, "follow", ""),
-            sticky=_text(raw, "sticky", ""),
-            port_file=_text(raw, "port_file", ""),
-            port_line=_integer(raw, "port_line", 0),
+            balance=values.text(raw, "balance", "round-robin"),
+            allow=values.texts(raw, "allow"),
+            limit=values.integer(raw, "limit", 0),
+            limit_per_client=values.integer(raw, "limit_per_client", 0),
+            proxy_protocol=values.integer(raw, "proxy_protocol", 0),
+            connect_timeout_s=values.number(raw, "connect_timeout_s", 5.0),
+            idle_s=values.number(raw, "idle_s", 0.0),
+            steer=values.text(raw, "steer", values.text(raw, STEER_BEFORE, "auto")),
+            owner=values.text(raw, "owner", ""),
+            label=values.text(raw, "label", ""),
+            follow=values.text(raw, "follow", ""),
+            sticky=values.text(raw, "sticky", ""),
+            port_file=values.text(raw, "port_file", ""),
+            port_line=values.integer(raw, "port_line", 0),
         )
+
+
+def span(first: int, last: int) -> str:
+    """8080 or 8000-8010."""
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def is_name(text: str) -> bool:
@@ -288,33 +287,5 @@ def _target_from_json(raw: object) -> Target:
         raise Usage("a target is a JSON object")
     if unknown := sorted(map(repr, raw.keys() - {"address", "port", "path", "pid", "container"})):
         raise Usage(f"a target has no field {', '.join(unknown)}")
-    place = Place(_text(raw, "path", ""), _integer(raw, "pid", 0), _text(raw, "container", ""))
-    return Target(_text(raw, "address"), _integer(raw, "port"), place)
-
-
-def _text(raw: Object[str, object], name: str, default: str | None = None) -> str:
-    value = raw.get(name, default)
-    if not isinstance(value, str):
-        raise Usage(f"{name} is a text")
-    return value
-
-
-def _texts(raw: Object[str, object], name: str) -> tuple[str, ...]:
-    value = raw.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise Usage(f"{name} is a list of texts")
-    return tuple(value)
-
-
-def _integer(raw: Object[str, object], name: str, default: int | None = None) -> int:
-    value = raw.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise Usage(f"{name} is a whole number")
-    return value
-
-
-def _number(raw: Object[str, object], name: str, default: float) -> float:
-    value = raw.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise Usage(f"{name} is a number")
-    return float(value)
+    place = Place(values.text(raw, "path", ""), values.integer(raw, "pid", 0), values.text(raw, "container", ""))
+    return Target(values.text(raw, "address"), values.integer(raw, "port"), place)

@@ -69,7 +69,7 @@ def proxy_executable(folder: Path) -> Path:
         return installed
     launcher = folder / NAME
     lines = (f"#!{sys.executable} -IS", "import sys", f"sys.path.append({str(ROOT)!r})")
-    launcher.write_text("\n".join([*lines, "from portfwd.docker_proxy import main", "sys.exit(main())", ""]))
+    launcher.write_text("\n".join([*lines, "from portfwd.docker.proxy import main", "sys.exit(main())", ""]))
     launcher.chmod(0o755)
     return launcher
 

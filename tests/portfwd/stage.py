@@ -11,15 +11,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from portfwd.descriptors import Descriptors
 from portfwd.mapping import Mapping
-from portfwd.places import Places
-from portfwd.poller import Poller
-from portfwd.port import TcpPort
-from portfwd.registry import Registry
-from portfwd.relay import Relay
-from portfwd.steering import Steering
-from portfwd.store import Store
+from portfwd.netns.sockets import Places
+from portfwd.relay.poller import Poller
+from portfwd.relay.publish import Relay
+from portfwd.relay.tcp import TcpPort
+from portfwd.service.descriptors import Descriptors
+from portfwd.service.registry import Registry
+from portfwd.service.store import Store
+from portfwd.steering.lookup import Steering
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
 WAIT_S = 3.0

@@ -15,9 +15,9 @@ from lab import Lab
 from cni_py import files
 from portfwd.errors import PortfwdError
 from portfwd.mapping import Mapping
-from portfwd.registry import Registry
-from portfwd.requests import Publish, Remove
-from portfwd.store import Store
+from portfwd.service.registry import Registry
+from portfwd.service.requests import Publish, Remove
+from portfwd.service.store import Store
 from tests.portfwd.publisher import SOCKET, await_socket, exchange, serving
 from tests.portfwd.publisher import STATE as SERVED
 from tests.portfwd.stage import started

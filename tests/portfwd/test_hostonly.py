@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from lab import Lab
 
-from portfwd import hostonly
+from portfwd.relay import host_only
 from tests.portfwd.publisher import REFUSE, STATE, Publisher, serving
 from tests.portfwd.stage import Stage, mapping_of
 
@@ -78,7 +78,7 @@ def kept(protocol: str, ip: str) -> bool:
             mapping_of(protocol=protocol, host_ips=[ip], first=8081, last=8081, targets=targets), [given.dup()]
         )
         with held:
-            return hostonly.is_kept(held)
+            return host_only.is_kept(held)
 
 
 @both

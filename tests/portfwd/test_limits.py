@@ -18,13 +18,13 @@ from lab import Lab
 from cni_py.ports import relay
 from cni_py.ports.options import port_options
 from cni_py.protocol import gojson
-from portfwd.admission import Admission
-from portfwd.client import Client
-from portfwd.counters import SAY_S, Tally
-from portfwd.descriptors import Descriptors
 from portfwd.errors import PortfwdError, Usage
-from portfwd.requests import LINE_MAX
-from portfwd.store import SIZE_MAX, Store
+from portfwd.relay.admission import Admission
+from portfwd.relay.counters import SAY_S, Tally
+from portfwd.service.client import Client
+from portfwd.service.descriptors import Descriptors
+from portfwd.service.requests import LINE_MAX
+from portfwd.service.store import SIZE_MAX, Store
 from tests.portfwd import talk
 from tests.portfwd.publisher import SOCKET, STATE, exchange, serving
 from tests.portfwd.stage import Log, Stage, mapping_of
@@ -214,9 +214,9 @@ def test_the_largest_mapping_that_is_accepted_is_there_after_a_kill(machine: Lab
 
 def test_what_could_not_be_restored_is_refused(machine: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def keep(size: int, total: int, count: int) -> str:
-        monkeypatch.setattr("portfwd.store.SIZE_MAX", size)
-        monkeypatch.setattr("portfwd.store.TOTAL_MAX", total)
-        monkeypatch.setattr("portfwd.store.MAPPINGS_MAX", count)
+        monkeypatch.setattr("portfwd.service.store.SIZE_MAX", size)
+        monkeypatch.setattr("portfwd.service.store.TOTAL_MAX", total)
+        monkeypatch.setattr("portfwd.service.store.MAPPINGS_MAX", count)
         store = Store(f"{STATE}-small")
         store.load()
         one, other = mapping_of(id="one"), mapping_of(id="other", first=9, last=9)

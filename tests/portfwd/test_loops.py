@@ -12,7 +12,7 @@ import pytest
 from lab import Lab
 from node import Node
 
-from portfwd.loops import UNSURE_MAX, Legs
+from portfwd.netns.legs import UNSURE_MAX, Legs
 from tests.portfwd import talk
 from tests.portfwd.publisher import SOCKET, STATE, Publisher, exchange, serving
 

@@ -16,7 +16,7 @@ import pytest
 from lab import Lab
 from runtime import Network, Plugins
 
-from portfwd import runtimes
+from portfwd.netns import containers as runtimes
 from tests.portfwd.publisher import PORTFWD, Publisher
 
 ID = "3f4e" * 16
@@ -214,7 +214,7 @@ def test_a_range_does_not_take_the_port_of_a_program_inside_it(lab: Lab, service
 @pytest.mark.parametrize(("value", "expected"), [("", "/run/cni-py"), ("/run/user/7", "/run/user/7/cni-py")])
 def test_an_empty_xdg_runtime_dir_is_none(value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from cni_py import files
-    from portfwd import control, store
+    from portfwd.service import control, store
 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", value)

@@ -12,7 +12,7 @@ import pytest
 from lab import Lab
 from runtime import SUBNETS, Plugins, mapping
 
-from portfwd import listeners
+from portfwd.relay import bind
 from tests.portfwd.publisher import PORTFWD, REFUSE, Publisher, serving
 
 WITHOUT = [sys.executable, REFUSE, "ipv6"]
@@ -113,6 +113,6 @@ def test_plugins_connect_and_publish(
 def test_without_an_ipv6_address_nobody_finds_the_wildcard(machine: Lab) -> None:
     """Switched off by sysctl: listening is possible, and would serve as soon as it is switched on again."""
     node = machine["c2"]
-    assert node.python(listeners.left_out) == ()
+    assert node.python(bind.left_out) == ()
     node.run(["sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1"], check=True)
-    assert node.python(listeners.left_out) == ("::",)
+    assert node.python(bind.left_out) == ("::",)

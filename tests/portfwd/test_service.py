@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from lab import Lab
 from node import Node
 
-from portfwd import owners, requests
-from portfwd.client import Client
-from portfwd.control import Json
-from portfwd.descriptors import Descriptors
 from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import Mapping
-from portfwd.places import Places
-from portfwd.poller import Poller
-from portfwd.registry import Registry
-from portfwd.relay import Relay
-from portfwd.store import Store
+from portfwd.netns.sockets import Places
+from portfwd.relay.poller import Poller
+from portfwd.relay.publish import Relay
+from portfwd.service import owners, requests
+from portfwd.service.client import Client
+from portfwd.service.descriptors import Descriptors
+from portfwd.service.registry import Registry
+from portfwd.service.store import Store
+from portfwd.values import Json
 from tests.conftest import need_root
 from tests.lacking import unavailable
 from tests.portfwd.talk import until

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from lab import Lab
 from runtime import Network, Plugins, mapping
 
-from portfwd import bpf, reserving
-from portfwd.steering import prefixes
+from portfwd.steering import bpf
+from portfwd.steering import reserved as reserving
+from portfwd.steering.lookup import prefixes
 from tests.portfwd import talk
 from tests.portfwd.publisher import SOCKET, STATE, Publisher, exchange, serving
 

@@ -14,9 +14,10 @@ import pytest
 from lab import Lab
 from node import Node
 
-from portfwd import options, portfile
+from portfwd.cli import options
 from portfwd.errors import PortfwdError, Usage
 from portfwd.mapping import Mapping, Target
+from portfwd.service import portfile
 from tests.conftest import need_root
 from tests.portfwd.publisher import PORTFWD, serving
 

@@ -1,0 +1,352 @@
+"""The mappings of the service: those that are published, those on disk and those whose owner is watched are the same.
+
+A mapping that was published before and cannot be now (its port is somebody's, its address has not come yet) waits, on disk and
+in the list, and is tried again every RETRY_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_py import __version__
+from portfwd.errors import NotFound, PortfwdError, PortInUse, Unfit, Usage
+from portfwd.netns.sockets import absent, absent_notes
+from portfwd.relay import bind, tentative
+from portfwd.relay.following import Following
+from portfwd.service import owners, portfile, sticky
+from portfwd.service.owners import Owners
+from portfwd.service.requests import Publish, Remove
+from portfwd.values import Json
+
+if TYPE_CHECKING:
+    from portfwd.mapping import Mapping
+    from portfwd.netns.sockets import Places
+    from portfwd.relay.publish import Relay
+    from portfwd.service.descriptors import Descriptors
+    from portfwd.service.store import Store
+
+log = logging.getLogger("portfwd")
+
+RETRY_S = 5.0
+SHOWN_MAX, NOTES_SHOWN = 500, 20  # characters of a mapping, and notes on a request, in the log
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A mapping that cannot be published now."""
+
+    mapping: Mapping
+    why: str
+
+
+class Registry:
+    """See the module."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, relay: Relay, store: Store, descriptors: Descriptors) -> None:
+        self.relay = relay
+        self.store = store
+        self.descriptors = descriptors
+        self.owners = Owners(loop, self._ended)
+        self.sticky = sticky.memory(store.state)
+        self.following = Following(loop, relay, self._renamed, descriptors.for_listeners)
+        self.waiting: dict[str, Waiting] = {}
+        self.started = time.time()
+
+    def known(self) -> dict[str, Mapping]:
+        """All of them, published or waiting."""
+        return {**{name: one.mapping for name, one in self.waiting.items()}, **self.relay.mappings}
+
+    # Requests
+
+    def publish(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
+        """All of them or none, or those that can be, on sockets that came along. PortfwdError."""
+        with self.descriptors.for_listeners():
+            return self._publish_all(request, asker, descriptors)
+
+    def _publish_all(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
+        wanted = [dataclasses.replace(one, owner=owners.resolved(one.owner, asker)) for one in request.mappings]
+        if request.must_exist:
+            refuse_absent(self.relay.places, wanted)
+        notes = [*absent_notes(self.relay.places, wanted), *tentative.notes(wanted)]
+        done: dict[str, Mapping] = {}
+        known, before = self.known(), self.relay.mappings
+        with ExitStack() as undo:
+            sockets = adopted(descriptors, undo)
+            if sockets and (len(wanted) > 1 or request.replace):
+                raise Usage("sockets come with one new mapping")
+            for mapping in wanted:
+                try:
+                    notes += self._publish(
+                        mapping, sockets, undo, replace=request.replace, must_exist=request.must_exist
+                    )
+                except PortfwdError as error:
+                    if not request.may_fail or (isinstance(error, Usage) and not isinstance(error, Unfit)):
+                        raise
+                    notes.append(f"left out: {mapping}: {error}")
+                    close_all(sockets)
+                else:
+                    done[mapping.id] = mapping
+            with self.descriptors.for_commands():
+                self.store.save(list(done.values()), known)
+            undo.pop_all()
+        with self.descriptors.for_commands():
+            notes += sticky.remember(self.sticky, done.values(), self.relay.mappings.values())
+        left_out = bind.left_out()
+        for name, mapping in done.items():
+            self.waiting.pop(name, None)
+            did = "leads elsewhere:" if name in before else "published"
+            log.info("%s: %s %s", name, did, short(str(mapping.without(left_out))))
+        for note in notes[:NOTES_SHOWN]:
+            log.info("%s", short(note))
+        return {"ok": True, "ids": list(done), "notes": notes, **({"left_out": list(left_out)} if left_out else {})}
+
+    def _publish(
+        self,
+        mapping: Mapping,
+        sockets: Sequence[socket.socket],
+        undo: ExitStack,
+        *,
+        replace: bool,
+        must_exist: bool = False,
+    ) -> list[str]:
+        """One of them; `undo` takes it back."""
+        waiting = self.waiting.get(mapping.id)
+        if waiting is not None and not replace and waiting.mapping.owner != mapping.owner:
+            raise Usage(f"there is a mapping {mapping.id} already", f"it waits to be published: {waiting.why}")
+        old = self.relay.mappings.get(mapping.id) if replace else None
+        with ExitStack() as one:
+            if old is not None:
+                notes: list[str] = []
+                if (
+                    mapping.follow and mapping.follow == old.follow
+                ):  # its addresses may have changed since it was asked for
+                    mapping = dataclasses.replace(mapping, host_ips=old.host_ips)
+                self.relay.replace(mapping)
+                one.callback(self._return_to, old)
+            else:
+                if mapping.follow:
+                    notes = self.following.publish(mapping, must_exist=must_exist)
+                else:
+                    notes = self.relay.publish(mapping, sockets)
+                one.callback(self._take_back, mapping.id)
+            self.owners.watch(mapping)
+            undo.callback(one.pop_all().close)
+        return notes
+
+    def _renamed(self, mapping: Mapping) -> None:
+        """A host name has other addresses now: the next start begins with those."""
+        try:
+            with self.descriptors.for_commands():
+                self.store.save([mapping], {mapping.id: mapping})
+        except PortfwdError as error:
+            log.warning("%s: %s", mapping.id, error)
+
+    def _return_to(self, old: Mapping) -> None:
+        self.relay.replace(old)
+        with suppress(PortfwdError):
+            self.owners.watch(old)
+
+    def _take_back(self, name: str) -> None:
+        self.owners.forget(name)
+        self.relay.remove(name, 0.0)
+
+    def remove(self, request: Remove, asker: int) -> Json:
+        """Those of the ids, all of which must be there and end on disk first: the command can be repeated when that fails.
+
+        Those of an owner end in any case. It is gone, and its ports may lead to a stranger tomorrow; no later start publishes for
+        it again, and its files go when they can. NotFound, PortfwdError.
+        """
+        known = self.known()
+        if request.owner:
+            owner = owners.resolved(request.owner, asker)
+            ids = [name for name, mapping in known.items() if mapping.owner == owner]
+        else:
+            ids = list(request.ids)
+            missing = [name for name in ids if name not in known]
+            if missing:
+                raise NotFound(f"there is no mapping {', '.join(missing)}")
+            self.store.forget([known[name] for name in ids])
+        notes = self._drop(ids, request.drain_s)
+        return {"ok": True, "ids": ids, **({"notes": notes} if notes else {})}
+
+    def _drop(self, ids: Sequence[str], drain_s: float) -> list[str]:
+        """End them here, and on disk at once or in time; returns what is to be known."""
+        known = self.known()
+        for name in ids:
+            self.owners.forget(name)
+            if self.waiting.pop(name, None) is None:
+                self.relay.remove(name, drain_s)
+            log.info("%s: removed", name)
+        notes = self.store.forget_in_time([known[name] for name in ids])
+        for note in notes:
+            log.warning("%s", note)
+        return notes
+
+    def listing(self) -> Json:
+        """All mappings with their state; those that wait say why."""
+        state = self.relay.stats()
+        for name, texts in self.relay.unheard().items():
+            state[name]["unheard"] = texts
+        found: list[Json] = [
+            {**mapping.to_json(), "state": {**state.get(name, {}), **self.following.state(name)}}
+            for name, mapping in self.relay.mappings.items()
+        ]
+        found += [{**one.mapping.to_json(), "state": {"waiting": one.why}} for one in self.waiting.values()]
+        return {"ok": True, "mappings": found}
+
+    def stats(self) -> Json:
+        """Counters of each mapping, and of the service."""
+        state = self.relay.stats()
+        service: Json = {
+            "pid": os.getpid(),
+            "version": __version__,
+            "started": self.started,
+            "mappings": len(state),
+            "waiting": len(self.waiting),
+            "connections": _sum(state, "connections"),
+            "active": _sum(state, "active"),
+            "draining": self.relay.draining,
+        }
+        return {"ok": True, "service": service, "mappings": state}
+
+    def remembered(self, name: str) -> Json:
+        """The ports of a sticky name."""
+        return {"ok": True, "ports": self.sticky.recall(name)}
+
+    # What nobody asked for
+
+    def restore(self) -> None:
+        """Publish what is on disk, as far as it can be, but for what a predecessor handed over."""
+        for mapping in list(self.relay.mappings.values()):
+            try:
+                self.owners.watch(mapping)
+            except NotFound as error:
+                log.info("%s: %s", mapping.id, error)
+                self._ended(mapping.id)
+            except PortfwdError as error:
+                log.error("%s: %s", mapping.id, error)
+        self.following.adopt()
+        for mapping in self.store.load():
+            if mapping.id not in self.relay.mappings:
+                self._try(mapping)
+
+    def retry(self) -> None:
+        """Try again what waits, and what the disk refused; every RETRY_S."""
+        self.store.retry()
+        for one in list(self.waiting.values()):
+            self._try(one.mapping)
+
+    def _try(self, mapping: Mapping) -> None:
+        """Publish it, or let it wait; no error of one may cost the others."""
+        name = mapping.id
+        if not owners.is_there(mapping.owner) or not owners.is_wanted(mapping):
+            log.info("%s: not published again: its owner, %s, is gone, or asks for it no more", name, mapping.owner)
+            self.waiting.pop(name, None)
+            self.store.forget_in_time([mapping])
+            return
+        try:
+            with self.descriptors.for_listeners():
+                self._again(mapping)
+        except (PortfwdError, OSError, ValueError) as error:
+            before = self.waiting.get(name)
+            if before is None or before.why != str(error):
+                log.warning("%s: cannot be published now, and is tried again every %g s: %s", name, RETRY_S, error)
+            self.waiting[name] = Waiting(mapping, str(error))
+        else:
+            self.waiting.pop(name, None)
+            shown = self.relay.mappings[name].without(bind.left_out())
+            log.info("%s: published again %s", name, short(str(shown)))
+
+    def _again(self, mapping: Mapping) -> None:
+        """Publish what was published before, a sticky port that is somebody's now on another number. PortfwdError."""
+        try:
+            self._one(mapping)
+        except PortInUse as error:
+            if not mapping.sticky:
+                raise
+            self._elsewhere(mapping, error)
+
+    def _one(self, mapping: Mapping) -> None:
+        with ExitStack() as undo:
+            self._publish(mapping, [], undo, replace=False)
+            undo.pop_all()
+
+    def _elsewhere(self, mapping: Mapping, why: PortInUse) -> None:
+        for other in sticky.elsewhere(mapping):
+            try:
+                self._one(other)
+            except PortInUse:
+                continue
+            log.warning(
+                "%s: %s gets port %d instead of %d: %s", other.id, other.sticky, other.first, mapping.first, why
+            )
+            with self.descriptors.for_commands():
+                self._write_down(other, mapping)
+            return
+        raise why
+
+    def _write_down(self, moved: Mapping, before: Mapping) -> None:
+        """A sticky port has another number now."""
+        for note in sticky.remember(self.sticky, [moved], self.relay.mappings.values()):
+            log.warning("%s: %s", moved.id, note)
+        try:
+            self.store.save([moved], {before.id: before})
+            if moved.port_file:
+                portfile.change(moved)
+        except PortfwdError as error:
+            log.warning("%s: its new port is not written down: %s", moved.id, error)
+
+    def _ended(self, name: str) -> None:
+        """The process that a mapping belongs to has ended."""
+        log.info("%s: its process has ended", name)
+        with self.descriptors.for_commands():
+            self._drop([name], 0.0)
+
+
+def refuse_absent(places: Places, mappings: Sequence[Mapping]) -> None:
+    """The first error of a namespace that is not there, or cannot be entered."""
+    for error in absent(places, mappings):
+        raise type(error)(error.msg, "; ".join(filter(None, (error.details, "with --wait it may come later"))))
+
+
+def short(text: str) -> str:
+    """For the log: a mapping may have thousands of targets."""
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+
+
+def close_all(sockets: Sequence[socket.socket]) -> None:
+    """Close what nobody listens on; twice is well."""
+    for sock in sockets:
+        sock.close()
+
+
+def adopted(descriptors: Sequence[int], undo: ExitStack) -> list[socket.socket]:
+    """Sockets of descriptors, in their order; `undo` closes them. Usage when one is no socket of the internet."""
+    found = []
+    for fd in descriptors:
+        own = os.dup(fd)
+        try:
+            sock = socket.socket(fileno=own)
+        except OSError as error:
+            os.close(own)
+            raise Usage("a descriptor that came along is no socket", error.strerror or str(error)) from None
+        undo.callback(sock.close)
+        if sock.family not in FAMILIES:
+            raise Usage("a socket that came along is none of IPv4 or IPv6")
+        os.set_inheritable(sock.fileno(), False)
+        found.append(sock)
+    return found
+
+
+def _sum(state: dict[str, dict[str, object]], name: str) -> int:
+    return sum(value for one in state.values() if isinstance(value := one.get(name), int))
