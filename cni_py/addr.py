@@ -72,7 +72,7 @@ def ip_of(value: int, length: int) -> bytes:
         raise ValueError(f"no address of {length} bytes has the number {value}") from error
 
 
-EMPTY = '""'  # an empty text, in errors
+EMPTY = '""'  # how errors show an empty text
 
 
 def parse_ip(text: str) -> bytes:
@@ -117,7 +117,7 @@ def parse_address(text: str) -> Address:
 
 
 def by_family(addresses: str) -> dict[int, list[Address]]:
-    """The addresses in a text of them, by family. ValueError."""
+    """The addresses in "192.0.2.2/24 2001:db8::2/64", by family. ValueError."""
     found: dict[int, list[Address]] = {}
     for text in addresses.split():
         address = parse_address(text)
@@ -135,7 +135,7 @@ def parse_mac(text: str) -> bytes:
 
 
 def interface_mac(text: str) -> bytes:
-    """As parse_mac(); ValueError also for what no interface can have."""
+    """As parse_mac(); ValueError also for a MAC that no interface can have: multicast, or all zero."""
     mac = parse_mac(text)
     if mac[0] & 1 or not any(mac):
         why = "no interface can have it" if not any(mac) else "it is a multicast address, which no interface can have"

@@ -3,8 +3,8 @@
     backend: iptables       for portmap, firewall and ipMasq where their own configuration says nothing; else nftables
     hostListener: refuse    for portmap where its own says nothing: a port that a program of the host listens on; else warn
 
-A plugin cannot afford a YAML parser at each start, so it reads a compiled copy (config.json in the run directory) and
-makes it anew when the file has changed. A file that says something else than the above is an error, never ignored.
+Importing a YAML parser costs a plugin 40 ms, so it reads a compiled copy, config.json in the run directory, and writes a new one
+when the file has changed. An unknown key or value in the file is an error.
 """
 
 import os
@@ -25,12 +25,12 @@ PATH = "/etc/cni-py/config.yaml"
 BACKENDS = ("nftables", "iptables")
 HOST_LISTENERS = ("warn", "refuse")
 VALUES = {"backend": BACKENDS, "hostListener": HOST_LISTENERS}  # of each key; the first holds where nothing is said
-# Where distributions put PyYAML, for an interpreter that was not told (-S) and an installation without one beside it
+# Where distributions put PyYAML: our launchers start Python with -S, so that these folders are not in sys.path
 FOLDERS = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_info[1]}/site-packages")
 
 
 class Settings:
-    """What the file says, with what holds where it says nothing."""
+    """The values of the file's keys, or their defaults."""
 
     __slots__ = ("backend", "host_listener")
 
@@ -41,12 +41,12 @@ class Settings:
 
 
 def chosen(asked: str = "") -> str:
-    """The backend that a configuration asks for, or else the host's."""
+    """The backend that a configuration asks for, or the host's for "". CniError as load()."""
     return asked or load().backend
 
 
 def for_host_listener(asked: str) -> str:
-    """A configuration's `hostListener`, "" when it says nothing. InvalidNetworkConfig for what is none."""
+    """A configuration's `hostListener`, which may be "". InvalidNetworkConfig for an unknown value."""
     if asked not in ("", *HOST_LISTENERS):
         raise InvalidNetworkConfig(f'unknown hostListener "{asked}"', f"one of {', '.join(HOST_LISTENERS)}")
     return asked
@@ -68,7 +68,7 @@ def load() -> Settings:
 
 
 def _stamp(path: str) -> str:
-    """What tells a version of the file from another one."""
+    """A text that is another one when the file has changed."""
     seen = os.stat(path)
     return f"{seen.st_mtime_ns} {seen.st_size} {seen.st_ino}"
 
@@ -83,7 +83,7 @@ def _text() -> str:
 
 
 def _compiled(source: str) -> Settings | None:
-    """The compiled copy; None when there is none of this version of the file."""
+    """The settings in the compiled copy; None unless it was made from this state of the file."""
     try:
         fields = gojson.decode(files.read(f"{files.run_dir()}/config.json"))
         if isinstance(fields, gojson.Object) and fields.get("source") == source:
@@ -95,7 +95,10 @@ def _compiled(source: str) -> Settings | None:
 
 
 def _compile(source: str, settings: Settings) -> None:
-    """Write the copy. One that cannot be written is made again by the next call."""
+    """Write the compiled copy. If that fails, the next call reads the YAML again.
+
+    Not by files.write(), which is for one writer at a time: here several calls may write at once, without a lock.
+    """
     path = f"{files.run_dir()}/config.json"
     fields: dict[str, gojson.Encodable] = {
         "source": source,

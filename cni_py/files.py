@@ -1,40 +1,39 @@
-"""Files below /run/cni-py: read with a limit, written atomically, made so that no link is followed."""
+"""Files below /run/cni-py: read with a limit, written atomically, without following links."""
 
 import errno
 import os
 
 from cni_py.errors import os_error
 
+S_IFMT, S_IFREG = 0o170000, 0o100000  # inode(7)
+FILE_MAX = 16 << 20  # bytes; the record of 60,000 published ports has 6 MB
+
+
+def run_dir() -> str:
+    """The folder of records and locks: /run/cni-py; without root, cni-py in XDG_RUNTIME_DIR."""
+    own = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() != 0 else ""
+    return f"{own or '/run'}/cni-py"  # set to "" counts as not set (XDG Base Directory Specification)
+
 
 def listed(folder: str) -> list[str]:
-    """What is in a folder; nothing where there is none that can be read."""
+    """The names in a folder; none when it cannot be read."""
     try:
         return os.listdir(folder)
     except OSError:
         return []
 
 
-S_IFMT, S_IFREG = 0o170000, 0o100000  # inode(7)
-FILE_MAX = 16 << 20  # bytes; the record of 60,000 published ports has 6 MB
-
-
-def run_dir() -> str:
-    """Where records and locks live: /run/cni-py, or the user's own runtime directory without root."""
-    own = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() != 0 else ""
-    return f"{own or '/run'}/cni-py"  # one that is set and empty is none (XDG Base Directory Specification)
-
-
 def lock_path(name: str) -> str:
-    """The path of a lock file; whoever locks it makes its folder."""
+    """The path of a lock file. attachment/locks makes the folder."""
     return f"{run_dir()}/lock/{name}"
 
 
 def read(path: str, *, follow: bool = False) -> bytes:
-    """What an ordinary file of at most FILE_MAX bytes contains. OSError for everything else.
+    """The content of an ordinary file of at most FILE_MAX bytes. OSError for everything else.
 
-    Opening a FIFO waits for its writer and /dev/zero has no end, so what is not an ordinary file is not read. A symlink is
-    only followed (`follow`) where an administrator may have made one.
+    `follow`: follow a symlink, for files that an administrator may have linked.
     """
+    # O_NONBLOCK: opening a FIFO would wait for its writer. The type is checked since /dev/zero, say, has no end.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
     with open(fd, "rb", buffering=0) as file:
         status = os.fstat(fd)
@@ -46,9 +45,9 @@ def read(path: str, *, follow: bool = False) -> bytes:
 
 
 def write(path: str, text: bytes) -> None:
-    """Write a file of mode 0600 in place of the one at `path`, whole or not at all. OSError.
+    """Replace the file at `path` by one of mode 0600, atomically. For writers that hold a lock. OSError.
 
-    What is at the temporary name was left by a call that was killed, whatever it is: it goes, and is never opened.
+    A file at the temporary name was left by a call that was killed. It is removed, and never opened: it may be a link.
     """
     temporary = path + ".tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -71,7 +70,7 @@ def make_folder(path: str) -> None:
 
 
 def make_folders(path: str, mode: int) -> None:
-    """mkdir -p that gives every new folder the mode: os.makedirs leaves those above to the umask, which may be 0. OSError."""
+    """mkdir -p that gives every new folder the mode. os.makedirs() makes the upper ones by the umask, which may be 0. OSError."""
     if os.path.isdir(path):
         return
     head = os.path.dirname(path.rstrip("/"))
@@ -85,21 +84,21 @@ def make_folders(path: str, mode: int) -> None:
 
 
 def published_dir() -> str:
-    """The index of published ports."""
+    """The folder of the index of published ports (ports/index)."""
     return run_dir() + "/published"
 
 
 def may_be_published(name: str) -> bool:
-    """Whether the index of published ports lists an address, or an interface_name(). True also where there is no index yet.
+    """Whether the index of published ports lists an address, or a naming.interface_name(); True if there is no index yet.
 
-    Two stat calls where nothing is listed: every ADD and DEL asks.
+    Every ADD and DEL asks, so it costs two stat calls and loads no module of ports.
     """
     top = published_dir()
     return os.path.isdir(f"{top}/{name}") or not os.path.isdir(top)
 
 
 def remove_file(path: str) -> None:
-    """rm -f, also of an empty folder that somebody put there. OSError."""
+    """rm -f, also of an empty folder at that path. OSError."""
     try:
         os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,21 +1,22 @@
-"""Whose an interface is that has the attachment's name in the namespace at CNI_NETNS, when no record of ours tells.
+"""Whether the namespace at CNI_NETNS is the attachment's, when no record of ours tells: the interface in it does.
 
-Needed for what the Go plugins ADDed, or a record that was lost: the path of a dead container (/proc/<pid>/ns/net) may lead
-to a living one by now. What is known of each side, the strongest first:
+A DEL needs this after an ADD of the Go plugins, or when the record is lost. The path of a dead container (/proc/<pid>/ns/net)
+may lead to a living one by now. The evidence, the strongest first:
 
     the alias of the link or of its peer on the host     names an attachment of ours: this one, or the same interface of the
-                                                         same container from before the network had another name
-    the peer's name, and the MAC address                 prevResult has those of the attachment
-    the link's addresses                                 prevResult and host-local have those of the attachment, host-local
-                                                         also those of others
+                                                         same container when the network had another name
+    the peer's name, and the MAC address                 are those in prevResult
+    the link's addresses                                 are those in prevResult, or those that host-local has reserved for
+                                                         the attachment, or for another one
 
-With nothing known the path is believed, as the Go plugins do.
+Without evidence the path counts as right, as with the Go plugins.
 """
 
 import os
 
 from cni_py.addr import ip_text, mac_text
-from cni_py.attachment import holders, records
+from cni_py.attachment import records
+from cni_py.attachment.naming import HEX
 from cni_py.errors import CniError
 from cni_py.ipam.reservations import Pool, holder
 from cni_py.protocol.result import Result, known_result
@@ -31,10 +32,10 @@ HEX_DIGITS = frozenset("0123456789abcdef")
 
 
 def is_own(call: "Call", kernel: "Kernel") -> bool:
-    """Whether the namespace may be treated as the attachment's."""
+    """Whether the namespace at CNI_NETNS counts as the attachment's."""
     link = kernel.container.link(call.ifname)
     if link is None:
-        return True  # nothing there could be taken for the attachment's
+        return True  # it has no interface that a DEL could take for the attachment's
     peer = peer_of(kernel, link)
     for marked in (link, peer):
         if marked is not None and is_marked(marked.alias):
@@ -52,18 +53,18 @@ def is_own(call: "Call", kernel: "Kernel") -> bool:
 
 
 def is_link_local(entry: object) -> bool:
-    """Whether it is an IPv6 address that every link has."""
+    """Whether it is in fe80::/10: every link has such an address."""
     packed: bytes = entry.address.packed  # type: ignore[attr-defined]  # rtnl's InterfaceAddress
     return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
 def is_marked(alias: str) -> bool:
-    """Whether it is an alias of ours: records.Attachment.comment."""
-    return len(alias) > holders.HEX and alias[holders.HEX] == " " and HEX_DIGITS.issuperset(alias[: holders.HEX])
+    """Whether it is an alias of ours (Attachment.comment)."""
+    return len(alias) > HEX and alias[HEX] == " " and HEX_DIGITS.issuperset(alias[:HEX])
 
 
 def former(kernel: "Kernel", ifname: str) -> "Attachment | None":
-    """The attachment that the container's own link was made for, when the network had another name then."""
+    """The attachment that the container's link was made for if the network had another name then; else None."""
     link = kernel.container.link(ifname)
     for marked in (link, peer_of(kernel, link)) if link is not None else ():
         if marked is not None and is_marked(marked.alias):
@@ -73,17 +74,14 @@ def former(kernel: "Kernel", ifname: str) -> "Attachment | None":
 
 
 def is_of_interface(alias: str, key: "Attachment") -> bool:
-    """Whether an alias of ours names the attachment, or one of the same container and interface.
-
-    A path that leads to another container now leads to another container's ID, whatever the network is called.
-    """
+    """Whether an alias of ours names the attachment, or one of the same container and interface in another network."""
     hexed, named = records.attachment_in(alias)
     same = named is not None and (named.container_id, named.ifname) == (key.container_id, key.ifname)
     return same or hexed == key.hex
 
 
 def peer_of(kernel: "Kernel", link: "Link") -> "Link | None":
-    """The host's end of a pair."""
+    """The host's end of a veth pair; None when the link is none, or the other end is in a third namespace."""
     if link.kind != "veth" or not link.link:
         return None
     peer = kernel.host.link(link.link)
@@ -91,7 +89,7 @@ def peer_of(kernel: "Kernel", link: "Link") -> "Link | None":
 
 
 def by_reservations(call: "Call", held: list[bytes], known: set[bytes]) -> bool | None:
-    """What the link's addresses tell, of which prevResult has `known`; None when they tell nothing."""
+    """Whether prevResult (`known`) or host-local says that the link's addresses are the attachment's; None: neither tells."""
     from cni_py.ipam.reservations import directory_of
 
     try:
@@ -109,7 +107,7 @@ def by_reservations(call: "Call", held: list[bytes], known: set[bytes]) -> bool 
 
 
 def holders_of(data_dir: str, addresses: list[bytes]) -> list[bytes]:
-    """Who has reserved one of the addresses, in any network of the directory."""
+    """The holders of reservations of these addresses, in all networks of the directory."""
     found = []
     try:
         networks = os.listdir(data_dir) if addresses else []

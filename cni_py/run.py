@@ -1,7 +1,7 @@
-"""Which plugin an executable runs: that of its name, or else the one that its text names (commands/launchers.py).
+"""The start of every executable. Which plugin it runs is told by its name, or else by its text (commands/launchers.py).
 
-Clients run VERSION of every plugin of every configuration before anything else, so that path imports nothing but this
-module and `version`: neither `os` nor the plugin.
+Clients run VERSION of every plugin of every configuration before anything else. So VERSION imports only this module and
+`version`: neither `os` nor the plugin.
 """
 
 import posix
@@ -23,14 +23,14 @@ MODULES = {
     "static": "static",
     "tuning": "tuning",
 }
-LAUNCHER_MAX = 16384  # bytes; ours is far smaller
-LINKS_MAX = 40  # as the kernel follows
+LAUNCHER_MAX = 16384  # bytes; a launcher of ours is far smaller
+LINKS_MAX = 40  # MAXSYMLINKS, linux/namei.h
 
 
 def main(plugin: str = "") -> None:
-    """Run the plugin named like the executable, and end without the interpreter's clean-up, which has nothing to do.
+    """Run the plugin that the executable is named after, and end the process.
 
-    An executable that was copied or linked under a name of its own (cnv-bridge) runs `plugin`, which its text names.
+    An executable that was copied or linked under another name (cnv-bridge) runs `plugin`, which its text names.
     """
     name = sys.argv[0].rpartition("/")[2]
     if name not in MODULES:
@@ -42,13 +42,14 @@ def main(plugin: str = "") -> None:
         status = skel.main(name, load)
     try:
         sys.stderr.flush()
-    except (OSError, AttributeError):  # it is full, or was closed
+    except (OSError, AttributeError):  # full; None, if it was closed
         pass
+    # Not sys.exit(): the interpreter would free all its objects first, which takes time and is of no use here.
     posix._exit(status)
 
 
 def _told_versions(name: str) -> bool:
-    """Answer VERSION. False where nobody can be told: skel says so."""
+    """Answer VERSION. False when stdout cannot be written to: skel then reports it."""
     from cni_py import version
 
     try:
@@ -59,7 +60,7 @@ def _told_versions(name: str) -> bool:
 
 
 def _linked_to(path: str) -> str:
-    """The plugin that a symbolic link leads to, "" for none: launchers of versions before name no plugin in their text."""
+    """The plugin that a symbolic link leads to, or "". For launchers of earlier versions, whose text names no plugin."""
     for _ in range(LINKS_MAX):
         try:
             target = posix.readlink(path)
@@ -73,7 +74,7 @@ def _linked_to(path: str) -> str:
 
 
 def load(name: str) -> "Plugin":
-    """The plugin of that type. CniError for a name that is none of ours."""
+    """The plugin of that type. CniError when it is none of ours."""
     if name not in MODULES:
         from cni_py.errors import CniError
 
@@ -88,7 +89,7 @@ def load(name: str) -> "Plugin":
 
 
 def is_own_launcher(path: str) -> bool:
-    """Whether the executable at `path` is a launcher of this very installation."""
+    """Whether the executable at `path` is a launcher of this installation."""
     import os
 
     if path.rpartition("/")[2] not in MODULES:

@@ -31,18 +31,17 @@ REQUIRED = (
     ("CNI_PATH", ("ADD", "CHECK", "DEL", "GC", "STATUS")),
 )
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-STDIN_MAX = 16 << 20  # bytes: thousands of times what a configuration has, prevResult and pod annotations included
-IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
+STDIN_MAX = 16 << 20  # bytes; a configuration with prevResult and pod annotations has some thousand
 
 
 class Interrupted(BaseException):
-    """A signal asks us to stop. No CniError, so that nothing on the way takes it for an answer to its own question."""
+    """A signal asks us to stop. Not a CniError, so that no `except CniError` on the way catches it."""
 
 
 def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) -> int:
-    """Run one call of `plugin` (or of the one that `load` finds under that name); returns the exit status.
+    """Run one call of `plugin`, an object or a name for `load`; returns the exit status.
 
-    Catches everything: an exception without a CNI error object on stdout would reach the user as "netplugin failed".
+    Catches every exception: a plugin that ends without an error object on stdout is reported as "netplugin failed" only.
     """
     name = plugin if isinstance(plugin, str) else plugin.type
     fill_closed_streams()
@@ -84,10 +83,10 @@ def _run(name: str, plugin: "Callable[[], Plugin]") -> int:
 
 
 def _about(name: str, plugin: "Callable[[], Plugin]") -> int:
-    """What a person sees who starts a plugin by hand.
+    """Without CNI_COMMAND, as when a person starts it: print the version to stderr.
 
-    nerdctl reads a semantic version from firewall's, to learn what it can do: that of the Go plugins whose features ours
-    have, and our own as its build.
+    nerdctl reads a semantic version from firewall's output, to learn its features. So that is the version of the Go plugins
+    whose features ours have, with our own version as its build metadata.
     """
     from cni_py import REFERENCE_VERSION, __version__
 
@@ -99,7 +98,7 @@ def _about(name: str, plugin: "Callable[[], Plugin]") -> int:
 
 
 def _check_environment(verb: str, environ: "Mapping[str, str]") -> None:
-    """InvalidEnvironment for a malformed value at once, for missing ones all together."""
+    """InvalidEnvironment for the first malformed variable, or for all missing ones together."""
     missing = []
     for variable, verbs in REQUIRED:
         value = environ.get(variable, "")
@@ -123,6 +122,8 @@ def _check_container_id(value: str) -> None:
 
 
 def _check_ifname(value: str) -> None:
+    from cni_py.protocol.netconf import IFNAME_MAX
+
     if len(os.fsencode(value)) > IFNAME_MAX:
         raise InvalidEnvironment("interface name is too long", "interface name should be less than 16 characters")
     if value in (".", ".."):
@@ -138,7 +139,7 @@ def _check_version(verb: str, cni_version: str, supported: "Sequence[str]") -> N
         if not any(version.at_least(ours, cni_version) for ours in supported):
             raise IncompatibleCniVersion(f"plugin version does not allow {verb}")
     if verb == "DEL" and cni_version in version.SUPPORTED:
-        return  # one that this plugin alone does not speak: the plugins before it in the list did ADD, and are to be DELed
+        return  # a failure here would stop libcni from DELing the other plugins of the list, which speak this version
     if cni_version not in supported:
         listed = " ".join(f'"{ours}"' for ours in supported)
         raise IncompatibleCniVersion(
@@ -202,13 +203,13 @@ def _run_verb(call: "Call", plugin: "Plugin") -> None:
 
 
 def _check_netns(call: "Call") -> None:
-    """A container that shares the plugin's own namespace would have the host's interfaces taken: refuse before acting."""
+    """InvalidNetns for a container in the plugin's own namespace: ADD would change the host's interfaces."""
     if not call.netns or _may_be_hosts():
         return
     try:
         container, host = os.stat(call.netns), os.stat("/proc/self/ns/net")
     except OSError:
-        return  # gone, or unreadable: the plugin says so where it matters
+        return  # gone or unreadable: the plugin raises the error
     if (container.st_dev, container.st_ino) == (host.st_dev, host.st_ino):
         raise InvalidNetns("plugin's netns and netns from CNI_NETNS should not be the same", call.netns)
 
@@ -219,7 +220,7 @@ def _may_be_hosts() -> bool:
 
 
 def _add(call: "Call", plugin: "Plugin") -> None:
-    """ADD, all or nothing: until the result is written, any failure or signal takes everything back."""
+    """ADD, all or nothing: any failure or signal before the result is written undoes everything."""
     from cni_py.protocol.result import to_json
 
     _catch_signals(_interrupted)
@@ -233,12 +234,12 @@ def _add(call: "Call", plugin: "Plugin") -> None:
     except BaseException:
         _catch_signals(None)
         for failure in call.executor.roll_back():
-            _complain(f"cni-py: {plugin.type}: while taking back a failed ADD of {call.key.label}: {failure}")
+            _complain(f"cni-py: {plugin.type}: while undoing a failed ADD of {call.key.label}: {failure}")
         raise
 
 
 def _catch_signals(handler: "Callable[[int, FrameType | None], None] | None") -> None:
-    """SIGTERM, SIGINT and SIGHUP go to `handler`; with None they are ignored, so that a roll-back is not cut short."""
+    """Let `handler` handle SIGTERM, SIGINT and SIGHUP. None: ignore them, so that nothing interrupts a roll-back."""
     import _signal
 
     for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
@@ -246,15 +247,15 @@ def _catch_signals(handler: "Callable[[int, FrameType | None], None] | None") ->
 
 
 def _interrupted(number: int, _frame: "FrameType | None") -> None:
-    _catch_signals(None)  # one is enough
+    _catch_signals(None)  # a second one would interrupt the roll-back
     raise Interrupted(f"interrupted by signal {number}")
 
 
 def fill_closed_streams() -> None:
-    """Of a closed stream (it is None) the number would go to the next file or socket that is opened.
+    """Open /dev/null in place of a standard stream that is closed. For every executable of ours, before it opens anything.
 
-    It goes to /dev/null instead, in the direction that makes reading the configuration, or writing the result, an error.
-    For every executable of ours, before it opens anything.
+    Otherwise the next file or socket would get the number, and the result would be written to it. The direction is the wrong
+    one on purpose: reading the configuration from it, or writing the result to it, is an error.
     """
     streams = (sys.__stdin__, os.O_WRONLY), (sys.__stdout__, os.O_RDONLY), (sys.__stderr__, os.O_WRONLY)
     for number, (stream, flags) in enumerate(streams):
@@ -263,7 +264,7 @@ def fill_closed_streams() -> None:
             if fd != number:
                 os.dup2(fd, number)
                 os.close(fd)
-            os.set_inheritable(number, True)  # for who comes by execve(2): a delegate, docker-proxy's waiter
+            os.set_inheritable(number, True)  # for programs started by execve(2): a delegate, docker-proxy's waiter
     if sys.__stderr__ is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
@@ -292,7 +293,7 @@ def _print_error(error: CniError) -> None:
     try:
         _write(_encode(error.to_json()))
     except CniError:
-        _complain(str(error))  # stdout is closed: the last way to say it
+        _complain(str(error))  # stdout cannot be written to
 
 
 def _write(text: str) -> None:
@@ -305,7 +306,7 @@ def _write(text: str) -> None:
 
 
 def _complain(text: str) -> None:
-    """Say it on stderr, if anybody listens there."""
+    """Write it to stderr. A stderr that is full or closed is ignored."""
     try:
         os.write(2, f"{text.rstrip()}\n".encode("utf-8", "replace"))
     except OSError:

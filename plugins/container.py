@@ -150,15 +150,13 @@ def sweep_pairs(call: "Call") -> None:
     """
     if call.conf.valid_attachments is None:
         return
-    from cni_py.attachment import gc
-
     valid = {Attachment(call.conf.name, *listed).hex for listed in call.conf.valid_attachments}
     for link in call.kernel.host.links():
         hexed, _, label = link.alias.partition(" ")
         stale = hexed not in valid and label.startswith(call.conf.name + "/")
         if not stale or link.kind != "veth" or link.name != f"veth{hexed[:8]}":
             continue
-        names = gc.entries(f"{files.run_dir()}/attachments/{hexed}")
+        names = files.listed(f"{files.run_dir()}/attachments/{hexed}")
         if not any(name.partition(".")[0] in PAIRING for name in names):
             call.kernel.host.delete_link(link.index)
 

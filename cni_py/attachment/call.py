@@ -1,6 +1,6 @@
-"""What a plugin is given: one call for one attachment.
+"""The argument of every function of a plugin: one call for one attachment.
 
-A plugin reads `call.conf`, looks at `call.kernel`, computes operations and hands them to `call.apply()`. Nothing else of it acts.
+A plugin reads `call.conf`, looks at `call.kernel`, and gives operations to `call.apply()`, which alone changes anything.
 """
 
 import sys
@@ -23,21 +23,25 @@ if TYPE_CHECKING:
     from cni_py.protocol.netconf import NetConf
     from cni_py.protocol.result import Result
 
-OWNERSHIP = "cni_py.ownership"
-LEFTOVERS = "cni_py.ports.leftovers"
+# The two modules of higher floors that a call uses, by name. ADD and DEL of any plugin must leave no published port that leads
+# to the next container, and must not touch another container's namespace; who publishes and whose a namespace is can only be
+# found out with the modules of ports and ipam, which need Call themselves. An import would be a circle, and would load them in
+# every call, though few need them. The exemptions for the floors in tests/ are these two.
+OWNERSHIP = "cni_py.ownership"  # former(), is_own()
+LEFTOVERS = "cni_py.ports.leftovers"  # of_addresses(), of_interface(), of_go()
 
 
 def above(module: str) -> "ModuleType":
-    """A module of a floor above, which few calls need: it is named here, and not imported, as no floor knows those above it."""
+    """One of the two modules above, loaded when a call first needs it."""
     __import__(module)
     return sys.modules[module]
 
 
 class Plugin:
-    """A CNI plugin: its type and one function per verb.
+    """A CNI plugin: its type, and a function for each verb.
 
-    `versions` are the versions of the specification it speaks. `examine` of an IPAM plugin reads the configuration as ADD
-    will, and refuses what ADD would refuse, without any effect.
+    `versions`: the versions of the specification that it speaks; empty for all. `examine`, for an IPAM plugin: raise the
+    CniError that an ADD with this configuration would raise before its first effect.
     """
 
     __slots__ = ("add", "check", "delete", "examine", "gc", "status", "type", "versions")
@@ -106,39 +110,40 @@ class Call:
         self.path = list(path)
         self.dry_run = dry_run
         self.key = Attachment(conf.name, container_id, ifname)
-        self.record: Record | None = None  # DEL: the one whose operations were undone
+        self.record: Record | None = None  # DEL: the record whose operations were undone
         self.may_be_hosts = False  # DEL: whether the container's namespace can be the one we run in
         self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None)
         self.executor: Executor = engine.Planner(self.kernel) if dry_run else engine.Executor(self.kernel)
 
     def begin(self) -> bool:
-        """Announce an ADD in the attachment record, before its first effect; clear away what a dead one left.
+        """ADD: write the attachment record, before the first effect.
 
-        Whatever an ADD that was killed left, or one whose namespace is gone, is undone first. True: there was such a one.
+        If an earlier ADD of the attachment was killed, or its namespace is gone, its operations are undone first; the return
+        value tells whether there was one. CniError when something of it cannot be undone.
         """
         stale = None if self.dry_run else records.load(self.key, self.plugin)
         dead = stale is not None and (not stale.done or stale.container_cookie != self.kernel.container_cookie)
         if stale is not None and dead:
             failures = engine.undo_record(stale, self.kernel)
             if failures:
-                raise CniError(f"cannot clear away what an earlier ADD of {self.key.label} left", "; ".join(failures))
+                raise CniError(f"cannot undo an earlier ADD of {self.key.label}", "; ".join(failures))
         self.executor.begin(self.key, self.plugin)
         return dead
 
     def is_unfinished(self) -> bool:
-        """Whether an ADD of this plugin for this attachment began and never ended."""
+        """Whether an earlier ADD of this plugin for this attachment began and was killed."""
         record = records.load(self.key, self.plugin)
         return record is not None and not record.done
 
     def apply(self, plan: "Sequence[Op]") -> None:
-        """Apply operations, undone if the ADD fails later (in a dry run: collect them)."""
+        """Apply operations; they are undone if the ADD fails later. A dry run collects them. CniError."""
         self.executor.apply(plan)
 
     def undo_recorded(self) -> None:
-        """DEL: undo what the record lists; nothing recorded is success. CniError with all that failed."""
+        """DEL: undo the operations of the record; without a record there is nothing to do. CniError with all failures."""
         record = records.load(self.key, self.plugin)
         if record is None:
-            records.Record(self.key, self.plugin).remove()  # half of one, from a call killed while it wrote its first
+            records.Record(self.key, self.plugin).remove()  # half of a file, if a call was killed while it wrote it
             self._undo_former()
             return
         self.record = record
@@ -151,7 +156,7 @@ class Call:
     def _undo_former(self) -> None:
         """DEL without a record: undo what this plugin made for the interface while the network had another name. CniError.
 
-        What is left would be undone by a GC: at the cost of the next attachment, which may have the address.
+        A GC would undo it later: when another attachment may have the address already, and would lose its rules.
         """
         if not self.kernel.has_container:
             return
@@ -164,17 +169,17 @@ class Call:
             finally:
                 kernel.leave()
             if failures:
-                raise CniError(f"DEL of {self.key.label}, once {former.label}, is incomplete", "; ".join(failures))
+                raise CniError(f"DEL of {self.key.label} (formerly {former.label}) is incomplete", "; ".join(failures))
 
     @property
     def is_recorded(self) -> bool:
-        """DEL: whether a record told all that there was to undo."""
+        """DEL: whether there was a record, and all of it could be read."""
         return self.record is not None and engine.is_whole(self.record)
 
     def owns(self, kernel: Kernel) -> bool:
-        """DEL: whether the namespace at CNI_NETNS is still the attachment's; see Kernel.is_own.
+        """DEL: whether the namespace at CNI_NETNS is still the attachment's (see Kernel.is_own).
 
-        The records know it by its cookie. Without one the interface in it tells, see ownership.py.
+        A record knows it by its cookie. Without a record the interface in it has to tell (cni_py/ownership.py).
         """
         if namespaces.same_namespace(kernel.container_fd, kernel.host_fd) and not self.may_be_hosts:
             return False
@@ -186,17 +191,17 @@ class Call:
         return owned
 
     def hand_out(self, addresses: "Sequence[bytes]") -> None:
-        """ADD: take away published ports that lead to these addresses, which are this attachment's from now on.
+        """ADD: remove the published ports that lead to these addresses, which this attachment has from now on.
 
-        Those of an attachment that still has its address stay. CniError when something cannot be taken away.
+        The ports of an attachment that still has its address stay. CniError when a port cannot be removed.
         """
         if not self.dry_run and any(files.may_be_published(ip_text(ip)) for ip in addresses):
             above(LEFTOVERS).of_addresses(self, addresses)
 
     def withdraw_ports(self) -> None:
-        """DEL: take away what the container's interface still publishes, under whatever name of the network. CniError.
+        """DEL: remove the ports that the container's interface still publishes, whatever the network is called. CniError.
 
-        With it what the Go plugins made, whose rules name the container alone.
+        Also those of the Go plugins, whose rules name only the container.
         """
         names = [naming.interface_name(key) for key in (self.key, Attachment("", self.container_id, ""))]
         if any(map(files.may_be_published, names)):
@@ -204,7 +209,7 @@ class Call:
             self.finish_delete(self.run_all(leftovers.of_interface, leftovers.of_go))
 
     def check_plan(self, plan: "Sequence[Op]") -> None:
-        """CHECK: CniError with everything that differs from what `plan` would make, and whether a command puts it back."""
+        """CHECK: CniError with all differences between the kernel and the plan. It names the command that repairs them."""
         differences = [(op, difference) for op in plan if (difference := op.check(self.kernel)) is not None]
         if not differences:
             return
@@ -216,7 +221,7 @@ class Call:
         raise CniError(first, "; ".join(others))
 
     def delegated(self, ipam: str) -> "Call":
-        """The same call for the IPAM plugin `ipam`, in this process; its operations join this call's."""
+        """The same call for the IPAM plugin `ipam` in this process; its operations are applied and recorded with this call's."""
         call = Call(
             self.verb,
             ipam,
@@ -234,7 +239,7 @@ class Call:
         return call
 
     def run_all(self, *steps: "Callable[[Call], object]") -> list[CniError]:
-        """Run every step, whatever the ones before it did; returns what failed."""
+        """Run every step, also after one that fails; returns the failures."""
         failures = []
         for step in steps:
             try:
@@ -246,7 +251,7 @@ class Call:
         return failures
 
     def finish_delete(self, failures: "Sequence[CniError]") -> None:
-        """DEL or GC has done all it could: the first failure is the error, the others are its details."""
+        """End a DEL or GC: raise the first failure, with the others as its details; nothing without failures."""
         if failures:
             first, *others = failures
             details = "; ".join(filter(None, [first.details, *map(str, others)]))
@@ -254,7 +259,7 @@ class Call:
 
 
 def collect_garbage(call: Call) -> list[CniError]:
-    """GC: see garbage.collect()."""
+    """GC: see gc.collect()."""
     from cni_py.attachment.gc import collect
 
     return collect(call)

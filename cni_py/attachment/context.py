@@ -21,8 +21,8 @@ class NetnsGone(CniError):
 class Kernel:
     """What an operation's apply(), undo() and check() are given.
 
-    With `is_own` the path may lead to something else by now (DEL, GC): what it leads to is shown to `is_own` before anything
-    in it is touched, and is as good as gone when the answer is no, or when it is no network namespace.
+    In a DEL or GC the path may lead to another namespace by now. `is_own` is asked before anything in it is touched. If it
+    says no, or if the path leads to no network namespace, the container counts as gone.
     """
 
     __slots__ = ("_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "is_own", "key", "netns_path")
@@ -31,7 +31,7 @@ class Kernel:
         self.key = key
         self.netns_path = netns_path
         self.is_own = is_own
-        self._gone = ""  # why nothing at the path is the container's
+        self._gone = ""  # why the container counts as gone
         self._host: Rtnl | None = None
         self._container: Rtnl | None = None
         self._nft: Nft | None = None
@@ -74,7 +74,7 @@ class Kernel:
 
     @property
     def container_fd(self) -> int:
-        """A descriptor of CNI_NETNS. NetnsGone when the path does not exist, CniError when it is something else."""
+        """A descriptor of CNI_NETNS. NetnsGone when the container is gone; CniError when the path is no network namespace."""
         if self._gone:
             raise NetnsGone(self._gone)
         if self._container_fd < 0:
@@ -93,7 +93,7 @@ class Kernel:
         return self._container_fd
 
     def _disown(self, why: str) -> None:
-        """From now on there is no container. NetnsGone."""
+        """Let the container count as gone from now on. Raises NetnsGone."""
         warn(f"{why}; it is left alone")
         self._gone = why
         if self._container is not None:
@@ -106,7 +106,7 @@ class Kernel:
 
     @property
     def has_container(self) -> bool:
-        """Whether the container's namespace is (still) there. A path that is something else is an error (or: see is_own)."""
+        """Whether the container's namespace is there. CniError when the path is none, unless there is `is_own`."""
         if not self.netns_path:
             return False
         try:
@@ -116,16 +116,16 @@ class Kernel:
 
     @property
     def container_cookie(self) -> int:
-        """The kernel's number of the container's namespace (socket(7), SO_NETNS_COOKIE): never used twice in one boot."""
+        """The cookie of the container's namespace (SO_NETNS_COOKIE), unique until the next boot; 0: none, or no container."""
         return self.container.cookie if self.has_container else 0
 
     @property
     def container_file(self) -> str:
-        """Device and inode of the container's namespace, "" where there is none."""
+        """Device and inode of the container's namespace, "" without one. Unlike cookies, inodes are used again."""
         return netns.file_of(self.container_fd) if self.has_container else ""
 
     def lives(self, cookie: int) -> bool:
-        """Whether the container's namespace is there, and the one with that cookie. No error, whatever is at the path."""
+        """Whether the container's namespace is there and has that cookie. Never an error."""
         try:
             return self.has_container and self.container_cookie == cookie
         except CniError:
@@ -133,14 +133,14 @@ class Kernel:
 
     @property
     def host_cookie(self) -> int:
-        """The same for the namespace we run in."""
+        """The cookie of the namespace we run in."""
         return self.host.cookie
 
     def in_container(self) -> "netns.Enter":
-        """`with kernel.in_container():` runs in the container's namespace, for what has no socket: /proc/sys/net."""
+        """`with kernel.in_container():` runs in the container's namespace. For /proc/sys/net, which has no socket."""
         return netns.Enter(self.container_fd)
 
     def leave(self) -> None:
-        """The call is over: end without waiting for what the kernel has yet to free."""
+        """The call is over: end without waiting until the kernel has freed what was deleted (see Nft.leave())."""
         if self._nft is not None:
             self._nft.leave()

@@ -1,7 +1,7 @@
 """Delegation: run another plugin, in practice the IPAM plugin of `ipam.type`, found in CNI_PATH.
 
-Reference: SPEC.md section 4 "Plugin Delegation"; the texts are those of libcni's pkg/invoke, which clients know. When the file
-found is one of our own executables its code runs in this process instead, which saves an interpreter's start.
+Reference: SPEC.md section 4 "Plugin Delegation". The texts of errors are those of libcni's pkg/invoke, which clients know. If the
+file is one of our own executables, its plugin runs in this process, which saves the start of an interpreter.
 """
 
 import _signal
@@ -40,7 +40,7 @@ class NotRunnable(NotExecuted):
 
 
 def ipam_add(call: "Call") -> "Result":
-    """ADD of the IPAM plugin; an IPAM DEL follows if the calling ADD fails later."""
+    """ADD of the IPAM plugin. If the calling ADD fails later, the IPAM plugin's DEL undoes it."""
     path = find(ipam_type(call), call.path)
     ours = own_plugin(path)
     if ours is not None:
@@ -55,7 +55,7 @@ def ipam_add(call: "Call") -> "Result":
 
 
 def examine(call: "Call") -> None:
-    """Find the IPAM plugin, and let it read its configuration, before the caller does anything. Others are not asked."""
+    """Before the caller's first effect: CniError if the IPAM plugin is missing, or is ours and refuses its configuration."""
     ours = own_plugin(find(ipam_type(call), call.path))
     if ours is not None and ours.examine is not None:
         ours.examine(call.delegated(ours.type))
@@ -68,7 +68,7 @@ def ipam(call: "Call", verb: str) -> None:
 
 
 def run(call: "Call", verb: str, path: str, ours: "Plugin | None") -> None:
-    """The same of the one at `path`, which is `ours` or somebody else's executable."""
+    """Run a verb but ADD of the IPAM plugin at `path`; `ours` is its plugin if it is one of our executables."""
     if ours is None:
         try:
             if verb == "DEL":
@@ -80,7 +80,7 @@ def run(call: "Call", verb: str, path: str, ours: "Plugin | None") -> None:
 
 
 def ipam_type(call: "Call") -> str:
-    """ipam.type, "" when there is none: find() then says so."""
+    """ipam.type, or "", for which find() raises an error."""
     return string(call.conf.ipam, "type") if call.conf.ipam is not None else ""
 
 
@@ -102,7 +102,7 @@ def find(name: str, path: "Sequence[str]") -> str:
 
 
 def own_plugin(path: str) -> "Plugin | None":
-    """The IPAM plugin that the executable at `path` runs, if it is a launcher of this very installation."""
+    """The IPAM plugin of the executable at `path`; None unless that is a launcher of this installation."""
     from cni_py import run as launcher
 
     name = os.path.basename(path)
@@ -219,7 +219,7 @@ def _error_of(stdout: bytes) -> CniError:
 
 
 def as_printed(found: "Result", cni_version: str) -> "Result":
-    """What would be left of the result in a delegate's stdout: 0.1.0 and 0.2.0 have fewer fields of a route."""
+    """The result as it would be read from a delegate's stdout: in 0.1.0 and 0.2.0 a route has fewer fields."""
     if version.at_least(cni_version, "0.3.0"):
         return found  # nothing is lost
     found = from_json(to_json(found, cni_version), cni_version)
@@ -228,7 +228,7 @@ def as_printed(found: "Result", cni_version: str) -> "Result":
 
 
 def decode_result(text: bytes, cni_version: str) -> "Result":
-    """A result as a delegate printed it; one without cniVersion has the configuration's."""
+    """The result that a delegate has printed; without a cniVersion it is of the configuration's version. CniError."""
     try:
         fields = gojson.decode(text)
     except DecodingFailure as error:
@@ -236,5 +236,5 @@ def decode_result(text: bytes, cni_version: str) -> "Result":
     if not isinstance(fields, gojson.Object):
         raise CniError("failed to unmarshal raw result: not an object")
     found = from_json(fields, string(fields, "cniVersion") or cni_version)
-    found.form = None  # the caller makes a result of its own of it
+    found.form = None  # the caller makes it part of its own result
     return found

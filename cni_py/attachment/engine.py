@@ -1,15 +1,16 @@
-"""Plan, apply, undo: a plugin decides what should exist as a list of operations; this module makes it so.
+"""Plan, apply, undo: a plugin makes a list of operations, the plan; this module applies, records and undoes them.
 
     ADD    begin -> apply(plan) ... -> finish     a failure anywhere undoes, in reverse, what was applied
-    DEL    undo what the record lists, in reverse, all of it, then report every failure together
-    CHECK  every operation says whether what it made is still there
+    DEL    undo all operations of the record, in reverse, then report all failures together
+    CHECK  every operation compares the kernel with what apply() made
 
-An operation is *owned* (made for this attachment alone: written to the record before it is applied, undone by DEL) or
-*ensured* (shared or part of an owned object: never undone on its own).
+An operation is *owned* (for this attachment alone: written to the record before it is applied, undone by DEL) or *ensured*
+(for something shared, or for a part of an owned object: not recorded, and never undone).
 """
 
 from cni_py.attachment import records
 from cni_py.errors import CniError, os_error
+from cni_py.protocol.netconf import IFNAME_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ HOMES = {
     "cni_py.ports.random_ports": ("RememberPorts",),
     "cni_py.ports.relay": ("RelayPorts",),
 }
-FILTERING = (  # whose operations a reload of the packet filter undoes
+FILTERING = (  # modules whose operations are lost when the packet filter is reloaded
     "cni_py.iptables.forward",
     "cni_py.iptables.masquerade",
     "cni_py.nftables.masquerade",
@@ -59,9 +60,8 @@ FILTERING = (  # whose operations a reload of the packet filter undoes
     "cni_py.ports.by_iptables",
     "cni_py.ports.publish",
 )
-RESTORED = (*FILTERING, "cni_py.ports.relay")  # and whose `cni-py restore` does again
-NAMES = ("name", "ifname", "bridge", "ifb", "master")  # fields with the name of an interface, or "" for none
-NAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
+RESTORED = (*FILTERING, "cni_py.ports.relay")  # modules whose operations `cni-py restore` applies again
+NAMES = ("name", "ifname", "bridge", "ifb", "master")  # fields that hold the name of an interface, or ""
 
 
 @dataclass_transform(kw_only_default=True)
@@ -167,15 +167,15 @@ class Op(Fields):
     """One change of the kernel's or the disk's state; see Fields for how a subclass declares its parameters."""
 
     owned = False
-    line = ""  # what describe() prints, with {field} for values
-    deed = ""  # what apply() does, for "cannot ...": a verb and its object, with {field} for values
+    line = ""  # the text of describe(), with {field} for values
+    deed = ""  # apply() in words, to stand behind "cannot": a verb and its object, with {field} for values
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         REGISTRY[cls.__name__] = cls
 
     def describe(self) -> str:
-        """One plain line: what this does, in the words of ip(8), nft(8) and sysctl(8)."""
+        """The operation in one line, in the terms of ip(8), nft(8) and sysctl(8)."""
         return self.line.format(**self.shown())
 
     def shown(self) -> "dict[str, object]":
@@ -183,22 +183,22 @@ class Op(Fields):
         return {name: _shown(value) for name, value in self.__dict__.items()}
 
     def foretell(self, _kernel: "Kernel") -> str:
-        """describe(), with what the kernel shows now: whether what is shared is there already."""
+        """describe(), for a plan: an operation on something shared says whether that exists already."""
         return self.describe()
 
     def failure(self) -> str:
-        """The sentence for an apply() that the kernel refuses."""
+        """The start of the error when the kernel refuses apply()."""
         return f"cannot {self.deed.format(**self.shown())}" if self.deed else f"this failed: {self.describe()}"
 
     def apply(self, kernel: "Kernel") -> bool | None:
-        """Make it so. False: it was so already, and is not ours to undo."""
+        """Apply the operation. False: there was nothing to do, so a failed ADD does not undo it. OSError, CniError."""
         raise NotImplementedError
 
     def undo(self, kernel: "Kernel") -> None:
-        """Take it away if it is ours; what is not there any more is success. Nothing for an ensured operation."""
+        """Undo apply(), if the object is ours; one that is gone is success. Nothing for an ensured operation."""
 
     def check(self, kernel: "Kernel") -> str | None:
-        """What differs from what apply() made, in one sentence; None when nothing does."""
+        """A sentence for the first difference from what apply() made; None when there is none."""
 
     def to_json(self) -> "dict[str, Encodable]":
         """The form in the attachment record."""
@@ -212,7 +212,7 @@ def _shown(value: object) -> object:
 
 
 def op_from_json(fields: object) -> Op:
-    """The operation a record holds; ValueError when the record was not written by us."""
+    """The operation in an entry of a record. ValueError when the entry is damaged."""
     if not isinstance(fields, dict):
         raise ValueError(f"not an operation: {fields!r}")
     name = str(fields.get("op"))
@@ -224,7 +224,7 @@ def op_from_json(fields: object) -> Op:
         raise ValueError(f"no such operation: {dict(fields)}")
     for field in NAMES:
         value = str(fields.get(field, ""))
-        if "\0" in value or len(value.encode("utf-8", "replace")) > NAME_MAX:
+        if "\0" in value or len(value.encode("utf-8", "replace")) > IFNAME_MAX:
             raise ValueError(f"{field} is no interface name: {value!r}")
     return cls.from_json({field: value for field, value in fields.items() if field != "op"})
 
@@ -248,7 +248,7 @@ def listed(record: "Record | None", cls: "type[AnyOp]") -> "list[AnyOp]":
 
 
 class Executor:
-    """Applies plans for one plugin of one attachment and remembers how to take everything back."""
+    """Applies plans for one plugin of one attachment, and can undo all that it has applied."""
 
     __slots__ = ("applied", "before", "kernel", "record", "undo_calls")
 
@@ -260,7 +260,7 @@ class Executor:
         self.undo_calls: list[Callable[[], None]] = []
 
     def begin(self, key: "Attachment", plugin: str) -> None:
-        """Write the record's first form: from now on a killed ADD is known to have begun."""
+        """Write the record, before the first effect: should the ADD be killed, the next call knows that it began."""
         record = records.load(key, plugin) or records.Record(key, plugin)
         if record.done:
             self.before = list(record.ops)
@@ -273,22 +273,23 @@ class Executor:
         self.record = record
 
     def apply(self, plan: "Sequence[Op]") -> None:
-        """Record what is owned, then apply in order. CniError when an operation fails; what was done stays for undo()."""
+        """Record the owned operations, then apply all in order. CniError when one fails; roll_back() undoes them then."""
         owned = [op for op in plan if op.owned]
         standing = readable(self.before or ()) if owned else []
-        new = [op for op in owned if op not in standing]  # what an ADD that stands has made is not ours to undo
+        # What an earlier ADD made that still stands is neither recorded twice nor undone when this ADD fails.
+        new = [op for op in owned if op not in standing]
         if owned and self.record is not None:
             self.record.ops = [*self.record.ops, *(op.to_json() for op in new)]
             self.record.save()
         for op in plan:
             ours = op in new
-            if ours:  # also when apply() fails half-way
+            if ours:  # before apply(), which may fail half-way
                 self.applied.append(op)
             if apply_one(op, self.kernel) is False and ours:
                 self.applied.pop()
 
     def undone_by(self, undo: "Callable[[], None]") -> None:
-        """Let `undo` be called if the ADD fails later: for what another program did, such as IPAM."""
+        """Call `undo` if the ADD fails later: for effects of another program, such as an IPAM plugin."""
         self.undo_calls.append(undo)
 
     def finish(self) -> None:
@@ -297,7 +298,7 @@ class Executor:
             self.record.finish()
 
     def roll_back(self) -> list[str]:
-        """Take back what this ADD did; returns what could not be taken back."""
+        """Undo all that this ADD has applied; returns the failures in words."""
         failures = undo_all(self.applied, self.kernel)
         for call in reversed(self.undo_calls):
             try:
@@ -316,12 +317,12 @@ class Executor:
             record.ops = self.before
             record.save()
             record.finish()
-        elif not failures:  # otherwise it stays, so that DEL or GC can finish the work
+        elif not failures:  # else the record stays, so that DEL or GC can undo the rest
             record.remove()
 
 
 class Planner(Executor):
-    """Collects plans instead of applying them: `cni-py-exec --plan`."""
+    """Collects the operations instead of applying them: for `cni-py-exec --plan`."""
 
     __slots__ = ("plan",)
 
@@ -338,7 +339,7 @@ class Planner(Executor):
 
 
 def apply_one(op: Op, kernel: "Kernel") -> bool | None:
-    """Apply one operation, its OSError turned into an error that says what was being done."""
+    """Apply one operation; an OSError becomes a CniError that begins with op.failure()."""
     try:
         return op.apply(kernel)
     except OSError as error:
@@ -346,7 +347,7 @@ def apply_one(op: Op, kernel: "Kernel") -> bool | None:
 
 
 def undo_all(ops: "Sequence[Op]", kernel: "Kernel") -> list[str]:
-    """Undo in reverse order, never stopping at a failure; returns the failures in words."""
+    """Undo in reverse order, all of them even if some fail; returns the failures in words."""
     failures = []
     for op in reversed(ops):
         try:

@@ -1,10 +1,10 @@
-"""GC: what is left of attachments that the runtime no longer knows, and of calls that were killed.
+"""GC: removes what attachments have left that the runtime no longer knows, and what killed calls have left.
 
-    records of this network whose attachment is not valid      undone
+    records of this network whose attachment is not valid      their operations are undone
     half-written records, and records that cannot be read      removed, with a note on stderr
     lock files that nobody holds                               removed
 
-Each under the lock of its attachment: an ADD that is under way is not garbage.
+Each under the lock of its attachment, which an ADD that is under way holds.
 """
 
 import os
@@ -12,9 +12,8 @@ import os
 from cni_py import files
 from cni_py.attachment import engine, records
 from cni_py.attachment.context import Kernel
-from cni_py.attachment.holders import HEX
 from cni_py.attachment.locks import Lock, attachment_lock
-from cni_py.attachment.naming import Attachment
+from cni_py.attachment.naming import HEX, Attachment
 from cni_py.errors import CniError, TryAgainLater, warn
 
 TYPE_CHECKING = False
@@ -24,28 +23,28 @@ if TYPE_CHECKING:
     from cni_py.attachment.call import Call
     from cni_py.attachment.records import Record
 
-LOCK_PREFIX = "attachment-"  # locks.attachment_lock
+LOCK_PREFIX = "attachment-"  # of the files of locks.attachment_lock()
 HALF_WRITTEN = records.SUFFIXES[0]
 
 
 def collect(call: "Call") -> list[CniError]:
-    """All of it, for one plugin; returns what failed."""
+    """GC of one plugin's records and locks; returns the failures."""
     listed = call.conf.valid_attachments
     if listed is None:
-        return []  # a runtime that lists nothing has not said that nothing is valid
+        return []  # no list: the runtime has not said which attachments are valid
     failures = [failure for record in stale_records(call, set(listed)) for failure in undo(record)]
     valid = {Attachment(call.conf.name, *attachment).hex for attachment in listed}
-    for folder in entries(f"{files.run_dir()}/attachments"):
+    for folder in files.listed(f"{files.run_dir()}/attachments"):
         if len(folder) == HEX:
             sweep_folder(call, folder, folder in valid)
-    for name in entries(f"{files.run_dir()}/lock"):
+    for name in files.listed(f"{files.run_dir()}/lock"):
         if name.startswith(LOCK_PREFIX) and name[len(LOCK_PREFIX) + HEX :] == f"-{call.plugin}":
             sweep_lock(name)
     return failures
 
 
 def stale_records(call: "Call", valid: set[tuple[str, str]]) -> "Iterator[Record]":
-    """Those of attachments of this network, made in this host namespace, that are not valid."""
+    """The records of this network, made in this host namespace, whose attachments are not in `valid`."""
     for record in records.all_records(call.plugin):
         key = record.key
         if key.network != call.conf.name or (key.container_id, key.ifname) in valid:
@@ -55,7 +54,7 @@ def stale_records(call: "Call", valid: set[tuple[str, str]]) -> "Iterator[Record
 
 
 def undo(record: "Record") -> list[CniError]:
-    """Undo what the record lists, as it is when its attachment is locked."""
+    """Undo the operations of the record, which is read again once its attachment is locked."""
     key, plugin = record.key, record.plugin
     try:
         with attachment_lock(key, plugin):
@@ -70,7 +69,7 @@ def undo(record: "Record") -> list[CniError]:
 
 
 def sweep_folder(call: "Call", hexed: str, is_valid: bool) -> None:
-    """Remove the half-written record of an attachment, and one that cannot be read unless the attachment may be in use."""
+    """Remove a half-written record, and one that cannot be read, unless its attachment is valid or of another network."""
     folder = f"{files.run_dir()}/attachments/{hexed}"
     present = [suffix for suffix in records.SUFFIXES if os.path.lexists(f"{folder}/{call.plugin}{suffix}")]
     unread = present != [HALF_WRITTEN] and records.key_in(folder, call.plugin) is None
@@ -90,13 +89,13 @@ def sweep_folder(call: "Call", hexed: str, is_valid: bool) -> None:
                         warn(f"removed the attachment record {folder}/{call.plugin}{suffix}, which cannot be read")
             os.rmdir(folder)
     except (TryAgainLater, OSError):
-        pass  # a call is at it; other records are in the folder
+        pass  # a call holds the lock; other records are in the folder
 
 
 def is_elsewhere(call: "Call", hexed: str) -> bool:
-    """Whether another record, or a link's alias, says that the attachment is one of another network: that one's GC knows it."""
+    """Whether another record, or a link's alias, tells that the attachment is of another network, whose GC cares for it."""
     folder = f"{files.run_dir()}/attachments/{hexed}"
-    plugins = {name.rpartition(".")[0] for name in entries(folder)}
+    plugins = {name.rpartition(".")[0] for name in files.listed(folder)}
     keys = [key for plugin in plugins if (key := records.key_in(folder, plugin)) is not None]
     labels = [link.alias[HEX + 1 :] for link in call.kernel.host.links() if link.alias.startswith(hexed + " ")]
     networks = [key.network for key in keys] + [label.partition("/")[0] for label in labels]
@@ -104,7 +103,7 @@ def is_elsewhere(call: "Call", hexed: str) -> bool:
 
 
 def remove(path: str) -> bool:
-    """Remove a file; whether there was one. What cannot be removed is told."""
+    """Remove a file; returns whether there was one. A file that cannot be removed is a warning."""
     try:
         there = os.path.lexists(path)
         files.remove_file(path)
@@ -115,17 +114,9 @@ def remove(path: str) -> bool:
 
 
 def sweep_lock(name: str) -> None:
-    """Remove a lock file of a call that was killed. Whoever waits for it meanwhile makes a new one (Lock)."""
+    """Remove the lock file of a call that was killed. A call that waits for it meanwhile makes a new one (see Lock)."""
     try:
         with Lock(files.lock_path(name), name, 0, remove=True, needed=False):
             pass
     except TryAgainLater:
-        pass  # a call is at it
-
-
-def entries(folder: str) -> list[str]:
-    """What is in a folder; nothing in one that cannot be read."""
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+        pass  # a call holds it

@@ -1,11 +1,11 @@
 """flock(2) on files of ours, with a limit.
 
-A lock file that is not there and cannot be made (a full or read-only file system) stops an ADD, and nobody else: a DEL or GC
-goes on without. Whoever it would keep out cannot make the file either, so no ADD is under way, and two DELs of one
-attachment do no harm to each other: what one has undone already is success for the other.
+When a lock file is missing and cannot be made (a full or read-only file system), an ADD fails, and a DEL or GC goes on
+without the lock. That is safe: no ADD can be under way, since it could not make the file either, and two DELs of one
+attachment do not disturb each other, since for each it is success when the other has undone something already.
 
-Order, when more than one is held: attachment, network, IPAM, nftables. A wait that reaches its limit ends in code 11
-("try again later"), so that a runtime retries instead of hanging.
+A call that holds several locks takes them in the order attachment, network, IPAM, nftables. A wait ends at its limit with
+code 11 ("try again later"), so that a runtime retries instead of hanging.
 """
 
 import _signal
@@ -21,15 +21,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is at the path
-WAIT_S = 30.0  # libcni's callers give a call minutes; a healthy holder needs milliseconds
+SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # the path may be a link, or a FIFO, whose opening would wait
+WAIT_S = 30.0  # the callers of libcni give a call minutes; a holder needs milliseconds
 
 
 class Lock:
     """`with Lock(path):` holds an exclusive flock on `path`, which is made when missing (0600), as is its folder (0700).
 
-    With `remove` the file is deleted on release: for locks whose subject comes and goes. One that is not `needed` is gone
-    without when there can be none. `wait_s` 0 does not wait.
+    `remove`: delete the file on release, for locks of attachments, which come and go. `needed` False: go on without the lock
+    when the file cannot be made. `wait_s` 0: do not wait. TryAgainLater when another call holds the lock for too long.
     """
 
     __slots__ = ("fd", "needed", "path", "remove", "wait_s", "what")
@@ -52,7 +52,8 @@ class Lock:
             self._flock()
             if self._is_current():
                 return self
-            os.close(self.fd)  # deleted by the one we waited for: lock the file that is there now
+            # The call we waited for has deleted the file. A later call makes and locks a new one, so ours protects nothing.
+            os.close(self.fd)
 
     def __exit__(
         self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
@@ -68,11 +69,12 @@ class Lock:
         self.fd = -1
 
     def _find(self) -> int:
-        """A descriptor of the lock file; -1 when there can be none, and it is not needed."""
+        """A descriptor of the lock file; -1 when it cannot be made and is not needed."""
         try:
             return self._open()
         except OSError as error:
-            try:  # flock(2) asks for no right to write: a file of before the file system became read-only serves
+            # flock(2) needs no write access: a file from before the file system became read-only can be locked
+            try:
                 return os.open(self.path, os.O_RDONLY | SAFELY)
             except OSError:
                 pass
@@ -82,7 +84,7 @@ class Lock:
             raise os_error(f"cannot open the lock file {self.path}", error) from error
 
     def _open(self) -> int:
-        """The file, made when missing. OSError."""
+        """The lock file, made with its folder when missing. OSError."""
         flags = os.O_RDWR | os.O_CREAT | SAFELY
         try:
             return os.open(self.path, flags, 0o600)
@@ -103,7 +105,7 @@ class Lock:
             self._wait()
 
     def _wait(self) -> None:
-        """Block in flock, fair among waiters, until the interval timer raises."""
+        """Block in flock(2) until the interval timer raises. The kernel serves waiters in order, which polling would not."""
         before = _signal.signal(_signal.SIGALRM, self._expired)
         _signal.setitimer(_signal.ITIMER_REAL, self.wait_s)
         try:
@@ -130,17 +132,17 @@ class Lock:
 
 
 def attachment_lock(key: "naming.Attachment", plugin: str, *, needed: bool = False) -> Lock:
-    """Held for a whole call: a DEL may arrive while an ADD of the same attachment is still in flight.
+    """The lock that a call holds from start to end: a DEL may come while an ADD of its attachment is under way.
 
-    One for each plugin of the chain, since one plugin may run another (IPAM) for the same attachment.
+    Each plugin of the chain has its own, since one plugin runs another (IPAM) for the same attachment.
     """
     path = files.lock_path(f"attachment-{key.hex}-{plugin}")
     return Lock(path, f"attachment {key.label}", remove=True, needed=needed)
 
 
 def nftables_lock() -> Lock:
-    """Held over a read of our tables and the transaction that rests on it.
+    """The lock that a call holds from reading our tables until the transaction that depends on it.
 
-    An ADD gets here after it has made its attachment's lock in the same folder.
+    Not `needed`, also for an ADD, which has made its attachment's lock in the same folder before.
     """
     return Lock(files.lock_path("nftables"), "the nftables table cni_py", needed=False)

@@ -1,4 +1,4 @@
-"""One line a call, for who wants to know what the runtime asked: the plugin's configuration key `log`.
+"""A line for each call, to see what the runtime asked for: the key `log` of a plugin's configuration.
 
     "log": "/var/log/cni-py.log"     appended to a file (0600)
     "log": "journal"                 sent to journald (systemd.journal-fields(7), native protocol)
@@ -25,7 +25,7 @@ JOURNAL = "/run/systemd/journal/socket"
 
 
 def logged(call: "Call", perform: "Callable[[], int]") -> int:
-    """Perform the call and log how it ended."""
+    """Perform the call and log its end and its duration."""
     target = string(call.conf.raw, "log")
     begun = time.monotonic()
     outcome = "interrupted"

@@ -1,11 +1,12 @@
-"""An attachment, and what is named after it: records, comments, aliases, MAC addresses."""
+"""An attachment, and the names made of it: of records, comments, aliases, links; its MAC addresses."""
 
 import os
 
 from cni_py import files
 from cni_py.sha import sha256
 
-COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl; also far below IFALIASZ (256, linux/if.h)
+HEX = 16  # digits of the digest that stands for an attachment, in comments and names of files
+COMMENT_MAX = 128  # bytes; NFTNL_UDATA_COMMENT_MAXLEN, libnftnl; also far below IFALIASZ (256, linux/if.h)
 
 
 class Attachment:
@@ -17,7 +18,7 @@ class Attachment:
         self.network = network
         self.container_id = container_id
         self.ifname = ifname
-        self.hex: str = sha256(os.fsencode(f"{network}\0{container_id}\0{ifname}")).hexdigest()[:16]
+        self.hex: str = sha256(os.fsencode(f"{network}\0{container_id}\0{ifname}")).hexdigest()[:HEX]
 
     @property
     def label(self) -> str:
@@ -26,25 +27,25 @@ class Attachment:
 
     @property
     def comment(self) -> str:
-        """What every object of ours in the kernel carries; code matches the 16 hex digits alone."""
+        """The mark of our objects in the kernel: a link's alias, an element's comment. Code compares the hex digits only."""
         text = f"{self.hex} {self.label}".encode("utf-8", "replace")  # an interface name need not be UTF-8
         return text[:COMMENT_MAX].decode("utf-8", "ignore")
 
     @property
     def host_veth(self) -> str:
-        """The name of the host's end of the pair."""
+        """The name of the host's end of a veth pair."""
         return "veth" + self.hex[:8]
 
     @property
     def folder(self) -> str:
-        """Where the records of this attachment are."""
+        """The folder of this attachment's records."""
         return f"{files.run_dir()}/attachments/{self.hex}"
 
     def mac(self, end: str) -> bytes:
         """A locally administered MAC for one end ("host", "container").
 
-        The same each time on one host, until its boot, so that a plan and the ADD after it agree; different on every host,
-        so that two hosts on one segment do not collide.
+        It stays the same on one host until the next boot, so that an ADD does what its plan said. Another host has another
+        one, so that two hosts on one segment do not collide.
         """
         return derived_mac(f"{self.hex}/{end}")
 
@@ -52,7 +53,8 @@ class Attachment:
 def derived_mac(seed: str) -> bytes:
     """02:xx:xx:xx:xx:xx from `seed`, this boot of this kernel, and the network namespace we run in.
 
-    Several hosts may run on one kernel (kind, LXC, containerlab): no two network namespaces have one inode at the same time.
+    The namespace counts because several hosts can share a kernel, and so its boot id (kind, LXC, containerlab): two network
+    namespaces never have one inode number at the same time.
     """
     digest: bytes = sha256(f"{boot_id()}/{os.stat('/proc/self/ns/net').st_ino}/{seed}".encode()).digest()
     return b"\x02" + digest[:5]
@@ -65,6 +67,6 @@ def boot_id() -> str:
 
 
 def interface_name(key: Attachment) -> str:
-    """What the index of published ports calls a container's interface, whatever the network is called."""
+    """The name of a container's interface in the index of published ports; the network is not part of it."""
     digest: str = sha256(os.fsencode(f"{key.container_id}\0{key.ifname}")).hexdigest()
-    return digest[:16]
+    return digest[:HEX]

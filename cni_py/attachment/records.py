@@ -1,19 +1,21 @@
-"""Attachment records: what each plugin made for an attachment, written before the first effect, removed after the last.
+"""Attachment records: the operations of each plugin for an attachment, written before the first of them is applied and removed
+after the last is undone.
 
     /run/cni-py/attachments/<hex>/<plugin>.adding   an ADD is under way, or was killed
     /run/cni-py/attachments/<hex>/<plugin>.json     the ADD succeeded
-    /run/cni-py/published/                          which attachments publish ports for an address: see portindex
+    /run/cni-py/published/                          which attachments publish ports for an address: see ports/index
     /run/cni-py/lock/                               locks
 
-<hex> is the first half of the SHA-256 of network \\0 containerID \\0 ifname. /run is a tmpfs: records end with the boot, as
-do the kernel objects they describe. With them DEL and GC need neither a namespace nor a prevResult nor libcni's cache.
-The record, not a comment in the kernel, says who owns what: the kernel keeps the first comment when a key is added again.
+<hex> is the first quarter of the SHA-256 of network \\0 containerID \\0 ifname. /run is a tmpfs: records end with the boot, as
+do the kernel objects they describe. With its record a DEL or GC needs no namespace, no prevResult and no cache of libcni.
+Who owns an element of nftables is said by the record, not by the element's comment: when a key is added again, the kernel
+keeps the comment of the first time.
 """
 
 import os
 
 from cni_py import files
-from cni_py.attachment.naming import Attachment
+from cni_py.attachment.naming import HEX, Attachment
 from cni_py.errors import CniError, os_error, warn
 from cni_py.protocol import gojson, netconf
 
@@ -22,12 +24,11 @@ if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
 
 SCHEMA = 1
-HEX = 16  # digits that name an attachment, in comments and files
-SUFFIXES = (".adding.tmp", ".adding", ".json")  # what a record can be on disk
+SUFFIXES = (".adding.tmp", ".adding", ".json")  # of a record on disk; the first is half written
 
 
 def attachment_in(comment: str) -> "tuple[str, Attachment | None]":
-    """The hex and, where it is not cut, the attachment that a comment or an alias of ours names."""
+    """The hex in a comment or alias of ours, and the attachment; None for one whose text was cut (COMMENT_MAX)."""
     hexed, _, label = comment.partition(" ")
     names = label.split("/")
     key = Attachment(*names) if len(names) == 3 else None
@@ -55,13 +56,13 @@ class Record:
         self.netns = ""
         self.container_cookie = 0
         self.container_file = ""  # device:inode of the namespace, where the kernel has no cookies
-        self.damage = ""  # why it could not be read
+        self.damage = ""  # why the file could not be read
         self.host_cookie = 0
         self.ops: list[gojson.Encodable] = []
         self.done = False
 
     def is_of(self, kernel: "Kernel") -> bool | None:
-        """Whether the container's namespace of `kernel` is the one of the ADD; None when the record does not tell."""
+        """Whether `kernel` has the container's namespace of the ADD; None when the record does not know that namespace."""
         if self.container_cookie:
             return kernel.container_cookie == self.container_cookie
         if self.container_file:
@@ -81,22 +82,22 @@ class Record:
             files.make_folder(self.key.folder)
             try:
                 files.write(path, text)
-            except FileNotFoundError:  # a GC has removed the folder, which was empty
+            except FileNotFoundError:  # a GC has removed the folder, which was empty, between the two calls
                 files.make_folder(self.key.folder)
                 files.write(path, text)
         except OSError as error:
             raise os_error(f"cannot write the attachment record {path}", error) from error
 
     def finish(self) -> None:
-        """The ADD has succeeded: the record is now one that only DEL and GC remove."""
+        """The ADD has succeeded: from now on only DEL and GC remove the record."""
         os.rename(self.path + ".adding", self.path + ".json")
         self.done = True
 
     def remove(self) -> None:
-        """Forget this plugin's part, and the attachment's folder with the last one.
+        """Remove the file, and the attachment's folder if it was the last one in it.
 
-        A file that cannot be removed (a read-only file system) is no reason to fail: what it lists is undone, and to undo
-        it once more does nothing.
+        A file that cannot be removed (a read-only file system) is a warning, not an error: its operations are undone, and
+        undoing them again does nothing.
         """
         for suffix in SUFFIXES:
             try:
@@ -106,7 +107,7 @@ class Record:
         try:
             os.rmdir(self.key.folder)
         except OSError:
-            pass  # another plugin's record is still there, or the folder never was
+            pass  # another plugin has a record in it, or there is no folder
 
     def _fields(self) -> "dict[str, gojson.Encodable]":
         return {
@@ -125,7 +126,7 @@ class Record:
 def load(key: Attachment, plugin: str) -> Record | None:
     """The record of one plugin: the unfinished one if there is one, else the finished one, else None.
 
-    One that cannot be read still says that something was made: it has `damage`, and no operations.
+    A file that cannot be read still tells that there was an ADD: its record has `damage`, and no operations.
     """
     record = Record(key, plugin)
     for suffix in (".adding", ".json"):
@@ -144,7 +145,7 @@ def load(key: Attachment, plugin: str) -> Record | None:
 
 
 def _fill(record: Record, text: bytes) -> bool:
-    """Take what `text` says; False when it is no record."""
+    """Fill the record from its JSON; False when `text` is no record."""
     try:
         fields = gojson.decode(text)
         if not isinstance(fields, gojson.Object) or netconf.integer(fields, "schema") != SCHEMA:
@@ -161,7 +162,7 @@ def _fill(record: Record, text: bytes) -> bool:
 
 
 def keys_of(network: str, plugin: str) -> list[Attachment]:
-    """The attachments of `network` of which `plugin` has a record: what GC looks at."""
+    """The attachments of `network` that `plugin` has a record of."""
     return [record.key for record in all_records(plugin) if record.key.network == network]
 
 
@@ -192,13 +193,24 @@ def all_records(plugin: str) -> list[Record]:
 
 
 def key_in(folder: str, plugin: str) -> Attachment | None:
-    """The attachment whose records are in `folder`, checked against the folder's name."""
+    """The attachment that the plugin's record in `folder` names. None if there is none, or if it is of another folder."""
     for suffix in (".json", ".adding"):
-        try:
-            fields = gojson.decode(files.read(f"{folder}/{plugin}{suffix}"))
-            if isinstance(fields, gojson.Object):
-                key = Attachment(*(netconf.string(fields, name) for name in ("network", "containerID", "ifname")))
-                return key if key.folder == folder else None
-        except (OSError, CniError):
-            continue
+        key = named_in(fields_in(f"{folder}/{plugin}{suffix}"))
+        if key is not None and key.folder == folder:
+            return key
     return None
+
+
+def fields_in(path: str) -> gojson.Object:
+    """The JSON object in a file of ours; an empty one when the file cannot be read."""
+    try:
+        fields = gojson.decode(files.read(path))
+    except (OSError, CniError):
+        return gojson.Object()
+    return fields if isinstance(fields, gojson.Object) else gojson.Object()
+
+
+def named_in(fields: gojson.Object) -> Attachment | None:
+    """The attachment that a file of ours is about."""
+    names = [fields.get(name) for name in ("network", "containerID", "ifname")]
+    return Attachment(*map(str, names)) if all(isinstance(name, str) for name in names) else None

@@ -7,7 +7,8 @@ read under the lock of nftables.
 import os
 
 from cni_py import files
-from cni_py.attachment.holders import HEX, fields_in, key_in, record_of
+from cni_py.attachment.holders import HEX, record_of
+from cni_py.attachment.records import fields_in, named_in
 from cni_py.protocol import gojson
 
 TYPE_CHECKING = False
@@ -61,7 +62,7 @@ def waiting_at(holder: str) -> "list[tuple[Attachment, dict[int, str], str]]":
     found = []
     for name in sorted(names, key=lambda name: _mtime(f"{folder}/{name}")):
         fields = fields_in(f"{folder}/{name}")
-        key = key_in(fields)
+        key = named_in(fields)
         if key is not None and key.hex == name and record_of(name) is not None:
             conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
             found.append((key, conditions, str(fields.get("ports", ""))))

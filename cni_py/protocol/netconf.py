@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound="Value")
 
 INT64_MIN = -(1 << 63)  # Go's int
-IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
+IFNAME_MAX = 15  # bytes; IFNAMSIZ - 1, linux/if.h
 SHOWN_MAX = 40  # characters of a value in an error
 UNSHOWN = ("args", "cni", "runtimeConfig", "io.kubernetes.cri.pod-annotations")  # secrets may be in them
 KINDS = {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list", Object: "an object"}
