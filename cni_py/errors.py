@@ -11,7 +11,7 @@ Numbers and their meaning: SPEC.md, section 5 "Error". 8 and 999 are not in its 
     7   a value of the right type that cannot be honoured; keys that contradict each other; a prevResult that is missing
     8   CNI_NETNS
     11  a lock is held: trying again may help
-    50, 51   STATUS
+    50  STATUS: an ADD cannot be served now
     110 a host port is in use
     999 the rest: no address is left, CHECK found a difference, another program failed
 
@@ -22,18 +22,22 @@ import sys
 
 
 def warn(text: str) -> None:
-    """A line on stderr, if anybody listens there: no reason to fail."""
+    """Write a line to stderr. A stderr that is full or closed is ignored."""
     try:
         sys.stderr.write(f"cni-py: {text}\n")
-    except (OSError, ValueError, AttributeError):  # it is full; it is closed; there is none
-        # It keeps what it could not write, and would fail again when the process ends.
-        sys.stderr = None  # as it is where it was closed from the start
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # full; closed; None, as Python sets it for a descriptor closed at the start
+        # Its buffer keeps the text, and the interpreter would try to write it again, and fail again, at its end.
+        sys.stderr = None
 
 
 class CniError(Exception):
-    """A failure to be printed as a CNI error object.
+    """A failure, printed as a CNI error object.
 
-    `msg` is a sentence: what was wrong, with which object, and what helps; `details` holds the kernel's own words.
+    `msg` is a sentence: what is wrong, with which object, what helps. `details` are the kernel's words, or more of the same.
     """
 
     code = 999
@@ -57,7 +61,7 @@ class CniError(Exception):
 
 
 class IncompatibleCniVersion(CniError):
-    """The configuration's cniVersion is not one the plugin speaks, or is too old for the verb."""
+    """The plugin does not speak the configuration's cniVersion, or that is too old for the verb."""
 
     code = 1
 
@@ -66,12 +70,6 @@ class UnsupportedField(CniError):
     """A field of the configuration cannot be honoured; `msg` names key and value."""
 
     code = 2
-
-
-class UnknownContainer(CniError):
-    """The container does not exist, so the runtime need not clean up."""
-
-    code = 3
 
 
 class InvalidEnvironment(CniError):
@@ -87,7 +85,7 @@ class IOFailure(CniError):
 
 
 class DecodingFailure(CniError):
-    """Text that should be JSON is not, or has another shape than it must."""
+    """A text is not JSON, or the JSON has the wrong shape."""
 
     code = 6
 
@@ -105,7 +103,7 @@ class InvalidNetns(CniError):
 
 
 class TryAgainLater(CniError):
-    """A passing condition, such as a lock that somebody else holds."""
+    """A condition that passes, such as a lock that another call holds."""
 
     code = 11
 
@@ -116,12 +114,6 @@ class PluginNotAvailable(CniError):
     code = 50
 
 
-class LimitedConnectivity(CniError):
-    """STATUS: an ADD cannot be served, and existing containers may have lost connections too."""
-
-    code = 51
-
-
 class PortInUse(CniError):
     """A host port is published by another container, or held by a program; `msg` names the holder."""
 
@@ -129,17 +121,17 @@ class PortInUse(CniError):
 
 
 def os_error(action: str, error: OSError) -> CniError:
-    """The error for a system call that failed while doing `action`: code 5, with the kernel's words."""
+    """The error, of code 5, for a system call that failed. `action` is the start of a sentence: "cannot make X"."""
     return IOFailure(action, kernel_words(error, action))
 
 
 def kernel_words(error: OSError, action: str = "") -> str:
-    """What the kernel said, of which file unless `action` names it, and what helps where that is known."""
+    """The text of the errno, the file unless `action` names it, and what helps if that is known (HINTS)."""
     file = f" for {error.filename}" if isinstance(error.filename, str) and error.filename not in action else ""
     return f"{error.strerror or error}{file} (errno {error.errno}){HINTS.get(error.errno or 0, '')}"
 
 
-HINTS = {  # errno.h; the module costs start-up time
+HINTS = {  # by errno.h's numbers: importing errno would cost start-up time
     1: "; this needs CAP_NET_ADMIN and CAP_SYS_ADMIN: run it as root, or in a privileged container",
     30: "; the file system is read-only: run it privileged, or mount it writable",
 }

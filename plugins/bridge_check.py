@@ -3,7 +3,7 @@
 from cni_py.addr import mac_text
 from cni_py.attachment import delegate, records
 from cni_py.attachment.call import Call
-from cni_py.attachment.engine import op_from_json
+from cni_py.attachment.engine import listed
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.interface.addressing import plan_route
 from cni_py.interface.common import AddVeth
@@ -105,11 +105,6 @@ def beyond_the_result(call: Call, conf: BridgeConf, result: Result) -> "list[Op]
 def made_mac(call: Call, conf: BridgeConf) -> bytes:
     """The MAC that ADD gave the container, as recorded: another version of ours may have derived another one."""
     record = records.load(call.key, call.plugin)
-    for fields in record.ops if record is not None else ():
-        try:
-            op = op_from_json(fields)
-        except ValueError:  # a damaged record
-            continue
-        if isinstance(op, AddVeth):
-            return op.container_mac
+    for op in listed(record, AddVeth):
+        return op.container_mac
     return conf.container_mac(call)

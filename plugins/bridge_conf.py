@@ -60,7 +60,7 @@ class BridgeConf:
         self.hairpin = boolean(raw, "hairpinMode")
         self.promisc = boolean(raw, "promiscMode")
         self.vlan = integer(raw, "vlan")
-        self.trunk = trunk_text(raw)
+        self.trunk = trunk_ranges(raw)
         self.keep_default_vlan = bool(optional_boolean(raw, "preserveDefaultVlan"))
         self.mac_spoof_check = boolean(raw, "macspoofchk")
         self.dad = boolean(raw, "enabledad")
@@ -117,9 +117,9 @@ def requested_mac(call: "Call") -> str:
     return wanted
 
 
-def trunk_text(raw: "Object") -> str:
-    """vlanTrunk as text: [{"minID": 10, "maxID": 20}, {"id": 30}] is "10-20,30"."""
-    parts = []
+def trunk_ranges(raw: "Object") -> list[list[int]]:
+    """vlanTrunk as pairs of first and last: [{"minID": 10, "maxID": 20}, {"id": 30}] is [[10, 20], [30, 30]]."""
+    ranges = []
     for entry in objects(raw, "vlanTrunk"):
         first, last = _vlan_id(entry, "minID"), _vlan_id(entry, "maxID")
         single = _vlan_id(entry, "id")
@@ -129,10 +129,10 @@ def trunk_text(raw: "Object") -> str:
         if first is not None and last is not None:
             if first > last:
                 raise InvalidNetworkConfig(f"vlanTrunk: minID is greater than maxID ({first}, {last})")
-            parts.append(f"{first}-{last}")
+            ranges.append([first, last])
         if single is not None:
-            parts.append(str(single))
-    return ",".join(parts)
+            ranges.append([single, single])
+    return ranges
 
 
 def _vlan_id(entry: "Object", name: str) -> int | None:

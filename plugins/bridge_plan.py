@@ -109,7 +109,7 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
             name = vlan_gateway.vlan_gateway_name(conf.bridge, conf.vlan)
             steps.append(vlan_gateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
         gateways = [Address(ip.gateway, ip.address.prefixlen) for ip in result.ips if ip.gateway is not None]
-        beside = " ".join(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
+        beside = list(dict.fromkeys(str(gateway) for gateway in [*gateways, *conf.range_gateways()]))
         steps += [
             bridge.EnsureGatewayAddress(name=name, address=str(gateway), beside=beside, force=conf.force_address)
             for gateway in gateways

@@ -5,7 +5,7 @@ Apart from the plugin, which with nothing to set does not load it: that is how m
 
 from cni_py.attachment.call import Call
 from cni_py.errors import CniError, os_error
-from cni_py.interface.tuning import SaveSettings, TuneLink, TuneSysctl, put_back, saved_text, saved_values
+from cni_py.interface.tuning import SaveSettings, TuneLink, TuneSysctl, put_back, saved_values
 from cni_py.kernel import linksettings, sysctl
 from cni_py.plugins.tuning_conf import TuningConf
 
@@ -32,8 +32,8 @@ def plan(call: Call, conf: TuningConf) -> "list[Op]":
     earlier = values_before(call, netns)
     values = {**dict.fromkeys(wanted, ""), **(current or {}), **earlier}
     if current is not None:
-        text = saved_text({setting: value for setting, value in values.items() if setting in {*wanted, *earlier}})
-        steps.append(SaveSettings(path=conf.saved_path, text=text))
+        saved = {setting: value for setting, value in values.items() if setting in {*wanted, *earlier}}
+        steps.append(SaveSettings(path=conf.saved_path, before=saved))
     return steps + [
         TuneLink(ifname=call.ifname, setting=setting, value=value, before=values[setting], netns=netns)
         for setting, value in wanted.items()

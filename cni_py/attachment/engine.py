@@ -10,11 +10,10 @@ An operation is *owned* (made for this attachment alone: written to the record b
 
 from cni_py.attachment import records
 from cni_py.errors import CniError, os_error
-from cni_py.protocol import gojson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import ClassVar, Self, TypeVar, dataclass_transform
 
     from cni_py.attachment.context import Kernel
@@ -81,7 +80,7 @@ class Fields:  # noqa: PLW1641  no hash: lists have none
 
             @classmethod
             def translated(cls, fields):
-                return split_texts(fields, "addresses")  # until 0.1 "192.0.2.2/24 2001:db8::2/64"
+                return split_texts(fields, "addresses")  # the version before: "192.0.2.2/24 2001:db8::2/64"
     """
 
     FIELDS: "ClassVar[dict[str, type]]"
@@ -230,31 +229,28 @@ def op_from_json(fields: object) -> Op:
     return cls.from_json({field: value for field, value in fields.items() if field != "op"})
 
 
-def listed(record: "Record | None", cls: "type[AnyOp]") -> "Iterator[AnyOp]":
-    """The operations of a class that a record lists; none without a record. An entry that cannot be read is passed over."""
-    for fields in record.ops if record is not None else ():
-        if isinstance(fields, dict) and fields.get("op") == cls.__name__:
-            try:
-                op = op_from_json(fields)
-            except ValueError:
-                continue
-            if isinstance(op, cls):
-                yield op
+def readable(entries: "Iterable[object]") -> list[Op]:
+    """The operations among the entries of a record. One that is damaged is passed over: GC finds by comment what it made."""
+    found = []
+    for fields in entries:
+        try:
+            found.append(op_from_json(fields))
+        except ValueError:
+            continue
+    return found
 
 
-def _comparable(fields: "Encodable") -> str:
-    """An entry of a record as a text that is equal for equal operations, whichever version wrote it."""
-    try:
-        fields = op_from_json(fields).to_json()
-    except ValueError:
-        pass  # a damaged entry: it is like itself alone
-    return gojson.encode(fields, None)
+def listed(record: "Record | None", cls: "type[AnyOp]") -> "list[AnyOp]":
+    """The operations of a class among those of a record; none without a record. Other classes' modules are not loaded."""
+    entries = record.ops if record is not None else ()
+    named = (fields for fields in entries if isinstance(fields, dict) and fields.get("op") == cls.__name__)
+    return [op for op in readable(named) if isinstance(op, cls)]
 
 
 class Executor:
     """Applies plans for one plugin of one attachment and remembers how to take everything back."""
 
-    __slots__ = ("applied", "before", "kernel", "notes", "record", "undo_calls")
+    __slots__ = ("applied", "before", "kernel", "record", "undo_calls")
 
     def __init__(self, kernel: "Kernel") -> None:
         self.kernel = kernel
@@ -262,7 +258,6 @@ class Executor:
         self.before: list[Encodable] | None = None  # the operations of an earlier ADD that still stands
         self.applied: list[Op] = []
         self.undo_calls: list[Callable[[], None]] = []
-        self.notes: list[str] = []
 
     def begin(self, key: "Attachment", plugin: str) -> None:
         """Write the record's first form: from now on a killed ADD is known to have begun."""
@@ -279,15 +274,14 @@ class Executor:
 
     def apply(self, plan: "Sequence[Op]") -> None:
         """Record what is owned, then apply in order. CniError when an operation fails; what was done stays for undo()."""
-        owned: list[Encodable] = [op.to_json() for op in plan if op.owned]
-        standing = set(map(_comparable, self.before or ())) if owned else set()
+        owned = [op for op in plan if op.owned]
+        standing = readable(self.before or ()) if owned else []
+        new = [op for op in owned if op not in standing]  # what an ADD that stands has made is not ours to undo
         if owned and self.record is not None:
-            new = [fields for fields in owned if gojson.encode(fields, None) not in standing] if standing else owned
-            self.record.ops = self.record.ops + new
+            self.record.ops = [*self.record.ops, *(op.to_json() for op in new)]
             self.record.save()
         for op in plan:
-            # what an ADD that stands has made is not ours to undo
-            ours = op.owned and not (standing and gojson.encode(op.to_json(), None) in standing)
+            ours = op in new
             if ours:  # also when apply() fails half-way
                 self.applied.append(op)
             if apply_one(op, self.kernel) is False and ours:
@@ -366,24 +360,12 @@ def undo_all(ops: "Sequence[Op]", kernel: "Kernel") -> list[str]:
 
 def is_whole(record: "Record") -> bool:
     """Whether the record lists operations, and each of them can be read."""
-    try:
-        return bool([op_from_json(fields) for fields in record.ops])
-    except ValueError:
-        return False
+    return 0 < len(record.ops) == len(readable(record.ops))
 
 
 def undo_record(record: "Record", kernel: "Kernel") -> list[str]:
-    """Undo everything a record lists and remove it when that worked; returns the failures in words.
-
-    An entry that cannot be read (a damaged file) is passed over: GC finds by comment what it stood for.
-    """
-    ops = []
-    for fields in record.ops:
-        try:
-            ops.append(op_from_json(fields))
-        except ValueError:
-            continue
-    failures = undo_all(ops, kernel)
+    """Undo everything readable() that a record lists, and remove it when that worked; returns the failures in words."""
+    failures = undo_all(readable(record.ops), kernel)
     if not failures:
         record.remove()
     return failures

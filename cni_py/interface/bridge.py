@@ -133,16 +133,19 @@ class JoinBridge(Op):
 
 
 class SetPortVlans(Op):
-    """The VLANs of a bridge port: `vlan` untagged (0: 1 where there is a trunk), `trunk` a text of ranges "10-20,30" tagged."""
+    """The VLANs of a bridge port: `vlan` untagged (0: 1 where there is a trunk), `trunk` pairs [first, last] tagged."""
 
     name: str
     vlan: int
-    trunk: str
+    trunk: list[list[int]]
     keep_default: bool
     deed = "set the VLANs of bridge port {name}"
 
     def describe(self) -> str:
-        carried = [f"VLAN {self.vlan} untagged"] * bool(self.vlan) + [f"{self.trunk} tagged"] * bool(self.trunk)
+        carried = [f"VLAN {self.vlan} untagged"] * bool(self.vlan)
+        if self.trunk:
+            ranges = ",".join(f"{first}-{last}" if last > first else str(first) for first, last in self.trunk)
+            carried.append(f"{ranges} tagged")
         default = ", and keeps the default VLAN" if self.keep_default else ""
         return f"host: bridge port {self.name} carries {' and '.join(carried)}{default}"
 
@@ -150,7 +153,7 @@ class SetPortVlans(Op):
         port = need(kernel.host, self.name)
         if not self.keep_default:
             kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
-        for first, last in vlan_ranges(self.trunk):
+        for first, last in self.trunk:
             kernel.host.add_vlan(port.index, first, last=last)
         untagged = self.vlan or (1 if self.trunk else 0)
         if untagged:
@@ -158,23 +161,17 @@ class SetPortVlans(Op):
             kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
 
 
-def vlan_ranges(text: str) -> list[tuple[int, int]]:
-    """ "10-20,30" as [(10, 20), (30, 30)]."""
-    pairs = [part.partition("-") for part in text.split(",") if part]
-    return [(int(first), int(last or first)) for first, _, last in pairs]
-
-
 class EnsureGatewayAddress(Op):
     """The bridge has the gateway's address.
 
-    `beside` are the gateways of the network's other ranges ("192.0.2.1/24 198.51.100.1/24"). An address in the same subnet is
+    `beside` are the gateways of the network's other ranges ("192.0.2.1/24"). An address in the same subnet is
     in the way, and (as with the Go plugin) so is another IPv4 address that the network knows nothing of: an error without
     `force`. With it, what is in the same subnet goes; whatever else the host has on the bridge stays.
     """
 
     name: str
     address: str
-    beside: str
+    beside: list[str]
     force: bool
     line = "host: address {address} on {name}, the containers' gateway"
     deed = "give {name} the gateway's address {address}"
@@ -185,7 +182,7 @@ class EnsureGatewayAddress(Op):
         held = [entry.address for entry in kernel.host.addresses(link.index, wanted.family)]
         if any(is_gateway(address, wanted) for address in held):
             return False
-        strange = [address for address in held if str(address) not in self.beside.split()]
+        strange = [address for address in held if str(address) not in self.beside]
         conflicts = [address for address in strange if in_the_way(address, wanted)]
         if not self.force and (conflicts or (strange and wanted.family == 4)):
             raise InvalidNetworkConfig(

@@ -121,18 +121,30 @@ class SaveSettings(Op):
     """The file of the settings before, for whichever plugin is asked to DEL."""
 
     path: str
-    text: str
+    before: dict[str, str]
     owned = True
     line = "host: write the settings before to {path}"
     deed = "write the settings before to {path}"
 
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        """The version before recorded the text of the file."""
+        if "text" not in fields:
+            return fields
+        return {"path": fields.get("path"), "before": saved_values(str(fields["text"]).encode())}
+
+    def validate(self) -> None:
+        if not self.before:
+            raise ValueError("no settings to write")
+        saved_text(self.before)  # ValueError
+
     def apply(self, kernel: "Kernel") -> None:
         files.make_folder(os.path.dirname(self.path))
-        files.write(self.path, self.text.encode())
+        files.write(self.path, saved_text(self.before).encode())
 
     def undo(self, kernel: "Kernel") -> None:
         remove(self.path + ".tmp")
-        if read_saved(self.path) == self.text.encode():  # another one is of a later ADD, by the Go plugin
+        if saved_values(read_saved(self.path)) == self.before:  # another one is of a later ADD, by the Go plugin
             remove(self.path)
 
 
@@ -146,12 +158,12 @@ def _plain(value: str) -> bool | int:
     return value == "true" if value in ("true", "false") else int(value)
 
 
-def read_saved(path: str) -> bytes | None:
-    """The content of such a file; None when there is none that can be read."""
+def read_saved(path: str) -> bytes:
+    """The content of such a file; nothing when there is none that can be read."""
     try:
         return files.read(path)
     except OSError:
-        return None
+        return b""
 
 
 def saved_values(text: bytes) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""libcni's cache: what was ADDed and with what result, for the CHECK, DEL and GC to come (libcni/api.go, "cniCacheV1").
+"""libcni's cache: the configuration and result of each ADD, for later CHECKs, DELs and GCs (libcni/api.go, "cniCacheV1").
 
     /var/lib/cni/results/<network>-<containerID>-<ifname>     0600 in a folder of mode 0700
 
-Runtimes on the same host use the same folder: what one of them ADDed can be DELeted here, and the other way round.
+All runtimes of a host use one folder, so that cni-py-exec can DEL the ADD of another runtime, and the other way round.
 """
 
 import base64
@@ -27,7 +27,7 @@ KIND = "cniCacheV1"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One attachment: the configuration list it was made with, what the runtime asked for, and the chain's result."""
+    """One attachment: its configuration list, the runtime's arguments, and the result of the chain."""
 
     network: str
     container_id: str
@@ -40,18 +40,18 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells attachments apart."""
+        """The names that identify an attachment."""
         return (self.network, self.container_id, self.ifname)
 
     @property
     def known_netns(self) -> str:
-        """The container's namespace, "" when nothing tells; libcni before 1.2 (containerd 1.6) wrote it in the result alone."""
+        """The container's namespace, or "": libcni before 1.2 (containerd 1.6) wrote it only into the result."""
         interfaces = netconf.objects(self.result or Object(), "interfaces")
         own = [netconf.string(link, "sandbox") for link in interfaces if netconf.string(link, "name") == self.ifname]
         return self.netns or next(filter(None, own), "")
 
     def path(self, folder: Path) -> Path:
-        """Its file. Several keys can share one, as in libcni: a name may hold hyphens."""
+        """Its file. Two keys can have the same one, as in libcni, since names may contain hyphens."""
         return folder / "-".join(self.key)
 
     def to_json(self) -> "dict[str, Encodable]":
@@ -73,7 +73,7 @@ class Entry:
 
 
 def save(entry: Entry, folder: Path = RESULTS_DIR) -> None:
-    """Write the entry, whole or not at all."""
+    """Write the entry, atomically and to the disk: it outlives a boot. CniError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd, new = tempfile.mkstemp(dir=folder, prefix=".new-")  # 0600
@@ -106,7 +106,7 @@ def load(network: str, container_id: str, ifname: str, folder: Path = RESULTS_DI
 
 
 def remove(entry: Entry, folder: Path = RESULTS_DIR) -> None:
-    """Forget the attachment; harmless when nothing is known of it."""
+    """Remove the entry, if there is one. CniError."""
     try:
         entry.path(folder).unlink(missing_ok=True)
     except OSError as error:
@@ -114,7 +114,7 @@ def remove(entry: Entry, folder: Path = RESULTS_DIR) -> None:
 
 
 def attachments(network: str, folder: Path = RESULTS_DIR) -> list[Entry]:
-    """All entries of a network, by name. CniError for one that cannot be read: GC would take it for garbage."""
+    """All entries of a network, by name. CniError if one cannot be read: GC would remove an attachment that is in use."""
     if not folder.is_dir():
         return []
     found = []
@@ -137,12 +137,12 @@ def everything(folder: Path = RESULTS_DIR) -> list[Entry]:
         try:
             found.append(_parse(files.read(str(path)), None))
         except (OSError, CniError, ValueError):
-            continue  # one that is damaged must not hide the others
+            continue
     return found
 
 
 def _parse(text: bytes, wanted: Entry | None) -> Entry:
-    """The entry; a file without `kind` is a bare result, as libcni wrote before 0.8, and its name all there is to go by."""
+    """The entry. A file without `kind` is a bare result, as libcni before 0.8 wrote it: only its name says whose it is."""
     raw = decode(text)
     if not isinstance(raw, Object):
         raise DecodingFailure("a JSON object was expected")

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cni_py import files as files_files
 from cni_py import version
 from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig, os_error
+from cni_py.files import FILE_MAX
+from cni_py.files import read as read_file
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object, decode, encode
 
@@ -46,7 +47,7 @@ class Network:
     source: str  # where it was read, for messages
 
     def declares(self, capability: str) -> bool:
-        """Whether any plugin of the chain takes that runtimeConfig."""
+        """Whether a plugin of the chain declares that capability."""
         return any(capability in capabilities(plugin) for plugin in self.plugins)
 
     @property
@@ -57,19 +58,19 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A network, and what is wrong with files that were passed over in its search."""
+    """A network, and the errors of the files that were looked at before it."""
 
     network: Network
     broken: tuple[CniError, ...]
 
 
 def is_path(text: str) -> bool:
-    """Whether NETWORK on a command line means a file; names of networks have no slash."""
+    """Whether NETWORK on a command line means a file: names of networks have no slash."""
     return "/" in text or (text.endswith((*LIST_SUFFIXES, *SINGLE_SUFFIXES)) and Path(text).exists())
 
 
 def parse(text: bytes, source: str) -> Network:
-    """The list in `text`, or the list of one that a single plugin's configuration is. CniError that names `source`."""
+    """The list in `text`; a single plugin's configuration counts as a list of one. CniError that names `source`."""
     try:
         raw = _object(text)
         if netconf.lookup(raw, "plugins") is netconf.MISSING and netconf.string(raw, "type"):
@@ -80,7 +81,7 @@ def parse(text: bytes, source: str) -> Network:
 
 
 def located(error: CniError, source: str, text: bytes) -> CniError:
-    """The error with the file it is in, and the line where that is known: "FILE, line 3, column 7: ..." or "FILE: ..."."""
+    """The error, headed by the file and, if it is known, the line: "FILE, line 3, column 7: ..." or "FILE: ..."."""
     separator = ", " if error.msg.startswith("line ") else ": "
     if isinstance(error, netconf.Undecodable):
         line = line_of(text.decode("utf-8", "replace"), error.msg)
@@ -89,7 +90,7 @@ def located(error: CniError, source: str, text: bytes) -> CniError:
 
 
 def line_of(text: str, message: str) -> int:
-    """The line, from 1, of the first key that the message names and that one line alone has; 0 where there is none."""
+    """The line, from 1, of the first key that the message names and that stands on one line only; 0 when there is none."""
     lines = text.splitlines()
     for word in message.replace('"', " ").split():
         found = [number for number, line in enumerate(lines, 1) if f'"{word.strip(",:.")}"' in line]
@@ -132,7 +133,7 @@ def _of_list(raw: Object, text: bytes, source: str) -> Network:
 
 
 def _cni_version(raw: Object) -> str:
-    """The highest version that both cniVersion, cniVersions and we know; 0.1.0 when none is given."""
+    """The highest of cniVersion and cniVersions that we know; 0.1.0 when none is given."""
     stated = netconf.string(raw, "cniVersion")
     known = [listed for listed in (*netconf.strings(raw, "cniVersions"), stated) if listed in version.SUPPORTED]
     if known:
@@ -159,13 +160,11 @@ def _checked(plugin: Object) -> Object:
 def read(path: str | Path, *, piped: bool = False) -> Network:
     """The network in a file, with its drop-ins. CniError when it is no network configuration.
 
-    `piped`: a pipe will do, too (`<(jq ...)`). In a folder of networks one would hang whoever looks there.
+    `piped`: the file may be a pipe (`<(jq ...)`). Not for the files of a folder: reading a pipe that nobody writes to hangs.
     """
     file = Path(path)
     try:
-        network = parse(
-            _piped(file) if piped and file.is_fifo() else files_files.read(str(file), follow=True), str(file)
-        )
+        network = parse(_piped(file) if piped and file.is_fifo() else read_file(str(file), follow=True), str(file))
         if not network.only_inlined:
             network = _with_drop_ins(network, file.parent / network.name)
     except FileNotFoundError as error:
@@ -179,16 +178,16 @@ def read(path: str | Path, *, piped: bool = False) -> Network:
 
 def _piped(file: Path) -> bytes:
     with file.open("rb") as pipe:
-        text = pipe.read(files_files.FILE_MAX + 1)
-    if len(text) > files_files.FILE_MAX:
-        raise OSError(errno.EFBIG, f"longer than {files_files.FILE_MAX >> 20} MiB", str(file))
+        text = pipe.read(FILE_MAX + 1)
+    if len(text) > FILE_MAX:
+        raise OSError(errno.EFBIG, f"longer than {FILE_MAX >> 20} MiB", str(file))
     return text
 
 
 def _with_drop_ins(network: Network, folder: Path) -> Network:
     added = []
     for file in _files(folder, SINGLE_SUFFIXES[:1]):
-        text = files_files.read(str(file), follow=True)
+        text = read_file(str(file), follow=True)
         try:
             added.append(_checked(_object(text)))
         except CniError as error:
@@ -201,9 +200,9 @@ def _with_drop_ins(network: Network, folder: Path) -> Network:
 
 
 def find(conf_dir: str | Path, name: str) -> Found:
-    """The network called `name`, and the broken files that come before it. CniError when it is not there.
+    """The network called `name`, and the errors of the files before it. CniError when it is not there.
 
-    libcni gives up at the first broken file. Here it only matters where the network might be in it.
+    libcni gives up at the first broken file. Here a broken file is an error only if no other file has the network.
     """
     seen, broken = [], []
     for file in files(conf_dir):
@@ -243,7 +242,7 @@ def _name(file: Path) -> str:
 
 
 def capabilities(plugin: Object) -> list[str]:
-    """The capabilities that a plugin's configuration turns on."""
+    """The capabilities that a plugin's configuration declares with `true`."""
     declared = netconf.child(plugin, "capabilities") or Object()
     return [name for name in declared if netconf.boolean(declared, name)]
 
@@ -255,7 +254,7 @@ def request(
     prev_result: Object | None = None,
     extra: "Mapping[str, Encodable] | None" = None,
 ) -> bytes:
-    """What the plugin gets on stdin."""
+    """The plugin's configuration for its stdin. `extra`: more keys, such as cni.dev/valid-attachments."""
     fields: dict[str, Encodable] = dict(plugin)
     fields["name"] = network.name
     fields["cniVersion"] = network.cni_version

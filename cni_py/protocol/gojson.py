@@ -1,7 +1,7 @@
 """JSON text as Go's encoding/json reads and writes it.
 
-Uses the C half of Python's json directly: importing the package costs as much as the whole interpreter's start, through
-`re`. Where an interpreter has no C half, the package itself is used.
+The C half of Python's json is used directly: the package imports `re`, and together they cost as much as the interpreter's
+start. An interpreter without the C half uses the package.
 """
 
 from cni_py.errors import DecodingFailure
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     Encodable: TypeAlias = "bool | int | float | str | Sequence[Encodable] | Mapping[str, Encodable] | None"
 
 BLANK = " \t\r\n"  # RFC 8259 section 2, "ws"
-DIGITS_MAX = 100  # that are read of a whole number with too many
-DEPTH_MAX = 256  # objects and lists in each other; Go takes 10,000, configurations have 10
+DIGITS_MAX = 100  # digits that are read of a whole number with too many for int()
+DEPTH_MAX = 256  # levels of objects and lists; Go takes 10,000, configurations have 10
 
 
 class Object(dict[str, "Value"]):
-    """A JSON object: as a dict it holds the last of several equal keys, `pairs` are all of them, as they stood."""
+    """A JSON object. As a dict it holds the last of several equal keys; `pairs` are all keys, in the order of the text."""
 
     __slots__ = ("_written",)
 
@@ -38,7 +38,7 @@ def _reject_constant(name: str) -> "NoReturn":
 
 
 class _Context:
-    """What the scanner wants to know (json.decoder.JSONDecoder has the same attributes)."""
+    """The options of the scanner, which reads them from attributes (as of json.decoder.JSONDecoder)."""
 
     strict = True
     object_hook = None
@@ -61,7 +61,7 @@ except ImportError:  # an interpreter without the C half
 
 
 def decode(text: bytes) -> "Value":
-    """The value, or DecodingFailure that says where reading stopped.
+    """The value in the text. DecodingFailure with line and column.
 
     Bytes that are not UTF-8, and halves of surrogate pairs, become U+FFFD.
     """
@@ -86,7 +86,7 @@ def decode(text: bytes) -> "Value":
 
 
 def _check_depth(value: "Value") -> None:
-    """DecodingFailure for a value that functions calling themselves would not come to the end of."""
+    """DecodingFailure for a value that is nested too deeply for recursive functions, such as encode()."""
     level: list[Value] = [value]
     for _ in range(DEPTH_MAX):
         level = [part for whole in level for part in _parts(whole) if isinstance(part, list | Object)]
@@ -102,7 +102,7 @@ def _parts(whole: "Value") -> "Sequence[Value]":
 
 
 def _scan_slowly(characters: str, start: int) -> "tuple[Value, int]":
-    """The package's own scanner, which can tell what is wrong and where."""
+    """The scanner of the package json: its errors tell what is wrong, and where."""
     from json.decoder import JSONDecodeError, JSONDecoder
 
     try:
@@ -115,11 +115,11 @@ def _scan_slowly(characters: str, start: int) -> "tuple[Value, int]":
 
 
 def _whole_number(text: str) -> int:
-    """The number; of one that int() refuses for its length as many digits as say that it has more than 64 bits."""
+    """The number. int() refuses more than 4300 digits: of those, the first ones, which are enough to exceed 64 bits."""
     return int(text[:DIGITS_MAX])
 
 
-REASONS = (  # how the json package begins to say what is wrong, and what we say; {} is the character found
+REASONS = (  # the start of each error of the package json, and our words for it; {} is the character found
     ("Expecting value", "a value is expected, not {}"),
     ("Expecting property name", "a key in double quotes is expected, not {}"),
     ("Expecting ':'", 'a ":" is expected after the key, not {}'),
@@ -135,7 +135,7 @@ REASONS = (  # how the json package begins to say what is wrong, and what we say
 
 
 def _failure(characters: str, position: int, reason: str = REASONS[0][1]) -> DecodingFailure:
-    """What is wrong at a position, with its line and column (from 1)."""
+    """The error at a position, with its line and column (from 1)."""
     if not characters.strip(BLANK):
         return DecodingFailure("there is no JSON: it is empty")
     if characters.startswith("\ufeff"):
@@ -175,7 +175,7 @@ def _without_surrogates(value: "Value") -> "Value":
 
 
 def scalar_text(text: str) -> str:
-    """`text` with U+FFFD for each surrogate, which UTF-8 cannot carry (os.environ uses them for undecodable bytes)."""
+    """`text` with U+FFFD for each surrogate, which UTF-8 cannot encode; os.environ has them for bytes that are not UTF-8."""
     return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
 
 
@@ -187,7 +187,7 @@ def encode(value: "Encodable", indent: int | None = 4) -> str:
 
 
 def _encode(value: "Encodable", line: str, step: str, space: str) -> str:
-    """`line` is the line break with the indentation reached, `step` what a level adds, `space` what follows a colon."""
+    """`line`: line break and indentation of this level. `step`: indentation that a level adds. `space`: follows a colon."""
     if isinstance(value, str):
         return _encode_text(value)
     if isinstance(value, bool) or value is None:

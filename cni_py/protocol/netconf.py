@@ -5,8 +5,8 @@
       the elements of a second list are read into those of the first
     - null changes nothing
 
-A value of another type is Undecodable, also where a later one of the right type follows. While a DEL reads (Tolerant), it
-counts as absent.
+A value of another type raises Undecodable, also if a later one of the right type follows. While a DEL reads (Tolerant), such
+a value counts as absent.
 """
 
 from cni_py.errors import CniError, DecodingFailure, InvalidEnvironment, InvalidNetworkConfig, warn
@@ -16,9 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
-    from typing import ClassVar
+    from typing import ClassVar, TypeVar
 
     from cni_py.protocol.gojson import Value
+
+    T = TypeVar("T", bound="Value")
 
 INT64_MIN = -(1 << 63)  # Go's int
 IFNAME_MAX = 15  # IFNAMSIZ - 1, linux/if.h
@@ -30,21 +32,22 @@ NAME_REST = NAME_FIRST | frozenset("_.-")
 
 
 class Undecodable(CniError):
-    """A value has not the type it must have."""
+    """A value is not of the type that its key has."""
 
     code = 6
 
 
 class Tolerant:
-    """`with Tolerant():` what is of another type than it must be is passed over, with a note on stderr.
+    """`with Tolerant():` a value of the wrong type is ignored, with a note on stderr.
 
-    A DEL must not fail over a configuration that ADD refused: libcni stops at the first plugin that fails, and what the plugins
-    before it made stays for ever. What to undo is in the record; of the configuration a DEL takes what can be read.
+    A DEL must not fail because of a configuration that ADD refused: libcni stops at the first plugin that fails, so what the
+    other plugins of the chain made would stay for ever. The record tells a DEL what to undo; of the configuration it takes
+    the values that it can read.
     """
 
     __slots__ = ()
-    depth = 0  # of such blocks around what is being read now
-    noted: "ClassVar[tuple[str, ...]]" = ()  # keys
+    depth = 0  # how many such blocks are open
+    noted: "ClassVar[tuple[str, ...]]" = ()  # keys that stderr has been told of
 
     def __enter__(self) -> None:
         Tolerant.depth += 1
@@ -61,11 +64,11 @@ class Missing:
     __slots__ = ()
 
 
-MISSING = Missing()  # there is no such key, or only with null
+MISSING = Missing()  # the key is absent, or null
 
 
 def _fold(key: str) -> str:
-    """Equal for keys that Go takes as equal, where one of them is ASCII: of the others only these two fold to ASCII."""
+    """Equal for keys that Go takes as equal, if one of them is ASCII: two other letters fold to ASCII, U+017F and U+212A."""
     return key.lower() if key.isascii() else key.lower().replace("\u017f", "s")  # lower() makes k of the Kelvin sign
 
 
@@ -77,11 +80,11 @@ def _matches(obj: Object, name: str) -> "Iterator[Value]":
 
 
 def _merged(found: "list[Value]") -> "Value":
-    """What is left when all of `found` are read into one place, one after the other. Linear in their size."""
+    """What Go has after it has read all of `found` into one variable, one after the other. Linear in their size."""
     if len(found) == 1:
         return found[0]
     given = [value for value in found if value is not None]
-    alike: list[Value] = []  # the last ones that are read into each other
+    alike: list[Value] = []  # the run of objects or of lists at the end: they merge
     for value in reversed(given):
         if alike and not (type(value) is type(given[-1]) and isinstance(value, list | Object)):
             break
@@ -105,13 +108,13 @@ def _merged_lists(lists: "list[list[Value]]") -> "list[Value]":
 
 
 def lookup(obj: Object, name: str) -> "Value | Missing":
-    """The value of any type, MISSING when there is none or only null."""
+    """The value, of any type; MISSING when the key is absent or null."""
     found = list(_matches(obj, name))
     return _merged(found) if found else MISSING
 
 
 def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
-    """`name` must be `wanted`, and is `value` instead, of which a long one is cut."""
+    """The error: `name` must be `wanted`, not `value`, which is cut to SHOWN_MAX characters."""
     if name in UNSHOWN and value:
         return Undecodable(f"{name} must be {wanted}, not {KINDS[type(value)]}")
     try:
@@ -125,22 +128,31 @@ def undecodable(value: "Value", name: str, wanted: str) -> Undecodable:
 
 
 def _refuse(value: "Value", name: str, wanted: str) -> None:
-    """Undecodable; a note, once for each key, while a DEL reads."""
+    """Raise Undecodable; while a DEL reads (Tolerant), warn instead, once for each key."""
     if not Tolerant.depth:
         raise undecodable(value, name, wanted)
-    if name not in Tolerant.noted:  # else not even put into words: there may be 100,000 of them
+    if name not in Tolerant.noted:  # a list may have 100,000 wrong elements: even the text of a note costs too much
         Tolerant.noted += (name,)
         warn(f"passed over, since this is a DEL: {undecodable(value, name, wanted)}")
 
 
-def optional_string(obj: Object, name: str) -> str | None:
-    found = None
+def _of_type(obj: Object, name: str, kind: "type[T]", wanted: str) -> "list[T]":
+    """The values under the key that are of the type; each of the others is refused. `wanted` names the type."""
+    found: list[T] = []
     for value in _matches(obj, name):
-        if not isinstance(value, str):
-            _refuse(value, name, "a text in quotes")
-            continue
-        found = value
+        if isinstance(value, kind) and type(value) is kind:  # True is an int, too
+            found.append(value)
+        else:
+            _refuse(value, name, wanted)
     return found
+
+
+# Readers of one key. The optional_ ones return None when it is absent, the others a default. Undecodable: see above.
+
+
+def optional_string(obj: Object, name: str) -> str | None:
+    found = _of_type(obj, name, str, "a text in quotes")
+    return found[-1] if found else None
 
 
 def string(obj: Object, name: str, default: str = "") -> str:
@@ -149,13 +161,8 @@ def string(obj: Object, name: str, default: str = "") -> str:
 
 
 def optional_boolean(obj: Object, name: str) -> bool | None:
-    found = None
-    for value in _matches(obj, name):
-        if not isinstance(value, bool):
-            _refuse(value, name, "true or false")
-            continue
-        found = value
-    return found
+    found = _of_type(obj, name, bool, "true or false")
+    return found[-1] if found else None
 
 
 def boolean(obj: Object, name: str, default: bool = False) -> bool:
@@ -165,14 +172,11 @@ def boolean(obj: Object, name: str, default: bool = False) -> bool:
 
 def optional_integer(obj: Object, name: str) -> int | None:
     found = None
-    for value in _matches(obj, name):
-        if isinstance(value, bool) or not isinstance(value, int):
-            _refuse(value, name, "a whole number")
-            continue
-        if not INT64_MIN <= value <= -INT64_MIN - 1:
+    for value in _of_type(obj, name, int, "a whole number"):
+        if INT64_MIN <= value <= -INT64_MIN - 1:
+            found = value
+        else:
             _refuse(value, name, "a number of 64 bits")
-            continue
-        found = value
     return found
 
 
@@ -182,25 +186,14 @@ def integer(obj: Object, name: str, default: int = 0) -> int:
 
 
 def child(obj: Object, name: str) -> Object | None:
-    found: list[Value] = []
-    for value in _matches(obj, name):
-        if not isinstance(value, Object):
-            _refuse(value, name, "an object {...}")
-            continue
-        found.append(value)
-    merged = _merged(found) if found else None
+    """An object; None when absent."""
+    merged = _merged([*_of_type(obj, name, Object, "an object {...}")])
     return merged if isinstance(merged, Object) else None
 
 
 def values(obj: Object, name: str) -> "list[Value] | None":
     """A list of anything; None when absent, which differs from empty."""
-    found: list[Value] = []
-    for value in _matches(obj, name):
-        if not isinstance(value, list):
-            _refuse(value, name, "a list [...]")
-            continue
-        found.append(value)
-    merged = _merged(found) if found else None
+    merged = _merged([*_of_type(obj, name, list, "a list [...]")])
     return merged if isinstance(merged, list) else None
 
 
@@ -221,7 +214,7 @@ def objects(obj: Object, name: str) -> list[Object]:
 
 
 def as_objects(elements: "Value", name: str) -> list[Object]:
-    """`elements` as a list of objects, where lists lie in lists; `name` is for the error."""
+    """`elements` as a list of objects: also for a list inside a list. `name` is for the error."""
     if not isinstance(elements, list):
         _refuse(elements, name, "a list [...]")
         return []
@@ -235,7 +228,7 @@ def as_objects(elements: "Value", name: str) -> list[Object]:
 
 
 def check_name(name: str) -> None:
-    """InvalidNetworkConfig for what cannot be the name of a network."""
+    """InvalidNetworkConfig for a text that cannot be the name of a network."""
     if not is_identifier(name):
         raise InvalidNetworkConfig(
             f'invalid characters found in network name: {name} (letters, digits, "_", ".", "-"; the first is no sign)'
@@ -243,7 +236,7 @@ def check_name(name: str) -> None:
 
 
 def check_ifname(name: str, key: str) -> None:
-    """InvalidNetworkConfig for what cannot be the name of an interface, which stands under `key`."""
+    """InvalidNetworkConfig for a text that cannot be the name of an interface; `key` is where it stands."""
     bad = not 0 < len(name.encode("utf-8", "replace")) <= IFNAME_MAX or name in (".", "..", "all", "default")
     if bad or any(character in "/:%\0" or character.isspace() for character in name):
         rule = f'1 to {IFNAME_MAX} bytes, no "/", ":", "%" or blank, nor "all" or "default"'  # names of sysctls
@@ -258,8 +251,8 @@ def is_identifier(text: str) -> bool:
 class NetConf:
     """A plugin's configuration as the runtime sends it (SPEC.md, section 1 "Plugin configuration objects").
 
-    `name` is checked at once. The rest is read where it is asked for, each raising Undecodable when it is of another
-    type, so that a bad prevResult cannot keep a DEL from working that does not look at it.
+    `name` is checked at once. Each other key is read when it is asked for, and raises Undecodable then, so that a wrong
+    prevResult does not stop a DEL that does not need it.
     """
 
     __slots__ = ("name", "raw", "text")
@@ -271,7 +264,7 @@ class NetConf:
 
     @classmethod
     def parse(cls, text: bytes) -> "NetConf":
-        """DecodingFailure for what is not a JSON object, InvalidNetworkConfig for a network name that cannot be."""
+        """The configuration in `text`. DecodingFailure if it is no JSON object; InvalidNetworkConfig for a wrong name."""
         try:
             raw = decode(text)
             if not isinstance(raw, Object | None):
@@ -286,7 +279,7 @@ class NetConf:
 
     @property
     def cni_version(self) -> str:
-        """0.1.0 when none is given: the key is younger than that version."""
+        """0.1.0 when there is none: that version had no such key."""
         try:
             return string(self.raw, "cniVersion") or "0.1.0"
         except Undecodable as error:
@@ -328,7 +321,7 @@ class NetConf:
         return child(self.raw, "prevResult")
 
     def check_common(self) -> None:
-        """What every plugin's configuration may have is of its type: found before an ADD does anything."""
+        """Undecodable if a key that all plugins have is of the wrong type: ADD calls this before it does anything."""
         _ = self.capabilities, self.args, self.runtime_config, self.prev_result
         if self.ipam is not None:
             string(self.ipam, "type")
@@ -348,7 +341,7 @@ class NetConf:
         return None
 
     def check_attachments(self) -> None:
-        """InvalidNetworkConfig when an attachment that GC is to keep is not named: all of the network would go."""
+        """InvalidNetworkConfig when an attachment of that list has no name: GC would remove one that is in use."""
         if not all(container_id and ifname for container_id, ifname in self.valid_attachments or ()):
             raise InvalidNetworkConfig(
                 'an element of "cni.dev/valid-attachments" lacks containerID or ifname',

@@ -7,7 +7,8 @@
 Go writes the keys of the first two in the order of its structs, those of the third sorted. It writes the route fields
 that came with 1.1.0 (mtu, advmss, priority, table, scope) from 0.3.0 on.
 
-portmap may add a key of ours that tells chosen host ports (randomports.py); our plugins behind it pass that on, libcni drops it.
+portmap may add a key of ours with the host ports that it has chosen (ports/random_ports.py). Our plugins that come after it in
+the chain pass the key on; libcni drops it.
 """
 
 from cni_py import version
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from cni_py.protocol.netconf import NetConf
 
 
-PORT_MAPPINGS = "cni-py/portMappings"
+PORT_MAPPINGS = "cni-py/portMappings"  # the key
 
 
 class Interface:
@@ -42,10 +43,10 @@ class Interface:
 
 
 class IPConfig:
-    """An address on one of the interfaces, `interface` being its place in their list.
+    """An address. `interface` is an index into the result's interfaces, None when it belongs to none of them.
 
-    `version` is the text of that key in a result of 0.3 or 0.4 that was read: libcni passes it on as it came, be it
-    missing or wrong. None, and any address in a result of our own, stands for the family of the address.
+    `version` is the value of that key in a result of 0.3 or 0.4 that was read, which libcni passes on even if it is missing
+    or wrong. None, as in a result that we make, means the family of the address.
     """
 
     __slots__ = ("address", "gateway", "interface", "version")
@@ -64,7 +65,7 @@ class IPConfig:
 
 
 class Route:
-    """A route in the container; `dst` as it was written, host bits included; 0 or None: not given, the kernel's default."""
+    """A route in the container. `dst` keeps its host bits. 0 or None: not given, so the kernel's default."""
 
     __slots__ = ("advmss", "dst", "gw", "mtu", "priority", "scope", "table")
 
@@ -88,7 +89,7 @@ class Route:
 
 
 class DNS:
-    """What the container's resolver should be told."""
+    """The settings of the container's resolver."""
 
     __slots__ = ("domain", "nameservers", "options", "search")
 
@@ -106,9 +107,9 @@ class DNS:
 
 
 class Result:
-    """What a plugin found or made. `form` is the family of versions it was read in, None for one of our own making.
+    """The result of an ADD. `form` is the family of versions that it was read in, None for a result that we make.
 
-    `port_mappings` is not of the specification: what portmap tells of host ports that it has chosen.
+    `port_mappings` is an extension of ours: the host ports that portmap has chosen.
     """
 
     __slots__ = ("dns", "form", "interfaces", "ips", "port_mappings", "routes")
@@ -131,7 +132,7 @@ class Result:
 def to_json(result: Result, cni_version: str) -> Object:
     """The object to print, in the form of `cni_version`.
 
-    CniError where that version cannot say it: a result of our own without addresses in 0.1.0 and 0.2.0.
+    CniError when that version has no form for it: a result of ours without addresses, in 0.1.0 and 0.2.0.
     """
     form = version.family(cni_version)
     chosen: list[Value] = [*result.port_mappings]
@@ -153,7 +154,7 @@ def to_json(result: Result, cni_version: str) -> Object:
 
 
 def _given(**fields: "Value") -> Object:
-    """Without those that are None, "" or an empty list: what Go's omitempty leaves out. Pass 0 as `or None` to omit it."""
+    """The fields but those that are None, "" or [], as Go's omitempty leaves them out. Pass `number or None` to omit a 0."""
     return Object([(key, value) for key, value in fields.items() if value is not None and value not in ("", [])])
 
 
@@ -218,9 +219,9 @@ def _ip_blocks(result: Result) -> "list[tuple[str, Value]]":
 
 
 def from_json(obj: Object, cni_version: str) -> Result:
-    """The result in `obj`, which is in the form of `cni_version` or says itself of which version of that family it is.
+    """The result in `obj`, in the form of its own cniVersion, or of `cni_version` if it has none.
 
-    CniError, in Go's words, for a version of another family, and for addresses that are none.
+    CniError, in Go's words, if the two are of different families, or for a text that is no address.
     """
     form = version.family(cni_version)
     stated = netconf.string(obj, "cniVersion") or cni_version
@@ -255,10 +256,7 @@ def prev_result(conf: "NetConf") -> Result | None:
 
 
 def known_result(conf: "NetConf") -> Result | None:
-    """The prevResult as far as it can be read, whatever its version: for a DEL, which takes what it can get.
-
-    None when there is none, or nothing in it.
-    """
+    """For DEL: all that can be read of the prevResult, in the form of any version. None if that is nothing."""
     with netconf.Tolerant():
         obj = conf.prev_result
         if obj is None:
@@ -306,7 +304,7 @@ def _ip_from_json(entry: Object, old: bool) -> IPConfig:
 
 
 def route_from_json(entry: Object) -> Route:
-    """A route of a result or of an IPAM configuration; ValueError for addresses that are none."""
+    """A route of a result or of an IPAM configuration. ValueError for a text that is no address."""
     return Route(
         parse_address(netconf.string(entry, "dst")),
         _ip(entry, "gw"),
@@ -333,7 +331,7 @@ def dns_from_json(obj: Object) -> DNS:
 
 
 def addresses_of(earlier: Result, ifname: str) -> list[Address]:
-    """All addresses of the container's interface `ifname`, or of no interface named."""
+    """The addresses of the container's interface `ifname`, and those that name no interface."""
     found = []
     for ip in earlier.ips:
         if ip.interface is not None and 0 <= ip.interface < len(earlier.interfaces):

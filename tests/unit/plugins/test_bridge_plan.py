@@ -18,7 +18,6 @@ from cni_py.interface.bridge import (
     EnsureSubnetRoute,
     SetPortVlans,
     WaitForPort,
-    vlan_ranges,
 )
 from cni_py.kernel.rtnl import Link, Rtnl
 from cni_py.plugins import backends, bridge_plan
@@ -121,20 +120,21 @@ def test_layer_two_only_brings_the_link_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "vlan", "trunk"),
+    ("config", "vlan", "trunk", "words"),
     [
-        ({"vlan": 100}, 100, ""),
-        ({"vlanTrunk": [{"minID": 10, "maxID": 20}, {"id": 30}]}, 0, "10-20,30"),
-        ({"vlan": 5, "vlanTrunk": [{"id": 6}]}, 5, "6"),
+        ({"vlan": 100}, 100, [], "VLAN 100 untagged"),
+        ({"vlanTrunk": [{"minID": 10, "maxID": 20}, {"id": 30}]}, 0, [[10, 20], [30, 30]], "10-20,30 tagged"),
+        ({"vlan": 5, "vlanTrunk": [{"id": 6}]}, 5, [[6, 6]], "VLAN 5 untagged and 6 tagged"),
     ],
 )
 def test_vlans_need_a_filtering_bridge_and_are_set_on_the_port(
-    config: dict[str, object], vlan: int, trunk: str
+    config: dict[str, object], vlan: int, trunk: list[list[int]], words: str
 ) -> None:
     plan = plan_of(result_of("192.0.2.5/24"), **config)
     assert [op.vlan_filtering for op in find(plan, EnsureBridge)] == [True]
     (port,) = find(plan, SetPortVlans)
     assert (port.vlan, port.trunk, port.keep_default) == (vlan, trunk, False)
+    assert port.describe().endswith(f" carries {words}")
 
 
 def test_with_a_vlan_the_gateway_lives_on_an_interface_of_that_vlan() -> None:
@@ -193,7 +193,7 @@ def test_untagged_frames_are_of_the_native_vlan_whatever_the_trunk_contains(
     assert (port.pvid, port.vlans[native]) == (native, True)
     assert not any(port.vlans[number] for number in tagged)
     untagged = {number for number, plain in port.vlans.items() if plain}
-    in_trunk = any(first <= default_pvid <= last for first, last in vlan_ranges(op.trunk))
+    in_trunk = any(first <= default_pvid <= last for first, last in op.trunk)
     kept = {default_pvid} - {0} if keep and not in_trunk else set()
     assert untagged == {native} | kept
 
@@ -217,9 +217,9 @@ def test_gateways_of_the_networks_other_ranges_are_not_in_the_way() -> None:
     ranges = [[{"subnet": "192.0.2.0/24"}, {"subnet": "198.51.100.0/24", "gateway": "198.51.100.9"}]]
     ipam = {"type": "host-local", "ranges": ranges}
     (op,) = find(plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam=ipam), EnsureGatewayAddress)
-    assert op.beside == "192.0.2.1/24 198.51.100.9/24"
+    assert op.beside == ["192.0.2.1/24", "198.51.100.9/24"]
     (op,) = find(plan_of(result_of("192.0.2.5/24"), isGateway=True, ipam={**ipam, "type": "x"}), EnsureGatewayAddress)
-    assert op.beside == "192.0.2.1/24"
+    assert op.beside == ["192.0.2.1/24"]
 
 
 def test_a_bridge_with_a_long_name_has_a_gateway_interface_of_its_own_in_each_vlan() -> None:
@@ -229,11 +229,6 @@ def test_a_bridge_with_a_long_name_has_a_gateway_interface_of_its_own_in_each_vl
     assert len(names) == 9
     assert max(map(len, names)) <= 15
     assert "br0.100" in names
-
-
-def test_vlan_ranges_are_read_back() -> None:
-    assert vlan_ranges("10-20,30") == [(10, 20), (30, 30)]
-    assert vlan_ranges("") == []
 
 
 @pytest.mark.parametrize(
