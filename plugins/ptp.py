@@ -195,7 +195,7 @@ def status(call: Call) -> None:
     if delegate.ipam_type(call):
         delegate.ipam(call, "STATUS")
     if conf.masquerade:
-        backends.answers(call.kernel, conf.backend)
+        backends.require(call.kernel, conf.backend)
 
 
 PLUGIN = Plugin("ptp", add=add, delete=delete, check=check, gc=gc, status=status)

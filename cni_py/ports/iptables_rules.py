@@ -285,7 +285,7 @@ def withdraw(rules: "Rules", chain: str, stays: "Callable[[bytes], bool]") -> li
     return [mapping for mapping in gone if mapping is not None]
 
 
-def conflicts(rules: "Rules", mappings: "Iterable[Mapping]", chain: str) -> "Iterator[tuple[Mapping, Mapping, Rule]]":
+def conflicting(rules: "Rules", mappings: "Iterable[Mapping]", chain: str) -> "Iterator[tuple[Mapping, Mapping, Rule]]":
     """Which of the mappings has a port, as bind(2) sees it, that another attachment than the chain's publishes.
 
     Each with the other's mapping, and with what leads to its chain.

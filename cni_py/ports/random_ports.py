@@ -225,7 +225,7 @@ class Search:
             from cni_py.ports import by_iptables
 
             ours = [one for one in wanted if one.family == family]
-            by_iptables.oust_dead_holders(tool.Rules.read(family, "nat"), ours, self._call.key, strangers=True)
+            by_iptables.take_out_dead(tool.Rules.read(family, "nat"), ours, self._call.key, strangers=True)
 
 
 def random_ports() -> "Iterator[int]":

@@ -206,9 +206,9 @@ def test_ports_meet_as_bind_sees_them(host_ip: str, protocol: str, *, meets: boo
     rules = Rules(4, BASE)
     publication("tcp 127.0.0.1:8080 to 80, tcp 8081 to 80").make(rules, nobody)
     wanted = publication(f"{protocol} {host_ip}8080 to 80", OTHER, "CNI-DN-other", masquerade_rules.label("net2", "c2"))
-    found = list(iptables_rules.conflicts(rules, wanted.mappings, wanted.chain))
+    found = list(iptables_rules.conflicting(rules, wanted.mappings, wanted.chain))
     assert [masquerade_rules.label_in(entry) for *_, entry in found] == ([("net1", "c1")] if meets else [])
-    assert not list(iptables_rules.conflicts(rules, wanted.mappings, CHAIN))  # its own
+    assert not list(iptables_rules.conflicting(rules, wanted.mappings, CHAIN))  # its own
 
 
 def test_an_entry_is_found_where_iptables_prints_conditions_before_it() -> None:
