@@ -6,7 +6,7 @@ Where is what you look for?
 
   A wrong masquerade rule         nftables/masquerade, its chains in nftables/ruleset; iptables/masquerade_rules
   A leaked address                ipam/reservations (files); DEL: plugins/container.release_addresses
-  A port conflict is decided      ports/claims (containers), ports/host_listeners (programs of the host)
+  A port conflict is decided      ports/conflicts (containers), ports/host_listeners (programs of the host)
   A result between versions       protocol/result: to_json, from_json
   The iptables backend            iptables/, ports/by_iptables; which backend serves: backend, plugins/backends
   How GC finds stale attachments  attachment/gc.collect; lost records: `gc` of each plugin
@@ -20,7 +20,7 @@ base            modules that all others may import
   version     versions of the specification; the reply to VERSION
   files       files below /run/cni-py, written atomically
   run         start of an executable: which plugin it is
-kernel/         netlink and /proc: the only code that opens sockets to the kernel
+kernel/         netlink, namespaces, sysctls, /proc
   netlink     messages, attributes, dumps, batches
   rtnl        links, bridge ports, addresses, routes, neighbours
   linksettings  MAC, MTU, flags and queue length of one link
@@ -88,7 +88,8 @@ ports/          published ports
   mapping     which host port leads where
   plan        configuration to operations: begin here
   publish     operation by nftables
-  claims      who holds a port; conflicts of containers
+  claims      who holds a port, in the nftables maps
+  conflicts   who may have a port: decided here
   draft       a transaction on the maps
   shares      ports of several containers
   successors  who takes a port over
@@ -109,7 +110,7 @@ ports/          published ports
   leftovers   removes ports that nobody stands behind
 skel            one call: stdin in, result or error out
 ownership       whose namespace CNI_NETNS leads to
-plugins/        folder plugins/ of the source tree
+plugins/        the CNI plugins (plugins/ of the source tree)
   bridge      ADD, DEL, CHECK, GC, STATUS
   bridge_conf  its configuration
   bridge_plan  its operations
@@ -132,7 +133,7 @@ plugins/        folder plugins/ of the source tree
 commands/       cni-py and cni-py-exec
   main        `cni-py`
   exec        `cni-py-exec`
-  asked       its command line
+  arguments   its command line
   portspec    -p
   chain       runs the plugins of a list
   describe    the result for people
@@ -148,6 +149,7 @@ commands/       cni-py and cni-py-exec
   runtimes    where runtimes look for plugins
   default_network  the network that install writes
   leftovers   what stays after uninstall; --purge
+  outcome     output of adopt and restore
   adopt       `cni-py adopt`
   adoption    records for what the Go plugins made
   restore     `cni-py restore`

@@ -161,6 +161,7 @@ def settle() -> None:
         try:
             with open(f"/proc/sys/net/{name}", "r+", encoding="ascii") as file:
                 if file.read().strip() != value:
+                    file.seek(0)  # what is written anywhere else the kernel ignores (sysctl_writes_strict)
                     file.write(value)
         except FileNotFoundError:
             if not name.startswith("bridge/"):  # without the module br_netfilter

@@ -1,10 +1,6 @@
 """Build the network of a topology: links, addresses, routes and sysctls, with pyroute2 inside the nodes.
 
-<<<<<<< HEAD
-Every function here but connect() runs in a child that has entered the node (see Node.python).
-=======
 All functions but connect() run in a child that has entered the node (see Node.python).
->>>>>>> cmds
 """
 
 from __future__ import annotations
@@ -19,49 +15,13 @@ if TYPE_CHECKING:
     from topology import Interface, Route
 
 IFA_F_NODAD = 0x02  # linux/if_addr.h
-<<<<<<< HEAD
 
 
 def write_sysctls(settings: dict[str, str]) -> None:
-    """FileNotFoundError for a name this kernel does not have."""
+    """Set sysctls. FileNotFoundError for a name this kernel does not have."""
     for name, value in settings.items():
         with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
             file.write(value)
-=======
-# A new namespace copies IPv4 sysctls from the machine's (devinet_init_net, net/ipv4/devinet.c), so all that matter are set.
-SETTINGS = {
-    "net.ipv4.ip_forward": "0",
-    "net.ipv4.conf.all.rp_filter": "0",
-    "net.ipv4.conf.default.rp_filter": "0",
-    "net.ipv4.conf.all.route_localnet": "0",
-    "net.ipv4.conf.default.route_localnet": "0",
-    "net.ipv4.conf.all.arp_notify": "0",
-    "net.ipv4.conf.default.arp_notify": "0",
-    "net.ipv6.conf.all.forwarding": "0",
-    "net.ipv6.conf.all.disable_ipv6": "0",
-    "net.bridge.bridge-nf-call-iptables": "0",
-    "net.bridge.bridge-nf-call-ip6tables": "0",
-    "net.bridge.bridge-nf-call-arptables": "0",
-}
-
-
-def write_sysctls(settings: dict[str, str]) -> None:
-    """Set sysctls. FileNotFoundError for one that this kernel does not have, except those of br_netfilter."""
-    for name, value in settings.items():
-        try:
-            with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
-                file.write(value)
-        except FileNotFoundError:
-            if not name.startswith("net.bridge."):
-                raise
-
-
-def settle() -> None:
-    """Prepare a new namespace: known sysctls, loopback up."""
-    write_sysctls(SETTINGS)
-    with IPRoute() as ipr:
-        ipr.link("set", index=1, state="up")
->>>>>>> cmds
 
 
 def add_veth(ifname: str, peer: str, peer_netns: int, mtu: int) -> None:
@@ -97,7 +57,6 @@ def configure(interfaces: tuple[Interface, ...], routes: tuple[Route, ...], sysc
 
 
 def connect(lab: Lab) -> None:
-<<<<<<< HEAD
     """Make every segment: a veth between two ends, a switch in a namespace of its own for any other number.
 
     One child does it all, since a fork of a large process is what costs most of a lab.
@@ -111,9 +70,6 @@ def connect(lab: Lab) -> None:
 
 def connect_nodes(lab: Lab) -> None:
     """Called in a child that goes from one node's network to the next."""
-=======
-    """Make every segment: a veth pair for two ends, a bridge in a namespace of its own for any other number."""
->>>>>>> cmds
     for segment in lab.topology.segments:
         ends = [(lab[name], end) for name, end in lab.topology.ends(segment)]
         if len(ends) == 2:

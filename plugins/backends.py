@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cni_py.attachment.engine import Op
 
 
-def in_use(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
+def serving(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
     """CHECK: the backend that has served the attachment, also if the configuration has changed since, or the plugin."""
     record = records.load(call.key, call.plugin)
     for fields in record.ops if record is not None else ():
@@ -41,7 +41,7 @@ def in_use(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
     return "iptables" if concerned(call.kernel, chain) else chosen(asked)
 
 
-def answers(kernel: "Kernel", backend: str) -> None:
+def require(kernel: "Kernel", backend: str) -> None:
     """STATUS: PluginNotAvailable where the backend is not there."""
     try:
         if backend == "iptables":
@@ -77,7 +77,7 @@ def masquerade(addresses: "Iterable[Address]", backend: str) -> "list[Op]":
 def masquerading(call: "Call", addresses: "Iterable[Address]", asked: str) -> "list[Op]":
     """CHECK: the same by the backend that has served the attachment."""
     ops = {"Masquerade": "nftables", "MasqueradeByIptables": "iptables"}
-    return masquerade(addresses, in_use(call, asked, MASQUERADE, ops))
+    return masquerade(addresses, serving(call, asked, MASQUERADE, ops))
 
 
 def for_masquerading(asked: str) -> str:
@@ -135,7 +135,7 @@ def sweep_masquerading(call: "Call") -> None:
         goplugins.sweep_masquerading(call.conf.name, set(map(goplugins.mark_of, valid)))
 
 
-def oust_strangers(call: "Call", addresses: "Iterable[Address]") -> None:
+def take_out_unrecorded(call: "Call", addresses: "Iterable[Address]") -> None:
     """ADD that publishes nothing: take out what still leads to the addresses under the name of another attachment.
 
     The index of published ports knows of the Go plugins' chains only what there was when it was made.
@@ -146,7 +146,7 @@ def oust_strangers(call: "Call", addresses: "Iterable[Address]") -> None:
         from cni_py.ports import by_iptables
 
         try:
-            by_iptables.take_out_strangers(call.kernel, families, packed)
+            by_iptables.take_out_unrecorded_of(call.kernel, families, packed)
         except CniError as error:  # nothing is published: no reason not to connect the container
             warn(f"ports that earlier containers published may lead to {call.key.label}: {error}")
 

@@ -116,9 +116,9 @@ def status(call: Call) -> None:
     if link is not None and link.kind != "bridge":
         raise PluginNotAvailable(f'"{name}" already exists but is not a bridge', "rename it or the network's bridge")
     if boolean(conf, "ipMasq"):
-        backends.answers(call.kernel, backend.chosen(string(conf, "ipMasqBackend")))
+        backends.require(call.kernel, backend.chosen(string(conf, "ipMasqBackend")))
     if boolean(conf, "macspoofchk"):
-        backends.answers(call.kernel, "nftables")
+        backends.require(call.kernel, "nftables")
 
 
 PLUGIN = Plugin("bridge", add=add, delete=delete, check=check, gc=gc, status=status)

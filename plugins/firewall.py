@@ -230,7 +230,7 @@ def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     conf = FirewallConf(call)
     conf.refuse_firewalld()
-    backends.answers(call.kernel, conf.backend)
+    backends.require(call.kernel, conf.backend)
 
 
 PLUGIN = Plugin(

@@ -67,11 +67,8 @@ def add(call: Call) -> "Result":
     call.hand_out([address.packed for address in addresses])
     say_what_lacks(conf, addresses)
     if not steps:
-        backends.oust_strangers(call, addresses)
+        backends.take_out_unrecorded(call, addresses)
     else:
-        for step in steps:
-            if isinstance(step, publish.PublishPorts):
-                chains.make_room(call, step.ports)
         call.begin()
         call.apply(steps)
     return conf.prev_result
@@ -125,7 +122,7 @@ def check(call: Call) -> None:
     if conf.prev_result is None:
         raise InvalidNetworkConfig("Required prevResult missing")
     ops = {"PublishPorts": "nftables", "PublishByIptables": "iptables"}
-    conf.asked_backend = backends.in_use(call, conf.asked_backend, names.PUBLISH, ops)
+    conf.asked_backend = backends.serving(call, conf.asked_backend, names.PUBLISH, ops)
     if conf.has_random:
         from cni_py.ports import random_ports
 
@@ -158,9 +155,9 @@ def sweep_elements(call: Call) -> None:
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     if netconf.string(call.conf.raw, "userlandProxy") == "always":
-        relay.answers()
+        relay.require()
     else:
-        backends.answers(call.kernel, backend.chosen(PortmapConf(call.conf).asked_backend))
+        backends.require(call.kernel, backend.chosen(PortmapConf(call.conf).asked_backend))
 
 
 PLUGIN = Plugin("portmap", add=add, delete=delete, check=check, gc=gc, status=status)

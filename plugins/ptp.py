@@ -197,7 +197,7 @@ def status(call: Call) -> None:
     conf.check_add()
     ask_ipam(call, "STATUS")
     if conf.masquerade:
-        backends.answers(call.kernel, conf.backend)
+        backends.require(call.kernel, conf.backend)
 
 
 PLUGIN = Plugin("ptp", add=add, delete=delete, check=check, gc=gc, status=status)

@@ -106,7 +106,7 @@ MAY_LOAD = {
 MESSAGES_MAX = {  # of netlink, for a dual-stack network with ipMasq and two published ports
     ("ADD", "bridge"): 40,
     ("DEL", "bridge"): 15,
-    ("ADD", "portmap"): 20,
+    ("ADD", "portmap"): 24,  # four of them dumps of ranges, for each protocol and family
     ("DEL", "portmap"): 22,
     ("ADD", "firewall"): 12,
     ("DEL", "firewall"): 12,

@@ -1,24 +1,24 @@
 """Publish ports by iptables, for those who asked for that backend."""
 
 from cni_py.addr import Address, by_family, parse_ip
-from cni_py.attachment import holders, naming, records
+from cni_py.attachment import naming, records
 from cni_py.attachment.engine import Op
-from cni_py.errors import InvalidNetworkConfig, PortInUse, warn
+from cni_py.errors import InvalidNetworkConfig, warn
 from cni_py.iptables import masquerade_rules, tool
 from cni_py.iptables.masquerade import Siblings, own_chain, own_label, records_of, siblings
 from cni_py.iptables.names import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PUBLISH, chain_name, concerned
 from cni_py.iptables.tool import Rules
 from cni_py.kernel.nf_tables import NftUnavailable, ifname_key
 from cni_py.kernel.xtables import NAT, is_chain_name
-from cni_py.ports import claims, host_clients, iptables_rules
+from cni_py.ports import claims, conflicts, host_clients, iptables_rules
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.iptables_rules import Publication, parse_ports
-from cni_py.ports.mapping import mappings
+from cni_py.ports.mapping import entries_of, mappings
 from cni_py.ports.publish import WHOSE, sweep_ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
@@ -49,7 +49,7 @@ class PublishByIptables(Op):
     restorable = True
 
     def validate(self) -> None:
-        parse_ports(self.ports)  # ValueError
+        parse_ports(self.ports.split(", "))  # ValueError
         by_family(self.addresses)
         for text in (self.conditions4, self.conditions6):
             iptables_rules.words_of(text)
@@ -68,7 +68,7 @@ class PublishByIptables(Op):
 
     def publications(self, key: "Attachment") -> dict[int, Publication]:
         """By family."""
-        ports = parse_ports(self.ports)
+        ports = parse_ports(self.ports.split(", "))
         return {
             family: Publication(
                 own_label(key),
@@ -94,8 +94,8 @@ class PublishByIptables(Op):
 
         def decide(rules: Rules) -> None:
             publication = found[rules.family]
-            gone.extend(oust_dead_holders(rules, publication.mappings, kernel.key, strangers=True))
-            gone.extend(oust_strangers(rules, {publication.address.packed}, kernel.key))
+            gone.extend(take_out_dead(rules, publication.mappings, kernel.key, strangers=True))
+            gone.extend(take_out_unrecorded(rules, {publication.address.packed}, kernel.key))
             publication.make(rules, staying.__contains__)
 
         changed = tool.change(found, (NAT,), decide)
@@ -144,32 +144,28 @@ class OpenLoopback(host_clients.AllowLoopbackClients):
         return differs if ours else None
 
 
-def oust_dead_holders(
+def take_out_dead(
     rules: Rules, mappings: "Iterable[Mapping]", key: "Attachment", *, strangers: bool
 ) -> "list[Mapping]":
-    """PortInUse when another container publishes a port of the mappings, unless it is provably dead: then its rules go.
+    """Raise PortInUse if another live container publishes one of these ports. Rules of a dead one are removed.
 
-    One without a record may be dead or alive: `strangers` says whether it counts. A container never conflicts with itself:
-    runtimes give all its networks the same mappings, and the first serves. Returns what went.
+    A container without a record may be dead or alive: `strangers` says whether it counts. Returns the mappings removed.
     """
     gone: list[Mapping] = []
-    for mapping, other, entry in iptables_rules.conflicts(rules, mappings, own_chain(key, PUBLISH)):
+    for mapping, other, entry in iptables_rules.conflicting(rules, mappings, own_chain(key, PUBLISH)):
         network, container_id = masquerade_rules.label_in(entry)
         if container_id == key.container_id or not rules.has_chain(NAT, entry[-1]):
             continue
         known = records_of(network, container_id, PORTMAP)
-        if known and all(map(holders.is_dead, known)):
+        if known and conflicts.standing(known, key.container_id) == conflicts.FREE:
             gone += iptables_rules.withdraw(rules, entry[-1], lambda _: False)
         elif known or strangers:
             holder = f"{network}/{container_id}" if network else f"chain {entry[-1]}"
-            port = f"{other.first}/{other.protocol}"
-            raise PortInUse(
-                f"host port {port} is in use by {holder}", f"wanted on {str(mapping).split(' ')[1]}, by iptables"
-            )
+            raise conflicts.refusal(mapping, max(mapping.first, other.first), holder, ", by iptables")
     return gone
 
 
-def oust_strangers(rules: Rules, addresses: set[bytes], key: "Attachment") -> "list[Mapping]":
+def take_out_unrecorded(rules: Rules, addresses: set[bytes], key: "Attachment") -> "list[Mapping]":
     """Take out what leads to the addresses of this attachment under the name of another of which nothing is recorded.
 
     Returns what went.
@@ -186,25 +182,25 @@ def oust_strangers(rules: Rules, addresses: set[bytes], key: "Attachment") -> "l
     return gone
 
 
-def take_out_strangers(kernel: "Kernel", families: "Iterable[int]", addresses: set[bytes]) -> None:
-    """oust_strangers() alone."""
+def take_out_unrecorded_of(kernel: "Kernel", families: "Iterable[int]", addresses: set[bytes]) -> None:
+    """take_out_unrecorded() alone."""
     gone: list[Mapping] = []
-    tool.change(families, (NAT,), lambda rules: gone.extend(oust_strangers(rules, addresses, kernel.key)))
+    tool.change(families, (NAT,), lambda rules: gone.extend(take_out_unrecorded(rules, addresses, kernel.key)))
     forget_flows(kernel, gone, added=False)
 
 
-def make_room(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
-    """What portmap's other backend asks before it publishes: PortInUse when iptables does for a container that is alive.
+def clear_ports(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
+    """Before nftables publishes: raise PortInUse if iptables publishes one of the ports for another live container.
 
-    What a container of which nothing is known has left is no reason to refuse.
+    Rules of dead containers, and of those without a record that lead to the same addresses, are removed.
     """
     families = [family for family in concerned(kernel, ENTRIES) if any(one.family == family for one in wanted)]
     gone: list[Mapping] = []
 
     def decide(rules: Rules) -> None:
         ours = [one for one in wanted if one.family == rules.family]
-        gone.extend(oust_dead_holders(rules, ours, kernel.key, strangers=False))
-        gone.extend(oust_strangers(rules, {one.container_ip for one in ours}, kernel.key))
+        gone.extend(take_out_dead(rules, ours, kernel.key, strangers=False))
+        gone.extend(take_out_unrecorded(rules, {one.container_ip for one in ours}, kernel.key))
 
     tool.change(families, (NAT,), decide)
     forget_flows(kernel, gone, added=False)
@@ -288,7 +284,7 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
     if conf.mark_chain and not is_chain_name(conf.mark_chain):
         raise InvalidNetworkConfig(f'not the name of a chain: externalSetMarkChain "{conf.mark_chain}"')
     mappings(conf, addresses)  # what contradicts itself is refused with either backend
-    ports = list(map(port_of, conf.entries))
+    ports = [port for entry in entries_of(conf) for port in ports_of(entry)]
     if not ports or not addresses:
         return []
     publication = PublishByIptables(
@@ -303,7 +299,8 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
     return [publication]
 
 
-def port_of(entry: "Entry") -> iptables_rules.Port:
-    """What a port mapping means."""
+def ports_of(entry: "Entry") -> "Iterator[iptables_rules.Port]":
+    """What an entry means. A rule for several ports leaves them as they are: only then it serves a row of them."""
     host_ip = parse_ip(entry.host_ip) if entry.host_ip else None
-    return iptables_rules.Port(entry.protocol.lower(), host_ip, entry.host_port, entry.container_port)
+    for one in [entry] if entry.host_port == entry.container_port else entry.apart():
+        yield iptables_rules.Port(one.protocol.lower(), host_ip, one.host_port, one.container_port, one.count)

@@ -20,22 +20,22 @@ from cni_py.kernel.xtables import NFPROTO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cni_py.attachment.call import Call
     from cni_py.attachment.context import Kernel
+    from cni_py.ports.mapping import Mapping
 
 
 # Published ports
 
 
-def make_room(call: "Call", ports: str) -> None:
-    """ADD by nftables: PortInUse when iptables publishes one of the ports for another container that is known to live."""
-    if concerned(call.kernel, ENTRIES):
+def clear_ports(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
+    """ADD by nftables: PortInUse if iptables publishes one of the ports for another container that is known to live."""
+    if concerned(kernel, ENTRIES):
         from cni_py.ports import by_iptables
-        from cni_py.ports.mapping import parse_mappings
 
-        by_iptables.make_room(call.kernel, parse_mappings(ports))
+        by_iptables.clear_ports(kernel, wanted)
 
 
 def forget_ports(call: "Call") -> None:

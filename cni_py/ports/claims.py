@@ -359,10 +359,13 @@ def evict(draft: Draft, hexed: str) -> None:
             for element in _marked(draft, set_name, hexed):
                 draft.remove(set_name, element.key)
         for protocol in PROTOCOLS:
-            set_name = f"range{family}_{protocol}"
-            for one in draft.intervals(set_name):
-                if one.element.comment[:HEX] == hexed:
-                    draft.remove_interval(set_name, one)
+            _evict_intervals(draft, f"range{family}_{protocol}", hexed)
+
+
+def _evict_intervals(draft: Draft, set_name: str, hexed: str) -> None:
+    for one in draft.intervals(set_name):
+        if one.element.comment[:HEX] == hexed:
+            draft.remove_interval(set_name, one)
 
 
 def holders_in(draft: Draft, network: str) -> set[str]:

@@ -1,13 +1,14 @@
 """The rules in iptables' nat table that publish a container's ports, by value."""
 
-from cni_py.addr import Address, parse_address, parse_ip
+from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.iptables.masquerade_rules import in_subnet, said, value_of
 from cni_py.iptables.names import ENTRIES, POSTROUTING
 from cni_py.iptables.tool import quote, split
 from cni_py.kernel.xtables import NAME_CHARACTERS, NAT
 from cni_py.ports.config import PORT_MAX
-from cni_py.ports.mapping import PROTOCOLS, Mapping, bracketed
+from cni_py.ports.conflicts import meet
+from cni_py.ports.mapping import PROTOCOLS, ByPort, Mapping, bracketed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,39 +59,58 @@ REFUSED_OPTIONS = (
 
 
 class Port:
-    """A host port and the container's it leads to. `host_ip` None: of both families; all zeros: any address of its own."""
+    """A host port, or `count` in a row, and the first of the container's. `host_ip` None: of both families; all zeros: any
+    address of its own.
+    """
 
-    __slots__ = ("container_port", "host_ip", "host_port", "protocol")
+    __slots__ = ("container_port", "count", "host_ip", "host_port", "protocol")
 
-    def __init__(self, protocol: str, host_ip: bytes | None, host_port: int, container_port: int) -> None:
+    def __init__(
+        self, protocol: str, host_ip: bytes | None, host_port: int, container_port: int, count: int = 1
+    ) -> None:
         self.protocol = protocol
         self.host_ip = host_ip
         self.host_port = host_port
         self.container_port = container_port
+        self.count = count
 
     def __str__(self) -> str:
         at = f"{bracketed(self.host_ip)}:" if self.host_ip is not None else ""
-        return f"{self.protocol} {at}{self.host_port} to {self.container_port}"
+        return f"{self.protocol} {at}{_span(self.host_port, self.count)} to {_span(self.container_port, self.count)}"
 
     def mapping(self, address: Address) -> Mapping | None:
         """What it means for a container with that address; None in the other family."""
         if self.host_ip is not None and len(self.host_ip) != len(address.packed):
             return None
         host_ip = self.host_ip if self.host_ip is not None and any(self.host_ip) else None
-        return Mapping(self.protocol, host_ip, self.host_port, address.packed, self.container_port)
+        last = self.host_port + self.count - 1
+        return Mapping(self.protocol, host_ip, self.host_port, address.packed, self.container_port, last)
 
 
-def parse_ports(text: str) -> list[Port]:
-    """The ports in the text that str() made of them, joined with ", ". ValueError when it was not."""
+def _span(first: int, count: int, dash: str = "-") -> str:
+    """80, or 8000-8999; iptables has a colon for the dash."""
+    return f"{first}{dash}{first + count - 1}" if count > 1 else str(first)
+
+
+def parse_ports(texts: "Iterable[str]") -> list[Port]:
+    """The ports in the texts that str() made of them. ValueError when it was not."""
     found = []
-    for part in text.split(", "):
-        protocol, at, to, inside = part.split(" ")
+    for text in texts:
+        protocol, at, to, inside = text.split(" ")
         ip, colon, outside = at.rpartition(":")
-        port = Port(protocol, parse_ip(ip.strip("[]")) if colon else None, int(outside), int(inside))
-        if protocol not in PROTOCOLS or to != "to" or not all(0 < n <= PORT_MAX for n in (port.host_port, int(inside))):
-            raise ValueError(f"not a published port: {part}")
+        (first, last), (to_first, to_last) = ([int(number) for number in _ends(span)] for span in (outside, inside))
+        port = Port(protocol, parse_ip(ip.strip("[]")) if colon else None, first, to_first, last - first + 1)
+        numbers = 0 < first <= last <= PORT_MAX and to_first > 0 and to_last - to_first == last - first
+        if protocol not in PROTOCOLS or to != "to" or not numbers or to_last > PORT_MAX:
+            raise ValueError(f"not a published port: {text}")
         found.append(port)
     return found
+
+
+def _ends(span: str, dash: str = "-") -> tuple[str, str]:
+    """First and last number of a span."""
+    first, _, last = span.partition(dash)
+    return first, last or first
 
 
 class Publication:
@@ -142,10 +162,12 @@ class Publication:
     def entries(self) -> "Iterator[Rule]":
         """What leads into the attachment's chain, but for the conditions."""
         for protocol in sorted({port.protocol for port in self.ports}):
-            numbers = list(dict.fromkeys(str(port.host_port) for port in self.ports if port.protocol == protocol))
-            for start in range(0, len(numbers), PORTS_MAX):
-                listed = ",".join(numbers[start : start + PORTS_MAX])
-                yield ("-p", protocol, *said(self.comment), "-m", "multiport", "--dports", listed)
+            ours = [port for port in self.ports if port.protocol == protocol]
+            numbers = list(dict.fromkeys(str(port.host_port) for port in ours if port.count == 1))
+            listed = [",".join(numbers[start : start + PORTS_MAX]) for start in range(0, len(numbers), PORTS_MAX)]
+            listed += dict.fromkeys(_span(port.host_port, port.count, ":") for port in ours if port.count > 1)
+            for ports in listed:
+                yield ("-p", protocol, *said(self.comment), "-m", "multiport", "--dports", ports)
 
     def own(self) -> "list[Rule]":
         """The attachment's chain."""
@@ -153,10 +175,11 @@ class Publication:
         return list(dict.fromkeys(found))
 
     def of_mapping(self, mapping: Mapping) -> "Iterator[Rule]":
-        """Its rules: who must be masqueraded, then where it leads."""
+        """Its rules: who must be masqueraded, then where it leads. Of several ports each stays as it is."""
         protocol = mapping.protocol
         at = ("-d", str(Address(mapping.host_ip, 0).host())) if mapping.host_ip is not None else ()
-        words = (*at, "-p", protocol, "-m", protocol, "--dport", str(mapping.first))
+        ports = _span(mapping.first, len(mapping.ports), ":")
+        words = (*at, "-p", protocol, "-m", protocol, "--dport", ports)
         to_mark = (*words, "-j", self.mark_chain or SETMARK)
         if self.clients == "all":
             yield to_mark
@@ -165,6 +188,8 @@ class Publication:
             if mapping.family == 4:
                 yield ("-s", "127.0.0.1/32", *to_mark)
         target = f"{bracketed(mapping.container_ip)}:{mapping.container_port}"
+        if mapping.first < mapping.last:
+            target = ip_text(mapping.container_ip)
         yield (*words, "-j", "DNAT", "--to-destination", target)
 
     def make(self, rules: "Rules", stays: "Callable[[bytes], bool]") -> None:
@@ -193,18 +218,23 @@ class Publication:
             rules.remove(NAT, ENTRIES, lambda rule: rule[-1] == self.chain and value_of(rule, "--dports") in same)
         if not stay:
             rules.remove(NAT, ENTRIES, lambda rule: rule[-1] == self.chain and rule not in wanted)
+        there = set(rules.chains[NAT, ENTRIES])
         for rule in wanted:
-            rules.ensure(NAT, ENTRIES, rule)
+            if rule not in there:
+                rules.ensure(NAT, ENTRIES, rule)
 
     def lacking(self, rules: "Rules") -> str:
         """The first rule that is not there, "" when all are."""
-        needed = [(chain, rule) for chain, rule, _ in self.shared()] + [(self.chain, rule) for rule in self.own()]
-        for chain, rule in needed:
-            if not rules.has(NAT, chain, rule):
+        there = set(rules.chains.get((NAT, self.chain), ()))
+        for chain, rule in [(chain, rule) for chain, rule, _ in self.shared()] + [
+            (self.chain, one) for one in self.own()
+        ]:
+            if rule not in there if chain == self.chain else not rules.has(NAT, chain, rule):
                 return f"-A {chain} {' '.join(map(quote, rule))}"
-        leading = [rule for rule in rules.chains.get((NAT, ENTRIES), ()) if rule[-1] == self.chain]
+        leading = [rule for rule in rules.chains.get((NAT, ENTRIES), ()) if rule[-1] == self.chain and "-p" in rule]
+        heads = {rule[rule.index("-p") :][: len(entry)] for entry in self.entries() for rule in leading}
         for entry in self.entries():
-            if not any(rule[rule.index("-p") :][: len(entry)] == entry for rule in leading if "-p" in rule):
+            if entry not in heads:
                 return f"-A {ENTRIES} {' '.join(map(quote, entry))} -j {self.chain}"
         return ""
 
@@ -227,13 +257,20 @@ def match_of(rule: "Rule") -> tuple[str, str, str]:
 
 def mapping_of(rule: "Rule") -> Mapping | None:
     """Where a rule of an attachment's chain leads; None for one that leads nowhere, or is not like ours."""
-    at, protocol, port = match_of(rule)
-    ip, _, inside = value_of(rule, "--to-destination").rpartition(":")
+    at, protocol, ports = match_of(rule)
+    target = value_of(rule, "--to-destination")
+    first, last = _ends(ports, ":")
+    ip, inside = (target, first) if first != last else _address_and_port(target)
     try:
         host_ip = parse_address(at).packed if at else None
-        return Mapping(protocol, host_ip, int(port), parse_ip(ip.strip("[]")), int(inside))
+        return Mapping(protocol, host_ip, int(first), parse_ip(ip), int(inside), int(last))
     except ValueError:
         return None
+
+
+def _address_and_port(target: str) -> tuple[str, str]:
+    ip, _, port = target.rpartition(":")
+    return ip.strip("[]"), port
 
 
 def withdraw(rules: "Rules", chain: str, stays: "Callable[[bytes], bool]") -> list[Mapping]:
@@ -248,23 +285,22 @@ def withdraw(rules: "Rules", chain: str, stays: "Callable[[bytes], bool]") -> li
     return [mapping for mapping in gone if mapping is not None]
 
 
-def conflicts(rules: "Rules", mappings: "Iterable[Mapping]", chain: str) -> "Iterator[tuple[Mapping, Mapping, Rule]]":
+def conflicting(rules: "Rules", mappings: "Iterable[Mapping]", chain: str) -> "Iterator[tuple[Mapping, Mapping, Rule]]":
     """Which of the mappings has a port, as bind(2) sees it, that another attachment than the chain's publishes.
 
     Each with the other's mapping, and with what leads to its chain.
     """
-    wanted: dict[tuple[str, int], list[Mapping]] = {}
-    for mapping in mappings:
-        for port in mapping.ports:
-            wanted.setdefault((mapping.protocol, port), []).append(mapping)
+    wanted = ByPort(mappings)
     for entry in list(rules.chains.get((NAT, ENTRIES), ())):
-        protocol, numbers = value_of(entry, "-p"), value_of(entry, "--dports").split(",")
-        if entry[-1] == chain or not any(number.isdigit() and (protocol, int(number)) in wanted for number in numbers):
+        protocol, spans = value_of(entry, "-p"), value_of(entry, "--dports").split(",")
+        ends = [_ends(span, ":") for span in spans]
+        ports = [(int(first), int(last)) for first, last in ends if first.isdigit() and last.isdigit()]
+        if entry[-1] == chain or not any(wanted.having(protocol, *span) for span in ports):
             continue
         found = map(mapping_of, rules.chains.get((NAT, entry[-1]), ()))
         for other in [led for led in found if led is not None]:
-            for mapping in wanted.get((other.protocol, other.first), ()):
-                if other.host_ip == mapping.host_ip or None in (other.host_ip, mapping.host_ip):
+            for mapping in wanted.having(other.protocol, other.first, other.last):
+                if meet(mapping, other):
                     yield mapping, other, entry
 
 

@@ -9,7 +9,7 @@ from cni_py.errors import CniError, InvalidNetworkConfig, os_error, warn
 from cni_py.kernel.nf_tables import Element, NftUnavailable
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import SHOWN_MAX, commit, put, take
-from cni_py.ports import claims, successors
+from cni_py.ports import chains, claims, successors
 from cni_py.ports.claims import Claimant
 from cni_py.ports.config import condition_id, vetted
 from cni_py.ports.draft import Draft
@@ -127,6 +127,7 @@ class PublishPorts(Op):
 
     def apply(self, kernel: "Kernel") -> bool:
         mappings = parse_mappings(self.ports)
+        chains.clear_ports(kernel, mappings)
         with nftables_lock():
             ruleset.ensure_table(kernel.nft)
             draft = Draft(kernel.nft, blind=True)

@@ -125,7 +125,7 @@ def recorded(call: "Call", conf: PortmapConf) -> None:
 def told(conf: PortmapConf) -> list[Object]:
     """For the result: all mappings, as runtimeConfig.portMappings has them."""
     found = []
-    for entry in [one for entry in conf.entries for one in entry.apart()]:
+    for entry in [one for several in conf.entries for one in several.apart()]:
         one = Object([("hostPort", entry.host_port), ("containerPort", entry.container_port)])
         one["protocol"] = entry.protocol.lower()
         if entry.host_ip:
@@ -225,7 +225,7 @@ class Search:
             from cni_py.ports import by_iptables
 
             ours = [one for one in wanted if one.family == family]
-            by_iptables.oust_dead_holders(tool.Rules.read(family, "nat"), ours, self._call.key, strangers=True)
+            by_iptables.take_out_dead(tool.Rules.read(family, "nat"), ours, self._call.key, strangers=True)
 
 
 def random_ports() -> "Iterator[int]":

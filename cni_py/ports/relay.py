@@ -269,7 +269,7 @@ class RelayPorts(Op):
             asked = _as_before(asked)  # or the service is of another version
             notes, refusal = service.publish(asked, may_fail=not self.required), None
         if notes or (refusal is not None and refusal.kind == "in-use"):
-            asked, changed = make_room(service, asked, key)
+            asked, changed = clear_or_wait(service, asked, key)
             if changed:
                 notes = service.publish(asked, may_fail=not self.required) if asked else []
                 refusal = None
@@ -328,24 +328,26 @@ def needs_relay(mapping: "Object | dict[str, Encodable]") -> bool:
     return not any((":" in text) == inside and is_for_nat(parse_ip(text)) for text in texts)
 
 
-def make_room(
+def clear_or_wait(
     service: Service, asked: "list[dict[str, Encodable]]", key: "Attachment"
 ) -> "tuple[list[dict[str, Encodable]], bool]":
-    """Withdraw what dead attachments hold of these ports, and wait for those that another network of the container has.
+    """Remove the mappings of dead attachments that have some of these ports; wait for what another network of the container has.
 
     Returns what is left to ask for, and whether it makes sense to ask again.
     """
+    from cni_py.ports import conflicts
+
     dead: set[str] = set()
     waited = False
     for held in service.mappings():
         hexed = owner_of(held)
         overlapping = [one for one in asked if _overlap(held, one)] if hexed not in ("", key.hex, *dead) else []
-        record = holders.record_of(hexed) if overlapping else None
         if not overlapping:
             continue
-        if record is None or holders.is_dead(record):
+        standing = conflicts.standing([holders.record_of(hexed)], key.container_id)
+        if standing == conflicts.FREE:
             dead.add(hexed)
-        elif record.key.container_id == key.container_id:
+        elif standing == conflicts.OWN:
             asked = [one for one in asked if one not in overlapping]
             waited = True
             with nftables_lock():
@@ -407,7 +409,7 @@ def forget(hexed: str) -> None:
             service.remove(hexed)
 
 
-def answers() -> None:
+def require() -> None:
     """STATUS. PluginNotAvailable when no service is there."""
     service = Service.connect(AUTO_S)
     if service is None:

@@ -1,6 +1,6 @@
-"""The command `portfwd`: its command line, what it prints, and `portfwd run`.
+"""The command `portfwd`: its command line, its output, and `portfwd run`. `command` is the entry point.
 
-Floor 6 of 6, beside docker. Imports service, relay, netns and the modules at the top of portfwd.
+Floor 6 of 6. May import: service, relay, steering, netns, base.
 """
 
 

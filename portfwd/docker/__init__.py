@@ -1,5 +1,6 @@
-"""portfwd-docker-proxy: what dockerd starts for each published port.
+"""portfwd-docker-proxy: the program that dockerd starts for each published port.
 
-Floor 6 of 6, beside cli. Imports relay, netns and the modules at the top of portfwd, and those late: handing a port to the
-service needs none of them.
+It imports late: passing a port to the service needs none of the relay.
+
+Floor 6 of 6. May import: service, relay, steering, netns, base.
 """

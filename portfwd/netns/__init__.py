@@ -1,4 +1,4 @@
-"""Sockets in other network namespaces, and which of them lead back here.
+"""Sockets in other network namespaces (`sockets`), and sockets to targets, by which a loop is noticed (`legs`).
 
-Floor 2 of 6. Imports the modules at the top of portfwd alone.
+Floor 2 of 6. May import: base.
 """

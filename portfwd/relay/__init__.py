@@ -1,5 +1,7 @@
-"""The relay of one process: mappings, their listeners, TCP connections and UDP flows.
+"""The relay of one process: mappings (`publish`), their listeners, TCP connections (`tcp`) and UDP flows (`udp`).
 
-Floor 4 of 6. Imports steering, netns and the modules at the top of portfwd. It knows no service, no disk and no command line.
-Where a port conflict is decided: claims.py (mappings), bind.py (bind(2)), holders.py (who has the port).
+Knows no service, no files and no command line. A port conflict is decided in `claims` (another mapping) and `bind` (bind(2));
+`holders` finds out who has the port.
+
+Floor 4 of 6. May import: steering, netns, base.
 """

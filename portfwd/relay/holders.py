@@ -17,13 +17,9 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cni_py.kernel import processes, procnet, sock_diag
 from portfwd.relay.claims import conflict
-
-if TYPE_CHECKING:
-    from cni_py.kernel.nf_tables import Nft
 
 NOBODY = "somebody who has just gone"
 TCP_LISTEN = sock_diag.TCP_LISTEN

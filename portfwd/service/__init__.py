@@ -1,4 +1,6 @@
-"""`portfwd serve`: the process around the relay: control socket, mappings on disk, owners, its successor, systemd.
+"""`portfwd serve`: the process around the relay, with its control socket, its files, its successor and systemd.
 
-Floor 5 of 6. Imports relay, steering, netns and the modules at the top of portfwd. client.py is the commands' side of the socket.
+`serve` is the process, `registry` has its mappings. `client` is the commands' side of the control socket.
+
+Floor 5 of 6. May import: relay, steering, netns, base.
 """

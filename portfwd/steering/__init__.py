@@ -1,4 +1,6 @@
-"""Many ports, one socket: the BPF program (sk_lookup), and the ports that the kernel shall choose for nobody.
+"""Many ports with one socket: the BPF program (sk_lookup), and the sysctl that keeps the ports from the kernel's own choice.
 
-Floor 3 of 6. Imports the modules at the top of portfwd alone. The relay uses it where the kernel lets it; `portfwd run` does not.
+The relay uses it where the kernel permits it; `portfwd run` does not use it.
+
+Floor 3 of 6. May import: netns, base.
 """

@@ -26,9 +26,10 @@ class Pod(Network):
         return self.plugins.run(self.lab, verb, "portmap", conf, "c1")
 
 
-@pytest.fixture
-def pod(lab: Lab, plugins: Plugins) -> Pod:
-    network = Pod(lab, plugins)
+@pytest.fixture(scope="module")
+def pod(shared_lab: Lab, plugins: Plugins) -> Pod:
+    """The same for all tests: each takes back what it publishes."""
+    network = Pod(shared_lab, plugins)
     network.attach("c1")
     return network
 
@@ -65,10 +66,10 @@ def test_an_annotation_that_cannot_be_meant_fails_add_and_no_del(pod: Pod, text:
     assert time.monotonic() - began < SOON_S
 
 
-def test_an_annotation_that_changes_for_the_worse_keeps_no_port(pod: Pod, lab: Lab) -> None:
+def test_an_annotation_that_changes_for_the_worse_keeps_no_port(pod: Pod) -> None:
     assert pod.call("ADD", annotated(json.dumps({"8080/tcp": {"allow": ["0.0.0.0/0"]}}))).status == 0
     assert pod.call("DEL", annotated("{")).status == 0
-    assert "8080" not in lab["host"].run(["nft", "list", "ruleset"], check=True).stdout
+    assert "8080" not in pod.lab["host"].run(["nft", "list", "ruleset"], check=True).stdout
 
 
 def test_as_many_networks_as_are_possible_are_served_in_time(pod: Pod) -> None:
@@ -129,3 +130,4 @@ def test_what_nat_cannot_serve_is_said(pod: Pod, use: str) -> None:
     assert "8080/tcp on ::1" in outcome.stderr
     for host_ip in ("", "0.0.0.0", "::", "127.0.0.1"):
         assert pod.call("ADD", {"portMappings": [{**WEB, "hostIP": host_ip}]}, userlandProxy=use).stderr == ""
+    assert pod.call("DEL", {"portMappings": [WEB]}).status == 0

@@ -22,6 +22,12 @@ ROUTES = [{"dst": "0.0.0.0/0"}, {"dst": "fd00:9::/64", "gw": "fd00:1:2::9"}]
 DNS = {"nameservers": ["10.1.2.53"], "domain": "example.test", "search": ["a.test"], "options": ["ndots:2"]}
 
 
+@pytest.fixture(scope="module")
+def lab(shared_lab: Lab) -> Lab:
+    """The same for all tests: the plugin changes nothing on its host."""
+    return shared_lab
+
+
 def conf(ipam: Mapping[str, object], version: str = "1.0.0", **keys: object) -> Conf:
     return {"cniVersion": version, "name": "net1", "type": "bridge", "ipam": {"type": "static", **ipam}, **keys}
 

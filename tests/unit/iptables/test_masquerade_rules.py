@@ -24,7 +24,14 @@ def publication(
     ports: str, address: Address = MINE, chain: str = CHAIN, label: str = LABEL, conditions: Sequence[str] = ()
 ) -> Publication:
     return Publication(
-        label, chain, address, parse_ports(ports), clients="subnet", mark=0x2000, mark_chain="", conditions=conditions
+        label,
+        chain,
+        address,
+        parse_ports(ports.split(", ")),
+        clients="subnet",
+        mark=0x2000,
+        mark_chain="",
+        conditions=conditions,
     )
 
 
@@ -117,7 +124,7 @@ def test_the_last_address_takes_the_chain_along_and_no_other_does() -> None:
 
 def test_ports_are_the_same_after_their_text_was_read() -> None:
     text = "tcp 8080 to 80, udp 127.0.0.1:53 to 53, tcp [::]:1 to 65535"
-    assert ", ".join(map(str, parse_ports(text))) == text
+    assert ", ".join(map(str, parse_ports(text.split(", ")))) == text
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,7 @@ def test_ports_are_the_same_after_their_text_was_read() -> None:
 )
 def test_a_damaged_text_is_no_ports(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        parse_ports(text)
+        parse_ports(text.split(", "))
 
 
 def test_at_most_fifteen_ports_share_an_entry_by_protocol() -> None:
@@ -199,9 +206,9 @@ def test_ports_meet_as_bind_sees_them(host_ip: str, protocol: str, *, meets: boo
     rules = Rules(4, BASE)
     publication("tcp 127.0.0.1:8080 to 80, tcp 8081 to 80").make(rules, nobody)
     wanted = publication(f"{protocol} {host_ip}8080 to 80", OTHER, "CNI-DN-other", masquerade_rules.label("net2", "c2"))
-    found = list(iptables_rules.conflicts(rules, wanted.mappings, wanted.chain))
+    found = list(iptables_rules.conflicting(rules, wanted.mappings, wanted.chain))
     assert [masquerade_rules.label_in(entry) for *_, entry in found] == ([("net1", "c1")] if meets else [])
-    assert not list(iptables_rules.conflicts(rules, wanted.mappings, CHAIN))  # its own
+    assert not list(iptables_rules.conflicting(rules, wanted.mappings, CHAIN))  # its own
 
 
 def test_an_entry_is_found_where_iptables_prints_conditions_before_it() -> None:
