@@ -6,6 +6,10 @@ bytes, as with Go's To4(); so the length is the family everywhere.
 
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MAPPED = b"\0" * 10 + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 HEX = frozenset("0123456789abcdefABCDEF")
 
@@ -116,10 +120,10 @@ def parse_address(text: str) -> Address:
     return Address(packed, prefixlen)
 
 
-def by_family(addresses: str) -> dict[int, list[Address]]:
-    """The addresses in "192.0.2.2/24 2001:db8::2/64", by family. ValueError."""
+def by_family(texts: "Iterable[str]") -> dict[int, list[Address]]:
+    """The addresses in ["192.0.2.2/24", "2001:db8::2/64"], by family, 4 and 6. ValueError."""
     found: dict[int, list[Address]] = {}
-    for text in addresses.split():
+    for text in texts:
         address = parse_address(text)
         found.setdefault(address.family, []).append(address)
     return found

@@ -68,7 +68,7 @@ def masquerade(addresses: "Iterable[Address]", backend: str) -> "list[Op]":
     if backend == "iptables":
         from cni_py.iptables.masquerade import MasqueradeByIptables
 
-        return [MasqueradeByIptables(addresses=" ".join(map(str, addresses)))]
+        return [MasqueradeByIptables(addresses=list(map(str, addresses)))]
     from cni_py.nftables import masquerade as nftables_masquerade
 
     return nftables_masquerade.masquerade(addresses)

@@ -129,7 +129,7 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
 
     by_iptables = backend == "iptables"
     policy = conf.policy if conf.has_policy else ""
-    addresses = " ".join(str(ip.address) for ip in needed_result(conf).ips)
+    addresses = [str(ip.address) for ip in needed_result(conf).ips]
     steps: list[Op] = []
     if addresses:
         inside = (conf.bridge, policy) if by_iptables and policy else ("", "")

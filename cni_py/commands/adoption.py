@@ -114,7 +114,7 @@ def _listed(call: Call, earlier: Result) -> list[Op]:
     from cni_py.ports.mapping import container_addresses
 
     addresses = container_addresses(earlier, call.ifname)
-    op = ListPublication(addresses=" ".join(ip_text(address.packed) for address in addresses))
+    op = ListPublication(addresses=[ip_text(address.packed) for address in addresses])
     op.apply(call.kernel)
     return [op]
 
@@ -135,7 +135,7 @@ def of_pair(call: Call, earlier: Result) -> list[Op]:
         return pair
     from cni_py.iptables.masquerade import MasqueradeByIptables
 
-    return [*pair, MasqueradeByIptables(addresses=" ".join(str(ip.address) for ip in earlier.ips))]
+    return [*pair, MasqueradeByIptables(addresses=[str(ip.address) for ip in earlier.ips])]
 
 
 def of_portmap(call: Call, earlier: Result) -> list[Op]:
@@ -153,7 +153,7 @@ def of_firewall(call: Call, earlier: Result) -> list[Op]:
     from cni_py.plugins.firewall import FirewallConf
 
     conf = FirewallConf(call)
-    addresses = " ".join(str(ip.address) for ip in earlier.ips)
+    addresses = [str(ip.address) for ip in earlier.ips]
     policy = conf.policy if conf.has_policy and conf.bridge else ""
     return [
         PassForwarded(

@@ -3,7 +3,7 @@
 from cni_py.addr import Address, by_family
 from cni_py.attachment import records
 from cni_py.attachment.context import Kernel
-from cni_py.attachment.engine import Op
+from cni_py.attachment.engine import Op, listed, split_texts
 from cni_py.iptables import forward_rules, names, tool
 from cni_py.iptables.tool import Rules
 from cni_py.kernel.nf_tables import NF_DROP
@@ -34,7 +34,7 @@ class PassForwarded(Op):
     table, and one of iptables' own stays readable to it only if iptables wrote it.
     """
 
-    addresses: str
+    addresses: list[str]
     admin_chain: str
     bridge: str
     policy: str
@@ -44,10 +44,17 @@ class PassForwarded(Op):
 
     deed = "let the traffic of {addresses} pass the host's FORWARD chain (iptables)"
 
+    def validate(self) -> None:
+        by_family(self.addresses)  # ValueError
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        return split_texts(fields, "addresses")  # the version before: "192.0.2.2/24 2001:db8::2/64"
+
     def describe(self) -> str:
         when = "" if self.always else ", where the policy of FORWARD is DROP"
         apart = f"; {self.bridge} is {self.policy}" if self.policy else ""
-        what = f"the traffic of {self.addresses}, and to its published ports"
+        what = f"the traffic of {' '.join(self.addresses)}, and to its published ports"
         return f"host: iptables: FORWARD accepts {what}{when}{apart}"
 
     def needed(self, kernel: Kernel) -> dict[int, list[Address]]:
@@ -66,10 +73,7 @@ class PassForwarded(Op):
         return tool.change(needed, (FILTER,), decide)
 
     def undo(self, kernel: Kernel) -> None:
-        try:
-            found = by_family(self.addresses)
-        except ValueError:  # a damaged record
-            return
+        found = by_family(self.addresses)
         if not is_chain_name(self.admin_chain):
             return
 
@@ -121,7 +125,7 @@ def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge
 
     They do not say whose they are: what a living attachment of ours has meanwhile stays.
     """
-    found = by_family(" ".join(str(ip.address) for ip in earlier.ips))
+    found = by_family(str(ip.address) for ip in earlier.ips)
     families = concerned(kernel, found) if is_chain_name(admin_chain) else []
     if not families:
         return
@@ -138,13 +142,5 @@ def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge
 
 def addresses_in_use() -> set[bytes]:
     """Those that records of the plugin name."""
-    taken = set()
-    for record in records.all_records(PLUGIN):
-        for fields in record.ops:
-            if isinstance(fields, dict) and fields.get("op") == PassForwarded.__name__:
-                try:
-                    addresses = by_family(str(fields.get("addresses")))
-                except ValueError:  # a damaged record
-                    continue
-                taken |= {address.packed for each in addresses.values() for address in each}
-    return taken
+    ops = [op for record in records.all_records(PLUGIN) for op in listed(record, PassForwarded)]
+    return {address.packed for op in ops for each in by_family(op.addresses).values() for address in each}

@@ -2,7 +2,7 @@
 
 from cni_py.addr import by_family
 from cni_py.attachment import records
-from cni_py.attachment.engine import Op
+from cni_py.attachment.engine import Op, split_texts
 from cni_py.iptables import masquerade_rules, tool
 from cni_py.iptables.names import MASQUERADE, chain_name, concerned
 from cni_py.iptables.tool import Rules
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class MasqueradeByIptables(Op):
     """What the container sends out of its subnets leaves with the host's address."""
 
-    addresses: str
+    addresses: list[str]
     owned = True
     restorable = True
     line = "host: iptables: what {addresses} sends out of its subnet is masqueraded"
@@ -28,6 +28,10 @@ class MasqueradeByIptables(Op):
 
     def validate(self) -> None:
         by_family(self.addresses)  # ValueError
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        return split_texts(fields, "addresses")  # the version before: "192.0.2.2/24 2001:db8::2/64"
 
     def apply(self, kernel: "Kernel") -> bool:
         chain, label = own_chain(kernel.key, MASQUERADE), own_label(kernel.key)
@@ -67,14 +71,15 @@ def siblings(key: "Attachment", plugin: str) -> set[bytes]:
         if record.key.ifname != key.ifname:
             for fields in record.ops:
                 if isinstance(fields, dict) and fields.get("op") in ("MasqueradeByIptables", "PublishByIptables"):
-                    found |= packed_in(str(fields.get("addresses")))
+                    found |= packed_in(split_texts(fields, "addresses").get("addresses"))
     return found
 
 
-def packed_in(addresses: str) -> set[bytes]:
-    """The addresses in a text of them; none in one that is damaged."""
+def packed_in(addresses: object) -> set[bytes]:
+    """The addresses in a list from a record; none in one that is damaged."""
     try:
-        return {address.packed for each in by_family(addresses).values() for address in each}
+        texts = map(str, addresses) if isinstance(addresses, list) else ()
+        return {address.packed for each in by_family(texts).values() for address in each}
     except ValueError:
         return set()
 

@@ -2,7 +2,7 @@
 
 from cni_py.addr import Address, by_family, parse_ip
 from cni_py.attachment import naming, records
-from cni_py.attachment.engine import Op
+from cni_py.attachment.engine import Op, split_texts
 from cni_py.errors import InvalidNetworkConfig, warn
 from cni_py.iptables import masquerade_rules, tool
 from cni_py.iptables.masquerade import Siblings, own_chain, own_label, records_of, siblings
@@ -14,7 +14,7 @@ from cni_py.ports import claims, conflicts, host_clients, iptables_rules
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.iptables_rules import Publication, parse_ports
 from cni_py.ports.mapping import entries_of, mappings
-from cni_py.ports.publish import WHOSE, sweep_ports
+from cni_py.ports.publish import WHOSE, separated, sweep_ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ PORTMAP = "portmap"
 class PublishByIptables(Op):
     """Host ports lead to the container.
 
-    `ports` is the text of iptrules.Port, joined. `clients` says whose connections must be masqueraded for the answer to come
+    `ports` are texts of iptables_rules.Port. `clients` says whose connections must be masqueraded for the answer to come
     back, by the packet mark of bit `mark_bit` or by the chain `mark_chain` of somebody else's.
     """
 
-    ports: str
-    addresses: str
+    ports: list[str]
+    addresses: list[str]
     clients: str
     mark_bit: int
     mark_chain: str
@@ -47,9 +47,14 @@ class PublishByIptables(Op):
     conditions6: str
     owned = True
     restorable = True
+    deed = "publish {ports} (iptables)"
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        return separated(split_texts(fields, "addresses"), "ports")
 
     def validate(self) -> None:
-        parse_ports(self.ports.split(", "))  # ValueError
+        parse_ports(self.ports)  # ValueError
         by_family(self.addresses)
         for text in (self.conditions4, self.conditions6):
             iptables_rules.words_of(text)
@@ -58,17 +63,18 @@ class PublishByIptables(Op):
         if self.mark_chain and not is_chain_name(self.mark_chain):
             raise ValueError(f"not the name of a chain: {self.mark_chain}")
 
-    deed = "publish {ports} (iptables)"
+    def shown(self) -> "dict[str, object]":
+        return {**super().shown(), "ports": ", ".join(self.ports)}
 
     def describe(self) -> str:
         texts = {4: self.conditions4, 6: self.conditions6}
         where = "".join(f", for IPv{n} if {text}" for n, text in texts.items() if text)
-        whose = WHOSE.get(self.clients, "").format(self.addresses)
-        return f"host: iptables: publish {self.ports}{where}{whose}"
+        whose = WHOSE.get(self.clients, "").format(" ".join(self.addresses))
+        return f"host: iptables: publish {', '.join(self.ports)}{where}{whose}"
 
     def publications(self, key: "Attachment") -> dict[int, Publication]:
         """By family."""
-        ports = parse_ports(self.ports.split(", "))
+        ports = parse_ports(self.ports)
         return {
             family: Publication(
                 own_label(key),
@@ -288,8 +294,8 @@ def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":
     if not ports or not addresses:
         return []
     publication = PublishByIptables(
-        ports=", ".join(dict.fromkeys(map(str, ports))),
-        addresses=" ".join(map(str, addresses)),
+        ports=list(dict.fromkeys(map(str, ports))),
+        addresses=list(map(str, addresses)),
         clients=("all" if conf.masq_all else "subnet") if conf.snat else "none",
         mark_bit=conf.mark_bit,
         mark_chain=conf.mark_chain,

@@ -17,7 +17,7 @@ import os
 from cni_py import files
 from cni_py.addr import parse_ip
 from cni_py.attachment import naming
-from cni_py.attachment.engine import Op
+from cni_py.attachment.engine import Op, split_texts
 from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, os_error
 from cni_py.ports.publication import Publication, is_address
@@ -38,28 +38,32 @@ HARMLESS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY, errno.ERO
 class ListPublication(Op):
     """The index names the attachment. First of what portmap makes, last of what it takes away."""
 
-    addresses: str
+    addresses: list[str]
     owned = True
     line = "disk: /run/cni-py/published lists the attachment under {addresses}"
 
     def validate(self) -> None:
-        for text in self.addresses.split():
+        for text in self.addresses:
             parse_ip(text)  # ValueError
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        return split_texts(fields, "addresses")  # the version before: "192.0.2.2 2001:db8::2"
 
     def apply(self, kernel: "Kernel") -> bool:
         if not os.path.isdir(files.published_dir()):
             build(kernel)
         try:
-            write(files.published_dir(), Publication(kernel.key.hex, kernel.key, self.addresses.split()))
+            write(files.published_dir(), Publication(kernel.key.hex, kernel.key, self.addresses))
         except OSError as error:
             raise os_error("cannot write the index of published ports in /run/cni-py/published", error) from error
         for one in of_go(kernel.key, kernel):  # which we have taken over
             if one.key is not None and one.key.network == kernel.key.network:
-                reduce(one, self.addresses.split())
+                reduce(one, self.addresses)
         return True
 
     def undo(self, kernel: "Kernel") -> None:
-        forget(Publication(kernel.key.hex, kernel.key, self.addresses.split()))
+        forget(Publication(kernel.key.hex, kernel.key, self.addresses))
 
 
 def holders(name: str, kernel: "Kernel") -> list[Publication]:

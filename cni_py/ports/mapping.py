@@ -134,9 +134,9 @@ def bracketed(ip: bytes) -> str:
     return ip_text(ip) if len(ip) == 4 else f"[{ip_text(ip)}]"
 
 
-def parse_mappings(text: str) -> list[Mapping]:
-    """The mappings in the text that str() made of them, joined with ", ". ValueError when it was not."""
-    return [_parse_mapping(part) for part in text.split(", ") if part]
+def parse_mappings(texts: "Iterable[str]") -> list[Mapping]:
+    """The mappings in the texts that str() made of them. ValueError when it was not."""
+    return list(map(_parse_mapping, texts))
 
 
 def _parse_mapping(text: str) -> Mapping:
@@ -345,14 +345,14 @@ def _relays(
     """A mapping of portfwd's for each run of ports."""
     protocol, host_ips, target, allow, offset = place
     for first, last in runs_of(ports):
-        relay: dict[str, Encodable] = {
+        yield {
             "protocol": protocol,
-            "host_ips": host_ips,
+            "host_ips": list(host_ips),
             "first": first,
             "last": last,
             "targets": [{"address": ip_text(target), "port": first + offset}],
+            "allow": list(allow),
         }
-        yield {**relay, "allow": allow} if allow else relay
 
 
 def runs_of(ports: "Iterable[range]") -> list[tuple[int, int]]:

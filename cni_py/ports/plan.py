@@ -32,7 +32,7 @@ def listed(steps: "list[Op]", addresses: list[Address]) -> "list[Op]":
     """The steps, and before them the entry of the index by which they are found when the address goes to somebody else."""
     if not steps:
         return []
-    return [index.ListPublication(addresses=" ".join(ip_text(address.packed) for address in addresses)), *steps]
+    return [index.ListPublication(addresses=[ip_text(address.packed) for address in addresses]), *steps]
 
 
 def refuse_what_needs_nat(conf: PortmapConf) -> None:
@@ -64,8 +64,8 @@ def plan_nat(conf: PortmapConf, addresses: list[Address], earlier: "Result") -> 
     steps = plan_host_clients(addresses, earlier, host_clients.AllowLoopbackClients) if conf.snat else []
     steps.append(
         publish.PublishPorts(
-            ports=", ".join(map(str, wanted)),
-            addresses=" ".join(map(str, addresses)),
+            ports=list(map(str, wanted)),
+            addresses=list(map(str, addresses)),
             clients=("all" if conf.masq_all else "subnet") if conf.snat else "none",
             conditions4=conf.conditions.get(4, ""),
             conditions6=conf.conditions.get(6, ""),

@@ -2,8 +2,8 @@
 
 import errno
 
-from cni_py.addr import parse_address, parse_ip
-from cni_py.attachment.engine import Op
+from cni_py.addr import by_family, parse_address, parse_ip
+from cni_py.attachment.engine import Op, split_texts
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import CniError, InvalidNetworkConfig, os_error, warn
 from cni_py.kernel.nf_tables import Element, NftUnavailable
@@ -15,6 +15,7 @@ from cni_py.ports.config import condition_id, vetted
 from cni_py.ports.draft import Draft
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.mapping import Mapping, parse_mappings
+from cni_py.ports.successors import Heir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
                 claims.evict(draft, hexed)
         except NftUnavailable:
             return  # then nothing of ours can be there
-        waiting = [heir for hexed in evicted for heir in successors.waiting_at(hexed) if heir[0].hex not in evicted]
-        for key, conditions, text in waiting:
-            _promote(draft, Claimant(key, conditions), text)
+        waiting = [heir for hexed in evicted for heir in successors.waiting_at(hexed) if heir.key.hex not in evicted]
+        for heir in waiting:
+            _promote(draft, heir)
         try:
-            commit(kernel, draft.changes(), lambda: "".join(mapping_chains(*heir[1:]) for heir in waiting))
+            commit(kernel, draft.changes(), lambda: chains_of(waiting))
         except OSError as error:
             raise os_error("cannot remove elements of the nftables table cni_py", error) from error
         for hexed in evicted:
@@ -88,24 +89,34 @@ WHOSE = {  # values of PublishPorts.clients in words, with the container's addre
 class PublishPorts(Op):
     """Host ports lead to the container.
 
-    `ports` is the text of portmappings.Mapping, joined; `clients` says whose connections must be masqueraded for the
+    `ports` are texts of mapping.Mapping; `clients` says whose connections must be masqueraded for the
     answer to come back: "subnet" (and the host's loopback), "all" or "none", for each of the container's `addresses`.
     """
 
-    ports: str
-    addresses: str
+    ports: list[str]
+    addresses: list[str]
     clients: str
     conditions4: str
     conditions6: str
     owned = True
     restorable = True
-
     deed = "publish {ports} (nftables)"
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        return separated(split_texts(fields, "addresses"), "ports")
+
+    def validate(self) -> None:
+        parse_mappings(self.ports)  # ValueError
+        by_family(self.addresses)
+
+    def shown(self) -> "dict[str, object]":
+        return {**super().shown(), "ports": ", ".join(self.ports)}
 
     def describe(self) -> str:
         where = "".join(f", for IPv{n} if {text}" for n, text in self.conditions().items() if text)
-        whose = WHOSE.get(self.clients, "").format(self.addresses)
-        return f"host: nft: publish {self.ports}{where}{whose}"
+        whose = WHOSE.get(self.clients, "").format(" ".join(self.addresses))
+        return f"host: nft: publish {', '.join(self.ports)}{where}{whose}"
 
     def conditions(self) -> dict[int, str]:
         """By family."""
@@ -113,13 +124,13 @@ class PublishPorts(Op):
 
     def chains(self) -> str:
         """The chains that our elements jump to."""
-        inside = [ruleset.inside_chain(parse_address(address)) for address in self.addresses.split()]
-        return mapping_chains(self.conditions(), self.ports) + "".join(inside)
+        inside = [ruleset.inside_chain(parse_address(address)) for address in self.addresses]
+        return mapping_chains(self.conditions(), parse_mappings(self.ports)) + "".join(inside)
 
     def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
         """The elements that masquerade clients, with their maps."""
         found = []
-        for text in self.addresses.split() if self.clients != "none" else ():
+        for text in self.addresses if self.clients != "none" else ():
             address = parse_address(text)
             chain = "masquerade_all" if self.clients == "all" else ruleset.chain_name("inside", address)
             found.append((f"hairpin{address.family}", Element(address.packed, chain, comment)))
@@ -153,7 +164,7 @@ class PublishPorts(Op):
             draft.put(set_name, element)
         changes = draft.changes()
         for holder, parts in waiting.items():
-            successors.wait_for(holder, who.key, who.conditions, ", ".join(map(str, parts)))
+            successors.wait_for(holder, Heir(who.key, who.conditions, parts))
         try:
             commit(kernel, changes, self.chains)
         except CniError as error:
@@ -167,12 +178,7 @@ class PublishPorts(Op):
         return bool(changes or waiting)
 
     def undo(self, kernel: "Kernel") -> None:
-        try:
-            mappings = parse_mappings(self.ports)
-            self.hairpins("")
-        except ValueError:  # a damaged record
-            sweep_ports(kernel, kernel.key.network, [], kernel.key.hex)
-            return
+        mappings = parse_mappings(self.ports)
         try:
             with nftables_lock():
                 self._withdraw(kernel, mappings)
@@ -190,11 +196,11 @@ class PublishPorts(Op):
         for set_name, element in self.hairpins(who.comment):
             if who.owns(draft.get(set_name, element.key)):
                 draft.remove(set_name, element.key)
-        waiting = successors.waiting_for(kernel.key) if bequeath else []
-        for key, conditions, text in waiting:
-            _promote(draft, Claimant(key, conditions), text)
+        waiting = successors.waiting_at(kernel.key.hex) if bequeath else []
+        for heir in waiting:
+            _promote(draft, heir)
         try:  # the heirs' chains: one that only waited never needed its own
-            commit(kernel, draft.changes(), lambda: "".join(mapping_chains(*heir[1:]) for heir in waiting))
+            commit(kernel, draft.changes(), lambda: chains_of(waiting))
         except (CniError, OSError) as error:
             if not waiting:
                 raise
@@ -220,13 +226,15 @@ class PublishPorts(Op):
         return None
 
 
-def mapping_chains(conditions: dict[int, str], ports: str) -> str:
+def separated(fields: "dict[str, object]", name: str) -> "dict[str, object]":
+    """For translated(): the field was one text, its parts separated by ", ", and is a list of texts now."""
+    value = fields.get(name)
+    return {**fields, name: value.split(", ")} if isinstance(value, str) else fields
+
+
+def mapping_chains(conditions: dict[int, str], mappings: "Iterable[Mapping]") -> str:
     """Text for the chains that mappings need, from words that may come from a file and are vetted again."""
     texts = {}
-    try:
-        mappings = parse_mappings(ports)
-    except ValueError:  # a damaged file
-        return ""
     for mapping in mappings:
         family, condition = mapping.family, mapping.condition(conditions.get(mapping.family, ""))
         name = condition_id(family, condition)
@@ -238,20 +246,22 @@ def mapping_chains(conditions: dict[int, str], ports: str) -> str:
     return "".join(texts.values())
 
 
-def _promote(draft: Draft, heir: Claimant, text: str) -> None:
+def chains_of(heirs: "Iterable[Heir]") -> str:
+    """The same for what heirs wait for."""
+    return "".join(mapping_chains(heir.conditions, heir.mappings) for heir in heirs)
+
+
+def _promote(draft: Draft, heir: Heir) -> None:
     """The heir gets what it waits for, or goes on waiting for another attachment of its container that holds it."""
-    waiting: dict[str, list[str]] = {}
-    try:
-        mappings = parse_mappings(text)
-    except ValueError:  # a damaged file
-        return
-    for mapping in mappings:
+    who = Claimant(heir.key, heir.conditions)
+    waiting: dict[str, list[Mapping]] = {}
+    for mapping in heir.mappings:
         try:
-            holder = claims.obtain(draft, heir, mapping)
+            holder = claims.obtain(draft, who, mapping)
         except CniError as error:  # a third party was quicker: this DEL must not fail for it
             warn(f"{heir.key.label} does not get {mapping}: {error}")
             continue
         if holder:
-            waiting.setdefault(holder, []).append(str(mapping))
+            waiting.setdefault(holder, []).append(mapping)
     for holder, parts in waiting.items():
-        successors.wait_for(holder, heir.key, heir.conditions, ", ".join(parts))
+        successors.wait_for(holder, Heir(heir.key, heir.conditions, parts))

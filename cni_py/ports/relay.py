@@ -14,7 +14,7 @@ import os
 from cni_py import files
 from cni_py.addr import ip_text, parse_ip
 from cni_py.attachment import holders
-from cni_py.attachment.engine import Op, op_from_json
+from cni_py.attachment.engine import Fields, Op, listed
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse, warn
 from cni_py.ports import successors
@@ -24,7 +24,7 @@ from cni_py.protocol.gojson import Object, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
@@ -188,53 +188,103 @@ def listens(mapping: Object, listener: "Listener") -> bool:
     return there and isinstance(hosts, list) and ip_text(listener.ip) in hosts
 
 
+class Target(Fields):
+    """Where the first port of a relay leads, in the host's namespace."""
+
+    address: str
+    port: int
+
+
+class Relay(Fields):
+    """A mapping as portfwd's control protocol has it: ports `first` to `last` of the addresses `host_ips` lead to the target.
+
+    `allow` are the networks of the only clients (none: all). `steer` says whether portfwd takes clients of ports that are held
+    by sockets of others.
+    """
+
+    protocol: str
+    host_ips: list[str]
+    first: int
+    last: int
+    targets: list[Target]
+    allow: list[str]
+    steer: str
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        """A record of the version before has no `allow` for all clients, and `steer` only where it was decided."""
+        steer = fields.get(STEER_BEFORE, _steer(fields))
+        return {"allow": [], "steer": steer, **{name: value for name, value in fields.items() if name != STEER_BEFORE}}
+
+    def validate(self) -> None:
+        if len(self.targets) != 1:
+            raise ValueError("a mapping of portfwd's for a container has one target")
+        parse_ip(self.targets[0].address)
+        for text in self.host_ips:
+            parse_ip(text)
+
+    @property
+    def ports(self) -> range:
+        """The host's ports."""
+        return range(self.first, self.last + 1)
+
+    def __str__(self) -> str:
+        """8080/tcp on 0.0.0.0 :: to 192.0.2.2 port 80."""
+        span = f"{self.first}-{self.last}" if self.last > self.first else str(self.first)
+        clients = f" from {' '.join(self.allow)}" if self.allow else ""
+        target = self.targets[0]
+        return f"{span}/{self.protocol} on {' '.join(self.host_ips)} to {target.address} port {target.port}{clients}"
+
+    def needs_portfwd(self) -> bool:
+        """Whether NAT serves no client: none of its addresses is_for_nat() and of the family of the container's address."""
+        inside = ":" in self.targets[0].address
+        return not any((":" in text) == inside and is_for_nat(parse_ip(text)) for text in self.host_ips)
+
+
 class RelayPorts(Op):
     """portfwd listens for the container.
 
-    `mappings` is JSON: a list of its mappings without names. `required` tells `always` from `auto`, in which what cannot
-    be done is said on stderr, and no more is asked of CHECK than that what is there is right.
+    `required` tells `always` from `auto`, in which what cannot be done is said on stderr, and CHECK asks only that what is
+    there is right.
     """
 
-    mappings: str
+    mappings: list[Relay]
     required: bool
     owned = True
     restorable = True
+
+    @classmethod
+    def translated(cls, fields: "dict[str, object]") -> "dict[str, object]":
+        mappings = fields.get("mappings")
+        if not isinstance(mappings, str):
+            return fields
+        try:  # the version before: the list as JSON text
+            return {**fields, "mappings": decode(mappings.encode())}
+        except CniError as error:
+            raise ValueError(str(error)) from error
 
     def failure(self) -> str:
         return f"cannot publish through portfwd: {self.describe()}"
 
     def describe(self) -> str:
-        what = ", ".join(map(in_words, self.wanted()))
-        return f"portfwd{'' if self.required else ', if it runs'}: relay {what}"
-
-    def wanted(self) -> list[Object]:
-        """The mappings; ValueError for a damaged record."""
-        try:
-            listed = decode(self.mappings.encode())
-        except CniError as error:
-            raise ValueError(str(error)) from error
-        if not isinstance(listed, list):
-            raise ValueError("not a list of mappings")
-        return [one for one in listed if isinstance(one, Object)]
+        return f"portfwd{'' if self.required else ', if it runs'}: relay {', '.join(map(str, self.mappings))}"
 
     def named(self, key: "Attachment") -> "list[dict[str, Encodable]]":
         """The mappings as they are asked for."""
         label = "".join(character if character.isprintable() else "?" for character in key.label)
-        found: list[dict[str, Encodable]] = []
-        for number, one in enumerate(self.wanted()):
-            name: dict[str, Encodable] = {"id": f"portmap-{key.hex}-{number}", "owner": OWNER + key.hex, "label": label}
-            steer = one.get("steer", one.get(STEER_BEFORE, _steer(one)))
-            fields = {field: value for field, value in one.items() if field != STEER_BEFORE}
-            found.append({**fields, **name, "steer": steer})
-        return found
+        return [
+            {**one.to_json(), "id": f"portmap-{key.hex}-{number}", "owner": OWNER + key.hex, "label": label}
+            for number, one in enumerate(self.mappings)
+        ]
 
     def beside(self, taken: "Collection[tuple[str, int]]") -> "RelayPorts":
         """The same, but for steering of ports that programs of the host have."""
-        changed: list[dict[str, Encodable]] = []
-        for one in self.wanted():
-            held = any(protocol == one.get("protocol") and port in _ports(one) for protocol, port in taken)
-            changed.append({**one, "steer": "never"} if held else {**one})
-        return RelayPorts(mappings=encode(changed, None), required=self.required)
+
+        def without_steering(one: Relay) -> Relay:
+            held = any(protocol == one.protocol and port in one.ports for protocol, port in taken)
+            return Relay.from_json({**one.to_json(), "steer": "never"}) if held else one
+
+        return RelayPorts(mappings=list(map(without_steering, self.mappings)), required=self.required)
 
     def apply(self, kernel: "Kernel") -> bool:
         try:
@@ -242,8 +292,8 @@ class RelayPorts(Op):
             if service is None:
                 if self.required:
                     raise PluginNotAvailable("portfwd does not run", "userlandProxy: always needs `portfwd serve`")
-                for one in filter(needs_relay, self.wanted()):
-                    warn(f"not published, since NAT cannot serve it and portfwd does not run: {in_words(one)}")
+                for one in filter(Relay.needs_portfwd, self.mappings):
+                    warn(f"not published, since NAT cannot serve it and portfwd does not run: {one}")
                 return False
             with service:
                 self._publish(service, kernel.key)
@@ -287,10 +337,12 @@ class RelayPorts(Op):
         if service is not None:
             with service:
                 service.remove(kernel.key.hex)
-                for heir in successors.waiting_for(kernel.key):
-                    _succeed(service, heir[0])
+                for heir in successors.waiting_at(kernel.key.hex):
+                    _succeed(service, heir.key)
         record = holders.record_of(kernel.key.hex) if successors.has_heirs(kernel.key) else None
-        if record is not None and not any(_op_name(fields) == "PublishPorts" for fields in record.ops):
+        if record is not None and not any(
+            isinstance(one, dict) and one.get("op") == "PublishPorts" for one in record.ops
+        ):
             successors.forget_heirs(kernel.key.hex)  # otherwise PublishPorts has yet to see them
 
     def is_missing(self, kernel: "Kernel") -> bool:
@@ -308,24 +360,13 @@ class RelayPorts(Op):
             return "portfwd does not run" if self.required else None
         with service:
             there = {str(one.get("id")): one for one in service.mappings()}
-        for asked in self.named(kernel.key):
+        for one, asked in zip(self.mappings, self.named(kernel.key), strict=True):
             found = there.get(str(asked["id"]))
             if found is None and self.required:
-                return f"portfwd has lost {in_words(asked)}"
-            if found is not None and any(
-                found.get(name) != _plain(asked[name]) for name in ("first", "last", "targets")
-            ):
-                return f"portfwd does not serve {in_words(asked)}"
+                return f"portfwd has lost {one}"
+            if found is not None and any(found.get(name) != asked[name] for name in ("first", "last", "targets")):
+                return f"portfwd does not serve {one}"
         return None
-
-
-def needs_relay(mapping: "Object | dict[str, Encodable]") -> bool:
-    """Whether NAT serves no client of the mapping: none of its addresses is_for_nat() and of a family that the container has."""
-    hosts, targets = mapping.get("host_ips"), mapping.get("targets")
-    target = targets[0] if isinstance(targets, list | tuple) and targets else Object()
-    inside = ":" in str(target.get("address")) if isinstance(target, dict) else False
-    texts = list(map(str, hosts)) if isinstance(hosts, list | tuple) else []
-    return not any((":" in text) == inside and is_for_nat(parse_ip(text)) for text in texts)
 
 
 def clear_or_wait(
@@ -357,26 +398,20 @@ def clear_or_wait(
     return asked, bool(dead) or waited
 
 
-def _op_name(fields: object) -> str:
-    return str(fields.get("op")) if isinstance(fields, dict) else ""
-
-
 def _succeed(service: Service, heir: "Attachment") -> None:
     """The next network of the same container is served. What fails is said: the DEL at hand must not fail for it."""
     record = holders.record_of(heir.hex)
-    for fields in record.ops if record is not None else ():
+    for op in listed(record, RelayPorts):
         try:
-            op = op_from_json(fields) if _op_name(fields) == RelayPorts.__name__ else None
-            if isinstance(op, RelayPorts):
-                for note in service.publish(op.named(heir), may_fail=True):
-                    warn(f"portfwd, for {heir.label}: {note}")
-        except (CniError, ValueError) as error:
+            for note in service.publish(op.named(heir), may_fail=True):
+                warn(f"portfwd, for {heir.label}: {note}")
+        except CniError as error:
             warn(f"{heir.label} does not get its ports of portfwd: {error}")
 
 
 def relay(mappings: "Sequence[dict[str, Encodable]]", *, required: bool) -> list[Op]:
     """The operation that publishes these, if there are any."""
-    return [RelayPorts(mappings=encode(mappings, None), required=required)] if mappings else []
+    return [RelayPorts(mappings=[Relay.from_json({**one}) for one in mappings], required=required)] if mappings else []
 
 
 def sweep(network: str, valid: "Iterable[Attachment]") -> None:
@@ -417,7 +452,7 @@ def require() -> None:
     service.close()
 
 
-def _steer(mapping: "Object | dict[str, Encodable]") -> str:
+def _steer(mapping: "dict[str, object]") -> str:
     """A long range costs one socket; clients of other ports are steered to ours where the runtime itself holds those."""
     return "auto" if len(_ports(mapping)) >= RANGE_MIN else "fallback"
 
@@ -427,7 +462,7 @@ def _as_before(asked: "list[dict[str, Encodable]]") -> "list[dict[str, Encodable
     return [{STEER_BEFORE if field == "steer" else field: value for field, value in one.items()} for one in asked]
 
 
-def _ports(mapping: "Object | dict[str, Encodable]") -> range:
+def _ports(mapping: "Mapping[str, object]") -> range:
     first, last = mapping.get("first"), mapping.get("last")
     return range(first, last + 1) if isinstance(first, int) and isinstance(last, int) else range(0)
 
@@ -435,21 +470,6 @@ def _ports(mapping: "Object | dict[str, Encodable]") -> range:
 def _overlap(one: Object, other: "dict[str, Encodable]") -> bool:
     ours, theirs = _ports(one), _ports(other)
     return one.get("protocol") == other["protocol"] and ours.start < theirs.stop and theirs.start < ours.stop
-
-
-def _plain(value: "Encodable") -> "Encodable":
-    return list(value) if isinstance(value, tuple) else value
-
-
-def in_words(mapping: "Object | dict[str, Encodable]") -> str:
-    """8080/tcp on 0.0.0.0 :: to 192.0.2.2 port 80."""
-    ports = _ports(mapping)
-    span = f"{ports.start}-{ports.stop - 1}" if len(ports) > 1 else str(ports.start)
-    hosts, targets, allow = (mapping.get(name) for name in ("host_ips", "targets", "allow"))
-    target = targets[0] if isinstance(targets, list) and targets and isinstance(targets[0], Object) else Object()
-    clients = f" from {' '.join(map(str, allow))}" if isinstance(allow, list) else ""
-    where = " ".join(map(str, hosts)) if isinstance(hosts, list) else ""
-    return f"{span}/{mapping.get('protocol')} on {where} to {target.get('address')} port {target.get('port')}{clients}"
 
 
 def _as_error(error: Refused) -> CniError:

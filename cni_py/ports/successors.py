@@ -9,34 +9,46 @@ import os
 from cni_py import files
 from cni_py.attachment.holders import HEX, record_of
 from cni_py.attachment.records import fields_in, named_in
+from cni_py.ports.mapping import Mapping, parse_mappings
 from cni_py.protocol import gojson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cni_py.attachment.naming import Attachment
 
 
-def wait_for(holder: str, who: "Attachment", conditions: dict[int, str], text: str) -> None:
-    """Make `who` an heir of `holder`: `text` is what it will claim."""
+class Heir:
+    """An attachment, the mappings that it is to claim when a holder goes, and the conditions of its configuration by family."""
+
+    __slots__ = ("conditions", "key", "mappings")
+
+    def __init__(self, key: "Attachment", conditions: dict[int, str], mappings: "Sequence[Mapping]") -> None:
+        self.key = key
+        self.conditions = conditions
+        self.mappings = mappings
+
+
+def wait_for(holder: str, heir: Heir) -> None:
+    """Enter an heir of `holder` (its hex), in place of what it waited for before. OSError."""
     folder = f"{files.run_dir()}/attachments/{holder}/heirs"
     files.make_folder(folder)
     fields: dict[str, gojson.Encodable] = {
-        "network": who.network,
-        "containerID": who.container_id,
-        "ifname": who.ifname,
-        "ports": text,
-        "conditions4": conditions.get(4, ""),
-        "conditions6": conditions.get(6, ""),
+        "network": heir.key.network,
+        "containerID": heir.key.container_id,
+        "ifname": heir.key.ifname,
+        "ports": ", ".join(map(str, heir.mappings)),
+        "conditions4": heir.conditions.get(4, ""),
+        "conditions6": heir.conditions.get(6, ""),
     }
-    files.write(f"{folder}/{who.hex}", gojson.encode(fields, None).encode())
+    files.write(f"{folder}/{heir.key.hex}", gojson.encode(fields, None).encode())
 
 
 def wait_too(holder: str, who: "Attachment") -> None:
-    """Make `who` an heir of `holder` for what portfwd serves, unless it is one already."""
+    """Make `who` an heir of `holder` for what portfwd serves, unless it is one already. OSError."""
     if not os.path.exists(f"{files.run_dir()}/attachments/{holder}/heirs/{who.hex}"):
-        wait_for(holder, who, {}, "")
+        wait_for(holder, Heir(who, {}, ()))
 
 
 def stop_waiting(holder: str, who: "Attachment") -> None:
@@ -44,16 +56,8 @@ def stop_waiting(holder: str, who: "Attachment") -> None:
     _unlink(f"{files.run_dir()}/attachments/{holder}/heirs", who.hex)
 
 
-def waiting_for(holder: "Attachment") -> "list[tuple[Attachment, dict[int, str], str]]":
-    """Who waits for the ports of `holder`, first come first, each with its conditions and the text of its mappings.
-
-    One that has no record any more was DELeted, and is left out.
-    """
-    return waiting_at(holder.hex)
-
-
-def waiting_at(holder: str) -> "list[tuple[Attachment, dict[int, str], str]]":
-    """The same by the holder's hex."""
+def waiting_at(holder: str) -> list[Heir]:
+    """The heirs of a holder (its hex), first come first. One that has no record any more was DELeted, and is left out."""
     folder = f"{files.run_dir()}/attachments/{holder}/heirs"
     try:
         names = [name for name in os.listdir(folder) if len(name) == HEX]
@@ -65,8 +69,16 @@ def waiting_at(holder: str) -> "list[tuple[Attachment, dict[int, str], str]]":
         key = named_in(fields)
         if key is not None and key.hex == name and record_of(name) is not None:
             conditions = {family: str(fields.get(f"conditions{family}", "")) for family in (4, 6)}
-            found.append((key, conditions, str(fields.get("ports", ""))))
+            found.append(Heir(key, conditions, _mappings(str(fields.get("ports", "")))))
     return found
+
+
+def _mappings(text: str) -> list[Mapping]:
+    """What an heir waits for; nothing where its file is damaged."""
+    try:
+        return parse_mappings(text.split(", ") if text else ())
+    except ValueError:
+        return []
 
 
 def _mtime(path: str) -> int:

@@ -5,6 +5,7 @@ It costs time for each published port, once a boot: see portindex.
 
 from cni_py.addr import ip_text, parse_address
 from cni_py.attachment import records
+from cni_py.attachment.engine import split_texts
 from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError
 from cni_py.iptables.names import ENTRIES, concerned
@@ -55,8 +56,9 @@ def addresses_in(record: "records.Record") -> set[str]:
     """The container's addresses, as the operations of a record name them."""
     found = set()
     for fields in record.ops:
-        texts = [str(fields.get(name, "")) for name in ("address", "addresses")] if isinstance(fields, dict) else []
-        for text in " ".join(texts).split():
+        said = split_texts(fields, "address", "addresses") if isinstance(fields, dict) else {}
+        texts = [each for name in ("address", "addresses") if isinstance(each := said.get(name), list)]
+        for text in [str(text) for each in texts for text in each]:
             try:
                 found.add(ip_text(parse_address(text if "/" in text else f"{text}/0").packed))
             except ValueError:

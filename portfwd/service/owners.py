@@ -61,8 +61,9 @@ def _relayed(fields: object) -> list[dict[str, object]]:
     """The mappings of an operation in a record, if it is cni_py.ports.relay's, which named them by their numbers."""
     if not isinstance(fields, dict) or fields.get("op") != "RelayPorts":
         return []
-    try:
-        found = json.loads(str(fields.get("mappings")))
+    found = fields.get("mappings")
+    try:  # the version before: as JSON text
+        found = json.loads(found) if isinstance(found, str) else found
     except ValueError:
         return []
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -267,8 +267,9 @@ class OldService:
 
 @pytest.mark.parametrize("recorded", [{}, {"redirect": "never"}, {"steer": "never"}])
 def test_services_and_records_of_before_are_understood(recorded: dict[str, str]) -> None:
-    one = {"protocol": "tcp", "first": 8000, "last": 8099, **recorded}
-    op = relay.RelayPorts(mappings=json.dumps([one]), required=True)
+    place = {"host_ips": ["192.0.2.1"], "targets": [{"address": "10.0.0.2", "port": 80}]}
+    one = {"protocol": "tcp", "first": 8000, "last": 8099, **place, **recorded}
+    op = relay.RelayPorts.from_json({"mappings": json.dumps([one]), "required": True})
     key = Attachment("net", "c1", "eth0")
     wanted = "never" if recorded else "auto"
     assert [(new["steer"], "redirect" in new) for new in op.named(key)] == [(wanted, False)]

@@ -20,6 +20,7 @@ from cni_py.kernel import libnftables, netlink, nf_tables
 from cni_py.nftables import masquerade, spoof_check
 from cni_py.nftables.elements import sweep
 from cni_py.ports import publish
+from cni_py.ports.leftovers import withdraw_unrecorded
 
 SUBNET = "198.51.100"
 
@@ -50,8 +51,8 @@ class Container:
         """`ports` as in "tcp 0.0.0.0:80", leading to port 80; a failure takes everything back, as skel does."""
         texts = [f"{port} to {self.address}:{port.rpartition(':')[2] if '-' in port else 80}" for port in ports]
         self.op = publish.PublishPorts(
-            ports=", ".join(texts),
-            addresses=f"{self.address}/24",
+            ports=texts,
+            addresses=[f"{self.address}/24"],
             clients=clients,
             conditions4=condition,
             conditions6="",
@@ -513,5 +514,7 @@ def test_damaged_record_still_leads_to_an_empty_table() -> None:
     assert record is not None
     record.ops = [{**entry, "ports": "nonsense"} for entry in record.ops if isinstance(entry, dict)]
     record.save()
+    assert not engine.is_whole(record)
     one.delete()
+    withdraw_unrecorded(one.kernel, one.key.hex)  # as DEL does then
     assert nothing_left()

@@ -277,5 +277,5 @@ def test_ip_masq_by_iptables_is_one_operation_for_all_addresses() -> None:
 
     call = call_for({"ipMasq": True, "ipMasqBackend": "iptables"})
     addresses = [parse_address("192.0.2.7/24"), parse_address("2001:db8::7/64")]
-    wanted = MasqueradeByIptables(addresses="192.0.2.7/24 2001:db8::7/64")
+    wanted = MasqueradeByIptables(addresses=["192.0.2.7/24", "2001:db8::7/64"])
     assert backends.masquerade(addresses, BridgeConf(call).backend) == [wanted]

@@ -11,6 +11,7 @@ import pytest
 from cni_py.addr import parse_address
 from cni_py.attachment.call import Call
 from cni_py.errors import InvalidNetworkConfig
+from cni_py.kernel import inet
 from cni_py.kernel.rtnl import Rtnl
 from cni_py.plugins.macvlan import MacvlanConf, master_of
 from cni_py.protocol.netconf import NetConf
@@ -73,12 +74,12 @@ def test_the_master_is_that_of_the_best_default_route_ipv4_first() -> None:
             link = side.link(name)
             assert link is not None
             indexes[name] = link.index
-            side.add_address(link.index, parse_address(f"192.0.2.{9 + number}/24"))
+            inet.add_address(side, link.index, parse_address(f"192.0.2.{9 + number}/24"))
         with pytest.raises(InvalidNetworkConfig, match="no default route interface found"):
             master_of(side, conf_of())
         chosen = []
         for dst, name, metric in (("::/0", "lan2", 0), ("0.0.0.0/0", "lan0", 9), ("0.0.0.0/0", "lan2", 5)):
-            side.add_route(Route(parse_address(dst), priority=metric), indexes[name])
+            inet.add_route(side, Route(parse_address(dst), priority=metric), indexes[name])
             chosen.append(master_of(side, conf_of()).name)
         assert chosen == ["lan2", "lan0", "lan2"]
         assert master_of(side, conf_of(master="lan1")).name == "lan1"

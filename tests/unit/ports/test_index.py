@@ -18,7 +18,7 @@ from cni_py.ports.publication import Publication
 
 KEY = Attachment("net1", "c1", "eth0")
 OTHER = Attachment("net2", "c1", "eth0")
-ADDRESSES = "192.0.2.5 2001:db8::5"
+ADDRESSES = ["192.0.2.5", "2001:db8::5"]
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def listed(name: str) -> list[tuple[str, set[str]]]:
 def test_an_entry_has_the_names_of_the_addresses_and_of_the_interface(top: Path) -> None:
     op = ListPublication(addresses=ADDRESSES)
     op.apply(kernel())
-    for name in (*ADDRESSES.split(), naming.interface_name(KEY)):
+    for name in (*ADDRESSES, naming.interface_name(KEY)):
         assert files.may_be_published(name)
-        assert listed(name) == [(KEY.hex, set(ADDRESSES.split()))]
+        assert listed(name) == [(KEY.hex, set(ADDRESSES))]
     assert not files.may_be_published("192.0.2.6")
     assert listed("192.0.2.6") == []
     op.undo(kernel())
@@ -109,7 +109,7 @@ def test_an_index_that_cannot_be_written_serves_the_call_at_hand(top: Path, monk
 
     ListPublication(addresses=ADDRESSES).apply(kernel())
     record = Record(KEY, "portmap")
-    record.ops = [{"op": "PublishPorts", "addresses": "192.0.2.5/24"}]
+    record.ops = [{"op": "PublishPorts", "addresses": ["192.0.2.5/24"]}]
     record.save()
     os.rename(top, top.with_name("elsewhere"))
     monkeypatch.setattr(index, "write", full)
@@ -128,8 +128,8 @@ def test_gc_forgets_what_is_not_valid_in_its_network_alone(top: Path) -> None:
     assert {one.hex for one in index.all_holders()} == {OTHER.hex}
 
 
-@pytest.mark.parametrize("addresses", ["192.0.2.5/24", "../../etc", "192.0.2.5 x"])
-def test_a_record_cannot_lead_to_another_path(addresses: str) -> None:
+@pytest.mark.parametrize("addresses", [["192.0.2.5/24"], ["../../etc"], ["192.0.2.5", "x"]])
+def test_a_record_cannot_lead_to_another_path(addresses: list[str]) -> None:
     with pytest.raises(ValueError, match="invalid IP address"):
         ListPublication(addresses=addresses)
 

@@ -168,22 +168,22 @@ def any_mapping(draw: st.DrawFn) -> Mapping:
 
 @given(st.lists(any_mapping(), max_size=5))
 def test_text_of_mappings_is_read_back(made: list[Mapping]) -> None:
-    assert parse_mappings(", ".join(map(str, made))) == made
+    assert parse_mappings(map(str, made)) == made
 
 
 @pytest.mark.parametrize(
     "extra", ["from x", "from", "from 2001:db8::/32 shared", "share", "shared from 192.0.2.0/24", "of 192.0.2.0/24"]
 )
 def test_text_with_clients_that_are_none_is_refused(extra: str) -> None:
-    parse_mappings("tcp 0.0.0.0:1 to 192.0.2.1:1 from 192.0.2.0/24 shared")
+    parse_mappings(["tcp 0.0.0.0:1 to 192.0.2.1:1 from 192.0.2.0/24 shared"])
     with pytest.raises(ValueError, match=r"."):
-        parse_mappings(f"tcp 0.0.0.0:1 to 192.0.2.1:1 {extra}".replace(" from shared", " from "))
+        parse_mappings([f"tcp 0.0.0.0:1 to 192.0.2.1:1 {extra}".replace(" from shared", " from ")])
 
 
 @pytest.mark.parametrize("text", ["tcp", "tcp a to b", "foo 0.0.0.0:1 to 192.0.2.1:1", "tcp 0.0.0.0:x to 192.0.2.1:1"])
 def test_text_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        parse_mappings(text)
+        parse_mappings([text])
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_statement_glued_to_a_value_is_refused(word: str) -> None:
 )
 def test_text_of_a_damaged_record_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        parse_mappings(text)
+        parse_mappings([text])
 
 
 @pytest.mark.parametrize(
