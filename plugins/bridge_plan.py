@@ -1,12 +1,14 @@
 """The plan of the bridge plugin: configuration and addresses in, operations out. Pure, but for the MAC of a new bridge.
 
-plan_bridge     the bridge: before IPAM
-complete        the result: gateways and default routes that IPAM leaves open
-plan            all the rest
-    plan_port       the veth pair, a port of the bridge
-    (addresses and routes of the container: interface/addressing.py)
-    plan_gateway    the host's side: gateway address, forwarding
-    (ipMasq: plugins/backends.py)
+In the order of ADD:
+
+    plan_bridge     the bridge, before IPAM is asked
+    complete        gateways and default routes that IPAM leaves open
+    plan            all the rest:
+      plan_port         the veth pair, a port of the bridge
+      (interface/addressing.py: addresses and routes of the container)
+      plan_gateway      the host's side: gateway address, forwarding
+      (plugins/backends.py: ipMasq)
 """
 
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address
@@ -62,20 +64,16 @@ def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes
     """The operations that connect the container to the bridge, in order."""
     veth, ifname = key.host_veth, key.ifname
     steps = plan_port(key, conf, container_mac)
-    if result.ips:
-        steps += plan_addresses(ifname, result.ips, dad=conf.dad, announce=True)
-        steps += [plan_route(ifname, route, result.ips) for route in result.routes]
-        steps += plan_gateway(conf, result)
-        if conf.masquerade:
-            steps += backends.masquerade([ip.address for ip in result.ips], conf.backend)
-    elif not conf.disable_container_interface:
-        steps.append(common.SetContainerUp(ifname=ifname))
-    if not conf.disable_container_interface:
-        # With disableContainerInterface the container's end stays down, and the port would never come up.
-        steps.append(bridge.WaitForPort(name=veth))
-    if result.ips:
-        steps.append(common.AnnounceAddresses(ifname=ifname, mac=container_mac))
-    return steps
+    if conf.disable_container_interface:
+        return steps  # the interface stays down, without addresses (see BridgeConf.check_add), and so does the port
+    if not result.ips:
+        return [*steps, common.SetContainerUp(ifname=ifname), bridge.WaitForPort(name=veth)]
+    steps += plan_addresses(ifname, result.ips, dad=conf.dad, announce=True)
+    steps += [plan_route(ifname, route, result.ips) for route in result.routes]
+    steps += plan_gateway(conf, result)
+    if conf.masquerade:
+        steps += backends.masquerade([ip.address for ip in result.ips], conf.backend)
+    return [*steps, bridge.WaitForPort(name=veth), common.AnnounceAddresses(ifname=ifname, mac=container_mac)]
 
 
 def plan_port(key: Attachment, conf: BridgeConf, container_mac: bytes) -> "list[Op]":

@@ -1,8 +1,7 @@
-"""Every key that our plugins know, for notes about misspelt ones. Loaded by commands, never by a plugin's call.
+"""All keys that our plugins know, so that commands can point out a misspelt one. Never loaded by a plugin's call.
 
-A name maps to the keys of the object, or of the objects in the list (of lists), that stand there; to None where there is
-another value, or where keys are free or checked by the plugin itself. A plugin that learns a key gets it here too: a test
-compares this table with what the plugins read.
+A key maps to the keys of its value: an object, or a list (of lists) of objects. It maps to None where the value is neither, or
+has keys that are free or that the plugin checks itself. A test compares the table with the keys that the plugins read.
 """
 
 Keys = dict[str, "Keys | None"]

@@ -1,11 +1,11 @@
-"""The ranges host-local allocates from, and which address comes next. Pure: the disk is asked through a predicate.
+"""The ranges that host-local allocates from, and which address comes next. Pure: whether an address is free is a predicate.
 
-A *range* is a part of one subnet with a gateway. A *range set* is a list of ranges that are alternatives: one address
-is taken from each set. Addresses are given out in order from the one after the set's last, through all of its ranges
-and around, so that a released address rests for a full lap before it is used again.
+A *range* is a part of one subnet, with a gateway. A *range set* is a list of ranges; an attachment gets one address of each
+set. A set gives out its addresses in order, from the one after the last that it gave, through all its ranges and around. So a
+released address is not used again before all others have been.
 
-Skipped on the way are the gateway and what `exclude` lists. A request by name may have an excluded address: excluding
-keeps an address out of the automatic choice, for example for fixed ones; `rangeStart` and `rangeEnd` bound both.
+The gateway and the addresses in `exclude` are skipped. A request may name an excluded address: they are kept for that.
+`rangeStart` and `rangeEnd` hold for both.
 """
 
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address, parse_ip
@@ -37,7 +37,10 @@ class Block:
 
 
 def parse_block(text: str) -> Block:
-    """An entry of `exclude`: an address, a network in CIDR form (all of it), or two addresses joined by '-'."""
+    """An entry of `exclude`: an address, a network in CIDR form (all its addresses), or two addresses joined by '-'.
+
+    InvalidNetworkConfig for anything else.
+    """
     first, dash, last = (part.strip() for part in text.partition("-"))
     try:
         if not dash and "/" in text:
@@ -52,7 +55,7 @@ def parse_block(text: str) -> Block:
 
 
 def joined(blocks: "Sequence[Block]") -> list[Block]:
-    """The same addresses as blocks that are apart, in their order."""
+    """The same addresses in as few blocks as possible, in order, IPv4 before IPv6."""
     apart: list[Block] = []
     for block in sorted(blocks, key=lambda block: (block.width, block.first)):
         if apart and block.width == apart[-1].width and block.first <= apart[-1].last + 1:
@@ -64,7 +67,10 @@ def joined(blocks: "Sequence[Block]") -> list[Block]:
 
 
 class Range:
-    """A validated range; CniError, without the number of its set, when the configuration's values are not one."""
+    """A range; `start` and `end` are its first and last address as numbers. InvalidNetworkConfig for values that make none.
+
+    The error does not name the set; parse_set() does.
+    """
 
     __slots__ = ("end", "excluded", "gateway", "start", "subnet")
 
@@ -77,7 +83,7 @@ class Range:
         exclude: "Sequence[Block]" = (),
     ) -> None:
         width = len(subnet.packed)
-        spare = 8 * width - subnet.prefixlen  # bits that tell the subnet's hosts apart
+        spare = 8 * width - subnet.prefixlen  # bits of the host part
         if spare < 1:
             raise InvalidNetworkConfig(f"Network {subnet} too small to allocate from")
         network = subnet.network()
@@ -97,7 +103,7 @@ class Range:
         # The network's own address is left out, except where it is one of two: RFC 3021 (/31), RFC 6164 (/127).
         self.start = (base if spare == 1 else base + 1) if start is None else int_of(start)
         if end is None and width == 4 and spare > 1:
-            self.end = top - 1  # the broadcast address; IPv6 has none
+            self.end = top - 1  # without the broadcast address; IPv6 has none
         if self.start > self.end:
             last = ip_text(ip_of(self.end, width))
             if start is None:
@@ -111,11 +117,11 @@ class Range:
         return len(self.subnet.packed)
 
     def contains(self, ip: bytes) -> bool:
-        """Whether `ip` may be given out from here, be it by request."""
+        """Whether `ip` lies in the range, excluded or not."""
         return len(ip) == self.width and self.start <= int_of(ip) <= self.end
 
     def overlaps(self, other: "Range") -> bool:
-        """Whether an address is in both."""
+        """Whether the two ranges have an address in common."""
         return self.width == other.width and self.start <= other.end and other.start <= self.end
 
     def __str__(self) -> str:
@@ -123,7 +129,10 @@ class Range:
 
 
 def parse_sets(ipam: "Object", runtime_config: "Object") -> "list[RangeSet]":
-    """The range sets of a configuration, in the order of the addresses in the result: first those of the runtime."""
+    """The range sets of a configuration, in the order of the result's addresses: the runtime's (ipRanges) first.
+
+    InvalidNetworkConfig for sets that are none, overlap, or are too many.
+    """
     groups = _groups(ipam, runtime_config)
     if not groups:
         raise InvalidNetworkConfig(
@@ -152,7 +161,7 @@ def _groups(ipam: "Object", runtime_config: "Object") -> "list[Value]":
 
 
 def gateways(ipam: "Object", runtime_config: "Object") -> list[Address]:
-    """The gateways of all ranges, each with the prefix length of its subnet. What is not valid is left out."""
+    """The gateways of all ranges, each with the prefix length of its subnet, up to the first range that is not valid."""
     found = []
     try:
         for group in _groups(ipam, runtime_config):
@@ -160,12 +169,12 @@ def gateways(ipam: "Object", runtime_config: "Object") -> list[Address]:
                 one = parse_range(entry, [])
                 found += [Address(one.gateway, one.subnet.prefixlen)] if len(one.gateway) == one.width else []
     except (CniError, ValueError):
-        pass  # IPAM, whose configuration it is, complains
+        pass  # the IPAM plugin refuses it
     return found
 
 
 def parse_set(number: int, entries: "Value", exclude: list[Block]) -> "RangeSet":
-    """The range set in a list of objects; what is wrong with it is told with its number."""
+    """The range set in a list of objects. InvalidNetworkConfig with the set's number."""
     try:
         if isinstance(entries, dict):
             raise netconf.Undecodable('ranges must be a list of lists: [[{"subnet": ...}]], not [{...}]')
@@ -178,7 +187,7 @@ def parse_set(number: int, entries: "Value", exclude: list[Block]) -> "RangeSet"
 
 
 def parse_range(entry: "Object", exclude: list[Block]) -> Range:
-    """A range of the configuration. ValueError for addresses that are none; empty texts are absent, but not the subnet."""
+    """A range of the configuration. An empty text counts as missing, but for the subnet. CniError or ValueError."""
     subnet = netconf.optional_string(entry, "subnet")
     if subnet is None:
         raise InvalidNetworkConfig('a range has no "subnet"')
@@ -188,7 +197,7 @@ def parse_range(entry: "Object", exclude: list[Block]) -> Range:
 
 
 def _optional_ip(entry: "Object", name: str) -> bytes | None:
-    """The address under a key; None where it is missing or empty."""
+    """The address under a key; None where it is missing or empty. InvalidNetworkConfig."""
     text = netconf.string(entry, name)
     try:
         return parse_ip(text) if text else None
@@ -197,7 +206,7 @@ def _optional_ip(entry: "Object", name: str) -> bytes | None:
 
 
 def check_set(ranges: "RangeSet") -> None:
-    """CniError when the ranges cannot stand in one set."""
+    """InvalidNetworkConfig for a set that is empty, of both families, or whose ranges overlap."""
     if not ranges:
         raise InvalidNetworkConfig("empty range set")
     if len({one.width for one in ranges}) > 1:
@@ -209,7 +218,7 @@ def check_set(ranges: "RangeSet") -> None:
 
 
 def check_sets(range_sets: "Sequence[RangeSet]") -> None:
-    """CniError when two sets share addresses."""
+    """InvalidNetworkConfig when two sets have an address in common."""
     for width in (4, 16):
         alike = [(number, one) for number, ranges in enumerate(range_sets) for one in ranges if one.width == width]
         pair = overlapping(alike)
@@ -218,11 +227,11 @@ def check_sets(range_sets: "Sequence[RangeSet]") -> None:
 
 
 def overlapping(numbered: "list[tuple[int, Range]]") -> "tuple[tuple[int, Range], tuple[int, Range]] | None":
-    """Two of the ranges, all of one family, that have an address in common, by their numbers; None when none have.
+    """Two of the ranges, all of one family, that overlap, the lower number first; None when none do.
 
-    In the order of their first addresses, two that overlap mean two neighbours that overlap, unless one is within another.
+    One pass in the order of their first addresses: a range overlaps one before it if it overlaps the one that ends last.
     """
-    widest: tuple[int, Range] | None = None  # of those so far, the one that ends last
+    widest: tuple[int, Range] | None = None  # of the ranges so far, the one that ends last
     for current in sorted(numbered, key=lambda entry: entry[1].start):
         if widest is not None and current[1].overlaps(widest[1]):
             return (widest, current) if widest[0] <= current[0] else (current, widest)
@@ -232,17 +241,20 @@ def overlapping(numbered: "list[tuple[int, Range]]") -> "tuple[tuple[int, Range]
 
 
 def set_text(ranges: "RangeSet") -> str:
-    """The set as error texts name it."""
+    """The set as errors show it."""
     return ",".join(str(one) for one in ranges)
 
 
 def range_of(ranges: "RangeSet", ip: bytes) -> Range | None:
-    """The range of the set that `ip` belongs to."""
+    """The range of the set that `ip` lies in, or None."""
     return next((one for one in ranges if one.contains(ip)), None)
 
 
 def candidates(ranges: "RangeSet", last: bytes | None) -> "Iterator[tuple[bytes, Range]]":
-    """The addresses of a set in the order of choice, each once, from the one after `last`."""
+    """The addresses of a set in the order of choice, each once, from the one after `last` (None: from the first).
+
+    Blocks of excluded addresses are jumped over, not walked through: a block may be a /64.
+    """
     for first, final, one in _lap(ranges, last):
         value = first
         ahead = iter([block for block in one.excluded if block.last >= first])
@@ -260,7 +272,7 @@ def candidates(ranges: "RangeSet", last: bytes | None) -> "Iterator[tuple[bytes,
 
 
 def _lap(ranges: "RangeSet", last: bytes | None) -> "Iterator[tuple[int, int, Range]]":
-    """The parts of one lap through the set as (first, last, range); `last` itself comes at the very end."""
+    """One lap through the set as parts (first, last, range); the address `last` is the very end."""
     current = None if last is None else range_of(ranges, last)
     if last is None or current is None:
         yield from ((one.start, one.end, one) for one in ranges)
@@ -274,7 +286,10 @@ def _lap(ranges: "RangeSet", last: bytes | None) -> "Iterator[tuple[int, int, Ra
 def choose(
     ranges: "RangeSet", requested: bytes | None, last: bytes | None, is_free: "Callable[[bytes], bool]"
 ) -> "tuple[bytes, Range]":
-    """The address for one attachment and the range it is from; CniError when there is none to give."""
+    """The address for one attachment, and its range: the one `requested`, or the first that is free after `last`.
+
+    InvalidNetworkConfig for the gateway; CniError when no address, or not this one, can be given.
+    """
     if requested is None:
         for ip, one in candidates(ranges, last):
             if is_free(ip):

@@ -52,9 +52,10 @@ DATA_DIR = "/var/lib/cni/networks"
 STAMP = "user.cni_py.boot"
 CURSOR = "last_reserved_ip."
 MACHINE_ID = "/etc/machine-id"  # machine-id(5)
-HELD: "dict[str, Pool]" = {}  # the pools this process has locked
-DEPTH_MAX = 8  # folders in each other
-CONTENT_MAX = 4096  # a container id is a file name elsewhere, so far below
+HELD: "dict[str, Pool]" = {}  # by directory: the pools that this process has locked, for flock(2) would wait for ourselves
+DEPTH_MAX = 8  # folders within folders
+CONTENT_MAX = 4096  # bytes; a container ID is a file name elsewhere (NAME_MAX 255)
+# Others may write into the directory: a symlink is not followed, and a FIFO is not waited for.
 SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -74,12 +75,12 @@ def reserved(conf: "NetConf", container_id: str, ifname: str) -> set[bytes]:
 
 
 def holder(container_id: str, ifname: str = "") -> bytes:
-    """What a reservation contains; without `ifname` in the form of before 2019."""
+    """The content of an attachment's reservations; without `ifname` in the form that the Go plugin wrote before 2019."""
     return os.fsencode(f"{container_id}\r\n{ifname}").strip()
 
 
 def this_boot() -> str:
-    """The stamp of this boot of this machine; "" when the kernel does not tell."""
+    """The stamp of this boot, <machine id>/<boot id>; "" where the kernel does not tell the boot id."""
     try:
         boot = naming.boot_id()
     except OSError:
@@ -92,14 +93,17 @@ def this_boot() -> str:
 
 
 def is_over(stamp: str, now: str) -> bool:
-    """Whether `stamp` names another boot of the machine that `now` is a boot of."""
+    """Whether `stamp` names another boot than `now`, of the same machine."""
     machine, slash, boot = stamp.partition("/")
     this_machine, _, this = now.partition("/")
     return bool(slash and boot and this) and machine == this_machine and boot != this
 
 
 def replace_link(path: str, target: str) -> None:
-    """A symlink as a value that is read and written in one call; "" removes it."""
+    """Make `path` a symlink to `target`, which is a value and no path; "" removes it. OSError.
+
+    A symlink is read and made in one system call each, so that it is never seen half written.
+    """
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -118,7 +122,7 @@ class DirectoryLock(Lock):
 
 
 class Index:
-    """Which reservations a holder has, remembered outside of the directory."""
+    """Our index: for each holder one symlink with the names of its reservations. `directory`: a descriptor of the real thing."""
 
     __slots__ = ("boot", "folder")
 
@@ -128,25 +132,25 @@ class Index:
         self.boot = boot
 
     def is_current(self, directory: int) -> bool:
-        """Whether nobody has changed the directory since close()."""
+        """Whether the directory has not changed since close()."""
         try:
             return os.readlink(self.folder + "/state") == self._state(os.fstat(directory))
         except OSError:
             return False
 
     def get(self, who: bytes) -> list[str]:
-        """The names of the holder's reservations."""
+        """The names of the holder's reservations (addresses as text); none for an unknown holder."""
         try:
             return os.readlink(self._entry(who)).split("/")
         except OSError:
             return []
 
     def put(self, who: bytes, names: list[str]) -> None:
-        """Remember `names`, none to forget the holder. OSError."""
+        """Write the holder's `names`, none to remove the holder. OSError."""
         replace_link(self._entry(who), "/".join(names))
 
     def rewrite(self, found: "dict[bytes, list[str]]") -> None:
-        """Start anew with what a scan found. OSError."""
+        """Replace all entries by what a scan found. OSError."""
         files.make_folders(self.folder, 0o700)
         for name in os.listdir(self.folder):
             os.unlink(f"{self.folder}/{name}")
@@ -158,7 +162,8 @@ class Index:
         now = time.time_ns()
         os.utime(directory, ns=(now, now))
         status = os.fstat(directory)
-        fine = status.st_mtime_ns == now  # else the file system's times are too coarse to tell changes apart
+        # Some file systems keep coarser times, in which two changes may be alike: there the index is never current.
+        fine = status.st_mtime_ns == now
         replace_link(self.folder + "/state", self._state(status) if fine else "")
 
     def _state(self, status: os.stat_result) -> str:
@@ -169,10 +174,10 @@ class Index:
 
 
 class Pool:
-    """`with Pool(directory) as pool:` the reservations of a network, locked.
+    """`with Pool(directory) as pool:` the reservations of a network, locked. CniError when the directory cannot be used.
 
-    `make` creates the directory; without it a missing one is an empty pool. `look` changes nothing in it, and takes the
-    lock only together with `make`. Entering a pool again while it is held is the same pool.
+    `make` creates the directory; without it a missing one is an empty pool. `look` changes nothing, and takes the lock only
+    together with `make`. To enter the pool of a directory that is held gives that pool.
     """
 
     __slots__ = ("_changed", "_dead", "_depth", "_found", "_index", "_lock", "boot", "directory", "fd", "look", "make")
@@ -217,7 +222,7 @@ class Pool:
                 raise os_error(f"cannot use the IPAM directory {self.directory}", error) from error
 
     def is_free(self, ip: bytes) -> bool:
-        """Whether nobody holds `ip`."""
+        """Whether nobody has reserved `ip`. An empty file, or one of an earlier boot, counts as free; anything else does not."""
         name = ip_text(ip)
         if self.fd < 0 or name in self._dead:
             return True
@@ -228,7 +233,7 @@ class Pool:
         return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
     def of_attachment(self, container_id: str, ifname: str) -> "tuple[bytes, list[str]]":
-        """The content and the names of an attachment's reservations; those in the old form if there are no others."""
+        """The content and the names of an attachment's reservations; of those in the old form if it has no others."""
         for who in (holder(container_id, ifname), holder(container_id)):
             names = self._names(who)
             if self._index and not all(self._read(name)[0] == who for name in names):
@@ -239,24 +244,28 @@ class Pool:
         return who, []
 
     def holder_of(self, ip: bytes) -> bytes:
-        """The content of the reservation of an address, b"" when nobody holds it."""
+        """The content of the reservation of an address, b"" when there is none."""
         return self._read(ip_text(ip))[0]
 
     def by_holder(self) -> "dict[bytes, list[str]]":
-        """Every content that is there with the names of its reservations, read anew."""
+        """All reservations, read anew: content -> names."""
         if self.fd >= 0:
             self._scan()
         return dict(self._found)
 
     def cursor(self, number: int) -> bytes | None:
-        """The address that range set `number` gave out last."""
+        """The address that range set `number` gave out last; None when that is not known."""
         try:
             return parse_ip(self._read(f"{CURSOR}{number}")[0].decode("utf-8", "replace"))
         except ValueError:
             return None
 
     def move_cursor(self, number: int, address: str) -> None:
-        """Remember what set `number` gave out. A kill in between leaves another address, never half of one."""
+        """Write down the address that set `number` gave out last.
+
+        One write(2), then the truncation. Killed between the two it leaves an address followed by the end of a longer one,
+        which is an address, too, or none: either only changes which address comes next.
+        """
         self._changed = True
         fd = os.open(f"{CURSOR}{number}", os.O_WRONLY | os.O_CREAT | SAFELY, 0o600, dir_fd=self.fd)
         try:
@@ -266,21 +275,22 @@ class Pool:
             os.close(fd)
 
     def reserve(self, address: str, who: bytes) -> None:
-        """Make the reservation and see it on the disk. FileExistsError when somebody has it."""
-        self._remember(who, [*self._names(who), address])  # first: a name too many is noticed, one too few is not
+        """Make the reservation, and wait until it is on the disk. FileExistsError when somebody has it."""
+        # First the index: of_attachment() notices a name too many, but not one that is missing.
+        self._remember(who, [*self._names(who), address])
         try:
             fd = self._create(address)
         except FileExistsError:
             if not self.is_free(parse_ip(address)):
                 raise
-            os.unlink(address, dir_fd=self.fd)  # an empty file: see the head of this module
+            os.unlink(address, dir_fd=self.fd)  # an empty file, whose writer died: see the module's docstring
             fd = self._create(address)
         self._changed = True
         try:
             os.write(fd, who)
             self._stamp(fd)
             os.fsync(fd)
-            os.fsync(self.fd)  # the name, too
+            os.fsync(self.fd)  # the directory: the name is not on the disk with the file (fsync(2))
         except BaseException:
             os.unlink(address, dir_fd=self.fd)
             raise
@@ -288,7 +298,7 @@ class Pool:
             os.close(fd)
 
     def release(self, who: bytes, names: list[str]) -> None:
-        """Remove reservations as far as they are (still) those of `who`."""
+        """Delete those of the reservations `names` that are `who`'s."""
         for name in names:
             if self._read(name)[0] == who:
                 os.unlink(name, dir_fd=self.fd)
@@ -342,14 +352,14 @@ class Pool:
             self._found[who] = names
 
     def _try_index(self, action: "Callable[..., None]", *values: object) -> None:
-        """An index that cannot be written is one that the next call will not trust; this one goes on without."""
+        """Write the index. Where that fails this call goes on without it, and the next does not find it current."""
         try:
             action(*values)
         except OSError:
             self._index = None
 
     def _scan(self) -> None:
-        """Read every reservation: stamp those without a stamp, remove the dead, make the index anew."""
+        """Read every reservation, stamp those without a stamp, delete the dead, and make the index anew."""
         self._index, self._found, self._dead = None, {}, set()
         flat = True
         for name in self._walk(self.fd, ""):
@@ -368,15 +378,15 @@ class Pool:
                 os.unlink(name, dir_fd=self.fd)
             self._dead = set()
         except OSError:
-            return  # a read-only file system: they count as free, and the next call looks again
+            return  # a read-only file system: the dead count as free, and the next call scans again
         if flat:
             self._index, self._changed = Index(self.fd, self.boot), True
             self._try_index(self._index.rewrite, self._found)
 
     def _walk(self, fd: int, prefix: str) -> "Iterator[str]":
-        """The files of the directory and, as the Go plugin has it, of folders in it, whose own names end in a slash.
+        """The names of the files in the directory and (as in the Go plugin) in folders below it; a folder's ends in a slash.
 
-        Not deeper than DEPTH_MAX: each level holds a descriptor.
+        Not deeper than DEPTH_MAX, as each level holds a descriptor.
         """
         with os.scandir(fd) as entries:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
@@ -390,9 +400,9 @@ class Pool:
                     os.close(below)
 
     def _read(self, name: str, *, stamp: bool = False) -> tuple[bytes, bool]:
-        """What the file contains without the space around it, b"" if it is no regular file, and whether it is dead.
+        """The content of a file, stripped, and whether the file is dead. (b"", False) for what is no regular file.
 
-        With `stamp` a reservation without a stamp gets one.
+        With `stamp` a reservation that has no stamp gets one.
         """
         if self.fd < 0:
             return b"", False
@@ -418,7 +428,7 @@ class Pool:
             return False
 
     def _stamp(self, fd: int) -> None:
-        """Note that the file exists in this boot; without extended attributes it is simply never reclaimed."""
+        """Note in the file that it existed in this boot. Where there are no extended attributes it is never reclaimed."""
         if self.boot:
             try:
                 os.setxattr(fd, STAMP, self.boot.encode())
@@ -427,7 +437,7 @@ class Pool:
 
 
 def is_address(name: str) -> bool:
-    """Whether a file's name is that of a reservation."""
+    """Whether a file's name is that of a reservation: an address in its canonical form."""
     try:
         return ip_text(parse_ip(name)) == name
     except ValueError:
@@ -435,7 +445,7 @@ def is_address(name: str) -> bool:
 
 
 class ReserveAddress(Op):
-    """One address of a range set, held by the attachment until DEL; also moves the set's cursor."""
+    """One address of a range set is reserved for the attachment until DEL, and the set's cursor is on it."""
 
     directory: str
     range_set: int

@@ -1,4 +1,4 @@
-"""resolv.conf(5), of which host-local makes the result's DNS settings."""
+"""Reads resolv.conf(5): host-local's key `resolvConf` names a file with the DNS settings of the result."""
 
 import errno
 import os
@@ -11,12 +11,13 @@ RESOLV_CONF_MAX = 1 << 20  # characters; /dev/zero has no end
 
 
 def read(path: str) -> DNS:
-    """The resolver's settings in a file of the form of resolv.conf(5)."""
+    """The DNS settings in a file of the form of resolv.conf(5). IOFailure when it cannot be read, or is a FIFO."""
     dns = DNS()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO or /proc/kmsg would wait for ever
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else a FIFO or /proc/kmsg would be waited for
         with open(fd, encoding="utf-8", errors="replace") as file:
-            if os.fstat(fd).st_mode & S_IFMT == S_IFIFO:  # which has nothing to read now: no DNS would be the answer
+            # A FIFO that nobody writes to reads as an empty file: the result would have no DNS, without an error.
+            if os.fstat(fd).st_mode & S_IFMT == S_IFIFO:
                 raise OSError(errno.EINVAL, "it is a pipe (FIFO), not a file")
             lines = [line.split() for line in file.read(RESOLV_CONF_MAX).splitlines()]
     except (OSError, ValueError, TypeError) as error:  # TypeError: the text layer's answer to "nothing to read now"
