@@ -117,7 +117,7 @@ def _put_back(record: Record, kernel: Kernel, found: Restored) -> None:
             if isinstance(op, relay.RelayPorts) and op.is_missing(kernel):
                 engine.apply_one(op, kernel)
                 found.done.append(op.describe())
-            for part in _nftables_parts(op):
+            for part in _filter_parts(op):
                 if part.check(kernel) is not None:
                     engine.apply_one(part, kernel)
                     found.done.append(part.describe())
@@ -134,7 +134,7 @@ def _is_relayed(record: Record) -> bool:
     return any(isinstance(fields, dict) and fields.get("op") == relay.RelayPorts.__name__ for fields in record.ops)
 
 
-def _nftables_parts(op: Op) -> Iterator[Op]:
+def _filter_parts(op: Op) -> Iterator[Op]:
     """The operation, if it changes a packet filter; before it the guard of the host's loopback, which no record lists.
 
     The guard is shared by all published ports of a bridge, so that no attachment owns it.
