@@ -131,7 +131,7 @@ def ruleset(command: list[str]) -> list[str] | None:
 
 
 def legacy_rules(tool: str) -> list[str] | None:
-    """The rules of iptables-legacy. If no table is in use, the tool is not run: it reads the same file first and prints nothing."""
+    """The rules of iptables-legacy; the tool is run only if a table is in use: it reads the same file first itself."""
     kind = tool.removesuffix("tables")
     if shutil.which(f"{tool}-legacy-save") is not None:
         try:
