@@ -30,25 +30,25 @@ SIDECAR_PORT = 9090  # where portfwd publishes it
 HOST = {4: "198.51.100.1", 6: "2001:db8:1::1"}
 CLIENT = {4: "198.51.100.7", 6: "2001:db8:1::7"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-WELL, FAILED, LACKING, INTERRUPTED = 0, 1, 3, 128  # exit status; a signal adds its number
+SUCCESS, FAILED, LACKING, INTERRUPTED = 0, 1, 3, 128  # exit status; a signal adds its number
 PUBLISHER = "/run/cni-py/portfwd.sock"
 START_S = 10.0
-PLAN_LINES = 8  # of some thirty
+PLAN_LINES = 8  # of about 37
 
 
 class DemoError(Exception):
-    """The demo found something that is not as it must be."""
+    """The demo found a fault."""
 
 
 class EnvironmentLacks(Exception):
-    """This machine cannot run the demo; says what is missing."""
+    """This machine cannot run the demo; the message says what is missing."""
 
 
 # Commands
 
 
 def command(name: str) -> str:
-    """One of our commands, installed beside the interpreter."""
+    """The path of one of our commands, which pip installs beside the interpreter. EnvironmentLacks."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise EnvironmentLacks(f"{name} is not installed beside {sys.executable}: run `pip install .` there")
@@ -56,7 +56,7 @@ def command(name: str) -> str:
 
 
 def run(node: Node, *words: str) -> str:
-    """Show a command as it would be typed on the host, run it there, and return what it printed."""
+    """Print a command as it would be typed on the host, run it there, and return its stdout. DemoError."""
     say(f"# {' '.join([os.path.basename(words[0]), *words[1:]])}")
     done = node.run(list(words))
     if done.returncode:
@@ -71,12 +71,12 @@ def run(node: Node, *words: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Path4and6:
-    """A way to the published port, the same in both families."""
+    """A path to the published port, the same in both families."""
 
     words: str
     node: str  # who asks
     target: dict[int, str]
-    source: dict[int, str] | None  # whom the container must see; None: the bridge's gateway
+    source: dict[int, str] | None  # the address that the server must see; None: the gateway's
 
     def expected(self, family: int, gateway: dict[int, str]) -> str:
         return (self.source or gateway)[family]
@@ -104,7 +104,7 @@ class Row:
 
 
 def try_path(lab: Lab, path: Path4and6, family: int, gateway: dict[int, str]) -> Row:
-    """Fetch a page: by NAT, or at [::1], which the kernel's NAT cannot serve, relayed by portfwd."""
+    """Fetch a page: by NAT, or at [::1], which NAT cannot serve, by portfwd."""
     address = path.target[family]
     asked = f"[{address}]:{PORT}" if family == 6 else f"{address}:{PORT}"
     try:
@@ -136,12 +136,12 @@ def connect(lab: Lab) -> None:
     host = lab["host"]
     heading("2. Install the plugins on that host")
     show_lines(run(host, command("cni-py"), "install"))
-    heading("3. Start portfwd: where it runs, portmap gives it what NAT cannot serve")
+    heading("3. Start portfwd: portmap asks it to relay what NAT cannot serve")
     start_publisher(host)
     heading(
         "4. Connect the containers: ADD runs the chain bridge (with host-local for the addresses), portmap, firewall, tuning"
     )
-    say("first only the plan: every operation, in the order in which ADD will apply it (here its beginning)")
+    say("first the plan only: the operations in the order in which ADD will apply them")
     publish = ["-p", f"{PORT}:{CONTAINER_PORT}"]
     show_lines(run(host, command("cni-py-exec"), "ADD", NETWORK, "web", *publish, "--plan"), PLAN_LINES)
     say("")
@@ -162,7 +162,7 @@ def start_publisher(host: Node) -> None:
 
 
 def start_servers(lab: Lab) -> None:
-    heading("5. Start a web server in web, and a third process that joins its network namespace, as in a pod")
+    heading("5. Start a web server in web, and a second server (sidecar) in the same network namespace, as in a pod")
     lab.serve("web", CONTAINER_PORT)
     lab.serve("web", POD_PORT, says="sidecar", address="127.0.0.1")
     answer = lab.fetch("web", "127.0.0.1", POD_PORT)
@@ -176,11 +176,11 @@ def addresses(links: list[picture.Link], ifname: str) -> dict[int, str]:
 
 
 def show(observed: dict[str, list[picture.Link]]) -> None:
-    heading("6. What there is now")
+    heading("6. The network now")
     web = addresses(observed["web"], "eth0")
     published = [
         f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}",
-        f"           [::1]:{PORT}, and whatever NAT misses ─portfwd→ the same",
+        f"           [::1]:{PORT}, and what NAT cannot do ─portfwd→ the same",
     ]
     processes = {"web": [f"server on :{CONTAINER_PORT}, sidecar on 127.0.0.1:{POD_PORT}"], "other": []}
     containers = {
@@ -197,28 +197,28 @@ def fetch_everywhere(lab: Lab, gateway: dict[int, str], rows: list[Row]) -> None
     for family in (4, 6):
         rows += [try_path(lab, path, family, gateway) for path in PATHS]
     if not all(row.well for row in rows):
-        raise DemoError("a path to the published port is not as it must be: see the table")
+        raise DemoError("a path to the published port failed: see the table")
     say(LEGEND)
-    say(f"{len(rows)} pages fetched: the table at the end says by whom, and whom the server saw")
+    say(f"{len(rows)} pages fetched; the table at the end shows who asked, and which source address the server saw")
 
 
 def publish_running(lab: Lab) -> None:
-    """A port of a container that runs already, of a server that listens on the container's own loopback."""
-    heading(f"8. Publish the sidecar, too: web runs already, and nothing but its own 127.0.0.1 reaches port {POD_PORT}")
+    """Publish a port of a running container whose server listens on the container's loopback only."""
+    heading(
+        f"8. Publish port {POD_PORT} of the running container: sidecar listens on 127.0.0.1 there, which NAT cannot reach"
+    )
     spec = f"{SIDECAR_PORT}:{POD_PORT}"
     show_lines(run(lab["host"], command("portfwd"), "publish", "-p", spec, "--netns", lab["web"].netns))
     answer = lab.fetch("client", HOST[4], SIDECAR_PORT)
     if (answer.name, answer.peer) != ("sidecar", LOOPBACK[4]):
         raise DemoError(f"{answer.name} answered, and saw {answer.peer}")
-    say(
-        f"a machine on the LAN asks {HOST[4]}:{SIDECAR_PORT} and {answer.name} answers, which saw {answer.peer}: portfwd"
-    )
-    say("connects from inside the container's namespace, so it sees its own loopback")
+    say(f"a machine on the LAN asks {HOST[4]}:{SIDECAR_PORT}, and {answer.name} answers")
+    say(f"it saw the client address {answer.peer}: portfwd connects from inside the container's namespace")
     run(lab["host"], command("portfwd"), "rm", f"{SIDECAR_PORT}/tcp")
 
 
 def disconnect(lab: Lab) -> None:
-    """DEL both containers: each is empty again, and of the host only what all containers share is left."""
+    """DEL both containers: their namespaces are empty again, and the host has only what all containers share."""
     heading("9. Disconnect: DEL undoes the chain, last plugin first")
     for name in ("other", "web"):
         run(lab["host"], command("cni-py-exec"), "DEL", NETWORK, name)
@@ -229,15 +229,15 @@ def disconnect(lab: Lab) -> None:
     try:
         lab.fetch("client", HOST[4], PORT)
     except ConnectionRefusedError:
-        say(f"{HOST[4]}:{PORT} is refused again; no veth is left. The bridge stays: containers to come share it")
+        say(f"{HOST[4]}:{PORT} is refused again; no veth is left. The bridge stays for the next containers")
     else:
         raise DemoError("the published port still answers")
 
 
 def play(lab: Lab, rows: list[Row]) -> None:
-    """All steps; `rows` gets what came of the paths."""
+    """All steps; `rows` gets the outcome of each path."""
     heading("1. A throwaway host")
-    say("made of namespaces: a host, a machine on its LAN, and two containers that have no network yet")
+    say("made of namespaces: a host, a machine on its LAN, and two containers without a network")
     connect(lab)
     start_servers(lab)
     observed = {name: lab[name].python(picture.observe) for name in ("client", "host", "web", "other")}
@@ -252,7 +252,7 @@ def play(lab: Lab, rows: list[Row]) -> None:
 
 
 def machine_state() -> dict[str, object]:
-    """What a careless demo would change on the machine itself; only looked at."""
+    """The state of the machine itself that a faulty demo would change. It is only read."""
     paths = ("/run/netns", "/run/cni-py", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/opt/cni")
     return {
         "links": [link.name for link in picture.observe()],
@@ -263,7 +263,7 @@ def machine_state() -> dict[str, object]:
 
 
 def inhabited(namespaces: set[int]) -> int:
-    """How many processes of the machine are in one of these network namespaces."""
+    """How many processes of this machine are in one of these network namespaces."""
     count = 0
     for process in Path("/proc").iterdir():
         try:
@@ -277,19 +277,19 @@ def prove_nothing_left(namespaces: set[int], before: dict[str, object]) -> None:
     heading("10. Nothing is left")
     processes = inhabited(namespaces)
     if processes:
-        raise DemoError(f"{processes} processes are still in the demo's namespaces")
+        raise DemoError(f"{processes} processes are still in the namespaces of the demo")
     changes = snapshot.difference(before, machine_state())
     if changes:
-        raise DemoError(f"the machine itself is not as before:\n{changes}")
+        raise DemoError(f"the demo changed the machine itself:\n{changes}")
     say(f"no process is in any of the demo's {len(namespaces)} network namespaces any more")
-    say("links, firewall, mounts and files of the machine itself are as they were before")
+    say("links, firewall, mounts and files of the machine itself are unchanged")
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def interrupt(number: int, _: object) -> None:
-    """Once: a second signal does not disturb the taking down."""
+    """End the demo once: a second signal does not disturb the clean-up."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(INTERRUPTED + number)
@@ -297,7 +297,7 @@ def interrupt(number: int, _: object) -> None:
 
 def check_environment() -> None:
     if os.geteuid() != 0:
-        raise EnvironmentLacks("namespaces need root: run it with sudo")
+        raise EnvironmentLacks("network namespaces need root: run this with sudo")
     if not os.path.exists("/proc/self/ns/net"):
         raise EnvironmentLacks("there is no /proc here: mount -t proc proc /proc")
     for name in ("cni-py", "cni-py-exec", "portfwd"):
@@ -305,11 +305,11 @@ def check_environment() -> None:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run a step and turn its end into an exit status, with a word on what happened."""
+    """Run a step and return its exit status. A failure is printed on stderr."""
     try:
         action()
     except screen.ReaderGone:
-        pass  # there is nobody to say it to
+        pass  # nobody reads the output
     except EnvironmentLacks as error:
         print(f"demo: {error}", file=sys.stderr)
         return LACKING
@@ -319,12 +319,12 @@ def guarded(action: Callable[[], None]) -> int:
     except SystemExit as end:
         print("\ndemo: interrupted", file=sys.stderr)
         return int(end.code or INTERRUPTED)
-    return WELL
+    return SUCCESS
 
 
 def conclude(rows: list[Row], status: int, seconds: float) -> None:
-    """The table comes last, where it is still on the screen, and one line of what was shown."""
-    heading(f"The paths to port {PORT}, published for {CONTAINER_PORT} of web")
+    """The table, which is last so that it stays on the screen, and one line with the result."""
+    heading(f"The paths to host port {PORT}, which leads to port {CONTAINER_PORT} of web")
     screen.put("\n".join(table(rows)))
     answered = f"{sum(row.well for row in rows)} of {len(rows)} paths answered in {seconds:.0f} s"
     rest = "something failed: see above" if status else "nothing is left. Next: README, Use it"
@@ -339,7 +339,7 @@ def main() -> int:
             signal.signal(number, interrupt)
     begun = time.monotonic()
     status = guarded(check_environment)
-    if status != WELL:
+    if status != SUCCESS:
         return status
     lab = Lab.from_yaml("demo.yaml")
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""What the demo says, on whatever reads it: folded at the terminal's width, in ASCII where that is all there is."""
+"""Output of the demo: folded at the terminal's width, in ASCII if the encoding has nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN = str.maketrans("─│┌┐└┘├┤┬┴┼✓✗→…", "-|++++++
 
 
 class ReaderGone(Exception):
-    """Nobody reads on: `demo | head` has had enough."""
+    """Nobody reads stdout any more, as in `demo | head`."""
 
 
 def width() -> int:
@@ -22,25 +22,25 @@ def width() -> int:
 
 
 def plainly(error: UnicodeError) -> tuple[str, int]:
-    """An error handler for codecs: frames and marks in characters that the encoding has, each as wide as it was."""
+    """An error handler for codecs: replaces each frame or mark by one ASCII character."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end].translate(PLAIN)
     return text.encode("ascii", "replace").decode(), error.end
 
 
 def prepare() -> None:
-    """Before anything is said."""
+    """Set up stdout and stderr; call it before the first output."""
     codecs.register_error("plainly", plainly)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="plainly")  # type: ignore[union-attr]  # they are ours, from the start
+        stream.reconfigure(errors="plainly")  # type: ignore[union-attr]  # they are TextIOWrapper, as the interpreter makes them
 
 
 def put(text: str) -> None:
-    """A line or several, as they are. ReaderGone."""
+    """Print text as it is. ReaderGone."""
     try:
         print(text, flush=True)
     except BrokenPipeError as error:
-        # What is still in the buffer goes nowhere, also when the interpreter ends.
+        # The interpreter flushes the buffer when it ends: that must not fail again.
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -48,7 +48,7 @@ def put(text: str) -> None:
 
 
 def folded(text: str, columns: int) -> list[str]:
-    """A line in as many as it takes; those after the first stand a little further in than it."""
+    """A line folded into lines of at most `columns`; all but the first are indented by two more."""
     if len(text) <= columns:
         return [text]
     indent = " " * (len(text) - len(text.lstrip()) + 2)
@@ -67,10 +67,10 @@ def say(text: str) -> None:
 
 
 def show_lines(text: str, most: int = 0) -> None:
-    """What a command printed; of a long text the first `most` lines."""
+    """The output of a command; of a long one the first `most` lines."""
     lines = text.strip("\n").splitlines()
     shown = lines[:most] if most and len(lines) > most + 1 else lines
     for line in shown:
         say(f"  {line}")
     if len(shown) < len(lines):
-        say(f"  … and {len(lines) - len(shown)} lines more")
+        say(f"  … and {len(lines) - len(shown)} more lines")

@@ -1,8 +1,8 @@
-"""Taking over containers that the Go plugins connected: attachment records for what they made.
+"""Write attachment records for what the Go plugins made, so that our plugins can take over their running containers.
 
-A DEL of ours needs no record where the runtime still knows the result and the namespace is still there. With one it also works
-where both are lost, and GC sees the attachment. What is written is what the kernel shows: the result in libcni's cache says where
-to look, and an operation that CHECK would not find is left out.
+A DEL of ours works without a record as long as the runtime knows the result and the namespace exists. With a record it works
+without both, and GC knows the attachment. A record lists what the kernel shows: the result in libcni's cache says where to look,
+and an operation that CHECK would not find is left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +14,7 @@ from cni_py.attachment.engine import Op
 from cni_py.attachment.locks import attachment_lock
 from cni_py.attachment.naming import Attachment
 from cni_py.attachment.records import Record
+from cni_py.commands.outcome import Outcome
 from cni_py.errors import CniError, os_error
 from cni_py.protocol import conflist
 from cni_py.protocol.cache import Entry
@@ -25,78 +26,65 @@ if TYPE_CHECKING:
     from cni_py.protocol.gojson import Encodable
 
 
-class Adopted:
-    """What was found of one plugin's part of an attachment."""
+class Adopted(Outcome):
+    """Which operations were recorded for one plugin's part of an attachment."""
 
-    __slots__ = ("error", "found", "key", "plugin", "skipped")
-
-    def __init__(self, key: Attachment, plugin: str) -> None:
-        self.key = key
-        self.plugin = plugin
-        self.found: list[str] = []  # operations in words
-        self.skipped = ""  # why no record was written
-        self.error = ""
+    __slots__ = ()
 
     def to_json(self) -> "dict[str, Encodable]":
-        """For `cni-py adopt --json`."""
-        return {
-            "network": self.key.network,
-            "containerID": self.key.container_id,
-            "ifname": self.key.ifname,
-            "plugin": self.plugin,
-            "adopted": self.found,
-            "skipped": self.skipped,
-            "error": self.error,
-        }
+        return {**super().to_json(), "adopted": self.done, "error": "; ".join(self.errors)}
 
 
 def adopt_all(entries: Iterable[Entry], *, dry_run: bool = False) -> Iterator[Adopted]:
-    """Write the records that lack for attachments in libcni's cache; with `dry_run` only say which."""
+    """Write the missing records for the attachments in libcni's cache; with `dry_run` only say which.
+
+    Errors are in the outcomes: a broken attachment does not keep the others from being adopted.
+    """
     for entry in entries:
         try:
             network = conflist.parse(entry.config, "the cached configuration")
         except CniError as error:
             unknown = Adopted(Attachment(*entry.key), "")
-            unknown.error = str(error)
+            unknown.errors.append(str(error))
             yield unknown
             continue
         for plugin in network.plugins:
             kind = string(plugin, "type")
             if kind not in OPERATIONS:
-                continue  # it keeps nothing that a DEL would not find
+                continue  # DEL of the other plugins finds everything without a record
             found = Adopted(Attachment(*entry.key), kind)
             try:
                 request = conflist.request(network, plugin, entry.capability_args, entry.result)
                 _adopt(_call(entry, kind, NetConf.parse(request)), found, dry_run=dry_run)
             except CniError as error:
-                found.error = str(error)
+                found.errors.append(str(error))
             except OSError as error:
-                found.error = str(os_error("cannot look at the kernel", error))
+                found.errors.append(str(os_error("cannot ask the kernel", error)))
             yield found
 
 
 def _call(entry: Entry, plugin: str, conf: NetConf) -> Call:
-    """As if the plugin were called again."""
+    """The call as CHECK would get it."""
     return Call("CHECK", plugin, conf, container_id=entry.container_id, netns=entry.known_netns, ifname=entry.ifname)
 
 
 def _adopt(call: Call, found: Adopted, *, dry_run: bool) -> None:
     earlier = prev_result(call.conf)
     if earlier is None:
-        found.skipped = "its result is not known"
+        found.skipped = "the cache has no result of it"
         return
     if not call.kernel.has_container:
-        found.skipped = "its network namespace is gone: GC takes away what is left of it"
+        found.skipped = "its network namespace is gone: GC removes what is left of it"
         return
     with attachment_lock(call.key, call.plugin):
         if records.load(call.key, call.plugin) is not None:
-            found.skipped = "it has a record"
+            found.skipped = "it has a record already"
             return
         ops = [op for op in OPERATIONS[call.plugin](call, earlier) if _is_there(op, call)]
         if not ops:
-            found.skipped = "nothing of it is there"
+            found.skipped = "the kernel has nothing of it"
             return
-        found.found = [op.describe() for op in ops]
+        found.done = [op.describe() for op in ops]
         if not dry_run:
             _write(call, [*_listed(call, earlier), *ops])
 
@@ -119,7 +107,7 @@ def _write(call: Call, ops: list[Op]) -> None:
 
 
 def _listed(call: Call, earlier: Result) -> list[Op]:
-    """What lets the index of published ports name the container, as after an ADD of portmap: made, and to be recorded."""
+    """Enter the container in the index of published ports, as an ADD of portmap does; the operation is recorded, too."""
     if call.plugin != "portmap":
         return []
     from cni_py.ports.index import ListPublication

@@ -1,4 +1,4 @@
-"""A network's plugins executed one after the other, as libcni does it (libcni/api.go, pkg/invoke)."""
+"""Run the plugins of a network one after the other, as libcni does (libcni/api.go, pkg/invoke)."""
 
 import os
 import signal
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from cni_py.protocol.gojson import Encodable
 
 ATTACHED = ("ADD", "DEL", "CHECK")  # verbs about one interface of one container
-STOP_S = 5.0  # time for a plugin to take back what it did, before it is killed
+STOP_S = 5.0  # time for an interrupted plugin to undo its own changes, before it is killed
 LINE_MAX = 160  # characters of an error and its details on one line
-CONFIGURATION = (1, 2, 6, 7)  # codes of errors whose cause is in the network's file
+CONFIGURATION = (1, 2, 6, 7)  # codes of errors that are caused by the network's file
 KILLED = "it was killed by"
-GC_SINCE = "1.1.0"  # GC and STATUS came with it
+GC_SINCE = "1.1.0"  # the first version of the specification with GC and STATUS
 
 
 class PluginFailed(Exception):
-    """A plugin answered with an error."""
+    """A plugin ended with an error. The message names verb, plugin, code and `place`, the file and line if known."""
 
     def __init__(self, verb: str, plugin: str, error: CniError, place: str = "") -> None:
         text, details = error.msg + place, error.details
         if details:
             fits = "\n" not in details and len(text) + len(details) < LINE_MAX
             text += f": {details}" if fits else f"\n  details: {details}"
-        code = f" (code {error.code})" if error.code else ""  # 0: it gave none
+        code = f" (code {error.code})" if error.code else ""  # 0: the plugin gave none
         super().__init__(f"{verb} failed in plugin {plugin}{code}: {text}")
         self.plugin = plugin
         self.error = error
 
 
 def place_in(network: Network, error: CniError) -> str:
-    """The file, and the line where one key that the error names stands; "" for an error that is not about it."""
+    """ " (FILE, line N)" of a key that the error names, " (FILE)" if no line is known; "" if the file is not the cause."""
     if error.code not in CONFIGURATION or not network.source.startswith("/") or network.source in error.msg:
         return ""
     try:
@@ -67,9 +67,9 @@ class Chain:
 
     network: Network
     path: list[str]
-    say: Callable[[str], None]  # the steps, for people: silent with --json
-    answer: Callable[[str], None]  # what was asked for
-    hushed: bool = False  # what plugins write to stderr is not passed on
+    say: Callable[[str], None]  # prints a step; does nothing with --json
+    answer: Callable[[str], None]  # prints the result
+    hushed: bool = False  # drops the stderr of the plugins
     container_id: str = ""
     ifname: str = ""
     netns: str = ""
@@ -82,24 +82,22 @@ class Chain:
         return ";".join(f"{key}={value}" for key, value in self.cni_args)
 
     def check_plugins(self) -> None:
-        """Failure 3 for a plugin, or a plugin's IPAM plugin, that is not there: before the first of the chain acts."""
+        """Failure 3 if the executable of a plugin or of its IPAM plugin is missing; called before the first plugin is run."""
         for plugin in self.network.plugins:
-            ipam = netconf.child(plugin, "ipam") or Object()
-            for name in (netconf.string(plugin, "type"), netconf.string(ipam, "type")):
-                if name:
-                    self.find(name)
+            for name in executables(plugin):
+                self.find(name)
 
     def find(self, name: str) -> str:
-        """The executable of a plugin."""
+        """The path of a plugin's executable. Failure 3 if there is none."""
         try:
             return delegate.find(name, self.path)
         except CniError as error:
-            raise Failure(f"{error}; `cni-py install` installs ours, --bin-dir names other folders", LACKING) from error
+            raise Failure(f"{error}; run `cni-py install`, or name its folder with --bin-dir", LACKING) from error
 
     def stdin(
         self, plugin: Object, prev_result: Object | None, extra: "Mapping[str, Encodable] | None" = None
     ) -> bytes:
-        """What a plugin is told."""
+        """The configuration for a plugin's stdin."""
         return conflist.request(self.network, plugin, self.capability_args, prev_result, extra)
 
     def run(
@@ -109,7 +107,7 @@ class Chain:
         prev_result: Object | None = None,
         extra: "Mapping[str, Encodable] | None" = None,
     ) -> bytes:
-        """Execute one plugin; its stdout. PluginFailed with its error object; its stderr goes to ours."""
+        """Execute one plugin and return its stdout. PluginFailed with its error object; its stderr is passed on."""
         name = netconf.string(plugin, "type")
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CNI_")}
         environ |= {"CNI_COMMAND": verb, "CNI_PATH": ":".join(self.path)}
@@ -133,23 +131,23 @@ class Chain:
         return stdout
 
     def add(self, added: list[str]) -> Object:
-        """Every plugin in order; the last one's result. PluginFailed, or an interruption, leaves `added` to undo()."""
+        """ADD of every plugin in order; returns the last result. `added` gets the plugins that succeeded. PluginFailed."""
         prev_result: Object | None = None
         for plugin in self.network.plugins:
             name = netconf.string(plugin, "type")
             stdout = self.run("ADD", plugin, prev_result)
             added.append(name)
             prev_result = answer_in(stdout, "ADD", name)
-        assert prev_result is not None  # a network has a plugin
+        assert prev_result is not None  # conflist.read() refuses a network without plugins
         return prev_result
 
     def delete(self, prev_result: Object | None) -> None:
-        """In reverse; stops at the first failure, so that what it needs is still there for the next try."""
+        """DEL of every plugin in reverse order. It stops at the first failure, so that it can be repeated."""
         for plugin in reversed(self.network.plugins):
             self.run("DEL", plugin, prev_result)
 
     def undo(self, added: Sequence[str], cause: BaseException, verbose: bool) -> None:
-        """DEL after a failed ADD, every plugin of it: there may be no later one. Says how it went where that matters."""
+        """DEL of every plugin after a failed ADD, also past a failure. Reported if something may have been made."""
         chain = self if verbose else replace(self, say=lambda _: None, hushed=True)
         why = ["interrupted"]
         try:
@@ -157,29 +155,33 @@ class Chain:
             why = [str(failure) for failure in failures if verbose or not self.is_echo(failure, cause, added)]
         finally:
             if why and (verbose or added or self.has_left(cause)):
-                what = "the failed ADD could not be taken back as a whole, so DEL it again"
+                what = "the failed ADD could not be undone completely; run DEL again"
                 complain(f"cni-py-exec: {what}: {'; '.join(why)}")
             elif verbose or added or isinstance(cause, KeyboardInterrupt):
-                complain("cni-py-exec: the failed ADD was taken back by DEL")
+                complain("cni-py-exec: the failed ADD was undone with DEL")
 
     def is_echo(self, failure: PluginFailed, cause: BaseException, added: Sequence[str]) -> bool:
-        """Whether a DEL only repeats the error of its ADD, which one of our plugins has taken back by itself."""
+        """Whether a DEL fails with the same error as its ADD. A failed ADD of our own plugins undoes itself: nothing is left."""
         if not isinstance(cause, PluginFailed) or failure.plugin in added or failure.plugin != cause.plugin:
             return False
         same = failure.error.to_json() == cause.error.to_json()
         return same and run.is_own_launcher(self.find(failure.plugin))
 
     def has_left(self, cause: BaseException) -> bool:
-        """Whether an ADD of which no plugin succeeded may have left something nevertheless."""
+        """Whether an ADD may have left something although no plugin succeeded."""
         if not isinstance(cause, PluginFailed) or cause.error.msg.startswith(KILLED):
-            return True  # stopped in the middle
+            return True  # the plugin was stopped in the middle
+        return self.is_connected()
+
+    def is_connected(self) -> bool:
+        """Whether something of the attachment exists: a record of our plugins, or the container's interface."""
         key = Attachment(self.network.name, self.container_id, self.ifname)
-        return os.path.isdir(key.folder) or namespaces.has_interface(self.netns, self.ifname)
+        return os.path.isdir(key.folder) or bool(self.netns and namespaces.has_interface(self.netns, self.ifname))
 
     def every(
         self, verb: str, plugins: Sequence[Object], extra: "Mapping[str, Encodable] | None" = None
     ) -> list[PluginFailed]:
-        """Run all of them, also after one that fails; the failures."""
+        """Run all plugins, also after one that fails. Returns the failures."""
         failures = []
         for plugin in plugins:
             try:
@@ -189,9 +191,8 @@ class Chain:
         return failures
 
     def speaks(self, plugin: Object, wanted: str) -> bool:
-        """Whether a plugin and its IPAM plugin speak a version of the specification, by their own word."""
-        ipam = netconf.string(netconf.child(plugin, "ipam") or Object(), "type")
-        for name in filter(None, (netconf.string(plugin, "type"), ipam)):
+        """Whether a plugin and its IPAM plugin support a version of the specification, as they answer to VERSION."""
+        for name in executables(plugin):
             quiet = replace(self, say=lambda _: None)
             fields = answer_in(quiet.run("VERSION", Object([("type", name)])), "VERSION", name)
             if wanted not in netconf.strings(fields, "supportedVersions"):
@@ -199,9 +200,9 @@ class Chain:
         return True
 
     def at_least(self, wanted: str) -> tuple["Chain", list[str]]:
-        """The chain for a verb that came with version `wanted`, and the plugins left out of it because they are older.
+        """The chain for a verb that exists since version `wanted`, and the plugins that are not in it since they are older.
 
-        An older network's plugins hear that version, if they speak it: what they keep does not depend on the version.
+        Plugins of an older network are called with `wanted` if they support it: their state does not depend on the version.
         """
         if version.at_least(self.network.cni_version, wanted):
             return self, []
@@ -210,7 +211,7 @@ class Chain:
         return replace(self, network=replace(self.network, cni_version=wanted, plugins=tuple(able))), unable
 
     def prev_result_of(self, entry: Entry | None) -> Object | None:
-        """The cached result in the form of the network's version. DEL and CHECK have it from 0.4.0 on."""
+        """The cached result, converted to the network's version; None before 0.4.0, in which DEL has no prevResult."""
         if entry is None or entry.result is None or not version.at_least(self.network.cni_version, "0.4.0"):
             return None
         stated = netconf.string(entry.result, "cniVersion") or self.network.cni_version
@@ -219,8 +220,14 @@ class Chain:
         return to_json(from_json(entry.result, stated), self.network.cni_version)
 
 
+def executables(plugin: Object) -> list[str]:
+    """The names of a plugin and, if it has one, its IPAM plugin."""
+    ipam = netconf.child(plugin, "ipam") or Object()
+    return [name for name in (netconf.string(plugin, "type"), netconf.string(ipam, "type")) if name]
+
+
 def executed(path: str, environ: dict[str, str], stdin: bytes, hushed: bool = False) -> tuple[int, bytes]:
-    """Run a plugin: exit status and stdout. Interrupted, it is asked to stop first: its DEL must not overtake it."""
+    """Run a plugin: exit status and stdout. On an interruption it is stopped and waited for, since DEL must run after it."""
     errors = subprocess.DEVNULL if hushed else None
     pipe = subprocess.PIPE
     with subprocess.Popen([path], stdin=pipe, stdout=pipe, stderr=errors, env=environ) as process:
@@ -238,7 +245,7 @@ def executed(path: str, environ: dict[str, str], stdin: bytes, hushed: bool = Fa
 
 
 def error_in(stdout: bytes, status: int) -> CniError:
-    """The error object of a plugin that failed."""
+    """The error object in the stdout of a plugin that failed; one of ours, with code 0, if there is none."""
     try:
         fields = decode(stdout)
         if isinstance(fields, Object):
@@ -248,7 +255,7 @@ def error_in(stdout: bytes, status: int) -> CniError:
         pass
     said = stdout.decode("utf-8", "replace").strip()
     ended = f"{KILLED} {signal_name(-status)}" if status < 0 else f"it ended with status {status}"
-    return CniError(f"{ended} and no error object", f"it printed: {said}" if said else "", 0)
+    return CniError(f"{ended} without an error object", f"it printed: {said}" if said else "", 0)
 
 
 def signal_name(number: int) -> str:
@@ -260,26 +267,25 @@ def signal_name(number: int) -> str:
 
 
 def answer_in(stdout: bytes, verb: str, plugin: str) -> Object:
-    """What a plugin that succeeded printed: a result, or its versions."""
+    """The JSON object that a plugin printed when it succeeded: a result, or its versions. PluginFailed."""
     try:
         fields = decode(stdout)
     except CniError as error:
-        said = "it printed nothing, where a result is expected"
+        said = "it printed nothing instead of a result"
         if stdout.strip():
-            said = "its answer is not JSON: what it print()s goes to stdout, which is for the result alone"
+            said = "its output is not JSON: stdout is for the result only, messages belong on stderr"
         raise PluginFailed(verb, plugin, CniError(said, str(error) if stdout.strip() else "", 0)) from error
     if not isinstance(fields, Object):
-        raise PluginFailed(verb, plugin, CniError("its answer is not a JSON object", code=0))
+        raise PluginFailed(verb, plugin, CniError("its output is not a JSON object", code=0))
     return fields
 
 
 def refuse_foreign(chain: Chain, plugin: Object) -> None:
-    """Failure 3 for a plugin whose operations only it can tell."""
-    ipam = netconf.child(plugin, "ipam") or Object()
-    for name in (netconf.string(plugin, "type"), netconf.string(ipam, "type")):
-        if name and not run.is_own_launcher(chain.find(name)):
+    """Failure 3 for a plugin that is not ours: its operations are not known."""
+    for name in executables(plugin):
+        if not run.is_own_launcher(chain.find(name)):
             raise Failure(
-                f"the plan ends here: {chain.find(name)} is not one of our plugins, and only it knows what it would do",
+                f"the plan ends here: {chain.find(name)} is not one of our plugins, so its operations are not known",
                 LACKING,
             )
 
@@ -287,7 +293,7 @@ def refuse_foreign(chain: Chain, plugin: Object) -> None:
 def planned(
     chain: Chain, plugin: Object, netns: str, prev_result: Object | None
 ) -> tuple[list[tuple[Op, str]], Object]:
-    """The operations of one of our plugins in words, and the result it would have. Failure 3 for a foreign one."""
+    """The operations of one of our plugins, each with its line of the plan, and its predicted result. Failure 3, PluginFailed."""
     name = netconf.string(plugin, "type")
     refuse_foreign(chain, plugin)
     try:
@@ -300,13 +306,13 @@ def planned(
         raise PluginFailed("ADD", name, error, place_in(chain.network, error)) from error
     except OSError as error:
         raise PluginFailed("ADD", name, os_error("the plan cannot be made", error)) from error
-    as_read = decode(encode(result).encode())  # the next plugin reads text
+    as_read = decode(encode(result).encode())  # in the types that the next plugin would decode
     assert isinstance(as_read, Object)
     return plan, as_read
 
 
 def planned_call(chain: Chain, plugin: Object, path: str, prev_result: Object | None) -> Call:
-    """The call as the plugin's executable would be given it. IncompatibleCniVersion as from there."""
+    """The call that the plugin's executable would make of its input. IncompatibleCniVersion as from there."""
     conf = NetConf.parse(chain.stdin(plugin, prev_result))
     if conf.cni_version not in version.SUPPORTED:
         raise IncompatibleCniVersion("incompatible CNI versions", f'config is "{conf.cni_version}"')

@@ -1,13 +1,14 @@
 """`cni-py-exec`: run a network's chain of plugins by hand, as libcni does for a runtime. Manual: docs/cni-py-exec.md.
 
-    command line -> network, namespace, what is asked     asked.py, namespaces.py
-    ADD     each plugin in order, fed the result of the one before; then libcni's cache. A failure: DEL of the whole chain
-    DEL     in reverse, with what the cache holds; then the cache entry goes
-    CHECK   in order, with the cached result
-    GC      every plugin hears which attachments the cache holds
-    --plan  our own plugins in this process, with an executor that collects instead of acting
+    command line -> network, namespace, capability arguments     arguments.py, namespaces.py
+    ADD     every plugin in order, each with the result of the one before; then libcni's cache. After a failure: DEL of the chain
+    DEL     every plugin in reverse order, with the cached result; then the cache entry is removed
+    CHECK   every plugin in order, with the cached result
+    GC      every plugin, with the attachments in the cache
+    --plan  our own plugins in this process, with an executor that collects operations instead of applying them
 
-Everything is refused that can be before the first plugin is run: usage, a missing plugin, a missing namespace.
+Errors that can be found without running a plugin are found before the first one is run: usage, a missing plugin, a missing
+namespace.
 """
 
 import argparse
@@ -19,14 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from cni_py import __version__, version
-from cni_py.attachment.naming import Attachment
 from cni_py.commands import keys, namespaces, overlaps, report
-from cni_py.commands.asked import check_usage, network_for, requests_of
+from cni_py.commands.arguments import check_usage, network_for, requests_of
 from cni_py.commands.chain import ATTACHED, GC_SINCE, Chain, PluginFailed, answer_in, planned
 from cni_py.commands.describe import described
 from cni_py.commands.listeners import notes, refuse_listeners
 from cni_py.commands.namespaces import NETNS_DIR, Target
-from cni_py.commands.report import FAILED, LACKING, USAGE, Failure, Parser, complain
+from cni_py.commands.report import FAILED, LACKING, USAGE, Failure, Parser, complain, counted
 from cni_py.errors import CniError
 from cni_py.protocol import cache, conflist, netconf
 from cni_py.protocol.cache import Entry
@@ -50,31 +50,59 @@ Run the plugins of a network as a container runtime would: connect a network nam
   cni-py-exec CHECK cni-py web
   cni-py-exec DEL cni-py web
 
-exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks something
+exit status: 0 success, 1 the operation failed, 2 wrong usage, 3 something is missing here (root, a plugin, a namespace),
+130 interrupted
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(prog="cni-py-exec", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("verb", metavar="VERB", type=str.upper, choices=VERBS, help=f"{', '.join(VERBS)}; in any case")
-    top.add_argument("network", metavar="NETWORK", help="a configuration file, or a network's name in --conf-dir")
     top.add_argument(
-        "netns", metavar="NETNS", nargs="?", default="", help=f"a namespace: its name in {NETNS_DIR}, a path, or a pid"
+        "verb", metavar="VERB", type=str.upper, choices=VERBS, help=f"{', '.join(VERBS)}; upper or lower case"
     )
-    top.add_argument("--create-netns", action="store_true", help="make the named namespace if it does not exist")
+    top.add_argument("network", metavar="NETWORK", help="a configuration file, or the name of a network in --conf-dir")
+    top.add_argument(
+        "netns",
+        metavar="NETNS",
+        nargs="?",
+        default="",
+        help=f"the container's network namespace: a name in {NETNS_DIR}, a path, or a pid",
+    )
+    top.add_argument(
+        "--create-netns", action="store_true", help="with ADD: create the namespace if there is none of that name"
+    )
     add = top.add_argument
-    add("-p", "--publish", metavar="[IP:]PORT:PORT[/PROTO]", action="append", default=[], help="publish a port")
-    add("--ip", action="append", default=[], help="ask for this address; may be given again")
-    add("--mac", default="", help="ask for this MAC")
-    add("--ifname", default="eth0", help="the interface's name in the container (default: %(default)s)")
+    add(
+        "-p",
+        "--publish",
+        metavar="[IP:]HOST_PORT:PORT[/PROTO]",
+        action="append",
+        default=[],
+        help="publish a host port; may be repeated",
+    )
+    add("--ip", metavar="ADDRESS", action="append", default=[], help="ask for this address; may be repeated")
+    add("--mac", metavar="MAC", default="", help="ask for this MAC address")
+    add("--ifname", metavar="NAME", default="eth0", help="the interface's name in the container (default: %(default)s)")
     add("--id", default="", help="the container's ID (default: derived from NETNS)")
-    add("--args", metavar="K=V;K=V", default="", help="CNI_ARGS")
-    add("--conf-dir", type=Path, default=CONF_DIR, help="network configurations (default: %(default)s)")
-    add("--bin-dir", action="append", default=[], help=f"plugins (default: $CNI_PATH, else {BIN_DIRS})")
-    add("--json", action="store_true", help="print JSON: the result, or the error object")
-    add("--plan", action="store_true", help="with ADD: print what would be done, and do nothing")
-    add("-v", "--verbose", action="store_true", help="show each step, also of what a failed ADD is taken back with")
+    add("--args", metavar="K=V;K=V", default="", help="CNI_ARGS for the plugins")
+    add(
+        "--conf-dir",
+        type=Path,
+        metavar="DIR",
+        default=CONF_DIR,
+        help="folder of network configurations (default: %(default)s)",
+    )
+    add(
+        "--bin-dir",
+        metavar="DIR[:DIR]",
+        action="append",
+        default=[],
+        help=f"folders of plugins; may be repeated (default: $CNI_PATH, else {BIN_DIRS})",
+    )
+    add("--json", action="store_true", help="print the result, the plan or the error object as JSON")
+    add("--plan", action="store_true", help="with ADD: print the operations and change nothing")
+    add("-v", "--verbose", action="store_true", help="show every step, also of the DEL that follows a failed ADD")
     add("--version", action="version", version=f"cni-py-exec {__version__}")
     return top
 
@@ -89,14 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"{word!a} is not UTF-8")
     options = top.parse_intermixed_args(words)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
-            signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt: what was begun is taken back
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup(1)
+            signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt, on which ADD undoes itself
     asked = options.plan or options.verb == "VERSION"
     return report.ended("cni-py-exec", performed(options), asked=asked)
 
 
 def performed(options: argparse.Namespace) -> int:
-    """Perform the verb, and say on stderr how it failed."""
+    """Perform the verb, and print on stderr how it failed. Returns the exit status."""
     try:
         return perform(options)
     except PluginFailed as failure:
@@ -119,7 +147,7 @@ def performed(options: argparse.Namespace) -> int:
 
 
 def perform(options: argparse.Namespace) -> int:
-    """From the command line to the verb's function."""
+    """Resolve the command line and call the verb's function."""
     check_usage(options)
     if options.verb != "VERSION":
         check_powers()
@@ -160,13 +188,13 @@ TRY_UNSHARED = "unshare -r -n -m sh -c 'mount -t tmpfs tmpfs /run && mount -t tm
 
 
 def check_powers() -> None:
-    """Failure 3 without root, or without what root lacks in an ordinary container."""
+    """Failure 3 without root, or without a capability that root does not have in an ordinary container."""
     if os.geteuid() != 0:
-        raise Failure(f"this needs root; to try it without, in a host of your own: {TRY_UNSHARED}", LACKING)
+        raise Failure(f"this needs root; to try it without root, in namespaces of your own: {TRY_UNSHARED}", LACKING)
     held = effective_capabilities()
     lacking = [name for name, number in CAPABILITIES.items() if not held >> number & 1]
     if lacking:
-        where = "run it on the host, or in a container that is --privileged"
+        where = "run it on the host, or in a privileged container (--privileged)"
         raise Failure(f"this needs {' and '.join(lacking)}, which root does not have here: {where}", LACKING)
 
 
@@ -177,21 +205,21 @@ def effective_capabilities() -> int:
 
 
 def refuse_taken(chain: Chain, target: Target, entry: Entry | None) -> None:
-    """Failure for what exists, ours or another's: the DEL that follows a failed ADD would take it away."""
+    """Failure if the attachment or interface exists: the DEL that follows a failed ADD would remove it, whoever made it."""
     if target.exists and namespaces.is_own(target.path):
-        raise Failure(f"{target.path} is the namespace this runs in, the host's: that is no container", LACKING)
+        raise Failure(f"{target.path} is the network namespace of this host, not of a container", LACKING)
     if entry is not None:
         raise Failure(
-            f"{target.label} is connected to {chain.network.name} as {chain.ifname} already "
+            f"{target.label} is already connected to {chain.network.name} as {chain.ifname} "
             f"(container ID {chain.container_id}): DEL it first, or choose another --ifname"
         )
-    makes_it = chain.network.types[0] != "loopback"  # whose interface is lo, whatever CNI_IFNAME says
+    makes_it = chain.network.types[0] != "loopback"  # its interface is lo, whatever CNI_IFNAME says
     if makes_it and target.exists and namespaces.has_interface(target.path, chain.ifname):
-        raise Failure(f"{target.label} has an interface {chain.ifname} already: choose another --ifname")
+        raise Failure(f"{target.label} already has an interface {chain.ifname}: choose another --ifname")
 
 
 def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
-    """Connect. All or nothing: also when the cache cannot be written."""
+    """Connect, all or nothing: a cache entry that cannot be written is a failure, too."""
     with namespaces.opened(target, options.create_netns, options.plan, chain.say):
         added: list[str] = []
         try:
@@ -222,47 +250,41 @@ def add(options: argparse.Namespace, chain: Chain, target: Target) -> int:
 
 
 def delete(chain: Chain, target: Target, entry: Entry | None) -> int:
-    """Disconnect, from a namespace that may be gone; a pid may even have become that of a program of the host."""
+    """Disconnect. The namespace may be gone, and its pid may be reused by a program in the host's namespace."""
     known = target.path or (entry.netns if entry else "")
     there = os.path.exists(known) and not namespaces.is_own(known)
     chain = replace(chain, netns=known if there else "")
     name = target.label or chain.container_id
     where = f"{chain.network.name} ({chain.ifname})"
-    if entry is None and not is_connected(chain):  # DEL all the same: it may find what we do not see
+    # DEL runs all the same: the plugins may find something that this command does not know.
+    if entry is None and not chain.is_connected():
         replace(chain, say=lambda _: None).delete(None)
-        chain.say(f"nothing of {name} was connected to {where}")
+        chain.say(f"{name} was not connected to {where}")
         return 0
     if entry is None:
-        chain.say(f"nothing is cached for container ID {chain.container_id}: DEL with the configuration alone")
+        chain.say(f"container ID {chain.container_id} is not in the cache: DEL uses the configuration file")
     chain.delete(chain.prev_result_of(entry))
     cache.remove(entry or Entry(chain.network.name, chain.container_id, chain.ifname))
     chain.say(f"{name} is disconnected from {where}")
     return 0
 
 
-def is_connected(chain: Chain) -> bool:
-    """Whether anything is known of an attachment that is not in the cache: a record of ours, or its interface."""
-    key = Attachment(chain.network.name, chain.container_id, chain.ifname)
-    there = chain.netns and namespaces.has_interface(chain.netns, chain.ifname)
-    return bool(there) or os.path.isdir(key.folder)
-
-
 def check(chain: Chain, target: Target, entry: Entry | None) -> int:
-    """Is everything as ADD made it?"""
+    """CHECK of every plugin. Failure if it is not possible: an old version, no cache entry, no namespace."""
     network = chain.network
     if not version.at_least(network.cni_version, "0.4.0"):
-        raise Failure(f"network {network.name} is of version {network.cni_version}: CHECK came with 0.4.0")
+        raise Failure(f"network {network.name} has cniVersion {network.cni_version}: CHECK needs 0.4.0 or later")
     if network.disable_check:
-        chain.say(f"network {network.name} has disableCheck: nothing was looked at")
+        chain.say(f"network {network.name} has disableCheck: nothing was checked")
         return 0
     if entry is None:
         raise Failure(
-            f"no ADD of {target.label or chain.container_id} to {network.name} as {chain.ifname} is known "
+            f"the cache has no ADD of {target.label or chain.container_id} to {network.name} as {chain.ifname} "
             f"(container ID {chain.container_id})"
         )
     chain = replace(chain, netns=target.path or entry.known_netns)
     if not chain.netns:
-        raise Failure("CHECK needs NETNS: the cache does not say in which namespace it was", USAGE)
+        raise Failure("CHECK needs NETNS: the cache does not name the namespace", USAGE)
     if not os.path.exists(chain.netns):
         raise Failure(f"no such namespace: {chain.netns}", LACKING)
     for plugin in network.plugins:
@@ -274,7 +296,7 @@ def check(chain: Chain, target: Target, entry: Entry | None) -> int:
 
 
 def collect(chain: Chain) -> int:
-    """GC: whatever belongs to no attachment in the cache goes. All plugins are asked, then the failures told."""
+    """GC: every plugin removes what belongs to no attachment in the cache. Failures are reported when all have run."""
     network = chain.network
     if network.disable_gc:
         chain.say(f"network {network.name} has disableGC: nothing was done")
@@ -290,33 +312,33 @@ def collect(chain: Chain) -> int:
         for other in failures[1:]:
             complain(f"cni-py-exec: {other}")
         raise failures[0]
-    refuse_partly(network, unable, "GC", "nothing of theirs was collected")
-    chain.say(f"whatever belonged to none of the {len(valid)} known attachments is gone")
+    refuse_partly(network, unable, "GC", "nothing of theirs was removed")
+    chain.say(f"removed everything that belongs to none of the {counted(len(valid), 'attachment')} in the cache")
     return 0
 
 
 def refuse_partly(network: Network, unable: Sequence[str], verb: str, outcome: str) -> None:
-    """Failure for plugins that do not know the verb, after the others have done theirs."""
+    """Failure that names the plugins without the verb, after the others have run."""
     if unable:
         raise Failure(
-            f"{verb} came with version {GC_SINCE} of the specification, which {' and '.join(unable)} of network "
-            f"{network.name} (version {network.cni_version}) cannot speak: {outcome}"
+            f"{verb} needs cniVersion {GC_SINCE}, not supported by {' and '.join(unable)} of network {network.name} "
+            f"(cniVersion {network.cni_version}): {outcome}"
         )
 
 
 def status(chain: Chain) -> int:
-    """STATUS: could an ADD be served now?"""
+    """STATUS of every plugin: whether an ADD could be served now."""
     network = chain.network
     chain, unable = chain.at_least(GC_SINCE)
     for plugin in chain.network.plugins:
         chain.run("STATUS", plugin)
-    refuse_partly(network, unable, "STATUS", "whether they could serve an ADD is not known")
+    refuse_partly(network, unable, "STATUS", "whether an ADD can be served is not known")
     chain.say("an ADD can be served")
     return 0
 
 
 def versions(options: argparse.Namespace, chain: Chain) -> int:
-    """VERSION of every plugin."""
+    """Print the versions that every plugin supports, and its path."""
     quiet = replace(chain, say=lambda _: None)
     answers = {
         name: answer_in(quiet.run("VERSION", plugin), "VERSION", name)

@@ -1,4 +1,4 @@
-"""Keys of a configuration that no plugin of ours knows. The specification allows them, but most are spelling mistakes."""
+"""Keys of a configuration that our plugins do not know. The specification allows them, but most are spelling mistakes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +14,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.protocol.gojson import Value
 
-FREE = ("cni.dev/", "x-", "_", "#", "//")  # how keys begin that are nobody's mistake
+FREE = ("cni.dev/", "x-", "_", "#", "//")  # prefixes of keys that are extensions or comments
 
 
 def unknown(network: Network) -> list[str]:
-    """A sentence for each key of the network that is not known where it stands."""
+    """A sentence for each key of the network that is not known at its place."""
     text = _text(network)
     found = []
     for who, key, known in _unknown_in(network, text):
@@ -36,7 +36,7 @@ def repeated(network: Network) -> list[str]:
         lines = [str(number) for number, line in enumerate(text.splitlines(), 1) if f'"{key}"' in line]
         where = f", lines {' and '.join(lines)}" if len(lines) == 2 else ""
         found.append(
-            f"the key {key} is there more than once in one object: the last one counts ({network.source}{where})"
+            f"the key {key} occurs more than once in one object: the last one counts ({network.source}{where})"
         )
     return list(dict.fromkeys(found))
 
@@ -53,7 +53,7 @@ def _repeated_in(value: "Value") -> Iterator[str]:
 
 
 def _text(network: Network) -> str:
-    """The file, of which the list in memory may be another form."""
+    """The text of the network's file; the list in memory may have been converted from it."""
     try:
         return Path(network.source).read_text(errors="replace")
     except OSError:
@@ -61,13 +61,13 @@ def _text(network: Network) -> str:
 
 
 def _unknown_in(network: Network, text: str) -> Iterator[tuple[str, str, Keys]]:
-    """Who does not know it, the key, and what is known there."""
+    """(place, key, known keys of the place) for each unknown key."""
     for key in _unlike(_top(text), LIST):
         yield f"network {network.name}", key, LIST
     for plugin in network.plugins:
         name = netconf.string(plugin, "type")
         if name not in PLUGINS:
-            continue  # somebody else's
+            continue  # not one of our plugins
         known = {**COMMON, **PLUGINS[name]}
         for place, key, keys in _walk(plugin, known, name):
             yield place, key, keys
@@ -95,11 +95,11 @@ def _child(obj: Object, name: str) -> Object:
     try:
         return netconf.child(obj, name) or Object()
     except CniError:
-        return Object()  # of a wrong type: the plugin says so
+        return Object()  # of a wrong type: the plugin reports it
 
 
 def _unlike(obj: Object, known: Keys) -> Iterator[str]:
-    """Keys that are like a known one, where others may well be somebody's own."""
+    """Unknown keys that resemble a known one, for places where others may add keys of their own."""
     for key in obj:
         if not _is_known(key, known) and did_you_mean(key, list(known)):
             yield key
@@ -110,7 +110,7 @@ def _is_known(key: str, known: Keys) -> bool:
 
 
 def _walk(value: "Value", known: Keys, place: str) -> Iterator[tuple[str, str, Keys]]:
-    """The unknown keys of an object, or of the objects in a list, and of what is in them."""
+    """The unknown keys of an object or of the objects in a list, at every depth."""
     if isinstance(value, list):
         for element in value:
             yield from _walk(element, known, place)

@@ -1,13 +1,12 @@
-"""The text of a plugin's executable: a few lines of Python that load the installed package and name the plugin.
+"""The launcher, a plugin's executable: a few lines of Python that load the installed package and name the plugin.
 
-Two ways in which the environment behind it can be lost, and what a runtime is then told:
+The environment that it needs can be lost in two ways:
 
     the package is gone (pip uninstall, a removed or moved virtual environment)    the launcher prints a CNI error object
     the interpreter is gone                                                        the kernel refuses to start the launcher
 
-The second cannot be answered here: it takes a first line that names /bin/sh, and starting a shell before Python costs each
-call about a millisecond. It is made rare instead: the first line names the interpreter that a virtual environment links to,
-not the link.
+Only a first line with /bin/sh could answer in the second case, but a shell before Python costs each call about a millisecond.
+The case is made rare instead: the first line names the interpreter to which a virtual environment links, not the link.
 """
 
 import json
@@ -23,8 +22,8 @@ START = b"from cni_py.run import main"  # a line of every launcher that was ever
 SHEBANG_MAX = 127  # bytes; BINPRM_BUF_SIZE of older kernels, linux/binfmts.h
 LINKS_MAX = 40  # as the kernel follows
 
-# The package's folder comes last on the path, so that nothing in it can stand in for a module of the standard library.
-# What to do when it cannot be loaded is a string, since a string costs no time to compile unless it is needed.
+# The package's folder comes last on the path, so that nothing in it can replace a module of the standard library.
+# The code for a package that cannot be loaded is a string: it is compiled only when it is needed.
 BODY = """\
 import sys
 sys.path.append({home!r})
@@ -32,7 +31,7 @@ LOST = \"\"\"
 if issubclass(lost[0], Exception):
     from json import dumps
     msg = 'the Python package that the plugin {plugin} runs was removed, moved or damaged: ' + str(lost[1])
-    details = sys.argv[0] + ' loads it from ' + sys.path[-1] + '; install it there again, or run `cni-py install` of another one'
+    details = sys.argv[0] + ' loads it from ' + sys.path[-1] + '; reinstall it, or run `cni-py install` from another environment'
     print(dumps({{'cniVersion': '1.1.0', 'code': 999, 'msg': msg, 'details': details}}))
 else:
     sys.__excepthook__(*lost)
@@ -41,20 +40,20 @@ sys.excepthook = lambda *lost: exec(LOST)
 {start}
 main({plugin!r})
 """
-GONE = "the interpreter of the plugin {plugin}, {python}, is not there any more: run `cni-py install` with another one"
+GONE = "the interpreter of the plugin {plugin}, {python}, does not exist any more: run `cni-py install` from another environment"
 
 
 def launcher(plugin: str) -> bytes:
-    """The executable of a plugin.
+    """The text of a plugin's executable. Failure 3 if the paths cannot be written into it.
 
-    -I and -S keep the user's environment and the site module out, which also saves half the interpreter's start.
+    -I and -S ignore the user's environment and the site module, which also halves the interpreter's start-up time.
     """
     home = str(Path(cni_py.__file__).resolve().parent.parent)
     body = os.fsencode(BODY.format(home=home, plugin=plugin, start=START.decode()))
     path = interpreter()
     python = os.fsencode(path)
     if not python or b"\\" in python or b"\n" in python:
-        raise Failure(f"no script can name this interpreter: {path!r}", LACKING)
+        raise Failure(f"a script cannot name this interpreter: {path!r}", LACKING)
     first = b"#!" + python + b" -IS"
     if any(space in python for space in b" \t") or len(first) > SHEBANG_MAX:
         first = _by_shell(plugin, path)
@@ -65,7 +64,7 @@ def launcher(plugin: str) -> bytes:
 
 
 def interpreter() -> str:
-    """The interpreter that runs this, outside of its virtual environment: that may be moved or removed."""
+    """The interpreter outside of the virtual environment, which may be moved or removed later."""
     path = sys.executable
     if sys.prefix == sys.base_prefix:
         return path
@@ -77,7 +76,7 @@ def interpreter() -> str:
 
 
 def _by_shell(plugin: str, path: str) -> bytes:
-    """First lines for an interpreter that a #! line cannot name: sh reads a command, Python a string."""
+    """First lines for an interpreter that a #! line cannot name (blanks, length): commands for sh, a string for Python."""
     python = _quoted(os.fsencode(path))
     error = json.dumps({"cniVersion": "1.1.0", "code": 999, "msg": GONE.format(plugin=plugin, python=path)})
     missing = b"[ -x " + python + b" ] || { printf '%s\\n' " + _quoted(error.encode()) + b"; exit 1; }"

@@ -1,10 +1,10 @@
-"""What stays when the executables are gone, since running containers may need it; and how `--purge` removes it.
+"""What remains after `cni-py uninstall`, since running containers may need it, and how `--purge` removes it.
 
-connected containers     known from the attachment records; with --purge --force they are disconnected
-bridge cni-py0           of the network that install wrote, never another network's
-our nftables tables, /run/cni-py, /var/lib/cni-py      what all networks share: only when no other network has a container
-addresses and results of our network below /var/lib/cni
-forwarding               only where it was off at the first install, and no other bridge or tunnel needs it
+connected containers     listed by the attachment records; --purge --force disconnects them
+bridge cni-py0           removed; the bridges of other networks are not
+our nftables tables, /run/cni-py, /var/lib/cni-py      shared by all networks: removed if no other network has a container
+addresses and results of our network below /var/lib/cni     removed
+forwarding               switched off if it was off at the first install and no other bridge or tunnel needs it
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,12 @@ from shlex import quote
 from cni_py import files, run
 from cni_py.attachment import holders
 from cni_py.attachment.call import Call
-from cni_py.attachment.context import Kernel
-from cni_py.attachment.naming import Attachment
-from cni_py.commands import default_network, restoration
+from cni_py.commands import default_network, overlaps, restoration
 from cni_py.commands.launchers import launcher
 from cni_py.commands.report import complain
 from cni_py.errors import CniError
 from cni_py.kernel import libnftables, sysctl, xtables
-from cni_py.kernel.nf_tables import BRIDGE, INET, TABLE, Nft
+from cni_py.kernel.nf_tables import TABLE, Nft
 from cni_py.kernel.rtnl import Link, Rtnl
 from cni_py.protocol import cache, conflist, netconf
 from cni_py.protocol.conflist import Network
@@ -41,18 +40,17 @@ NETWORKS_DIR = Path("/var/lib/cni/networks")  # host-local's, unless dataDir say
 SETTINGS = Path("/etc/cni-py/config.yaml")
 FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")  # below /proc/sys/net
 FORWARDERS = ("bridge", "tun", "wireguard", "vxlan", "geneve", "gre", "ppp", "ipvlan", "macvlan", "vrf")
-SHARED_CHAINS = "CNI-HOSTPORT-"  # what the names begin with
+SHARED_CHAINS = "CNI-HOSTPORT-"  # prefix of their names
 TOOL_S = 20.0  # iptables-save of a large table
 NAMED_MAX = 3  # attachments in a sentence
-PORTFWD = "portfwd"  # what its files in the shared folders begin with
-FAMILIES = {INET: "inet", BRIDGE: "bridge"}
+PORTFWD = "portfwd"  # prefix of its files in the shared folders
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """One thing that stays: what it is, the command that removes it, and how `--purge` does. Empty `kept`: it may go."""
+    """Something that remains: its name, the command that removes it, and how `--purge` does. `kept`: why it must stay, or ""."""
 
     what: str
     command: str
@@ -61,23 +59,20 @@ class Left:
 
 
 def connected() -> list[str]:
-    """The attachments of this host whose container is still there, "network/containerID/ifname" each.
-
-    Another user than root has none: they take root, if only in a user namespace.
-    """
+    """The attachments whose container still exists, each as "network/containerID/ifname". None without root."""
     if os.geteuid() != 0:
         return []
     return list(dict.fromkeys(record.key.label for record in restoration.recorded() if not holders.is_dead(record)))
 
 
 def foreign(network: Network) -> list[str]:
-    """The attachments of other networks that our plugins have a record of, alive or not."""
+    """The attachments of other networks that have a record, whether the container exists or not."""
     found = (record.key for record in restoration.recorded())
     return list(dict.fromkeys(key.label for key in found if key.network != network.name))
 
 
 def network_of(path: Path | None) -> Network:
-    """Our network as its file has it; as it is written otherwise, or where the file has become another network's."""
+    """Our network from its file; as `install` writes it, if there is no file or it now holds another network."""
     if path is not None:
         with contextlib.suppress(CniError):
             found = conflist.read(path)
@@ -87,7 +82,7 @@ def network_of(path: Path | None) -> Network:
 
 
 def everything(network: Network, off: list[str]) -> list[Left]:
-    """All that stays, in the order in which it can be removed. `off`: what was off before we came."""
+    """Everything that remains, in the order in which it can be removed. `off`: the sysctls that were off at the first install."""
     if os.geteuid() != 0:
         return []
     others = foreign(network)
@@ -99,62 +94,52 @@ def everything(network: Network, off: list[str]) -> list[Left]:
         *tables(kept),
         *iptables_chains(),
         *folders(network, kept, busy),
-        *forwarding(off, default_network.bridges(network), kept),
+        *forwarding(off, overlaps.bridges(network), kept),
     ]
 
 
 def bridges(network: Network) -> Iterator[Left]:
-    """The bridge of the network, if it is one, and no other interfaces are plugged into it."""
-    for name in sorted(default_network.bridges(network)):
+    """The bridges of the network. They are kept while they have ports, or if `install` did not choose the name."""
+    for name in sorted(overlaps.bridges(network)):
         found, ports = bridge_named(name)
         if found:
-            kept = f"interfaces are plugged into it ({', '.join(ports)})" if ports else ""
-            if name != default_network.BRIDGE:  # the file was changed
-                kept = kept or "it may have been there before"
+            kept = f"it has ports ({', '.join(ports)})" if ports else ""
+            if name != default_network.BRIDGE:  # the operator changed the file
+                kept = kept or "it may be older than the installation"
             yield Left(f"bridge {name}", f"ip link delete {quote(name)}", partial(delete_link, name), kept)
 
 
 def bridge_named(name: str) -> tuple[bool, list[str]]:
-    """Whether there is a bridge of that name, and the interfaces that are plugged into it."""
-    host = Rtnl()
-    try:
+    """Whether there is a bridge of that name, and the names of its ports."""
+    with closing(Rtnl()) as host:
         found = host.link(name)
         if found is None or found.kind != "bridge":
             return False, []
         return True, [link.name for link in host.links(found.index)]
-    finally:
-        host.close()
 
 
 def delete_link(name: str) -> None:
-    host = Rtnl()
-    try:
+    with closing(Rtnl()) as host:
         host.delete_link(name)
-    finally:
-        host.close()
 
 
 def tables(kept: str) -> Iterator[Left]:
     """Our nftables tables."""
-    nft = Nft()
-    try:
-        for family, name in FAMILIES.items():
-            with contextlib.suppress(CniError, OSError):  # no nf_tables or no bridge family, so nothing of ours either
+    with closing(Nft()) as nft:
+        for family, name in restoration.FAMILIES.items():
+            with contextlib.suppress(CniError, OSError):  # no nf_tables, or not for bridges: nothing of ours is there
                 if nft.has_table(family):
                     command = f"delete table {name} {TABLE}"
                     what = f"nftables table {name} {TABLE}"
                     yield Left(what, f"nft {command}", partial(libnftables.run, command), kept)
-    finally:
-        nft.close()
 
 
 def iptables_chains() -> Iterator[Left]:
-    """The chains that all published ports share with `backend: iptables`: the Go plugins', and so never purged."""
-    kernel = Kernel(Attachment("", "", ""), "")
-    try:
+    """The chains that all published ports share with `backend: iptables`. Never purged: the Go plugins have the same ones."""
+    with closing(Nft()) as nft:
         for family, tool in ((4, "iptables"), (6, "ip6tables")):
-            with contextlib.suppress(CniError, OSError, subprocess.SubprocessError):  # then none of ours can be there
-                if not xtables.may_hold(kernel.nft, family, xtables.NAT, "PREROUTING"):
+            with contextlib.suppress(CniError, OSError, subprocess.SubprocessError):  # no iptables: none of its chains
+                if not xtables.may_hold(nft, family, xtables.NAT, "PREROUTING"):
                     continue
                 save = [f"{tool}-save", "-t", xtables.NAT]
                 listed = subprocess.run(save, capture_output=True, timeout=TOOL_S, check=True).stdout
@@ -162,12 +147,10 @@ def iptables_chains() -> Iterator[Left]:
                     command = f"{tool}-save -t nat | grep -v {SHARED_CHAINS} | {tool}-restore -T nat"
                     what = f"{tool} chains {SHARED_CHAINS}*"
                     yield Left(what, command, lambda: None, "the Go plugins use chains of these names")
-    finally:
-        kernel.nft.close()
 
 
 def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:
-    """Files of records, of portfwd, and of our network's addresses and results."""
+    """The folders of records and of portfwd, and our network's addresses and results."""
     run_dir = Path(files.run_dir())
     for path, why in ((run_dir, kept), (STATE_DIR, busy)):
         if path.is_dir() and any(path.iterdir()):
@@ -181,11 +164,11 @@ def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:
     for path in results:
         yield Left(str(path), f"rm {quote(str(path))}", partial(remove_file, path))
     if SETTINGS.exists():
-        yield Left(str(SETTINGS), f"rm {SETTINGS}", partial(remove_file, SETTINGS), "it was written by somebody else")
+        yield Left(str(SETTINGS), f"rm {SETTINGS}", partial(remove_file, SETTINGS), "somebody else wrote it")
 
 
 def forwarding(off: list[str], own: set[str], kept: str) -> Iterator[Left]:
-    """Forwarding of the host, where it is on and was not, as far as is known."""
+    """The sysctls of forwarding that are on; kept unless they were off at the first install and nobody else needs them."""
     for key in FORWARDING:
         try:
             if sysctl.read(key) != "1":
@@ -193,17 +176,14 @@ def forwarding(off: list[str], own: set[str], kept: str) -> Iterator[Left]:
         except OSError:
             continue
         name = f"net.{key.replace('/', '.')}"
-        why = kept or ("" if key in off else "it may have been on before") or forwarder(own)
+        why = kept or ("" if key in off else "it may have been on before the installation") or forwarder(own)
         yield Left(f"{name} = 1", f"sysctl -w {name}=0", partial(sysctl.write, key, "0"), why)
 
 
 def forwarder(own: set[str]) -> str:
-    """Why forwarding must stay on, "" where nothing of the host seems to need it."""
-    host = Rtnl()
-    try:
+    """Why forwarding must stay on; "" if no interface but those in `own` seems to need it."""
+    with closing(Rtnl()) as host:
         needing = [link.name for link in host.links() if needs_forwarding(link) and link.name not in own]
-    finally:
-        host.close()
     return f"{', '.join(needing)} may need it" if needing else ""
 
 
@@ -212,7 +192,7 @@ def needs_forwarding(link: Link) -> bool:
 
 
 def publisher_runs() -> bool:
-    """Whether portfwd's service listens."""
+    """Whether portfwd's service runs: its control socket accepts connections."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(f"{files.run_dir()}/{PORTFWD}.sock")
@@ -222,7 +202,7 @@ def publisher_runs() -> bool:
 
 
 def remove_folder(path: Path, busy: str = "") -> None:
-    """A folder of ours; what portfwd has in it stays while that runs."""
+    """Remove a folder of ours. If portfwd runs (`busy`), its files in it stay."""
     for entry in path.iterdir():
         if busy and entry.name.startswith(PORTFWD):
             continue
@@ -230,7 +210,7 @@ def remove_folder(path: Path, busy: str = "") -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    with contextlib.suppress(OSError):  # a mount, or not empty
+    with contextlib.suppress(OSError):  # it is a mount point, or not empty
         path.rmdir()
 
 
@@ -239,17 +219,17 @@ def remove_file(path: Path) -> None:
 
 
 def remove_empty(path: Path) -> None:
-    """The folder, and the one above it, if nothing is in them."""
+    """Remove a folder and its parent if they are empty."""
     with contextlib.suppress(OSError):
         path.rmdir()
         path.parent.rmdir()
 
 
 def tell(left: list[Left], say: Say) -> None:
-    """What stays, and how it is removed."""
+    """List what remains, each with the command that removes it."""
     if left:
         say(
-            "These stay, since containers or other programs may use them; `cni-py uninstall --purge` removes what is ours:"
+            "These remain, since containers or other programs may use them; `cni-py uninstall --purge` removes what is ours:"
         )
     width = max((len(one.what) for one in left), default=0)
     for one in left:
@@ -257,31 +237,39 @@ def tell(left: list[Left], say: Say) -> None:
 
 
 def purge(network: Network, off: list[str], say: Say, *, dry_run: bool) -> bool:
-    """Remove what is ours; False when something could not be. What must stay is named."""
-    well = dry_run or disconnect_all(network, say)
+    """Remove what is ours, and name what must stay. False if something could not be removed."""
+    clean = dry_run or disconnect_all(network, say)
     for one in everything(network, off):
         if one.kept:
-            say(f"leave {one.what}: {one.kept}; `{one.command}` removes it")
+            say(
+                f"leave {one.what}: {one.kept}; `{one.command}` "
+                + ("removes it" if " = " not in one.what else "resets it")
+            )
             continue
-        say(f"remove {one.what}" if " = " not in one.what else f"set {one.what.replace(' = 1', ' = 0')}, as it was")
+        say(
+            f"remove {one.what}"
+            if " = " not in one.what
+            else f"set {one.what.replace(' = 1', ' = 0')}, as it was before"
+        )
         try:
             if not dry_run:
                 one.remove()
         except (CniError, OSError) as error:
-            complain(f"cni-py uninstall: {one.what} stays: {error}")
-            well = False
+            complain(f"cni-py uninstall: cannot remove {one.what}: {error}")
+            clean = False
     if not dry_run:
         for folder in (NETWORKS_DIR, cache.RESULTS_DIR):
             remove_empty(folder)
-    return well
+    return clean
 
 
 def disconnect_all(network: Network, say: Say) -> bool:
-    """Undo every attachment of our network, also those whose container is gone; False when something of them is left.
+    """Undo every attachment of our network, also those whose container is gone. False if a plugin failed.
 
-    The plugins are run here, in this process, as GC with nothing that is valid; that needs launchers to be found by name.
+    Every plugin runs GC in this process with an empty list of valid attachments. A plugin finds its delegates (IPAM) by name in
+    CNI_PATH, but the installed launchers are gone by now, so a temporary folder has launchers.
     """
-    well = True
+    clean = True
     for label in dict.fromkeys(
         record.key.label for record in restoration.recorded() if record.key.network == network.name
     ):
@@ -294,18 +282,18 @@ def disconnect_all(network: Network, say: Say) -> bool:
                 collect(network, conf, folder)
             except (CniError, OSError) as error:
                 complain(f"cni-py uninstall: {netconf.string(conf, 'type')}: {error}")
-                well = False
-    return well
+                clean = False
+    return clean
 
 
 def collect(network: Network, conf: Object, folder: str) -> None:
-    """GC by one plugin of ours of everything that it knows of the network."""
+    """Run GC of one of our plugins in this process, for every attachment that it knows of the network. CniError, OSError."""
     name = netconf.string(conf, "type")
     if name not in run.MODULES:
         return
     text = conflist.request(network, conf, {}, extra={"cni.dev/valid-attachments": [], "cni.dev/attachments": []})
     before = os.environ.get("CNI_PATH")
-    os.environ["CNI_PATH"] = folder  # for a delegate that is not ours
+    os.environ["CNI_PATH"] = folder  # inherited by a delegate that is not ours
     try:
         run.load(name).gc(Call("GC", name, NetConf.parse(text), path=[folder]))
     finally:

@@ -1,7 +1,7 @@
-"""Programs of this host that have a port which `cni-py-exec` is to publish: it refuses, as docker and podman do.
+"""Programs of this host that listen on a port which `cni-py-exec` is about to publish: ADD is refused, as by docker and podman.
 
-It does so before the first plugin is run, whoever's the portmap plugin is. A network whose portmap says "hostListener": "warn" is
-left to that, and one whose portmap says "userlandProxy": "always" to portfwd, which cannot listen beside another program.
+The check comes before the first plugin is run, and does not need a portmap of ours. It is left out where portmap has
+"hostListener": "warn", and with "userlandProxy": "always", where portfwd itself cannot listen beside another program.
 """
 
 from cni_py.addr import parse_address, parse_ip
@@ -19,24 +19,24 @@ BYTES = {4: 4, 6: 16}  # of an address
 
 
 def refuse_listeners(chain: Chain) -> None:
-    """Failure that names the program."""
+    """Failure that names the program that listens."""
     found = listeners(chain)
     if found:
-        more = f" (and {len(found) - 1} more of the ports)" if len(found) > 1 else ""
+        more = f" (and {len(found) - 1} more ports)" if len(found) > 1 else ""
         raise Failure(f"{found[0]}{more}: stop it, or publish another port")
 
 
 def notes(chain: Chain, result: Object | None) -> list[str]:
-    """CHECK: programs that came after the ADD. Their clients come to the container all the same."""
+    """For CHECK: programs that began to listen after the ADD. NAT leads their clients to the container all the same."""
     addresses: list[bytes] = []
     if result is not None:
         known = from_json(result, netconf.string(result, "cniVersion") or chain.network.cni_version)
         addresses = [ip.address.packed for ip in known.ips]
-    return [f"{one}, whose clients come to the container" for one in listeners(chain, addresses)]
+    return [f"{one}, but its clients reach the container" for one in listeners(chain, addresses)]
 
 
 def listeners(chain: Chain, addresses: list[bytes] | None = None) -> list[Held]:
-    """Those that have ports of the container and are not there for it; none where the network leaves that to others."""
+    """The programs that hold published ports and do not belong to the container; none where the network allows them."""
     if not any(publishes_by_nat(plugin) for plugin in chain.network.plugins):
         return []
     asked = wanted(chain)
@@ -45,7 +45,7 @@ def listeners(chain: Chain, addresses: list[bytes] | None = None) -> list[Held]:
 
 
 def publishes_by_nat(plugin: Object) -> bool:
-    """Whether it is a portmap that hears of ports, and does not say that all of this is well."""
+    """Whether the plugin is a portmap that gets port mappings and refuses ports with a listener."""
     capabilities = netconf.child(plugin, "capabilities") or Object()
     return (
         netconf.string(plugin, "type") == "portmap"
@@ -56,7 +56,7 @@ def publishes_by_nat(plugin: Object) -> bool:
 
 
 def wanted(chain: Chain) -> list[Mapping]:
-    """What is asked for, in every family that the container may get an address of."""
+    """The requested port mappings, one for each family of which the container may get an address."""
     found: list[Mapping] = []
     families = families_of(chain)
     listed = chain.capability_args.get("portMappings")
@@ -67,7 +67,7 @@ def wanted(chain: Chain) -> list[Mapping]:
 
 
 def mappings_of(port: Object, families: set[int]) -> list[Mapping]:
-    """One element of the capability portMappings; nothing of one that portmap will refuse."""
+    """The mappings of one element of portMappings; none for an element that portmap will refuse."""
     try:
         host_ip = parse_ip(netconf.string(port, "hostIP")) if netconf.string(port, "hostIP") else b""
         number = netconf.integer(port, "hostPort")
@@ -80,7 +80,7 @@ def mappings_of(port: Object, families: set[int]) -> list[Mapping]:
 
 
 def families_of(chain: Chain) -> set[int]:
-    """Those of the addresses that the network's configuration names, and that are asked for; both where none is named."""
+    """The families (4, 6) of the addresses in the configuration, --ip and CNI_ARGS; both if there is none."""
     named: set[int] = set()
     for plugin in chain.network.plugins:
         _collect(netconf.child(plugin, "ipam") or Object(), named)
@@ -92,7 +92,7 @@ def families_of(chain: Chain) -> set[int]:
 
 
 def _collect(value: object, named: set[int]) -> None:
-    """The families of all addresses and networks in a value, but for those of routes and name servers."""
+    """Add the families of all addresses and subnets in a value, except those of routes and name servers."""
     if isinstance(value, str):
         try:
             named.add(parse_address(value if "/" in value else f"{value}/{128 if ':' in value else 32}").family)

@@ -1,4 +1,4 @@
-"""`cni-py`: what an operator does with the suite. Plugins are not run from here: runtimes run them, and cni-py-exec does."""
+"""`cni-py`: the commands of an operator. They run no plugins: container runtimes and cni-py-exec do."""
 
 import argparse
 import sys
@@ -9,10 +9,11 @@ from cni_py.commands import adopt, install, report, restore
 from cni_py.commands.report import Failure, Parser, complain
 
 DESCRIPTION = """\
-Put the CNI plugins where container runtimes find them, and take them away again; put back what a firewall flushed;
+Install the CNI plugins for the container runtimes of this host, and uninstall them; put back rules that a firewall flushed;
 take over containers that the Go plugins connected.
 
-exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks something
+exit status: 0 success, 1 the operation failed, 2 wrong usage, 3 something is missing here (root, a folder, nf_tables),
+130 interrupted
 """
 
 

@@ -1,8 +1,8 @@
-"""What `cni-py install` wrote, where, and how files are put there and taken away so that a runtime never finds half of one.
+"""The manifest of an installation, and how files are written and removed so that a runtime never finds half of one.
 
-<bin-dir>/.cni-py/manifest.json      what was written, with a hash of each file; which folders were made for it; which
-                                     sysctls of forwarding were off at the first install
-<bin-dir>/.cni-py/replaced/<plugin>  the plugin that was there before, the file itself
+<bin-dir>/.cni-py/manifest.json      the written files with a hash of each, the folders that were made for them, and the
+                                     sysctls of forwarding that were off at the first install
+<bin-dir>/.cni-py/replaced/<plugin>  the plugin that was replaced, as a hard link: owner, mode and inode stay
 """
 
 import argparse
@@ -23,7 +23,7 @@ OURS = ".cni-py"  # the folder of manifest and replaced plugins, below bin-dir
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to install, and whether to only say what would be done."""
+    """The folders of an installation. With `dry_run` steps are printed and not taken."""
 
     bin_dir: Path
     conf_dir: Path
@@ -40,20 +40,21 @@ class Target:
 
     @property
     def manifest(self) -> Path:
-        """The file that tells what was installed."""
+        """The path of the manifest."""
         return self.folder / "manifest.json"
 
     def replaced(self, path: Path) -> Path:
-        """Where the plugin is that we replaced by `path`."""
+        """Where the plugin is kept that was at `path`."""
         return self.folder / "replaced" / path.name
 
     def say(self, step: str) -> None:
+        """Print a step, which begins with its verb."""
         print(f"would {step}" if self.dry_run else step)
 
 
 @dataclass(slots=True)
 class Manifest:
-    """What was written: path -> SHA-256, and the folders that were made for it."""
+    """The written files (path -> SHA-256 in hex) and the folders that were made for them."""
 
     path: Path
     files: dict[str, str] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """An empty one where there is none yet."""
+        """The manifest at `path`, an empty one if there is none. Failure if it is damaged."""
         try:
             found = json.loads(path.read_text())
             files = {str(name): str(value) for name, value in found["files"].items()}
@@ -71,32 +72,32 @@ class Manifest:
         except FileNotFoundError:
             return cls(path)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Failure(f"{path} is damaged ({error!r}): put it right, or remove it and install again") from error
+            raise Failure(f"{path} is damaged ({error!r}): repair it, or remove it and install again") from error
 
     def save(self) -> None:
         fields = {"files": self.files, "folders": self.folders, "off": self.off}
         write(self.path, (json.dumps(fields, indent=2) + "\n").encode(), 0o644)
 
     def make_folder(self, folder: Path) -> None:
-        """A folder, and note it if it was not there."""
+        """Make a folder, and note which parts of the path are new."""
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self.folders += [str(path) for path in reversed(missing)]
 
     def put(self, path: Path, text: bytes, mode: int) -> None:
-        """Write a file that uninstall will take away; the manifest first."""
+        """Write a file that uninstall will remove; the manifest is written first."""
         self.files[str(path)] = digest(text)
         self.save()
         write(path, text, mode)
 
     def has_unchanged(self, path: Path) -> bool:
-        """Whether the file is as we wrote it."""
+        """Whether we wrote the file and it is unchanged."""
         return str(path) in self.files and digest(contents(path)) == self.files[str(path)]
 
 
 @contextlib.contextmanager
 def alone(target: Target) -> Iterator[None]:
-    """One command at a time in a bin-dir."""
+    """Let one command at a time work on a bin-dir: others wait."""
     if target.dry_run:
         yield
         return
@@ -109,7 +110,7 @@ def alone(target: Target) -> Iterator[None]:
 
 
 def contents(path: Path) -> bytes:
-    """Of a file; empty when there is none."""
+    """The bytes of a file; empty if there is none."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -117,16 +118,16 @@ def contents(path: Path) -> bytes:
 
 
 def link(path: Path, place: Path) -> None:
-    """Make `place` a second name of the file `path`, or of the symbolic link, in the place of what is there."""
+    """Make `place` a hard link to `path`, a file or symbolic link, in place of what is there. Atomic."""
     new = place.with_name(f".{place.name}.new")
     new.unlink(missing_ok=True)
     os.link(path, new, follow_symlinks=False)
     os.replace(new, place)
-    new.unlink(missing_ok=True)  # rename(2) does nothing when both names are of one file already
+    new.unlink(missing_ok=True)  # rename(2) does nothing if both names are hard links to the same file
 
 
 def write(path: Path, text: bytes, mode: int) -> None:
-    """Write a whole file, durably, or none."""
+    """Write a file whole or not at all, also when the machine loses power (fsync)."""
     fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(fd, "wb") as file:

@@ -1,7 +1,8 @@
-"""Subnets that somebody else has already: an interface or a route of the host, or another network of the folder."""
+"""Subnets of a network that something else uses already: an interface or a route of this host, or another network."""
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from cni_py.addr import Address
@@ -12,67 +13,61 @@ from cni_py.protocol.conflist import Network
 from cni_py.protocol.gojson import Object
 
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
-OWN_SUBNET = ("bridge", "ptp")  # plugins whose subnet is the host's own; macvlan's is that of the network it joins
-SHORTEST = 4  # prefix length of a route that says something about a subnet: VPNs replace the default route by two of /1
+ON_THE_HOST = ("bridge", "ptp")  # plugins whose subnet exists on this host alone; macvlan's is that of the LAN it joins
+RT_TABLE_LOCAL = 255  # linux/rtnetlink.h: the host's own addresses, which are looked at as addresses
+SHORTEST = 4  # prefix length; shorter are default routes: /0, two halves of /1 as VPNs have them, IPv6's 2000::/3
 
 
 def of_network(network: Network, conf_dir: str | Path) -> list[str]:
-    """The sentences for a network's own subnets, of which one bridge of the host's is the network's itself."""
-    own = {netconf.string(plugin, "bridge", "cni0") for plugin in network.plugins if plugin.get("type") == "bridge"}
-    return overlaps(subnets_of(network), conf_dir, network.name, own)
+    """A sentence for each overlap of a subnet of `network` with one of the host or of another network in `conf_dir`.
 
-
-def overlaps(
-    subnets: Iterable[Subnet], conf_dir: str | Path, exclude: str = "", own_links: Iterable[str] = ()
-) -> list[str]:
-    """A sentence for each thing of the host, or other network in `conf_dir`, that overlaps with one of the subnets.
-
-    `exclude`: the network that the subnets are of; `own_links`: its interfaces on the host, such as its bridge.
+    The network's own bridge may have the subnet's addresses and routes.
     """
-    wanted = list(subnets)
-    if not wanted:
+    subnets = [one for plugin in network.plugins if plugin.get("type") in ON_THE_HOST for one in subnets_of(plugin)]
+    if not subnets:
         return []
-    held = [*of_host(own_links), *of_others(conf_dir, exclude)]
-    found = []
-    for one in wanted:
-        for other, what in held:
-            if one.version == other.version and one.overlaps(other):
-                found.append(
-                    f"the subnet {one} overlaps with {other}, which {what}: one of the two will not be reached"
-                )
+    used = [*of_host(bridges(network)), *of_others(conf_dir, network.name)]
+    found = (
+        f"subnet {one} of network {network.name} overlaps with {other} of {owner}"
+        for one in subnets
+        for other, owner in used
+        if one.version == other.version and one.overlaps(other)
+    )
     return list(dict.fromkeys(found))
 
 
-def of_host(own_links: Iterable[str] = ()) -> list[tuple[Subnet, str]]:
-    """What the host's addresses and routes lead to, and whose it is. Container interfaces of ours are left out."""
-    side = Rtnl()
-    links = {link.index: link for link in side.links()}
-    skipped = set(own_links)
-    found: list[tuple[Subnet, str]] = []
-    for entry in side.addresses():
-        link = links.get(entry.index)
-        if link is None or is_ours(link.name, link.alias, skipped) or is_peer(link, entry.address):
+def of_host(own: set[str]) -> list[tuple[Subnet, str]]:
+    """The subnets of the host's addresses and routes, each with its owner in words.
+
+    Left out: interfaces in `own`, interfaces of attachments, default routes. Empty where netlink is refused (a sandbox).
+    """
+    try:
+        with closing(Rtnl()) as host:
+            links = {link.index: link for link in host.links()}
+            entries = [(entry.index, entry.address, False) for entry in host.addresses()]
+            entries += [(one.index, one.dst, True) for one in host.routes(table=0) if one.table != RT_TABLE_LOCAL]
+    except OSError:
+        return []
+    found: dict[Subnet, str] = {}
+    for index, address, is_route in entries:
+        link = links.get(index)  # None: a route without an interface (unreachable, blackhole)
+        subnet = ipaddress.ip_network(str(address), strict=False)
+        if (
+            subnet.is_loopback
+            or subnet.is_link_local
+            or subnet.is_multicast
+            or (is_route and subnet.prefixlen < SHORTEST)
+        ):
             continue
-        subnet = ipaddress.ip_network(str(entry.address), strict=False)
-        if not (subnet.is_loopback or subnet.is_link_local):
-            found.append((subnet, f"interface {link.name} of the host has"))
-    for family in (4, 6):
-        for route in side.routes(0, family):
-            link = links.get(route.index)
-            if route.dst.prefixlen < SHORTEST or link is None or is_ours(link.name, link.alias, skipped):
-                continue
-            if is_peer(link, route.dst):
-                continue
-            subnet = ipaddress.ip_network(str(route.dst), strict=False)
-            if subnet.is_link_local or subnet.is_multicast or subnet.is_loopback:
-                continue
-            if subnet not in [known for known, _ in found]:
-                found.append((subnet, f"the host has a route to through {link.name}"))
-    return found
+        if link is None:
+            found.setdefault(subnet, "a route of this host")
+        elif not (is_ours(link.name, link.alias, own) or is_peer(link, address)):
+            found.setdefault(subnet, f"{link.name}, an interface of this host")
+    return list(found.items())
 
 
 def is_ours(name: str, alias: str, own: set[str]) -> bool:
-    """Whether a link is the network's own bridge (or its VLAN's), or belongs to an attachment."""
+    """Whether a link is the network's own bridge (or a VLAN of it), or belongs to an attachment, as its alias shows."""
     hexdigits, _, label = alias.partition(" ")
     attached = len(hexdigits) == 16 and label.count("/") == 2
     return attached or name in own or name.rpartition(".")[0] in own
@@ -84,7 +79,7 @@ def is_peer(link: Link, address: Address) -> bool:
 
 
 def of_others(conf_dir: str | Path, exclude: str) -> list[tuple[Subnet, str]]:
-    """The subnets of the other networks in the folder; a file that cannot be read has none."""
+    """The subnets of all networks in the folder but `exclude`; a file that cannot be read has none."""
     found: list[tuple[Subnet, str]] = []
     for file in conflist.files(conf_dir):
         try:
@@ -92,26 +87,30 @@ def of_others(conf_dir: str | Path, exclude: str) -> list[tuple[Subnet, str]]:
         except CniError:
             continue
         if network.name != exclude:
-            found += [(subnet, f"network {network.name} has ({file})") for subnet in subnets_of(network)]
+            owner = f"network {network.name} ({file})"
+            found += [(subnet, owner) for plugin in network.plugins for subnet in subnets_of(plugin)]
     return found
 
 
-def subnets_of(network: Network) -> list[Subnet]:
-    """The subnets that host-local gives addresses from, in the order of the configuration."""
+def bridges(network: Network) -> set[str]:
+    """The names of a network's bridges."""
+    names = (plugin.get("bridge", "cni0") for plugin in network.plugins if plugin.get("type") == "bridge")
+    return {name for name in names if isinstance(name, str)}
+
+
+def subnets_of(plugin: Object) -> list[Subnet]:
+    """The subnets that a plugin's host-local gives addresses from. The plugin itself refuses what is no subnet."""
+    try:
+        ipam = netconf.child(plugin, "ipam") or Object()
+        texts = [netconf.string(entry, "subnet") for entry in _ranges(ipam)]
+    except CniError:
+        return []
     found = []
-    for plugin in network.plugins:
-        if plugin.get("type") not in OWN_SUBNET:
-            continue
+    for text in filter(None, texts):
         try:
-            ipam = netconf.child(plugin, "ipam") or Object()
-            texts = [netconf.string(entry, "subnet") for entry in _ranges(ipam)]
-        except CniError:
-            continue  # of a wrong type: the plugin says so
-        for text in filter(None, texts):
-            try:
-                found.append(ipaddress.ip_network(text, strict=False))
-            except ValueError:
-                continue
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            continue
     return list(dict.fromkeys(found))
 
 

@@ -1,12 +1,12 @@
-"""How the commands answer, and how they end when they cannot do what they were asked.
+"""Output, errors and exit status of the commands.
 
-stdout may be closed, full, or a pipe that nobody reads: no reason to leave an operation half-way. What cannot be written is
-lost, and the end tells:
+stdout may be closed, full, or a pipe without a reader. That does not stop an operation half-way: output that cannot be written is
+dropped, and the exit status and stderr tell at the end:
 
-    what was asked for is the output (a list, a plan, --help)      status 1, and a sentence on stderr
-    a deed (publish, ADD, install), or an answer by the status     the status tells of the deed alone; a sentence on stderr
-    the reader had enough (EPIPE)                                  the same status without a word, as others do
-    closed before we began, and a deed                             the same: nobody wanted to know
+    the output is the purpose (a list, a plan, --help)     exit status 1, and a sentence on stderr
+    an operation is (publish, ADD, install)                exit status of the operation, and a sentence on stderr
+    EPIPE: the reader has ended                            as above, without the sentence, as other programs do
+    closed from the start, and an operation                exit status of the operation, without the sentence
 """
 
 import argparse
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 FAILED = 1  # the operation failed
-USAGE = 2
-LACKING = 3  # the environment lacks something: root, a program, a namespace
+USAGE = 2  # the command line is wrong
+LACKING = 3  # something is missing here: root, a program, a namespace
 
 
 class Failure(Exception):
-    """A sentence for the user, and the exit status."""
+    """The command ends: a sentence for stderr, and the exit status."""
 
     def __init__(self, message: str, status: int = FAILED) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class Failure(Exception):
 
 
 class Lenient(io.RawIOBase):
-    """A descriptor that takes everything; `lost` is why something could not be written."""
+    """A descriptor on which no write fails; `lost` is the first error, if any."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Lenient(io.RawIOBase):
         self.lost: OSError | None = None
 
     def write(self, data: "Buffer") -> int:
-        """All of it."""
+        """Write all of it, or note the error."""
         rest = memoryview(data)
         size = len(rest)
         try:
@@ -65,10 +65,10 @@ class Lenient(io.RawIOBase):
 
 
 def open_streams() -> None:
-    """Let no write to stdout or stderr fail; to be called before anything is opened.
+    """Replace stdout and stderr by streams on which no write fails. Call it before any file is opened.
 
-    Each line goes out at once: a step is seen when it is done. What the terminal's encoding lacks is written as an escape: names
-    come from others, and LC_ALL may be C.
+    Each line is written at once, so that a step is seen when it is done. Characters that the terminal's encoding does not have
+    are written as escapes: names come from others, and LC_ALL may be C.
     """
     given = sys.__stdout__, sys.__stderr__
     fill_closed_streams()
@@ -84,13 +84,13 @@ def _lenient(fd: int, given: TextIO | None) -> TextIO:
 
 
 def lost_output() -> OSError | None:
-    """Why something could not be written to stdout."""
+    """The first error of a write to stdout, if any."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.lost if isinstance(raw, Lenient) else None
 
 
 def ended(program: str, status: int, *, asked: bool) -> int:
-    """The exit status of a command that has ended with `status`. `asked`: it was run for what it prints."""
+    """The exit status of a command that has ended with `status`. `asked`: its output is its purpose."""
     sys.stdout.flush()
     lost = lost_output()
     if lost is None:
@@ -101,30 +101,36 @@ def ended(program: str, status: int, *, asked: bool) -> int:
 
 
 def complain(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr)
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line whose errors are one sentence, with the option that was probably meant."""
+def counted(number: int, noun: str) -> str:
+    """ "1 record", "2 records"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
-    refuses_rest = True  # a subcommand tells of its own unknown options, which argparse leaves to the top
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, which names the option that was probably meant."""
+
+    # A subcommand reports its unknown options itself, since argparse would let the main parser do it, which has other options.
+    refuses_rest = True
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """After --help and --version."""
+        """End after --help and --version. Status 1 if stdout could not be written."""
         if message:
             complain(message.rstrip())
         sys.exit(ended(self.prog, status, asked=True))
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        complain(f"{self.prog}: {self._plainer(message)} (`{self.prog} --help` shows how)")
+        """Print the sentence and exit with status 2."""
+        complain(f"{self.prog}: {self._plainer(message)} (see `{self.prog} --help`)")
         sys.exit(USAGE)
 
     def parse_known_args(  # type: ignore[override]  # one signature for argparse's overloads
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As inherited, but for `refuses_rest`."""
+        """As argparse, but see `refuses_rest`."""
         found, rest = super().parse_known_args(args, namespace)
         if rest and self.refuses_rest and " " in self.prog:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -136,14 +142,14 @@ class Parser(argparse.ArgumentParser):
         words = message.split()[2:]
         unknown = next((word for word in words if word.startswith("-")), words[0])
         if not unknown.startswith("-"):
-            return f"{unknown} is too much"
+            return f"unexpected argument {unknown}"
         known = [option for action in self._actions for option in action.option_strings]
-        return f"there is no option {unknown}{did_you_mean(unknown.partition('=')[0], known)}"
+        return f"unknown option {unknown}{did_you_mean(unknown.partition('=')[0], known)}"
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """ "; did you mean X?" where a known word is like it, else nothing."""
-    import difflib  # on the way of an error alone
+    """ "; did you mean X?" if `word` resembles the known word X, else ""."""
+    import difflib  # imported for errors only
 
     spelt = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), spelt, 1, 0.7)

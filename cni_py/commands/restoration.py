@@ -1,7 +1,7 @@
-"""Putting back what somebody took out of the packet filters: `nft flush ruleset`, a firewall that was reloaded, a deleted table.
+"""Put back what the packet filters lost: by `nft flush ruleset`, a reloaded firewall, a deleted table.
 
-The attachment records say what should be there. Each of their operations on nftables or iptables is looked at and, where
-something of it is missing, applied again, under the locks that an ADD takes. So are the ports that portfwd relays: a service
+The attachment records list what should exist. Each recorded operation on nftables or iptables is checked and, if something of
+it is missing, applied again under the locks that an ADD takes. Ports that portfwd relays are asked for again as well: a service
 that was started after the ADD learns of them here. Links, addresses and routes are not touched.
 """
 
@@ -16,6 +16,7 @@ from cni_py.attachment.engine import Op
 from cni_py.attachment.locks import attachment_lock, nftables_lock
 from cni_py.attachment.naming import Attachment
 from cni_py.attachment.records import Record
+from cni_py.commands.outcome import Outcome
 from cni_py.errors import CniError, os_error
 from cni_py.kernel import libnftables
 from cni_py.kernel.nf_tables import BRIDGE, INET, TABLE, Change, Element, NftUnavailable, mark
@@ -29,40 +30,24 @@ FAMILIES = {INET: "inet", BRIDGE: "bridge"}
 
 
 class RestoreGuard(host_clients.AllowLoopbackClients):
-    """The guard of the host's loopback, trusting nothing that was noted about it."""
+    """The guard of the host's loopback. It looks at the tc filter itself: the note that it is there may be out of date."""
 
     address: str
     thorough = True
 
 
-class Restored:
-    """What was found and done for one plugin's part of an attachment."""
+class Restored(Outcome):
+    """Which operations were applied again for one plugin's part of an attachment."""
 
-    __slots__ = ("errors", "key", "plugin", "put_back", "skipped")
-
-    def __init__(self, key: Attachment, plugin: str) -> None:
-        self.key = key
-        self.plugin = plugin
-        self.put_back: list[str] = []  # operations in words
-        self.skipped = ""  # why nothing was looked at
-        self.errors: list[str] = []
+    __slots__ = ()
 
     def to_json(self) -> "dict[str, gojson.Encodable]":
-        """For `cni-py restore --json`."""
-        return {
-            "network": self.key.network,
-            "containerID": self.key.container_id,
-            "ifname": self.key.ifname,
-            "plugin": self.plugin,
-            "putBack": self.put_back,
-            "skipped": self.skipped,
-            "errors": self.errors,
-        }
+        return {**super().to_json(), "putBack": self.done, "errors": [*self.errors]}
 
 
 def restore_all() -> Iterator[Restored]:
-    """Look after every attachment of this host namespace, in the order they were made. NftUnavailable, CniError."""
-    kernel = Kernel(Attachment("", "", ""), "")  # the operations look at the host's side of it alone
+    """Restore every attachment of this host's network namespace, the oldest first. NftUnavailable, CniError."""
+    kernel = Kernel(Attachment("", "", ""), "")  # without a container: the operations touch the host's side only
     found = recorded()
     try:
         try:
@@ -83,17 +68,21 @@ def restore_all() -> Iterator[Restored]:
 
 
 def recorded() -> list[Record]:
-    """All records, oldest first: who published a port first holds it, and the other waits for it."""
-    plugins = set()
-    try:
-        for folder in os.scandir(files.run_dir() + "/attachments"):
-            plugins |= {name.rpartition(".")[0] for name in os.listdir(folder) if name.endswith((".json", ".adding"))}
-    except FileNotFoundError:
-        return []
-    return sorted((record for plugin in sorted(plugins) for record in records.all_records(plugin)), key=_age)
+    """All records, the oldest first: of two attachments with the same port the older one gets it, and the other waits."""
+    top = files.run_dir() + "/attachments"
+    paths = [f"{top}/{folder}/{name}" for folder in files.listed(top) for name in files.listed(f"{top}/{folder}")]
+    found = []
+    for path in {path.rpartition(".")[0] for path in paths if path.endswith((".json", ".adding"))}:
+        folder, _, plugin = path.rpartition("/")
+        key = records.key_in(folder, plugin)
+        record = records.load(key, plugin) if key is not None else None
+        if record is not None:
+            found.append(record)
+    return sorted(found, key=_age)
 
 
 def _age(record: Record) -> tuple[int, str]:
+    """When the ADD succeeded, as a key to sort by; unfinished records come first."""
     try:
         return os.stat(f"{record.path}.json").st_mtime_ns, record.path
     except FileNotFoundError:
@@ -101,16 +90,16 @@ def _age(record: Record) -> tuple[int, str]:
 
 
 def restore(record: Record, kernel: Kernel) -> Restored:
-    """Put back what is missing of one record. Errors are in the answer: the others must not suffer."""
+    """Put back what is missing of one record. Errors are in the outcome, so that the other records are restored, too."""
     key, plugin = record.key, record.plugin
     found = Restored(key, plugin)
     try:
         with attachment_lock(key, plugin):
             current = records.load(key, plugin)
             if current is None:
-                found.skipped = "deleted meanwhile"
+                found.skipped = "it was deleted meanwhile"
             elif not current.done:
-                found.skipped = "its ADD is under way, or was killed"
+                found.skipped = "its ADD is still running, or was killed"
             elif holders.is_dead(current):
                 found.skipped = "its network namespace is gone"
             else:
@@ -127,63 +116,69 @@ def _put_back(record: Record, kernel: Kernel, found: Restored) -> None:
             op = engine.op_from_json(fields)
             if isinstance(op, relay.RelayPorts) and op.is_missing(kernel):
                 engine.apply_one(op, kernel)
-                found.put_back.append(op.describe())
+                found.done.append(op.describe())
             for part in _nftables_parts(op):
                 if part.check(kernel) is not None:
                     engine.apply_one(part, kernel)
-                    found.put_back.append(part.describe())
+                    found.done.append(part.describe())
         except ValueError as error:
             found.errors.append(f"the attachment record {record.path}.json is damaged: {error}")
         except CniError as error:
             found.errors.append(str(error))
         except OSError as error:
-            found.errors.append(str(os_error("cannot look at the kernel", error)))
+            found.errors.append(str(os_error("cannot ask the kernel", error)))
 
 
 def _is_relayed(record: Record) -> bool:
-    """Whether portfwd has a part in it: such an attachment may need nothing of nf_tables."""
+    """Whether portfwd relays ports of the attachment, which works without nf_tables."""
     return any(isinstance(fields, dict) and fields.get("op") == relay.RelayPorts.__name__ for fields in record.ops)
 
 
 def _nftables_parts(op: Op) -> Iterator[Op]:
-    """The operation, if it is about a packet filter.
+    """The operation, if it changes a packet filter; before it the guard of the host's loopback, which no record lists.
 
-    With it the guard of the host's loopback, which is shared and so not recorded.
+    The guard is shared by all published ports of a bridge, so that no attachment owns it.
     """
     if type(op).__module__ not in engine.FILTERING:
         return
     for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
-        if ":" not in address:  # its check() is content where route_localnet is off
+        # IPv4 only: IPv6 has no route_localnet. Where it is off, the guard's check() finds nothing missing.
+        if ":" not in address:
             yield RestoreGuard(address=address.partition("/")[0])
     yield op
 
 
 def mend_rules(kernel: Kernel) -> None:
-    """Put the constant rules back where a table is still there but was emptied (`nft flush table`). CniError.
+    """Put back the constant rules of a table that still exists but was emptied (`nft flush table`). CniError.
 
-    A chain of a subnet or condition that lost its rules cannot be told from what made it: then the table goes, and all
-    of it is made anew from the records.
+    The rules of a chain for one subnet or condition follow from its name only in the operation that made it. If such a chain is
+    empty, the table is deleted, and everything in it is made anew from the records.
     """
     for family, name in FAMILIES.items():
         try:
             if not kernel.nft.has_table(family):
-                if kernel.nft.dump("layout", family):  # another version's, which elements alone do not bring up to date
+                # The table has the layout of another version: an operation adds elements only, and would not update it.
+                if kernel.nft.dump("layout", family):
                     ruleset.ensure_table(kernel.nft, family)
                 continue
-        except NftUnavailable:  # no bridge family: then nothing of ours can be there
+        except NftUnavailable:  # a kernel without nf_tables for bridges: nothing of ours is there
             continue
         text = ruleset.table(family == BRIDGE)
         expected = _rules_in(text)
         rules = _rules_of(name)
         if any(count == 0 for chain, count in rules.items() if chain not in expected):
             libnftables.run(f"delete table {name} {TABLE}")
-            kernel.nft.current.discard(family)
+            kernel.nft.current.discard(family)  # it remembers which tables it has seen
         elif any(rules.get(chain) != count for chain, count in expected.items()):
             libnftables.run(text)
 
 
 def recount_claims(kernel: Kernel) -> None:
-    """Let a claim count again the specific addresses of its port, where one of the two maps lost elements."""
+    """Make each claim without a holder agree with the specific addresses of its port, where one of the two maps lost elements.
+
+    claims{4,6} has an element for each published port. Its comment names the attachment that has the port on every address;
+    without a comment its value counts the elements of specific{4,6} and conditional_specific{4,6} for that port. CniError.
+    """
     changes = []
     for family in (4, 6):
         kinds = (f"specific{family}", f"conditional_specific{family}")
@@ -193,6 +188,7 @@ def recount_claims(kernel: Kernel) -> None:
             claim = claims.get(key)
             if claim is not None and (claim.comment or claim.value == mark(actual[key])):
                 continue
+            # Adding a key that has another value is EBUSY (nft_add_set_elem): it is deleted first, in the same transaction.
             if claim is not None:
                 changes.append(Change(False, f"claims{family}", [claim]))
             if actual[key]:
@@ -204,13 +200,13 @@ def recount_claims(kernel: Kernel) -> None:
 
 
 def _rules_in(text: str) -> dict[str, int]:
-    """How many rules nftrules gives each chain of a table."""
+    """Chain -> number of rules in `text`, the commands that make a table."""
     chains = [line.split()[4] for line in text.splitlines() if line.startswith("add rule ")]
     return {chain: chains.count(chain) for chain in chains}
 
 
 def _rules_of(family: str) -> dict[str, int]:
-    """How many each chain of the table has now."""
+    """Chain -> number of rules in our table of that family ("inet", "bridge") now. CniError."""
     nft = libnftables.binding().Nftables()
     nft.set_json_output(True)
     status, text, refusal = nft.cmd(f"list table {family} {TABLE}")

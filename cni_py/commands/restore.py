@@ -1,72 +1,50 @@
-"""`cni-py restore`: elements and rules of running attachments that somebody removed are put back.
+"""`cni-py restore`: put back what the packet filter lost of running attachments.
 
-    lab/c1/eth0 portmap: put back: host: nft elements: publish tcp 8080 ...
+    lab/c1/eth0 portmap: restored: host: nft: publish tcp 8080 ...
     lab/c2/eth0 portmap: error: host port 8080/tcp is in use by lab/c3/eth0
-    2 of 5 attachments needed something
+    restored 1 of 5 attachments; 1 failed
 
-portfwd's service runs it when the kernel tells that a table of ours was emptied; systemd or a firewall's hook may, too.
+portfwd's service runs it when the kernel reports that a table of ours was emptied; systemd or a firewall's hook may run it, too.
 """
 
 import argparse
-import os
-from collections.abc import Callable
 
-from cni_py.commands import restoration
-from cni_py.commands.report import FAILED, LACKING, Failure, complain
-from cni_py.commands.restoration import Restored
+from cni_py.commands import outcome, restoration
+from cni_py.commands.report import LACKING, Failure
 from cni_py.errors import CniError
 from cni_py.kernel.nf_tables import NftUnavailable
-from cni_py.protocol.gojson import encode
 
+SUMMARY = "put back the nftables elements and iptables rules that somebody flushed"
 DESCRIPTION = """\
-Put back what is missing of running attachments in nftables or iptables (after `nft flush ruleset`, say): published ports,
-masquerading, spoof check, firewall's rules. What is there is left alone, and so are links and addresses.
+Put back what nftables or iptables lost of running attachments, for example after `nft flush ruleset`: published ports,
+masquerading, the spoof check and firewall's rules. Nothing else is changed: neither rules that are still there, nor links
+and addresses.
 """
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The command's options."""
-    parser = commands.add_parser(
-        "restore",
-        help="put back elements and rules that somebody flushed",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = outcome.add_parser(commands, "restore", SUMMARY, DESCRIPTION)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="print what was found and done for each attachment as JSON")
+    how.add_argument("--json", action="store_true", help="print the outcome for each plugin of each attachment as JSON")
     how.add_argument("--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Put back what is missing; returns the exit status."""
-    if os.geteuid() != 0:
-        raise Failure("this takes root (CAP_NET_ADMIN)", LACKING)
-    done: list[Restored] = []
+    outcome.need_root()
     try:
-        for one in restoration.restore_all():
-            done.append(one)
-            _tell(one, (lambda _: None) if options.json or options.quiet else print)
+        found = outcome.tell(restoration.restore_all(), "restored", lines=not (options.json or options.quiet))
     except NftUnavailable as error:
         raise Failure(str(error), LACKING) from error
     except CniError as error:
         raise Failure(str(error)) from error
     if options.json:
-        print(encode({"attachments": [one.to_json() for one in done]}))
+        outcome.print_json(found)
     elif not options.quiet:
-        needy = {one.key.hex for one in done if one.put_back or one.errors}
-        print(f"{len(needy)} of {len({one.key.hex for one in done})} attachments needed something")
-    return FAILED if any(one.errors for one in done) else 0
-
-
-def _tell(one: Restored, say: Callable[[str], None]) -> None:
-    for error in one.errors:
-        complain(f"{_who(one)}: error: {error}")
-    for text in one.put_back:
-        say(f"{_who(one)}: put back: {text}")
-    if one.skipped:
-        say(f"{_who(one)}: left out: {one.skipped}")
-
-
-def _who(one: Restored) -> str:
-    return f"{one.key.label} {one.plugin}"
+        restored = outcome.attachments(one for one in found if one.done)
+        failed = outcome.attachments(one for one in found if one.errors)
+        more = f"; {failed} failed" if failed else ""
+        print(f"restored {restored} of {outcome.attachments(found)} attachments{more}")
+    return outcome.status(found)

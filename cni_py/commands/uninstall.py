@@ -1,7 +1,7 @@
-"""`cni-py uninstall`: the plugins that were there before come back, and what stays is named.
+"""`cni-py uninstall`: remove the plugins, put back those that were replaced, and list what remains.
 
-Only what is still as it was installed is taken away. Connected containers need the plugins for their DEL: with any, it
-takes --force.
+Only files that are still as they were installed are removed. Connected containers need the plugins for their DEL: while there are
+any, --force is needed.
 """
 
 import argparse
@@ -18,13 +18,13 @@ NAMED_MAX = 10  # containers in a message
 
 
 def uninstall(options: argparse.Namespace) -> int:
-    """Restore what was there; 1 when something had to be left."""
+    """Uninstall; returns the exit status, 1 if something could not be removed."""
     target = Target.of(options)
     installed = target.manifest.exists()
     if options.purge and os.geteuid() != 0:
-        raise Failure("--purge takes root", LACKING)
+        raise Failure("--purge needs root", LACKING)
     if not installed and not options.purge:
-        raise Failure(f"nothing was installed in {target.bin_dir}: there is no {target.manifest}")
+        raise Failure(f"nothing is installed in {target.bin_dir}: there is no {target.manifest}")
     refuse_connected(options)
     path = next((path for path in own_files(target) if path.exists()), None)
     network = leftovers.network_of(path)
@@ -34,16 +34,16 @@ def uninstall(options: argparse.Namespace) -> int:
         with alone(target):
             manifest = Manifest.read(target.manifest)
             off = manifest.off
-            left = take_all_back(target, manifest)
+            left = remove_all(target, manifest)
     if options.purge:
-        well = leftovers.purge(network, off, target.say, dry_run=target.dry_run)
-        return 0 if well and not left else FAILED
+        clean = leftovers.purge(network, off, target.say, dry_run=target.dry_run)
+        return 0 if clean and not left else FAILED
     leftovers.tell(leftovers.everything(network, off), print)
     return FAILED if left else 0
 
 
 def refuse_connected(options: argparse.Namespace) -> None:
-    """Failure while containers are connected, unless --force."""
+    """Failure while containers are connected; with --force a warning, since their objects stay."""
     connected = leftovers.connected()
     if not connected:
         return
@@ -51,39 +51,39 @@ def refuse_connected(options: argparse.Namespace) -> None:
     who = f"{', '.join(connected[:NAMED_MAX])}{more}"
     if not options.force:
         raise Failure(
-            f"these plugins connect {who} (network/containerID/interface), whose DEL needs them: stop or disconnect "
-            "(`cni-py-exec DEL NETWORK NETNS`) what is connected, or add --force"
+            f"containers are connected ({who}; network/containerID/interface) and need these plugins for their DEL: stop them, "
+            "disconnect them (`cni-py-exec DEL NETWORK NETNS`), or add --force"
         )
     if not options.purge:
-        complain(f"cni-py uninstall: what {who} has stays until plugins that are in place DEL it")
+        complain(f"cni-py uninstall: note: the network of {who} remains until DEL by plugins that are installed then")
 
 
 def own_files(target: Target) -> list[Path]:
-    """Where install may have written its network."""
+    """The paths at which install may have written its network."""
     return [target.conf_dir / name for name in (default_network.FILE, *default_network.LAST_FILES)]
 
 
-def take_all_back(target: Target, manifest: Manifest) -> list[str]:
-    """Every file of the manifest, then our folder; the files that had to be left."""
-    left = [path for path in sorted(manifest.files) if not take_back(target, manifest, Path(path))]
+def remove_all(target: Target, manifest: Manifest) -> list[str]:
+    """Remove every file of the manifest, then our folder. Returns the files that were left as they are."""
+    left = [path for path in sorted(manifest.files) if not remove(target, manifest, Path(path))]
     if not left and not target.dry_run:
         shutil.rmtree(target.replaced(Path()))
         shutil.rmtree(target.folder)  # last, since the manifest is in it
         for folder in reversed(manifest.folders):
-            with contextlib.suppress(OSError):  # somebody else uses it
+            with contextlib.suppress(OSError):  # it is not empty: somebody else uses it
                 os.rmdir(folder)
     return left
 
 
-def take_back(target: Target, manifest: Manifest, path: Path) -> bool:
-    """Put back or remove one file; False when it is not what we wrote and was left."""
+def remove(target: Target, manifest: Manifest, path: Path) -> bool:
+    """Put back the replaced file, or remove ours. False if the file was changed since, and left as it is."""
     old = target.replaced(path)
     had_one = path.parent == target.bin_dir and os.path.lexists(old)
     there = os.path.lexists(path)
     is_back = had_one and there and os.path.samestat(path.lstat(), old.lstat())
     if there and not is_back and digest(contents(path)) != manifest.files[str(path)]:
-        hint = f"; what was there before is {old}" if had_one else ""
-        complain(f"cni-py uninstall: {path} was changed since: left as it is{hint}")
+        hint = f"; the replaced file is {old}" if had_one else ""
+        complain(f"cni-py uninstall: {path} is left as it is: it was changed after the installation{hint}")
         return False
     if had_one:
         target.say(f"put back {path}")

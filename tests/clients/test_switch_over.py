@@ -197,13 +197,13 @@ def test_adopted_container_is_deleted_with_nothing_else_to_go_by(node: Node) -> 
     node.add(node.go)
     node.cache()
     dry = node.lab["host"].run([str(COMMAND), "adopt", "--dry-run"], check=True).stdout
-    assert "would be adopted" in dry
+    assert "would adopt 1 attachment (" in dry
     assert node.lab["host"].run(["find", "/run/cni-py/attachments", "-type", "f"]).stdout == ""
     done = node.lab["host"].run([str(COMMAND), "adopt", "--json"], check=True).stdout
     parts = {part["plugin"]: part for part in json.loads(done)["attachments"]}
     assert all(parts[name]["adopted"] for name in ("bridge", "portmap", "firewall", "bandwidth")), parts
     again = node.lab["host"].run([str(COMMAND), "adopt"], check=True).stdout
-    assert "0 parts of 0 attachments adopted" in again
+    assert "adopted 0 attachments (0 records)" in again
     for name in CHAIN:
         node.well(node.ours, "CHECK", name, node.conf(name))
     node.delete(node.ours, knows_result=False, netns="")

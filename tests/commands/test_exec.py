@@ -17,7 +17,7 @@ from tests.commands.hand import HOME, NETWORK, Hand, links, names, read, script
 HERE = Path(__file__).parent
 START = "from cni_py.run import main"
 OPS = "/run/cni-test-ops"
-PRINTED = "its answer is not JSON: what it print()s goes to stdout, which is for the result alone"
+PRINTED = "its output is not JSON: stdout is for the result only, messages belong on stderr"
 
 
 def test_add_connects_and_del_needs_no_more_than_the_names(hand: Hand) -> None:
@@ -43,7 +43,7 @@ def test_add_connects_and_del_needs_no_more_than_the_names(hand: Hand) -> None:
     assert [line.split()[1] for line in text.splitlines()[:3]] == ["loopback", "portmap", "bridge"]
     assert hand.cache() == []
     assert links(hand.lab, "c1") == ["lo"]
-    assert hand.well("DEL", "lab", "c1") == "nothing of c1 was connected to lab (eth0)\n"  # harmless again
+    assert hand.well("DEL", "lab", "c1") == "c1 was not connected to lab (eth0)\n"  # harmless again
 
 
 def test_del_uses_the_configuration_of_its_add(hand: Hand) -> None:
@@ -58,8 +58,8 @@ def test_del_uses_the_configuration_of_its_add(hand: Hand) -> None:
 
 def test_a_namespace_is_made_on_request_and_may_be_gone_at_del(hand: Hand) -> None:
     missing = hand("ADD", "lab", "web")
-    assert (missing.returncode, "--create-netns makes one" in missing.stderr) == (3, True)
-    assert "namespace web made" in hand.well("ADD", "lab", "web", "--create-netns", "-p", "8080:80")
+    assert (missing.returncode, "--create-netns creates it" in missing.stderr) == (3, True)
+    assert "created namespace web" in hand.well("ADD", "lab", "web", "--create-netns", "-p", "8080:80")
     hand.check("lab", "/run/netns/web")
     assert "UP" in hand.lab["host"].run(["ip", "-n", "web", "-br", "link", "show", "lo"]).stdout
     hand.lab["host"].run(["ip", "netns", "delete", "web"], check=True)
@@ -80,7 +80,7 @@ def test_a_made_namespace_is_unmade_when_its_add_fails(hand: Hand) -> None:
     failed = hand("ADD", "lab", "web", "--create-netns", "-p", "8080:80")
     assert failed.returncode == 1
     assert "ADD failed in plugin portmap (code 110): host port 8080/tcp is in use by lab/c1/eth0" in failed.stderr
-    assert "the failed ADD was taken back by DEL" in failed.stderr
+    assert "the failed ADD was undone with DEL" in failed.stderr
     assert hand.lab["host"].python(names, "/run/netns") == before
     assert hand.cache() == ["lab-c1-eth0"]
     hand.well("CHECK", "lab", "c1")
@@ -92,7 +92,7 @@ def test_a_namespace_by_pid_and_by_path(hand: Hand) -> None:
     hand.well("CHECK", "lab", f"/proc/{pid}/ns/net")
     hand.well("DEL", "lab", pid)
     own = hand("ADD", "lab", "/proc/self/ns/net")
-    assert (own.returncode, "that is no container" in own.stderr) == (3, True)
+    assert (own.returncode, "not of a container" in own.stderr) == (3, True)
 
 
 def test_a_second_add_is_refused_before_it_can_harm_the_first(hand: Hand) -> None:
@@ -112,7 +112,7 @@ def test_an_interface_of_somebody_else_is_left_alone(hand: Hand) -> None:
     taken = hand("ADD", "lab", "c1")
     assert (taken.returncode, taken.stderr) == (
         1,
-        "cni-py-exec: c1 has an interface eth0 already: choose another --ifname\n",
+        "cni-py-exec: c1 already has an interface eth0: choose another --ifname\n",
     )
     assert links(hand.lab, "c1") == ["eth0", "lo"]
     hand.well("ADD", "lab", "c1", "--ifname", "eth1")
@@ -151,7 +151,7 @@ def test_a_failed_add_is_taken_back_past_a_plugin_that_cannot(hand: Hand, tmp_pa
     failed = hand("ADD", "odd", "c1", "--bin-dir", f"{tmp_path}:{hand.bin_dir}")
     assert failed.returncode == 1
     assert "ADD failed in plugin odd (code 123): never" in failed.stderr
-    assert "so DEL it again: DEL failed in plugin odd (code 123): never" in failed.stderr
+    assert "run DEL again: DEL failed in plugin odd (code 123): never" in failed.stderr
     assert links(hand.lab, "c1") == ["lo"]
     assert links(hand.lab, "host") == ["cni0", "lan0", "lo"]
 
@@ -212,7 +212,7 @@ def test_disable_check_and_old_versions(hand: Hand) -> None:
     hand.define("old", cniVersion="0.3.1")
     hand.well("ADD", "old", "c1")
     early = hand("CHECK", "old", "c1")
-    assert (early.returncode, "CHECK came with 0.4.0" in early.stderr) == (1, True)
+    assert (early.returncode, "CHECK needs 0.4.0 or later" in early.stderr) == (1, True)
     hand.well("DEL", "old", "c1")
 
 
@@ -222,17 +222,17 @@ def test_disable_check_and_old_versions(hand: Hand) -> None:
     [
         (["ADD", "lab"], 2, "ADD needs NETNS"),
         (["GC", "lab", "c1"], 2, "takes no NETNS"),
-        (["DEL", "lab", "c1", "--plan"], 2, "--plan goes with ADD only"),
+        (["DEL", "lab", "c1", "--plan"], 2, "--plan can only be used with ADD"),
         (["ADD", "lab", "c1", "-p", "80"], 2, "write HOST_PORT:CONTAINER_PORT"),
-        (["ADD", "lab", "c1", "--ifname", "a/b"], 2, "cannot be the name of an interface"),
-        (["ADD", "lab", "c1", "--ifname", "eth%d"], 2, "cannot be the name of an interface"),
-        (["ADD", "lab", "c1", "--args", "x"], 2, "not of the form KEY=VALUE"),
+        (["ADD", "lab", "c1", "--ifname", "a/b"], 2, "is not an interface name"),
+        (["ADD", "lab", "c1", "--ifname", "eth%d"], 2, "is not an interface name"),
+        (["ADD", "lab", "c1", "--args", "x"], 2, "is not KEY=VALUE"),
         (["ADD", "lab", "\udcff"], 2, "is not UTF-8"),
         (["FROB", "lab", "c1"], 2, "invalid choice"),
         (["ADD", "nothing", "c1"], 3, "there are: lab"),
         (["ADD", "/nowhere.conflist", "c1"], 3, "there is no file /nowhere.conflist"),
         (["ADD", "lab", "c1", "--bin-dir", "/nowhere"], 3, 'failed to find plugin "bridge"'),
-        (["CHECK", "lab", "c1"], 1, "no ADD of c1 to lab as eth0 is known"),
+        (["CHECK", "lab", "c1"], 1, "the cache has no ADD of c1 to lab as eth0"),
     ],
 )
 def test_refusals_name_what_is_wrong(hand: Hand, words: list[str], status: int, says: str) -> None:
@@ -248,7 +248,7 @@ def test_a_plugin_that_dies_without_a_word_is_named(hand: Hand, tmp_path: Path) 
     hand.define("odd", plugins=[{"type": "odd"}])
     done = hand("ADD", "odd", "c1", "--bin-dir", str(tmp_path))
     assert done.returncode == 1
-    assert "ADD failed in plugin odd: it ended with status 7 and no error object: it printed: oops" in done.stderr
+    assert "ADD failed in plugin odd: it ended with status 7 without an error object: it printed: oops" in done.stderr
     assert done.stderr.count("\n") == 1  # the DEL after it, which dies likewise, is not told
     version = hand("VERSION", "odd", "--bin-dir", str(tmp_path))
     assert "VERSION failed in plugin odd" in version.stderr
@@ -282,7 +282,7 @@ def test_an_interrupted_add_is_taken_back(hand: Hand, tmp_path: Path, signal: st
     )
     assert done.returncode == 130, done.stderr
     assert "cni-py-exec: interrupted" in done.stderr
-    assert "the failed ADD was taken back by DEL" in done.stderr
+    assert "the failed ADD was undone with DEL" in done.stderr
     assert "stopped" in hand.lab["host"].python(names, "/run")  # the plugin had time for an undo of its own
     assert links(hand.lab, "host") == ["cni0", "lan0", "lo"]
     assert "web" not in hand.lab["host"].python(names, "/run/netns")
@@ -383,7 +383,7 @@ def recorded() -> list[dict[str, object]]:
 def test_a_plan_for_people_has_a_line_for_each_operation(hand: Hand) -> None:
     text = hand.well("ADD", "lab", "new", "--create-netns", "-p", "8080:80", "--plan")
     lines = text.splitlines()
-    assert lines[0] == "namespace new would be made"
+    assert lines[0] == "would create namespace new"
     assert [line for line in lines if line.endswith(":")] == ["bridge:", "portmap:", "loopback:"]
     assert "  container: address 192.0.2.2/24 on eth0" in lines
     assert "new" not in hand.lab["host"].python(names, "/run/netns")

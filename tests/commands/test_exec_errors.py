@@ -128,7 +128,8 @@ def test_json_that_is_broken_is_told_with_file_line_and_column(hand: Hand) -> No
     added = hand("ADD", "lab", "c1")  # in another file
     assert (
         added.returncode,
-        "note: passed over, though runtimes may stop there: /etc/cni/net.d/10-bad.conflist, line 1" in added.stderr,
+        "note: skipped a broken file, at which a runtime may stop: /etc/cni/net.d/10-bad.conflist, line 1"
+        in added.stderr,
     ) == (
         0,
         True,
@@ -139,7 +140,7 @@ def test_a_key_that_is_there_twice_is_noted(hand: Hand) -> None:
     text = json.dumps({**hand.network, "name": "bad", "plugins": [BRIDGE]}, indent=1)
     hand.write(CONFLIST, text.replace('"bridge": ', '"bridge": "other",\n"bridge": ', 1))
     noted = hand("ADD", "bad", "c1", "--plan").stderr
-    assert f"note: the key bridge is there more than once in one object: the last one counts ({CONFLIST}" in noted
+    assert f"note: the key bridge occurs more than once in one object: the last one counts ({CONFLIST}" in noted
 
 
 def test_keys_that_nobody_knows_are_noted_by_add_and_plan_alone(hand: Hand) -> None:
@@ -154,13 +155,13 @@ def test_keys_that_nobody_knows_are_noted_by_add_and_plan_alone(hand: Hand) -> N
 @pytest.mark.parametrize(
     ("subnet", "held"),
     [
-        ("198.51.0.0/16", "198.51.100.0/24, which interface lan0 of the host has"),
-        ("192.0.2.128/25", "which network lab has"),
+        ("198.51.0.0/16", "198.51.100.0/24 of lan0, an interface of this host"),
+        ("192.0.2.128/25", "192.0.2.0/24 of network lab ("),
     ],
 )
 def test_a_subnet_that_somebody_has_is_named(hand: Hand, subnet: str, held: str) -> None:
     bad(hand, {**without({"type": "host-local", "ranges": [[{"subnet": subnet}]]}), "bridge": "cni7"})
-    assert f"note: the subnet {subnet} overlaps with " in hand("ADD", "bad", "c1", "--plan").stderr
+    assert f"note: subnet {subnet} of network bad overlaps with " in hand("ADD", "bad", "c1", "--plan").stderr
     assert held in hand("ADD", "bad", "c1", "--plan").stderr
 
 
@@ -177,13 +178,13 @@ def test_a_network_does_not_overlap_with_itself(hand: Hand) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--ip", "10.87.0.300"], "--ip 10.87.0.300: this is no IPv4 or IPv6 address"),
-        (["--mac", "01:00:00:00:00:01"], "--mac 01:00:00:00:00:01: this is a multicast address"),
-        (["--mac", "00:00:00:00:00:00"], "no interface can have this"),
-        (["--mac", "x"], "--mac x: this is no MAC address"),
-        (["-p", "80x:80"], '-p 80x:80: "80x" is no port or range'),
-        (["--plann"], "there is no option --plann; did you mean --plan?"),
-        (["--args", "TOKEN=secret=x"], "--args: the pair of TOKEN is not of the form"),
+        (["--ip", "10.87.0.300"], "--ip 10.87.0.300: not an IP address"),
+        (["--mac", "01:00:00:00:00:01"], "--mac 01:00:00:00:00:01: a multicast address"),
+        (["--mac", "00:00:00:00:00:00"], "an interface cannot have the zero address"),
+        (["--mac", "x"], "--mac x: not a MAC address"),
+        (["-p", "80x:80"], '-p 80x:80: "80x" is not a port or range'),
+        (["--plann"], "unknown option --plann; did you mean --plan?"),
+        (["--args", "TOKEN=secret=x"], "--args: the pair with key TOKEN is not KEY=VALUE"),
     ],
 )
 def test_an_option_that_is_wrong_is_named(hand: Hand, words: list[str], says: str) -> None:
@@ -209,10 +210,10 @@ def test_secrets_in_cni_args_stay_secret(hand: Hand) -> None:
     [
         ("#!/path/to/python3\n", "its interpreter /path/to/python3 is not there"),
         ("no such thing\n", 'it is no program of this machine, nor a script that begins with "#!"'),
-        ("#!/bin/sh\nexit 1\n", "it ended with status 1 and no error object"),
+        ("#!/bin/sh\nexit 1\n", "it ended with status 1 without an error object"),
         ("#!/bin/sh\nkill -9 $$\n", "it was killed by SIGKILL"),
-        ("#!/bin/sh\necho hello\n", "its answer is not JSON: what it print()s goes to stdout"),
-        ("#!/bin/sh\n", "it printed nothing, where a result is expected"),
+        ("#!/bin/sh\necho hello\n", "its output is not JSON: stdout is for the result only"),
+        ("#!/bin/sh\n", "it printed nothing instead of a result"),
     ],
 )
 def test_a_plugin_that_does_not_work_is_told_in_words(hand: Hand, tmp_path: Path, body: str, says: str) -> None:
@@ -222,7 +223,7 @@ def test_a_plugin_that_does_not_work_is_told_in_words(hand: Hand, tmp_path: Path
     failed = hand("ADD", "bad", "c1", "--bin-dir", str(tmp_path))
     assert failed.returncode == 1
     assert (
-        f"ADD failed in plugin odd: {'cannot run ' if 'is' in says[:15] and 'answer' not in says else ''}"
+        f"ADD failed in plugin odd: {'cannot run ' if 'is' in says[:15] and 'output' not in says else ''}"
         in failed.stderr
     )
     assert says in failed.stderr
@@ -230,7 +231,7 @@ def test_a_plugin_that_does_not_work_is_told_in_words(hand: Hand, tmp_path: Path
 
 
 def test_del_of_what_never_was_says_so(hand: Hand) -> None:
-    assert hand.well("DEL", "lab", "nosuch") == "nothing of nosuch was connected to lab (eth0)\n"
+    assert hand.well("DEL", "lab", "nosuch") == "nosuch was not connected to lab (eth0)\n"
 
 
 def test_a_host_without_ipv6_is_told_which_range_to_take_out(hand: Hand) -> None:
@@ -295,7 +296,7 @@ def test_gc_names_who_cannot_and_the_others_do_theirs(hand: Hand, tmp_path: Path
     hand.define("old", cniVersion="1.0.0", plugins=[BRIDGE, {"type": "odd"}])
     done = hand("GC", "old", "--bin-dir", f"{tmp_path}:{hand.bin_dir}")
     assert done.returncode == 1
-    assert "GC came with version 1.1.0 of the specification, which odd of network old (version 1.0.0)" in done.stderr
+    assert "GC needs cniVersion 1.1.0, not supported by odd of network old (cniVersion 1.0.0)" in done.stderr
     assert "GC bridge" in done.stdout
 
 

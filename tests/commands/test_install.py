@@ -108,8 +108,8 @@ def test_a_dry_run_tells_and_changes_nothing(
     assert cni_py_command("install", "--dry-run") == 0
     told = capsys.readouterr().out.splitlines()
     assert f"would install {bin_dir}/bridge" in told
-    assert f"would keep the bridge that was there in {bin_dir}/.cni-py/replaced" in told
-    assert all(line.startswith(("would ", "there is no container runtime")) for line in told)
+    assert f"would keep the replaced bridge in {bin_dir}/.cni-py/replaced" in told
+    assert all(line.startswith(("would ", "no container runtime found")) for line in told)
     assert tree(tmp_path) == before
     cni_py_command("install")
     installed = tree(tmp_path)
@@ -145,9 +145,9 @@ def test_what_was_changed_since_is_left_and_named(
     (conf_dir / default_network.FILE).write_text("{}")
     assert cni_py_command("uninstall") == 1
     told = capsys.readouterr().err
-    assert f"{bin_dir}/bridge was changed since" in told
+    assert f"{bin_dir}/bridge is left as it is: it was changed after the installation" in told
     assert f"{bin_dir}/.cni-py/replaced/bridge" in told
-    assert f"{conf_dir}/{default_network.FILE} was changed since" in told
+    assert f"{conf_dir}/{default_network.FILE} is left as it is: it was changed after" in told
     assert (bin_dir / "bridge").read_bytes() == b"a newer one"
     assert not (bin_dir / "portmap").exists()
     (bin_dir / "bridge").unlink()
@@ -248,7 +248,7 @@ def test_uninstall_without_install_says_so(
     cni_py_command: Command, bin_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cni_py_command("uninstall") == 1
-    assert f"nothing was installed in {bin_dir}" in capsys.readouterr().err
+    assert f"nothing is installed in {bin_dir}" in capsys.readouterr().err
 
 
 def test_a_damaged_manifest_is_named(
@@ -276,7 +276,7 @@ def test_without_permission_it_says_what_to_do(
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
     assert cni_py_command("install") == 3
-    assert f"{bin_dir}: Permission denied; run it as root, or name other folders" in capsys.readouterr().err
+    assert f"{bin_dir}: Permission denied; run this as root, or choose other folders" in capsys.readouterr().err
 
 
 def test_two_at_once_wait_for_each_other(cni_py_command: Command, bin_dir: Path, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_an_interpreter_that_no_script_can_name_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/a\nb")
     assert cni_py_command("install") == 3
-    assert "no script can name this interpreter" in capsys.readouterr().err
+    assert "a script cannot name this interpreter" in capsys.readouterr().err
 
 
 def test_usage_errors_are_status_2(capsys: pytest.CaptureFixture[str]) -> None:

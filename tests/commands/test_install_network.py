@@ -58,7 +58,10 @@ def test_where_there_is_one_install_says_how_to_get_ours(
 ) -> None:
     put(conf_dir, "87-podman.conflist", network("podman"))
     assert cni_py_command("install") == 0
-    assert "(87-podman.conflist); `cni-py install --network` writes ours, cni-py, beside it" in capsys.readouterr().out
+    assert (
+        "it already has 87-podman.conflist; `cni-py install --network` adds our network, cni-py"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_broken_file_of_somebody_else_is_named_and_stops_nothing(
@@ -90,13 +93,13 @@ def test_one_of_the_version_before_is_brought_up_to_date_when_asked(
     before = path.read_text()
     assert cni_py_command("install") == 0
     assert path.read_text() == before
-    assert "`cni-py install --network` writes that of this version" in capsys.readouterr().out
+    assert "`cni-py install --network` updates it to this version" in capsys.readouterr().out
     assert cni_py_command("install", "--network") == 0
     assert path.read_bytes() == default_network.text(ipv6=default_network.ipv6_is_on())
     path.write_text(network("cni-py", "10.1.0.0/16"))  # what the operator changed stays
     assert cni_py_command("install", "--network") == 0
     assert path.read_text() == network("cni-py", "10.1.0.0/16")
-    assert "it was not written by us, or changed" in capsys.readouterr().out
+    assert "somebody else wrote or changed it" in capsys.readouterr().out
 
 
 def test_one_that_somebody_wrote_under_our_name_stays(cni_py_command: Command, conf_dir: Path) -> None:
@@ -160,7 +163,7 @@ def install(lab: Lab, before: str = "", options: str = "") -> CompletedProcess[s
 )
 def test_a_subnet_that_the_host_has_is_named(lab: Lab, command: str, taken: str, who: str) -> None:
     done = install(lab, command)
-    assert f"overlaps with {taken} of {who}: choose another in /etc/cni/net.d/10-cni-py.conflist" in done.stderr
+    assert f"overlaps with {taken} of {who}: choose another subnet in /etc/cni/net.d/10-cni-py.conflist" in done.stderr
 
 
 def test_default_routes_and_our_own_bridge_are_no_overlap(lab: Lab) -> None:
@@ -187,7 +190,7 @@ OFF = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1
 @pytest.mark.parametrize("setting", OFF)
 def test_without_ipv6_the_network_has_none_and_works(lab: Lab, setting: str) -> None:
     done = install(lab, f"sysctl -qw {setting}")
-    assert "without IPv6, which is switched off" in done.stdout
+    assert "without IPv6, which is disabled on this host" in done.stdout
     done = on_host(lab, f"{EXEC} ADD cni-py web --create-netns --bin-dir /run/bin --json")
     assert done.returncode == 0, done.stderr
     assert [entry["address"] for entry in json.loads(done.stdout)["ips"]] == ["10.87.0.2/16"]
@@ -196,7 +199,7 @@ def test_without_ipv6_the_network_has_none_and_works(lab: Lab, setting: str) -> 
 def test_a_network_with_ipv6_is_named_where_that_was_switched_off_since(lab: Lab) -> None:
     install(lab)
     done = install(lab, f"sysctl -qw {OFF[0]}")
-    assert "10-cni-py.conflist has an IPv6 range, and IPv6 is switched off" in done.stderr
+    assert "10-cni-py.conflist has an IPv6 range, but IPv6 is disabled" in done.stderr
     install(lab, options="--network")
     assert on_host(lab, f"{EXEC} ADD cni-py web --create-netns --bin-dir /run/bin").returncode == 0
 

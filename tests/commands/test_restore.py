@@ -152,13 +152,13 @@ def test_traffic_flows_again_and_del_leaves_nothing(machine: Lab, empty: Guarded
 
 
 def test_it_says_what_it_put_back_and_then_that_nothing_is_missing(machine: Lab, network: Guarded) -> None:
-    assert restore(machine).strip() == "0 of 2 attachments needed something"
+    assert restore(machine).strip() == "restored 0 of 2 attachments"
     before = ruleset(machine)
     nft(machine, "flush ruleset")
     text = restore(machine)
-    assert re.search(r"^lab/c1/eth0 portmap: put back: host: nft: publish .*8080", text, re.MULTILINE)
-    assert re.search(r"^lab/c2/eth0 bridge: put back: .*masquerade", text, re.MULTILINE)
-    assert text.endswith("2 of 2 attachments needed something\n")
+    assert re.search(r"^lab/c1/eth0 portmap: restored: host: nft: publish .*8080", text, re.MULTILINE)
+    assert re.search(r"^lab/c2/eth0 bridge: restored: .*masquerade", text, re.MULTILINE)
+    assert text.endswith("restored 2 of 2 attachments\n")
     assert restore(machine, "--quiet") == ""
     assert ruleset(machine) == before
 
@@ -221,7 +221,7 @@ def test_a_dead_attachment_and_an_unfinished_one_are_left_out(machine: Lab, netw
     nft(machine, "flush ruleset")
     found = report(machine)
     assert found["c4", "portmap"]["skipped"] == "its network namespace is gone"
-    assert found["c2", "portmap"]["skipped"].startswith("its ADD is under way")
+    assert found["c2", "portmap"]["skipped"].startswith("its ADD is still running")
     assert reached(machine) == ["c1"] * 4
     assert str(8094) not in nft(machine, "list ruleset")
     machine["host"].run(["mv", folder.replace(".json", ".adding"), folder], check=True)

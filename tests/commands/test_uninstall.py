@@ -70,7 +70,7 @@ def test_connected_containers_are_named_and_take_force(installed: Lab) -> None:
     must(installed, f"{EXEC} CHECK cni-py web")  # nothing was touched
     done = on_host(installed, f"{COMMAND} uninstall --force")
     assert done.returncode == 0
-    assert "stays until plugins that are in place DEL it" in done.stderr
+    assert "remains until DEL by plugins" in done.stderr
     assert "attachments" in must(installed, "ls /run/cni-py")
     must(installed, f"{COMMAND} install && {EXEC} DEL cni-py web && {EXEC} DEL cni-py db && {COMMAND} uninstall")
 
@@ -91,7 +91,7 @@ def test_many_are_not_all_listed(installed: Lab) -> None:
         add(installed, f"c{number + 10}")
     done = on_host(installed, f"{COMMAND} uninstall --purge")
     assert done.returncode == 1
-    assert " and 2 more (network/containerID/interface)" in done.stderr
+    assert " and 2 more; network/containerID/interface)" in done.stderr
 
 
 def test_what_stays_is_listed_with_commands_that_remove_it(installed: Lab) -> None:
@@ -99,7 +99,7 @@ def test_what_stays_is_listed_with_commands_that_remove_it(installed: Lab) -> No
     add(installed, "web", "-p 8080:80")
     must(installed, f"{EXEC} DEL cni-py web; ip netns delete web")
     told = must(installed, f"{COMMAND} uninstall")
-    lines = told.partition("These stay")[2].splitlines()[1:]
+    lines = told.partition("These remain")[2].splitlines()[1:]
     whats = [line.strip().split("  ")[0] for line in lines]
     assert whats[:2] == ["bridge cni-py0", "nftables table inet cni_py"]
     assert {"/run/cni-py", "/var/lib/cni/networks/cni-py"} <= set(whats)
@@ -129,7 +129,7 @@ def test_purge_takes_no_state_of_a_network_that_was_renamed(installed: Lab) -> N
 
 def test_nothing_that_stays_is_nothing_said(installed: Lab) -> None:
     must(installed, "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
-    assert "These stay" not in must(installed, f"{COMMAND} uninstall")
+    assert "These remain" not in must(installed, f"{COMMAND} uninstall")
 
 
 def test_purge_leaves_a_clean_machine(lab: Lab) -> None:
@@ -166,7 +166,10 @@ def test_purge_works_after_uninstall_but_cannot_tell_who_forwards(installed: Lab
     must(installed, f"{EXEC} DEL cni-py web; ip netns delete web; {COMMAND} uninstall")
     told = must(installed, f"{COMMAND} uninstall --purge")
     assert "remove bridge cni-py0" in told
-    assert "leave net.ipv4.ip_forward = 1: it may have been on before; `sysctl -w net.ipv4.ip_forward=0`" in told
+    assert (
+        "leave net.ipv4.ip_forward = 1: it may have been on before the installation; `sysctl -w net.ipv4.ip_forward=0`"
+        in told
+    )
     assert must(installed, "ls -d /run/cni-py /var/lib/cni/networks 2>/dev/null || true") == ""
     assert must(installed, FORWARDING) == "1\n1\n"
 
@@ -196,7 +199,7 @@ def test_purge_leaves_a_bridge_that_others_are_plugged_into(installed: Lab) -> N
     must(installed, f"{EXEC} DEL cni-py web; ip netns delete web")
     must(installed, "ip link add mine0 type veth peer name mine1; ip link set mine0 master cni-py0")
     told = must(installed, f"{COMMAND} uninstall --purge")
-    assert "leave bridge cni-py0: interfaces are plugged into it (mine0); `ip link delete cni-py0` removes it" in told
+    assert "leave bridge cni-py0: it has ports (mine0); `ip link delete cni-py0` removes it" in told
     must(installed, "ip link show master cni-py0 | grep mine0")
 
 
@@ -204,7 +207,7 @@ def test_purge_takes_no_bridge_that_the_operator_named(installed: Lab) -> None:
     must(installed, "ip link add br0 type bridge; sed -i s/cni-py0/br0/ /etc/cni/net.d/10-cni-py.conflist")
     done = on_host(installed, f"{COMMAND} uninstall --purge")
     assert done.returncode == 1  # the file was changed
-    assert "leave bridge br0: it may have been there before" in done.stdout
+    assert "leave bridge br0: it may be older than the installation" in done.stdout
     must(installed, "ip link show br0")
 
 
@@ -276,8 +279,8 @@ def test_another_user_than_root_may_install_for_himself(installed: Lab) -> None:
     folders = "--bin-dir /run/mine/bin --conf-dir /run/mine/net.d"
     must(installed, f"{run} install {folders}")
     done = on_host(installed, f"{run} uninstall --purge {folders}")
-    assert (done.returncode, "--purge takes root" in done.stderr) == (3, True)
-    assert "These stay" not in must(installed, f"{run} uninstall {folders}")
+    assert (done.returncode, "--purge needs root" in done.stderr) == (3, True)
+    assert "These remain" not in must(installed, f"{run} uninstall {folders}")
     assert must(installed, "ls /run/mine") == ""
 
 

@@ -272,7 +272,7 @@ def test_without_a_service_it_is_said_what_is_lacking(arguments: tuple[str, ...]
         (("publish", "80:80", *TO, "--netns", "a", "--pid", "1"), "not allowed with"),
         (("publish", "80:80", *TO, "--proxy-protocol", "3"), "invalid choice"),
         (("rm", "web", "--drain", "nan"), "not a number of seconds"),
-        (("publish", "80:80", "--lim", "3"), "portfwd publish: there is no option --lim"),
+        (("publish", "80:80", "--lim", "3"), "portfwd publish: unknown option --lim"),
         (("nix",), "invalid choice"),
         ((), "required"),
     ],

@@ -175,7 +175,7 @@ def test_after_a_flush_the_plugins_rules_are_back(machine: Lab, plugins: Plugins
     network.attach("c1", mapping(WEB, 80))
     took, said = machine["host"].python(flush_and_wait, ["flush ruleset", "delete table inet cni_py"])
     assert len(took) == 2
-    assert any("cni-py restore: lab/c1/eth0 portmap: put back" in line for line in said), said
+    assert any("cni-py restore: lab/c1/eth0 portmap: restored" in line for line in said), said
     assert machine.fetch("client", "198.51.100.1", WEB).name == "c1"
     network.detach("c1")
 

@@ -29,13 +29,13 @@ HELD = [
         ([V6], "1:2", "at [2001:db8:1::1]:1"),
         ([V4, V6], "0.0.0.0:1:2", "at 198.51.100.1:1, 127.0.0.1:1 on this host"),
         ([V4, V6], "[::]:1:2", "at [2001:db8:1::1]:1"),
-        ([V4, V6], "127.0.0.1:1:2", "at 127.0.0.1:1, on this host alone"),
+        ([V4, V6], "127.0.0.1:1:2", "at 127.0.0.1:1, only on this host"),
         ([V4, V6], "[2001:db8:1::1]:1:2", "at [2001:db8:1::1]:1"),
         ([V4, V6], "10.87.0.1:1:2", "at 10.87.0.1:1"),
-        ([V4, V6], "[::1]:1:2", "nowhere: NAT cannot serve [::1]; portfwd does where it runs"),
+        ([V4, V6], "[::1]:1:2", "nowhere: NAT cannot serve [::1]; start portfwd, which can"),
         ([V4, V6], "192.0.2.9:1:2", "nowhere: the host has no address 192.0.2.9"),
         ([V4], "[2001:db8:1::1]:1:2", "nowhere: the container has no address of that family"),
-        ([], "1:2", "nowhere: no address that it could"),
+        ([], "1:2", "nowhere: host and container have no address family in common"),
     ],
 )
 def test_where_a_port_answers(ips: list[IPConfig], spec: str, wanted: str) -> None:
@@ -44,7 +44,7 @@ def test_where_a_port_answers(ips: list[IPConfig], spec: str, wanted: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("spec", "wanted"), [("1:2", "at 198.51.100.1:1"), ("127.0.0.1:1:2", "nowhere: portmap has snat turned off")]
+    ("spec", "wanted"), [("1:2", "at 198.51.100.1:1"), ("127.0.0.1:1:2", "nowhere: portmap has snat: false")]
 )
 def test_without_source_nat_nothing_answers_at_loopback(spec: str, wanted: str) -> None:
     text = json.dumps({"name": "one", "plugins": [{"type": "bridge"}, {"type": "portmap", "snat": False}]})
@@ -58,8 +58,8 @@ def test_without_source_nat_nothing_answers_at_loopback(spec: str, wanted: str) 
     [
         ([V4, V6], "1:2", "at 198.51.100.1:1, [2001:db8:1::1]:1, 127.0.0.1:1 on this host, [::1]:1 on this host"),
         ([V4], "[2001:db8:1::1]:1:2", "at [2001:db8:1::1]:1"),
-        ([V4, V6], "[::1]:1:2", "at [::1]:1, on this host alone"),
-        ([], "1:2", "nowhere: no address that it could"),
+        ([V4, V6], "[::1]:1:2", "at [::1]:1, only on this host"),
+        ([], "1:2", "nowhere: host and container have no address family in common"),
     ],
 )
 def test_with_portfwd_it_answers_in_both_families(ips: list[IPConfig], spec: str, wanted: str) -> None:

@@ -39,5 +39,5 @@ def test_a_name_that_is_no_container_id_has_a_digest_for_one() -> None:
 
 @pytest.mark.parametrize("text", [".", ".."])
 def test_a_folder_is_no_name(text: str) -> None:
-    with pytest.raises(Failure, match="is no name of a network namespace"):
+    with pytest.raises(Failure, match="is not the name of a network namespace"):
         find(text)

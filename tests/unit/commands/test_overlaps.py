@@ -22,9 +22,9 @@ def write(folder: Path, name: str, *subnets: str, kind: str = "bridge") -> None:
 def host(monkeypatch: pytest.MonkeyPatch) -> list[tuple[overlaps.Subnet, str]]:
     """A host with a LAN and a VPN."""
     held: list[tuple[overlaps.Subnet, str]] = [
-        (ip_network("198.51.100.0/24"), "interface lan0 of the host has"),
-        (ip_network("10.0.0.0/8"), "the host has a route to through vpn0"),
-        (ip_network("2001:db8:1::/64"), "interface lan0 of the host has"),
+        (ip_network("198.51.100.0/24"), "lan0, an interface of this host"),
+        (ip_network("10.0.0.0/8"), "vpn0, an interface of this host"),
+        (ip_network("2001:db8:1::/64"), "lan0, an interface of this host"),
     ]
     monkeypatch.setattr(overlaps, "of_host", lambda _own=(): held)
     return held
@@ -36,12 +36,12 @@ def host(monkeypatch: pytest.MonkeyPatch) -> list[tuple[overlaps.Subnet, str]]:
     [
         (
             "10.87.0.0/16",
-            ["the subnet 10.87.0.0/16 overlaps with 10.0.0.0/8, which the host has a route to through vpn0"],
+            ["subnet 10.87.0.0/16 of network mine overlaps with 10.0.0.0/8 of vpn0, an interface of this host"],
         ),
-        ("198.51.100.128/25", ["198.51.100.0/24, which interface lan0 of the host has"]),
-        ("198.51.0.0/16", ["198.51.100.0/24, which interface lan0 of the host has"]),
-        ("2001:db8::/32", ["2001:db8:1::/64, which interface lan0 of the host has"]),
-        ("192.0.2.0/25", ["192.0.2.0/24, which network other has"]),
+        ("198.51.100.128/25", ["198.51.100.0/24 of lan0, an interface of this host"]),
+        ("198.51.0.0/16", ["198.51.100.0/24 of lan0, an interface of this host"]),
+        ("2001:db8::/32", ["2001:db8:1::/64 of lan0, an interface of this host"]),
+        ("192.0.2.0/25", ["192.0.2.0/24 of network other ("]),
         ("203.0.113.0/24", []),
         ("2001:db8:2::/64", []),
     ],
@@ -61,9 +61,6 @@ def test_the_network_is_not_its_own_neighbour_and_a_macvlan_is_meant_to_share(tm
     write(tmp_path, "lan", "198.51.100.0/24", kind="macvlan")
     assert overlaps.of_network(conflist.read(tmp_path / "mine.conflist"), tmp_path) == []
     assert overlaps.of_network(conflist.read(tmp_path / "lan.conflist"), tmp_path) == []
-    assert overlaps.overlaps([ip_network("192.0.2.0/24")], tmp_path, "mine") == []
-    assert len(overlaps.overlaps([ip_network("192.0.2.0/24")], tmp_path, "another")) == 1
-    assert overlaps.overlaps([], tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -85,4 +82,6 @@ def test_of_ranges_that_cannot_be_the_rest_is_looked_at() -> None:
     ipam = {"type": "host-local", "ranges": [[{"subnet": "x"}, {"subnet": "192.0.2.0/24"}]], "subnet": "203.0.113.0/24"}
     plugins = [{"type": "ptp", "ipam": ipam}, {"type": "bridge", "ipam": {"type": "host-local", "ranges": 5}}]
     network = conflist.parse(json.dumps({"name": "n", "plugins": plugins}).encode(), "a")
-    assert overlaps.subnets_of(network) == [ip_network("203.0.113.0/24"), ip_network("192.0.2.0/24")]
+    found = [overlaps.subnets_of(plugin) for plugin in network.plugins]
+    assert found == [[ip_network("203.0.113.0/24"), ip_network("192.0.2.0/24")], []]
+    assert overlaps.bridges(network) == {"cni0"}

@@ -19,10 +19,10 @@ HOME = Path(cni_py.__file__).parent.parent
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["ADD", "n", "c", "--plann"], "cni-py-exec: there is no option --plann; did you mean --plan? ("),
+        (["ADD", "n", "c", "--plann"], "cni-py-exec: unknown option --plann; did you mean --plan? ("),
         (["ADD", "n", "c", "--bindir=/x"], "did you mean --bin-dir?"),
-        (["ADD", "n", "c", "--quux"], "there is no option --quux ("),
-        (["ADD", "n", "c", "d"], "cni-py-exec: d is too much ("),
+        (["ADD", "n", "c", "--quux"], "unknown option --quux ("),
+        (["ADD", "n", "c", "d"], "cni-py-exec: unexpected argument d ("),
         (["ADD"], "the following arguments are required: NETWORK"),
         (["AD", "n"], "invalid choice: 'AD'"),
     ],
@@ -41,7 +41,7 @@ def test_a_subcommand_speaks_for_itself(capsys: pytest.CaptureFixture[str]) -> N
         main.parser().parse_args(["install", "--bindir", "x"])
     error = capsys.readouterr().err
     assert error.startswith(
-        "cni-py install: there is no option --bindir; did you mean --bin-dir? (`cni-py install --help`"
+        "cni-py install: unknown option --bindir; did you mean --bin-dir? (see `cni-py install --help`"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the command line of `cni-py-exec` asks for, before anything is run: the network, and what its plugins shall hear."""
+"""The command line of `cni-py-exec`, checked before any plugin is run: the network, capability arguments and CNI_ARGS."""
 
 import argparse
 import ipaddress
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def network_for(options: argparse.Namespace, container_id: str) -> tuple[Network, Entry | None]:
-    """The network, and what the cache knows of the attachment. DEL uses the configuration of its ADD when that is known."""
+    """The network, and the cache entry of the attachment. DEL uses the configuration of its ADD if the cache has it.
+
+    Failure 3 if there is no such network; CniError for a configuration that cannot be used.
+    """
     name = options.network
     given = None
     try:
@@ -38,28 +41,28 @@ def network_for(options: argparse.Namespace, container_id: str) -> tuple[Network
 
 
 def found(options: argparse.Namespace, name: str) -> Network:
-    """The network of that name in --conf-dir; broken files beside it are named and passed over."""
+    """The network of that name in --conf-dir. Broken files beside it are named on stderr and skipped."""
     search = conflist.find(options.conf_dir, name)
     for error in search.broken:
-        complain(f"cni-py-exec: note: passed over, though runtimes may stop there: {error}")
+        complain(f"cni-py-exec: note: skipped a broken file, at which a runtime may stop: {error}")
     return search.network
 
 
 def cached(options: argparse.Namespace, name: str, container_id: str) -> Entry | None:
-    """The cache entry; a damaged one must not keep a DEL from working."""
+    """The cache entry, None if there is none. A damaged one is an error, but for DEL, which must work without."""
     if not netconf.is_identifier(name):
-        raise Failure(f'"{name}" is neither a file nor a name that a network can have', USAGE)
+        raise Failure(f'"{name}" is neither a file nor a valid network name', USAGE)
     try:
         return cache.load(name, container_id, options.ifname)
     except CniError as error:
         if options.verb != "DEL":
             raise
-        complain(f"cni-py-exec: going on without the cache: {error}")
+        complain(f"cni-py-exec: note: DEL goes on without the cache: {error}")
         return None
 
 
 def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, list[tuple[str, str]]]:
-    """What the options ask of the plugins, as capability arguments and CNI_ARGS. Failure 2 for what none would hear."""
+    """The options -p, --ip, --mac and --args as capability arguments and CNI_ARGS. Failure 2 for one that no plugin takes."""
     asked = Object()
     pairs = [parse_pair(pair) for pair in options.args.split(";")] if options.args else []
     random = any(plugin.get("randomHostPort") == "sticky" for plugin in network.plugins)
@@ -75,15 +78,15 @@ def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, 
         ("--ip", "ips", [*ips], [f"IP={ip}" for ip in ips]),
         ("--mac", "mac", options.mac, [f"MAC={options.mac}"] if options.mac else []),
     ]
-    for option, capability, value, instead in wanted:
+    for option, capability, value, older in wanted:
         if value and network.declares(capability):
             asked[capability] = value
-        elif value and len(instead) == 1:  # the older way, which knows one address
-            pairs += [parse_pair("IgnoreUnknown=1"), parse_pair(instead[0])]
+        elif value and len(older) == 1:  # CNI_ARGS, which has room for one address
+            pairs += [parse_pair("IgnoreUnknown=1"), parse_pair(older[0])]
         elif value:
             raise Failure(
-                f"{option}: no plugin of network {network.name} would hear it; one needs "
-                f'"capabilities": {{"{capability}": true}} in {network.source}',
+                f"{option}: no plugin of network {network.name} takes it: add "
+                f'"capabilities": {{"{capability}": true}} to one in {network.source}',
                 USAGE,
             )
     return asked, list(dict.fromkeys(pairs))
@@ -94,8 +97,7 @@ def checked_ip(text: str) -> str:
     try:
         ipaddress.ip_interface(text)
     except ValueError:
-        wanted = "no IPv4 or IPv6 address, such as 192.0.2.7 or 2001:db8::7, with or without /PREFIX"
-        raise Failure(f"--ip {text}: this is {wanted}", USAGE) from None
+        raise Failure(f"--ip {text}: not an IP address (192.0.2.7, 192.0.2.7/24, 2001:db8::7)", USAGE) from None
     return text
 
 
@@ -104,39 +106,44 @@ def check_mac(text: str) -> None:
     try:
         mac = parse_mac(text)
     except ValueError:
-        raise Failure(f"--mac {text}: this is no MAC address, such as 02:00:00:00:00:07", USAGE) from None
+        raise Failure(f"--mac {text}: not a MAC address (02:00:00:00:00:07)", USAGE) from None
     if mac[0] & 1:
-        why = "a multicast address (the lowest bit of its first byte is set), which no interface can have"
-        raise Failure(f"--mac {mac_text(mac)}: this is {why}", USAGE)
+        raise Failure(
+            f"--mac {mac_text(mac)}: a multicast address (lowest bit of the first byte), not an interface's", USAGE
+        )
     if not any(mac):
-        raise Failure(f"--mac {mac_text(mac)}: no interface can have this", USAGE)
+        raise Failure(f"--mac {mac_text(mac)}: an interface cannot have the zero address", USAGE)
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """K=V of CNI_ARGS."""
+    """One KEY=VALUE of CNI_ARGS. Failure 2."""
     key, equals, value = text.partition("=")
     if not (key and equals) or "=" in value:
-        which = f"the pair of {key}" if equals and key else "a pair of it"  # whose value may be a secret
-        raise Failure(f"--args: {which} is not of the form KEY=VALUE (pairs are separated by ;)", USAGE)
+        # The value may be a secret, so the message does not quote it.
+        which = f"the pair with key {key}" if equals and key else "a pair"
+        raise Failure(f"--args: {which} is not KEY=VALUE (a semicolon separates pairs)", USAGE)
     return key, value
 
 
 def check_usage(options: argparse.Namespace) -> None:
-    """What argparse cannot tell."""
+    """Failure 2 for options and arguments that contradict each other or the verb: what argparse cannot check."""
     attached = options.verb in ATTACHED
     if options.verb == "ADD" and not options.netns:
-        raise Failure("ADD needs NETNS: the name, path or pid of a network namespace", USAGE)
+        raise Failure("ADD needs NETNS: the name or path of a network namespace, or the pid of a process in it", USAGE)
     if attached and not options.netns and not options.id:
-        raise Failure(f"{options.verb} needs NETNS, or --id", USAGE)
+        raise Failure(f"{options.verb} needs NETNS or --id", USAGE)
     if not attached and options.netns:
-        raise Failure(f"{options.verb} is about the whole network: it takes no NETNS", USAGE)
+        raise Failure(f"{options.verb} takes no NETNS: it is for the whole network", USAGE)
     for option, given in (("--plan", options.plan), ("--create-netns", options.create_netns)):
         if given and options.verb != "ADD":
-            raise Failure(f"{option} goes with ADD only", USAGE)
+            raise Failure(f"{option} can only be used with ADD", USAGE)
     if options.id and not netconf.is_identifier(options.id):
-        raise Failure(f'--id: "{options.id}" has characters that a container ID cannot have', USAGE)
+        raise Failure(
+            f'--id: "{options.id}" is not a container ID (letters, digits, "_", "." and "-", the first a letter or digit)',
+            USAGE,
+        )
     name = options.ifname
     if not 0 < len(os.fsencode(name)) < 16 or name in (".", "..") or any(c in "/:%" or c.isspace() for c in name):
         raise Failure(
-            f'--ifname: "{name}" cannot be the name of an interface (15 bytes, no "/", ":", "%" or blank)', USAGE
+            f'--ifname: "{name}" is not an interface name (at most 15 bytes, without "/", ":", "%" and blanks)', USAGE
         )
