@@ -26,7 +26,7 @@ CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
 MNT_DETACH = 2
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1  # linux/sockios.h, linux/if.h
-# A new namespace copies IPv4 settings from the machine's (net/ipv4/devinet.c), so every one that matters is set.
+# A new namespace copies IPv4 sysctls from the machine's (devinet_init_net, net/ipv4/devinet.c), so all that matter are set.
 SETTINGS = {
     "ipv4/ip_forward": "0",
     "ipv4/conf/all/rp_filter": "0",
@@ -152,16 +152,16 @@ def mount_source(mountinfo: str, directory: str) -> str:
 
 
 def settle() -> None:
-    """Give a new network namespace known settings, and bring its loopback up. FileNotFoundError names a missing setting.
+    """Prepare a new network namespace: known sysctls, loopback up. FileNotFoundError for a sysctl that this kernel does not have.
 
-    A value that is there already is not written: for forwarding and disable_ipv6 the kernel takes the lock that all
-    namespaces share (RTNL), and a writer that does not get it starts its system call again and again.
+    A sysctl that has its value already is not written: for forwarding and disable_ipv6 the kernel takes RTNL, a lock of all
+    namespaces, and a writer that does not get it repeats its system call (devinet_sysctl_forward, net/ipv4/devinet.c).
     """
     for name, value in SETTINGS.items():
         try:
             with open(f"/proc/sys/net/{name}", "r+", encoding="ascii") as file:
                 if file.read().strip() != value:
-                    file.seek(0)  # what is written anywhere else the kernel ignores (sysctl_writes_strict)
+                    file.seek(0)  # the kernel ignores a write at another position (sysctl_writes_strict)
                     file.write(value)
         except FileNotFoundError:
             if not name.startswith("bridge/"):  # without the module br_netfilter

@@ -106,7 +106,7 @@ class Node:
     ) -> subprocess.Popen[bytes]:
         """Start a program in this node's network and mount namespace and the lab's pid namespace; it dies with this process."""
         me = f"/proc/{os.getpid()}/fd"
-        # nsenter needs no setpriv itself: when this process dies, the lab's pid namespace and the program in it end.
+        # nsenter needs no setpriv: when this process dies, the lab's pid namespace ends, with it the program, then nsenter.
         namespaces = [f"--pid={me}/{self.pids}", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}"]
         return subprocess.Popen(
             ["nsenter", *namespaces, "--", *DIE_WITH_PARENT, *args],
@@ -173,9 +173,10 @@ class Node:
         return value
 
     def _fork(self) -> int:
-        """Fork a child into the lab's pid namespace; setns(2) changes what children get, not where this process is.
+        """Fork a child into the lab's pid namespace.
 
-        The other way, a second fork in the child, costs as much again: it grows with the size of this process.
+        setns(CLONE_NEWPID) takes effect for children only (pid_namespaces(7)), so this process enters, forks and goes back.
+        To enter in the child would need a second fork, and a fork of a large process is what a call costs.
         """
         home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         pid = -1
