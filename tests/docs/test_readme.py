@@ -93,7 +93,7 @@ def test_use_it_can_be_pasted_and_leaves_a_clean_machine(lab: Lab, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("<title>Directory listing for /</title>") == 3
     assert "everything is as ADD made it" in done.stdout
-    assert done.stdout.endswith("as it was\n"), done.stdout  # and /opt is empty
+    assert done.stdout.endswith("as it was before\n"), done.stdout  # and /opt is empty
     assert snapshot.difference(before, lab.snapshot("host")) == ""
 
 
