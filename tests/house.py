@@ -303,13 +303,14 @@ class Size:
         return Size(self.code + other.code, self.comments + other.comments, self.docstrings + other.docstrings)
 
 
+DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
 def size_of(path: Path) -> Size:
     text = path.read_text()
     documented: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(
-            node
-        ):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
             documented.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     code: set[int] = set()
     comments: set[int] = set()
@@ -331,7 +332,7 @@ def sizes(of: House) -> dict[str, Size]:
 
 
 PICTURE = re.compile(r"(?<=<!-- floors: )(\w+)(, sizes)? -->\n```\n(.*?)```\n(?=<!-- end -->)", re.DOTALL)
-ABOUT = 50  # lines by which a figure may be wrong before it is written anew, and what it is rounded to
+ABOUT = 50  # lines by which a figure may be wrong before it is written anew
 
 
 def with_pictures(text: str) -> str:
@@ -372,9 +373,13 @@ def _init(of: House) -> ast.Module:
 
 
 def main() -> None:
-    """Write the pictures in the documents anew."""
+    """Write the pictures in the documents anew, and print the lines of each room."""
     for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         document.write_text(with_pictures(document.read_text()))
+    for of in HOUSES:
+        print(f"{of.package:<13}{'code':>7}{'comments':>10}{'docstrings':>12}")
+        for room, size in sizes(of).items():
+            print(f"  {room:<11}{size.code:>7}{size.comments:>10}{size.docstrings:>12}")
 
 
 if __name__ == "__main__":
