@@ -7,6 +7,7 @@ addresses), neighbours it learned, the "tentative" of an address.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -15,6 +16,7 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import IPRoute
 
@@ -46,23 +48,24 @@ INTERFACE_SYSCTLS = (
 def take() -> dict[str, object]:
     """Call this inside the namespace; the result is plain data and equal when the state is."""
     with IPRoute() as ipr:
-        names = {link["index"]: link.get("ifname") for link in ipr.get_links()}
+        messages = list(ipr.get_links())
+        names = {link["index"]: link.get("ifname") for link in messages}
         state: dict[str, object] = {
-            "links": links(ipr, names),
+            "links": links(messages, names),
             "addresses": addresses(ipr, names),
             "routes": routes(ipr, names),
             "neighbours": neighbours(ipr, names),
         }
     state["sysctls"] = sysctls(sorted(names.values()))
     state["nftables"] = ruleset(["nft", "-s", "list", "ruleset"])
-    state["iptables"] = {tool: ruleset([tool]) for tool in ("iptables-legacy-save", "ip6tables-legacy-save")}
+    state["iptables"] = {f"{tool}-legacy-save": legacy_rules(tool) for tool in ("iptables", "ip6tables")}
     state["files"] = {path: tree(path) for path in TREES if os.path.exists(path)}
     return state
 
 
-def links(ipr: IPRoute, names: dict[int, str]) -> dict[str, dict[str, object]]:
+def links(messages: list[Any], names: dict[int, str]) -> dict[str, dict[str, object]]:
     found = {}
-    for link in ipr.get_links():
+    for link in messages:
         info = link.get_attr("IFLA_LINKINFO")
         port = info.get_attr("IFLA_INFO_SLAVE_DATA") if info else None  # of a bridge
         found[names[link["index"]]] = {
@@ -114,9 +117,8 @@ def sysctls(ifnames: list[str]) -> dict[str, str]:
         wanted += [f"net/{pattern.format(ifname)}" for pattern in INTERFACE_SYSCTLS]
     found = {}
     for name in wanted:
-        path = Path("/proc/sys") / name
-        if path.exists():
-            found[name] = path.read_text(encoding="ascii").strip()
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/sys/{name}", encoding="ascii") as file:
+            found[name] = file.read().strip()
     return found
 
 
@@ -126,6 +128,18 @@ def ruleset(command: list[str]) -> list[str] | None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     return [line for line in done.stdout.splitlines() if not line.startswith("#")]
+
+
+def legacy_rules(tool: str) -> list[str] | None:
+    """The rules of iptables-legacy; the tool is run only if a table is in use: it reads the same file first itself."""
+    kind = tool.removesuffix("tables")
+    if shutil.which(f"{tool}-legacy-save") is not None:
+        try:
+            if not Path(f"/proc/net/{kind}_tables_names").read_text(encoding="ascii"):
+                return []
+        except FileNotFoundError:  # the module was never loaded
+            return []
+    return ruleset([f"{tool}-legacy-save"])
 
 
 def tree(top: str) -> dict[str, str]:

@@ -193,8 +193,9 @@ def state(container: int, host: int) -> dict[str, set[str]]:
 
 def links() -> set[str]:
     with IPRoute() as ipr:
-        names = {link["index"]: link.get("ifname") for link in ipr.get_links()}
-        known = {name: link for name, link in snapshot.links(ipr, names).items() if link["kind"] != "bridge"}
+        messages = list(ipr.get_links())
+        names = {link["index"]: link.get("ifname") for link in messages}
+        known = {name: link for name, link in snapshot.links(messages, names).items() if link["kind"] != "bridge"}
         addresses = {entry for entry in snapshot.addresses(ipr, names) if entry.split()[0] in known}
     return addresses | {f"{name} {link['kind']} {link['alias']} {link['master']}" for name, link in known.items()}
 
