@@ -4,6 +4,7 @@ Apart from the plugin, which with nothing to set does not load it: that is how m
 """
 
 from cni_py.attachment.call import Call
+from cni_py.attachment.engine import readable
 from cni_py.errors import CniError, os_error
 from cni_py.interface.tuning import SaveSettings, TuneLink, TuneSysctl, put_back, saved_values
 from cni_py.kernel import linksettings, sysctl
@@ -52,9 +53,9 @@ def sysctl_now(path: str) -> str:
 
 def values_before(call: Call, netns: int) -> dict[str, str]:
     """The settings before an earlier ADD of this attachment that still stands: those that DEL is to bring back."""
-    ops = [op for op in call.executor.before or () if isinstance(op, dict) and op.get("op") == TuneLink.__name__]
-    ours = [op for op in reversed(ops) if (op.get("ifname"), op.get("netns")) == (call.ifname, netns)]
-    return {str(op.get("setting")): str(op.get("before")) for op in ours}
+    ops = [op for op in readable(call.executor.before or ()) if isinstance(op, TuneLink)]
+    ours = [op for op in reversed(ops) if (op.ifname, op.netns) == (call.ifname, netns)]
+    return {op.setting: op.before for op in ours}
 
 
 def restore(call: Call, text: bytes) -> None:

@@ -214,9 +214,9 @@ class Call:
         if not differences:
             return
         first, *others = [difference for _, difference in differences]
-        if type(differences[0][0]).__module__ in engine.RESTORED:
+        if differences[0][0].restorable:
             first += " (`cni-py restore` puts it back)"
-        elif any(type(op).__module__ in engine.RESTORED for op, _ in differences):
+        elif any(op.restorable for op, _ in differences):
             others.append("`cni-py restore` puts back what the packet filter lost")
         raise CniError(first, "; ".join(others))
 

@@ -51,16 +51,6 @@ HOMES = {
     "cni_py.ports.random_ports": ("RememberPorts",),
     "cni_py.ports.relay": ("RelayPorts",),
 }
-FILTERING = (  # modules whose operations are lost when the packet filter is reloaded
-    "cni_py.iptables.forward",
-    "cni_py.iptables.masquerade",
-    "cni_py.nftables.masquerade",
-    "cni_py.nftables.policy",
-    "cni_py.nftables.spoof_check",
-    "cni_py.ports.by_iptables",
-    "cni_py.ports.publish",
-)
-RESTORED = (*FILTERING, "cni_py.ports.relay")  # modules whose operations `cni-py restore` applies again
 NAMES = ("name", "ifname", "bridge", "ifb", "master")  # fields that hold the name of an interface, or ""
 
 
@@ -167,6 +157,9 @@ class Op(Fields):
     """One change of the kernel's or the disk's state; see Fields for how a subclass declares its parameters."""
 
     owned = False
+    restorable = (
+        False  # whether `cni-py restore` applies it again: it is in a packet filter, which others reload, or in portfwd
+    )
     line = ""  # the text of describe(), with {field} for values
     deed = ""  # apply() in words, to stand behind "cannot": a verb and its object, with {field} for values
 

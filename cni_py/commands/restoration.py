@@ -139,7 +139,7 @@ def _nftables_parts(op: Op) -> Iterator[Op]:
 
     The guard is shared by all published ports of a bridge, so that no attachment owns it.
     """
-    if type(op).__module__ not in engine.FILTERING:
+    if not op.restorable or isinstance(op, relay.RelayPorts):
         return
     for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
         # IPv4 only: IPv6 has no route_localnet. Where it is off, the guard's check() finds nothing missing.

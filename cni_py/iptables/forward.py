@@ -40,6 +40,7 @@ class PassForwarded(Op):
     policy: str
     always: bool
     owned = True
+    restorable = True
 
     deed = "let the traffic of {addresses} pass the host's FORWARD chain (iptables)"
 

@@ -22,6 +22,7 @@ class MasqueradeByIptables(Op):
 
     addresses: str
     owned = True
+    restorable = True
     line = "host: iptables: what {addresses} sends out of its subnet is masqueraded"
     deed = "masquerade what {addresses} sends (iptables)"
 

@@ -23,6 +23,7 @@ class Masquerade(Op):
 
     address: str
     owned = True
+    restorable = True
     line = "host: nft: what {address} sends out of its subnet is masqueraded"
     deed = "masquerade what {address} sends (nftables)"
 

@@ -57,6 +57,7 @@ class KeepApart(Op):
     bridge: str
     policy: str
     owned = True
+    restorable = True
     line = "host: nft: bridge {bridge} is kept apart from other such bridges (ingressPolicy {policy})"
     deed = "keep bridge {bridge} apart from others (nftables)"
 
@@ -153,6 +154,7 @@ class IsolatePort(Op):
 
     name: str
     owned = True
+    restorable = True
     line = "host: nft: no frame from other isolated ports to {name}"
     deed = "isolate bridge port {name} (nftables)"
 

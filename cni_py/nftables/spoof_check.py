@@ -25,6 +25,7 @@ class CheckSource(Op):
     name: str
     mac: bytes
     owned = True
+    restorable = True
     line = "host: nft: frames from {name} are dropped unless their source is {mac}"
     deed = "check the source of frames from {name} (nftables)"
 

@@ -46,6 +46,7 @@ class PublishByIptables(Op):
     conditions4: str
     conditions6: str
     owned = True
+    restorable = True
 
     def validate(self) -> None:
         parse_ports(self.ports.split(", "))  # ValueError

@@ -52,6 +52,7 @@ class GuardAddress(Op):
 
     address: str
     owned = True
+    restorable = True
     line = "host: nft: {address} is closed to other networks, but for published ports"
     deed = "close {address} to other networks (nftables)"
 
@@ -97,6 +98,7 @@ class PublishPorts(Op):
     conditions4: str
     conditions6: str
     owned = True
+    restorable = True
 
     deed = "publish {ports} (nftables)"
 

@@ -198,6 +198,7 @@ class RelayPorts(Op):
     mappings: str
     required: bool
     owned = True
+    restorable = True
 
     def failure(self) -> str:
         return f"cannot publish through portfwd: {self.describe()}"

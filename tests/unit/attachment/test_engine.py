@@ -298,6 +298,10 @@ def test_every_operation_that_a_record_may_hold_is_found_again() -> None:
         if cls.owned and cls.__module__.startswith("cni_py."):
             owned.setdefault(cls.__module__, set()).add(cls.__name__)
     assert owned == {module: set(names) for module, names in engine.HOMES.items()}
+    filters = [
+        cls for cls in engine.REGISTRY.values() if cls.__module__.startswith(("cni_py.nftables", "cni_py.iptables"))
+    ]
+    assert [cls for cls in filters if not cls.restorable] == []
 
 
 @pytest.mark.parametrize(
