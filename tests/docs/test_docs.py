@@ -113,10 +113,10 @@ def test_the_documented_plugin_works(lab: Lab, commands: Path, our_bin_dir: Path
     assert (done.returncode, "plugin behind (code 7)" in done.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS], ids=lambda path: path.name)
 def test_files_named_in_a_document_exist(document: Path) -> None:
     text = document.read_text()
-    named = re.findall(r"`((?:cni_py|plugins|conf|netns-fixtures)/[\w./-]+)`", text)
+    named = re.findall(r"`((?:cni_py|plugins|portfwd|conf|bench|tests|tools|netns-fixtures)/[\w./-]+)`", text)
     linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert [name for name in named if not (ROOT / name).exists()] == []
     assert [name for name in linked if not (document.parent / name).exists()] == []
