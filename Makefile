@@ -11,7 +11,7 @@ help:
 	@echo "make test    run the tests, against the installed wheel and beside Debian's Go plugins"
 	@echo "             (with CI=true what this machine lacks is a failure, otherwise a skipped test)"
 	@echo "make test TESTS=tests/plugins/test_ptp.py   run some of them"
-	@echo "make quick   run the units, and one test of each plugin in namespaces: half a minute"
+	@echo "make quick   run the units, and one test of each plugin in namespaces: under a minute"
 	@echo "make fuzz    hostile input again, other than last time"
 	@echo "make bench   time our plugins beside the Go plugins, and portfwd beside docker-proxy, rootlessport and socat"
 	@echo "make clean   remove what these made (.cache)"

@@ -1,4 +1,4 @@
-"""The frames of a path as lines that can be compared: "client > host:8080", "host:8080 > client"."""
+"""The frames of a connection as lines that can be compared: "client > host:8080", "host:8080 > client"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVER_PORTS = {WEB, DNS, *INSIDE.values()}
 
 
 def names(network: Network) -> dict[str, str]:
-    """Address -> the word for it."""
+    """Address -> name, for all addresses of a lab."""
     found: dict[str, str] = {}
     for family in (4, 6):
         found |= {HOST[family]: "host", CLIENT[family]: "client", GATEWAY[family]: "gateway"}
@@ -30,13 +30,13 @@ def names(network: Network) -> dict[str, str]:
 
 
 def conversation(network: Network, wire: Wire) -> list[str]:
-    """Each direction of each connection or exchange once, in the order it was first seen."""
+    """Each direction of each connection once, in the order in which it was first seen."""
     words = names(network)
     return list(dict.fromkeys(line for packet in wire.packets() if (line := described(packet, words))))
 
 
 def described(packet: Packet, words: dict[str, str]) -> str:
-    """One of a TCP handshake's first two segments, or a UDP datagram; empty for anything else."""
+    """A line for a segment with SYN or a UDP datagram; "" for every other packet."""
     from scapy.layers.inet import IP, TCP, UDP
     from scapy.layers.inet6 import IPv6
 

@@ -180,7 +180,7 @@ def show(observed: dict[str, list[picture.Link]]) -> None:
     web = addresses(observed["web"], "eth0")
     published = [
         f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}",
-        f"           [::1]:{PORT}, and what NAT cannot serve ─portfwd→ the same",
+        f"           [::1]:{PORT}, and what NAT cannot do ─portfwd→ the same",
     ]
     processes = {"web": [f"server on :{CONTAINER_PORT}, sidecar on 127.0.0.1:{POD_PORT}"], "other": []}
     containers = {

@@ -1,15 +1,16 @@
-"""First process of a lab's pid namespace: makes the namespaces of the nodes and holds them.
+"""The first process of a lab's pid namespace: it makes the namespaces of the nodes and keeps them alive.
 
-Started by lab.py in its own network, mount and pid namespace, with one end of a SOCK_SEQPACKET pair as stdin:
+lab.py starts it in a network, mount and pid namespace of its own, with one end of a SOCK_SEQPACKET pair as stdin. Requests:
 
-    node NAME [DIR ...]     fork a holder with a new network and mount namespace; DIRs are empty directories there
+    node NAME [DIR ...]     fork a holder with a new network and mount namespace, in which the DIRs are empty directories
                             -> "ok PID", with descriptors of both namespaces
     name HOST PID NAME      bind the network namespace of PID to /run/netns/NAME in the mount namespace of HOST (a pid)
-    forget HOST NAME        remove that again
+    forget HOST NAME        remove the bind mount and its file
     end PID                 kill a holder and wait for it
 
-Everything in the lab lives in this pid namespace. Whoever started the lab is gone: stdin ends and the kernel kills
-this process (PR_SET_PDEATHSIG), and with pid 1 of a pid namespace goes every process in it (pid_namespaces(7)).
+The answer is "ok" or "error" and a sentence. Every process of the lab is in this pid namespace. When the process that started the
+lab ends, stdin ends and the kernel kills this process (PR_SET_PDEATHSIG); with pid 1 of a pid namespace every process in it is
+killed (pid_namespaces(7)).
 """
 
 import array
@@ -25,7 +26,7 @@ CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
 MNT_DETACH = 2
 SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1  # linux/sockios.h, linux/if.h
-# A new namespace copies IPv4 settings from the machine's (net/ipv4/devinet.c), so every one that matters is set.
+# A new namespace copies IPv4 sysctls from the machine's (devinet_init_net, net/ipv4/devinet.c), so all that matter are set.
 SETTINGS = {
     "ipv4/ip_forward": "0",
     "ipv4/conf/all/rp_filter": "0",
@@ -60,11 +61,11 @@ def setns(fd: int, kind: int) -> None:
 
 
 def own_root() -> None:
-    """Make what this process has as / the root of its mount namespace, which in a chroot it is not.
+    """Make this process's / the root of its mount namespace. In a chroot it is not.
 
-    setns(CLONE_NEWNS) leads to the root of a mount namespace, whatever the root of the process was: every program of the
-    lab, which enters that way, would be outside of the chroot, with the machine's own /run. So / is put on top of that
-    root, where setns(2) finds it. Before that nothing passes to other mount namespaces any more: the namespace must be new.
+    setns(CLONE_NEWNS) moves a process to the root of the mount namespace, whatever its root was before. A program that enters the
+    lab that way would be outside of the chroot, with the machine's own /run. So / is mounted on top of that root, where setns(2)
+    finds it. Mounts are made private first, so that nothing propagates to other mount namespaces: this one must be new.
     """
     try:
         namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -83,24 +84,24 @@ def own_root() -> None:
 
 
 def is_root(directory: int) -> bool:
-    """Whether it is what / is: the same folder by way of the same mount, since a chroot may be a bind mount of /."""
+    """Whether a directory is /: the same folder through the same mount, since a chroot may be a bind mount of /."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return os.path.sameopenfile(directory, root) and mount_id(directory) == mount_id(root)
-    except FileNotFoundError:  # out there is no /proc: surely another place
+    except FileNotFoundError:  # / has no /proc, so it is another root
         return False
     finally:
         os.close(root)
 
 
 def mount_id(fd: int) -> str:
-    """The number of the mount that a descriptor was opened by, see proc(5)."""
+    """The line with the ID of the mount through which a descriptor was opened (proc_pid_fdinfo(5))."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
         return next(line for line in lines if line.startswith("mnt_id:"))
 
 
 def mount_sysfs() -> None:
-    """/sys/class/net shows the namespace sysfs was mounted in; the control groups stay reachable below it."""
+    """Mount sysfs again: /sys/class/net shows the network namespace in which it was mounted. Control groups stay below it."""
     cgroup = os.open("/sys/fs/cgroup", os.O_PATH)
     mount("sysfs", "/sys", "sysfs")
     mount(f"/proc/self/fd/{cgroup}", "/sys/fs/cgroup", flags=MS_BIND | MS_REC)
@@ -108,7 +109,7 @@ def mount_sysfs() -> None:
 
 
 def cover(directory: str) -> None:
-    """Put a tmpfs over a directory that shows the same entries, so that one more can be made without touching the disk."""
+    """Mount a tmpfs with the same entries over a directory, so that an entry can be added without changing the disk."""
     below = os.open(directory, os.O_PATH)
     entries = list(os.scandir(directory))
     mount("lab", directory, "tmpfs", options="mode=755")
@@ -125,22 +126,22 @@ def cover(directory: str) -> None:
 
 
 def provide_empty(directory: str) -> None:
-    """Make `directory` exist, empty, in this mount namespace alone."""
+    """Make `directory` exist and be empty in this mount namespace only."""
     missing: list[str] = []
     present = directory
     while not os.path.isdir(present):
         present, name = os.path.split(present)
         missing.insert(0, name)
     if missing:
-        if open_device("/proc/self/mountinfo", present) != "lab":
+        if mount_source("/proc/self/mountinfo", present) != "lab":
             cover(present)
         os.makedirs(directory)
     else:
         mount("lab", directory, "tmpfs", options="mode=755")
 
 
-def open_device(mountinfo: str, directory: str) -> str:
-    """The source of the topmost mount exactly on `directory`; empty when it is no mount point (proc_pid_mountinfo(5))."""
+def mount_source(mountinfo: str, directory: str) -> str:
+    """The source of the topmost mount on `directory`; "" if it is not a mount point (proc_pid_mountinfo(5))."""
     source = ""
     with open(mountinfo, encoding="utf-8") as lines:
         for line in lines:
@@ -151,16 +152,16 @@ def open_device(mountinfo: str, directory: str) -> str:
 
 
 def settle() -> None:
-    """Give a new network namespace known settings, and bring its loopback up. FileNotFoundError names a missing setting.
+    """Prepare a new network namespace: known sysctls, loopback up. FileNotFoundError for a sysctl that this kernel does not have.
 
-    A value that is there already is not written: for forwarding and disable_ipv6 the kernel takes the lock that all
-    namespaces share (RTNL), and a writer that does not get it starts its system call again and again.
+    A sysctl that has its value already is not written: for forwarding and disable_ipv6 the kernel takes RTNL, a lock of all
+    namespaces, and a writer that does not get it repeats its system call (devinet_sysctl_forward, net/ipv4/devinet.c).
     """
     for name, value in SETTINGS.items():
         try:
             with open(f"/proc/sys/net/{name}", "r+", encoding="ascii") as file:
                 if file.read().strip() != value:
-                    file.seek(0)  # what is written anywhere else the kernel ignores (sysctl_writes_strict)
+                    file.seek(0)  # the kernel ignores a write at another position (sysctl_writes_strict)
                     file.write(value)
         except FileNotFoundError:
             if not name.startswith("bridge/"):  # without the module br_netfilter
@@ -170,7 +171,7 @@ def settle() -> None:
 
 
 def hold(ready: int, empty: list[str]) -> None:
-    """A holder: the namespaces of one node, until it is killed."""
+    """The process that keeps the namespaces of one node alive until it is killed."""
     try:
         checked(libc.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
         settle()
@@ -211,7 +212,7 @@ def node(channel: socket.socket, empty: list[str]) -> None:
 
 
 def in_mounts_of(host: str, container: str, name: str) -> None:
-    """Bind the container's network namespace to /run/netns/NAME as `ip netns` would; without a container unbind it."""
+    """Bind the container's network namespace to /run/netns/NAME, as `ip netns` does; without a container remove that."""
     home = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     there = os.open(f"/proc/{host}/ns/mnt", os.O_RDONLY)
     path = f"/run/netns/{name}"
@@ -230,7 +231,7 @@ def in_mounts_of(host: str, container: str, name: str) -> None:
 
 
 def reap(*_: object) -> None:
-    """Wait for every child that has ended; processes of the lab that lost their parent end up here too."""
+    """Wait for every child that has ended; pid 1 also inherits the orphans of the lab."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -243,7 +244,7 @@ def end(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     except (ChildProcessError, ProcessLookupError):
-        pass  # SIGCHLD was faster
+        pass  # reap() has waited for it already
 
 
 def serve(channel: socket.socket) -> None:
@@ -260,7 +261,7 @@ def serve(channel: socket.socket) -> None:
                 case ["end", pid]:
                     end(int(pid))
                 case _:
-                    return  # stdin has ended
+                    return  # an empty request: stdin has ended
             channel.send(b"ok")
         except OSError as error:
             channel.send(f"error {error}".encode())

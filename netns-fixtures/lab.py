@@ -2,15 +2,15 @@
 
     with Lab.from_yaml("lan.yaml") as lab:
         lab["host"].run(["ip", "addr"])                     a program in that node's namespaces
-        lab["host"].python(function, argument)              a Python function there (or a snippet as text)
-        lab.serve("c1", 80)                                 a server that says who it is and whom it saw
+        lab["host"].python(function, argument)              a Python function there
+        lab.serve("c1", 80)                                 a server that answers its name and the client's address
         lab.fetch("client", "198.51.100.1", 8080)           -> Answer(name, peer, local, source)
         with lab.capture("c1", "eth0") as wire: ...         -> wire.frames, decoded by scapy
         lab.snapshot("host")                                comparable state, for before and after
 
-One pid namespace holds it all (keeper.py is its first process): when the process that opened the lab dies, however it
-dies, the kernel ends every process in it and with them the namespaces. Nothing is mounted or written outside.
-Every change is made by a child that has entered a namespace of the lab and refuses the machine's own.
+Every process is in one pid namespace (keeper.py is its first process): when the process that opened the lab dies, in whatever
+way, the kernel ends them all and with them the namespaces. Nothing is mounted or written outside. Every change is made by a child
+that has entered a namespace of the lab and that refuses to run in the machine's own.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from scapy.packet import Packet
 
 HERE = Path(__file__).parent
-# A host's own: what CNI plugins, runtimes and we keep on disk.
+# Each host has its own: state of CNI plugins, runtimes and this project on disk.
 HOST_DIRECTORIES = ("/var/lib/cni", "/var/lib/cni-py", "/var/lib/nerdctl", "/etc/cni", "/etc/cni-py", "/opt/cni")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a client got."""
+    """The answer of a server, and the client's own address."""
 
     name: str  # of the server
     peer: str  # the client's address as the server saw it
@@ -59,7 +59,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Wire:
-    """What passed an interface; `frames` is filled when the capture ends."""
+    """The frames that passed an interface; `frames` is filled when the capture ends."""
 
     frames: list[Frame] = field(default_factory=list)
 
@@ -111,7 +111,7 @@ class Lab:
     def _start_keeper(self) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(START_S)
-        # What its mounts propagate the keeper settles: unshare itself fails over a / that is no mount point.
+        # The keeper sets the propagation of its mounts: unshare fails to if / is not a mount point (a chroot).
         namespaces = ["--net", "--mount", "--propagation=unchanged", "--pid", "--fork", "--kill-child=KILL"]
         with theirs:
             self.keeper = subprocess.Popen(
@@ -122,7 +122,7 @@ class Lab:
         answer = self.channel.recv(4096).decode()
         if answer != "ok":
             why = answer.removeprefix("error ") or "this needs root (CAP_SYS_ADMIN)"
-            raise LabError(f"no namespaces can be made here: {why}")
+            raise LabError(f"cannot create namespaces here: {why}")
         self.pids = os.open(f"/proc/{self.keeper.pid}/ns/pid_for_children", os.O_RDONLY)
 
     def _ask(self, *words: str | int) -> tuple[list[str], list[int]]:
@@ -153,7 +153,7 @@ class Lab:
         return self._add(name, "container")
 
     def add_switch(self, segment: str) -> Node:
-        """The namespace that stands for an Ethernet with other than two ends."""
+        """A namespace with the bridge of a segment that has other than two ends."""
         return self._add(f"{segment}-switch", "switch")
 
     def switch(self, segment: str) -> Node:
@@ -161,14 +161,14 @@ class Lab:
         return self[f"{segment}-switch"]
 
     def remove(self, name: str) -> None:
-        """End a node: its processes started through the lab must have ended. Its network namespace is gone after this."""
+        """End a node and its network namespace. Its processes must have ended."""
         node = self.nodes.pop(name)
         self._ask("forget", self["host"].pid, name)
         self._ask("end", node.pid)
         node.close()
 
     def serve(self, name: str, port: int, protocol: str = "tcp", *, says: str = "", address: str = "") -> Background:
-        """A server in a node that answers "NAME peer local" until the lab ends or it is stopped."""
+        """Start a server in a node; it answers "NAME peer local" until it is stopped or the lab ends."""
         server = Background(self[name], ["serve", says or name, protocol, str(port), *([address] if address else [])])
         self.background.append(server)
         return server
@@ -184,14 +184,14 @@ class Lab:
         source_port: int = 0,
         timeout_s: float = 3.0,
     ) -> Answer:
-        """Ask a server from a node. ConnectionRefusedError or TimeoutError as the kernel says."""
+        """Ask a server from a node. OSError of the client: ConnectionRefusedError, TimeoutError..."""
         text, own = self[name].python(probe.fetch, address, port, protocol, timeout_s, source, source_port)
         server, peer, local = text.split()
         return Answer(server, peer, local, own)
 
     @contextlib.contextmanager
     def capture(self, name: str, ifname: str, wanted: Callable[[Packet], bool] = bool) -> Iterator[Wire]:
-        """Collect what passes an interface while the block runs; `wanted` picks among the decoded packets."""
+        """Collect the frames of an interface while the block runs; `wanted` selects among the decoded packets."""
         listener = Background(self[name], ["capture", ifname])
         wire = Wire()
         try:
@@ -208,11 +208,11 @@ class Lab:
                 wire.frames.append(Frame(direction == "out", packet))
 
     def send(self, name: str, ifname: str, *packets: Packet) -> None:
-        """Put crafted frames on the wire from a node."""
+        """Send crafted frames from an interface of a node."""
         self[name].python(probe.send, ifname, *map(bytes, packets))
 
     def snapshot(self, name: str) -> dict[str, object]:
-        """See snapshot.py."""
+        """The comparable state of a node: see snapshot.py."""
         return self[name].python(snapshot.take)
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ class Lab:
             program.stop()
         self.background.clear()
         if self.channel is not None:
-            self.channel.close()  # the keeper ends, and with it all of its pid namespace; then unshare
+            self.channel.close()  # the keeper ends, and with it its pid namespace; then unshare(1), its parent
         if self.keeper is not None and self.keeper.returncode is None:
             try:
                 self.keeper.wait(START_S)

@@ -1,8 +1,7 @@
-"""One machine or container of a lab: its namespaces, and how a program or a function gets into them.
+"""One machine or container of a lab: its namespaces, and how a program or a function runs in them.
 
-Whatever runs there is a child of this process and dies with it (PR_SET_PDEATHSIG), and is inside the lab's pid namespace,
-so that it dies with the lab too. A function runs in a fork; before it may do anything it is made sure that
-the network namespace it entered is not the machine's.
+Such a process is a child of this one and dies with it (PR_SET_PDEATHSIG). It is also in the lab's pid namespace, so that it dies
+with the lab. A function runs in a forked child, which first checks that it is not in the machine's network namespace.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ PROBE = Path(__file__).with_name("probe.py")
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h
-MACHINE_COOKIE = 1  # net_ns_init() gives the first namespace the first cookie
+MACHINE_COOKIE = 1  # net_ns_init() (net/core/net_namespace.c) gives the first namespace the first cookie
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,7 +38,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LabError(Exception):
-    """The lab itself failed, not what is tested in it."""
+    """A failure of the lab, not of the program under test."""
 
 
 def die_with_parent() -> None:
@@ -53,7 +52,7 @@ def enter(fd: int, kind: int) -> None:
 
 
 def refuse_the_machine(machine: tuple[int, int]) -> None:
-    """LabError when this process is in the machine's network namespace, or in the one the lab was started from."""
+    """LabError if this process is in the machine's network namespace, or in that of the process that opened the lab."""
     here = os.stat("/proc/thread-self/ns/net")
     with socket.socket(socket.AF_UNIX) as probe_socket:
         cookie = int.from_bytes(probe_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
@@ -62,7 +61,7 @@ def refuse_the_machine(machine: tuple[int, int]) -> None:
 
 
 def read_line(stream: int, wait_s: float) -> str:
-    """One line from a descriptor; LabError when it does not come in time."""
+    """One line from a descriptor. LabError if it takes longer than `wait_s`."""
     deadline = time.monotonic() + wait_s
     line = b""
     while not line.endswith(b"\n"):
@@ -80,11 +79,11 @@ class Node:
     """One machine or container of the lab."""
 
     name: str
-    pid: int  # of its holder, as processes inside the lab see it
+    pid: int  # of its holder, in the lab's pid namespace
     net: int  # descriptors of its namespaces
     mount: int
     pids: int  # a descriptor of the lab's pid namespace
-    machine: tuple[int, int]  # what must never be changed: device and inode number of a network namespace
+    machine: tuple[int, int]  # device and inode number of the network namespace that must not be changed
 
     @property
     def netns(self) -> str:
@@ -93,7 +92,7 @@ class Node:
 
     @property
     def proc_netns(self) -> str:
-        """The same namespace through its process, as runtimes name it."""
+        """The path of the network namespace through its holder, as some runtimes name it."""
         return f"/proc/{self.pid}/ns/net"
 
     def popen(
@@ -105,9 +104,9 @@ class Node:
         stdout: int | IO[bytes] | None = None,
         stderr: int | IO[bytes] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a program in this node's network and mount and the lab's pid namespace; it dies with us."""
+        """Start a program in this node's network and mount namespace and the lab's pid namespace; it dies with this process."""
         me = f"/proc/{os.getpid()}/fd"
-        # nsenter needs no setpriv itself: when this process dies, the lab's pid namespace and the program in it end.
+        # nsenter needs no setpriv: when this process dies, the lab's pid namespace ends, with it the program, then nsenter.
         namespaces = [f"--pid={me}/{self.pids}", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}"]
         return subprocess.Popen(
             ["nsenter", *namespaces, "--", *DIE_WITH_PARENT, *args],
@@ -127,7 +126,7 @@ class Node:
         timeout_s: float = 30.0,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end; subprocess.TimeoutExpired after killing it."""
+        """Run a program to its end. After `timeout_s` it is killed: subprocess.TimeoutExpired. `check`: LabError on failure."""
         pipe = subprocess.PIPE
         with self.popen(args, env=env, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             try:
@@ -141,13 +140,12 @@ class Node:
         return done
 
     def python(self, what: Callable[..., T], *args: object, timeout_s: float = 30.0, **kwargs: object) -> T:
-        """Call a function in a child that has entered the node; its result or exception comes back pickled."""
+        """Call a function in a child that has entered the node; the result or exception is pickled. LabError on timeout."""
         read, write = os.pipe()
-        # A handler that raises while fork() runs its hooks would have its exception swallowed: signals wait until it is over.
+        # An exception of a signal handler in os.fork()'s hooks would be dropped, so signals are blocked until it returns.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-        with (
-            warnings.catch_warnings()
-        ):  # of a fork beside threads: pytest-xdist has one, and the child takes none of its locks
+        with warnings.catch_warnings():
+            # fork() with other threads (pytest-xdist has one) warns, but the child needs none of their locks.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = self._fork()
         if pid == 0:
@@ -175,9 +173,10 @@ class Node:
         return value
 
     def _fork(self) -> int:
-        """Fork a child into the lab's pid namespace; setns(2) changes what children get, not where this process is.
+        """Fork a child into the lab's pid namespace.
 
-        The other way, a second fork in the child, costs as much again: it grows with the size of this process.
+        setns(CLONE_NEWPID) takes effect for children only (pid_namespaces(7)), so this process enters, forks and goes back.
+        To enter in the child would need a second fork, and a fork of a large process is what a call costs.
         """
         home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         pid = -1
@@ -217,7 +216,7 @@ class Node:
 
 
 def read_all(fd: int, deadline: float) -> bytes | None:
-    """Everything up to the end, or None when that does not come in time."""
+    """Everything up to the end of the stream; None if the end does not come before `deadline` (monotonic)."""
     text = b""
     while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
         chunk = os.read(fd, 1 << 16)
@@ -230,14 +229,14 @@ def read_all(fd: int, deadline: float) -> bytes | None:
 def report(write: int, call: Callable[[], object]) -> None:
     try:
         answer = pickle.dumps((True, call()))
-    except BaseException as error:  # noqa: BLE001  whatever it is belongs to the caller
+    except BaseException as error:  # noqa: BLE001  every exception is passed on to the caller
         answer = explained(error)
     with open(write, "wb") as pipe:
         pipe.write(answer)
 
 
 def explained(error: BaseException) -> bytes:
-    """A failure for the other side: the exception itself where it survives pickling, its traceback in words otherwise."""
+    """A pickled failure: the exception if it can be pickled, else a LabError with its traceback."""
     with contextlib.suppress(Exception):
         pickled = pickle.dumps((False, error))
         pickle.loads(pickled)
@@ -246,7 +245,7 @@ def explained(error: BaseException) -> bytes:
 
 
 class Background:
-    """A program running in a node until it is stopped; ready when it has said so."""
+    """A mode of probe.py that runs in a node until it is stopped. It is ready when the constructor returns."""
 
     def __init__(self, node: Node, arguments: Sequence[str]) -> None:
         self.process = node.popen(
@@ -261,9 +260,10 @@ class Background:
             raise LabError(f"{arguments[0]} in {node.name}: {complaint.decode().strip().splitlines()[-1:]}")
 
     def stop(self) -> bytes:
-        """Let it end, and return what it printed. A second call is harmless.
+        """Close its stdin, wait until it ends, and return its stdout. A second call is harmless.
 
-        Not killed: an orphan of another pid namespace goes to the machine's init, and its namespace waits for that to reap it.
+        It is not killed: the machine's init would inherit it, and the namespaces would remain until
+        that init reaps it.
         """
         if self.process.returncode is not None:
             return b""

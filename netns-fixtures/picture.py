@@ -1,4 +1,4 @@
-"""A lab drawn from what the kernel says: namespaces as boxes, with their links, addresses and published ports."""
+"""Draw a lab as the kernel reports it: namespaces as boxes, with links, addresses and published ports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyroute2 import IPRoute
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as a node sees it."""
+    """An interface of a node."""
 
     name: str
     kind: str  # "veth", "bridge"; empty for loopback
@@ -19,7 +19,7 @@ class Link:
 
 
 def observe() -> list[Link]:
-    """Every interface but lo. Call it inside the node."""
+    """Every interface except lo. Call it inside the node."""
     with IPRoute() as ipr:
         links = list(ipr.get_links())
         names = {link["index"]: link.get("ifname") for link in links}
@@ -46,7 +46,7 @@ def observe() -> list[Link]:
 
 
 def box(title: str, lines: list[str], width: int = 0) -> list[str]:
-    """Lines in a frame whose outer width is at least `width`."""
+    """A box around lines; its outer width is at least `width`."""
     inner = max([len(line) for line in lines] + [len(title) + 2, width - 4])
     top = f"┌─ {title} " + "─" * (inner - len(title) - 1) + "┐"
     return [top, *(f"│ {line.ljust(inner)} │" for line in lines), "└" + "─" * (inner + 2) + "┘"]
@@ -61,12 +61,12 @@ def beside(left: list[str], right: list[str], gap: int = 2) -> list[str]:
 
 
 def put(line: str, column: int, mark: str) -> str:
-    """The line with a mark at a column."""
+    """The line with `mark` written over it at a column."""
     return line[:column] + mark + line[column + len(mark) :]
 
 
 def described(link: Link) -> list[str]:
-    """An interface in as many lines as it has addresses."""
+    """An interface: a line for each address, and one for each default route."""
     words = list(link.addresses) or ["(no address)"]
     lines = [f"{link.name:<7} {words[0]}", *(f"{'':<7} {word}" for word in words[1:])]
     return lines + [f"{'':<7} default via {gateway}" for gateway in link.gateways]
@@ -75,9 +75,9 @@ def described(link: Link) -> list[str]:
 def draw(
     client: list[Link], host: list[Link], containers: dict[str, list[str]], published: list[str], columns: int = 1000
 ) -> list[str]:
-    """The client on top, the host below it, its containers at the bottom: side by side where `columns` has room for it.
+    """The client on top, the host below it, the containers at the bottom: side by side if `columns` has room for them.
 
-    `containers` holds what to write into each box; the veths that lead to them are the host's bridge ports, in the same order.
+    `containers`: name -> lines of its box. Their veths are the ports of the host's bridge, in the same order.
     """
     row: list[str] = []
     stems: list[int] = []  # the columns where the veths run
@@ -110,7 +110,7 @@ def draw(
 
 
 def below(bottom: str, containers: dict[str, list[str]], names: list[str]) -> list[str]:
-    """The containers one below the other, each a little further left, with the veths of the later ones beside it."""
+    """The containers below each other, each further left than the one before, with the veths of the later ones beside it."""
     lefts = [4 * n for n in range(len(containers))][::-1]
     for left in lefts:
         bottom = put(bottom, left + 1, "┬")
@@ -124,7 +124,7 @@ def below(bottom: str, containers: dict[str, list[str]], names: list[str]) -> li
 
 
 def wires(stems: list[int], names: list[str]) -> list[str]:
-    """From the bridge down to each port; columns are those of the whole picture, two more than inside the box."""
+    """The lines from the bridge down to its ports. `stems` are columns of the picture: two more than inside the box."""
     length = stems[-1] - 2 + 1
     rail, drop, label = " " * length, " " * length, " " * (length + 16)
     rail = rail[: stems[0] - 2] + "├" + "─" * (stems[-1] - stems[0] - 1) + "┐"

@@ -1,9 +1,9 @@
-"""What runs inside a node: a tiny server, a client for it, and a listener for frames.
+"""Programs that run inside a node: a small server, a client for it, and a capture of frames.
 
     serve NAME PROTOCOL PORT [ADDRESS]    answer "NAME peer-address local-address": TCP as a web page, UDP as a datagram
-    capture IFNAME                        collect frames; at the end print "direction hex" lines
+    capture IFNAME                        collect frames; at the end print a line "in|out HEX" for each
 
-Both print "ready" first and end with their stdin. Standard library only, so that a node needs nothing but an interpreter.
+Both print "ready" first and end when stdin ends. Standard library only, so that a node needs only an interpreter.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import time
 ETH_P_ALL = 0x0003  # linux/if_ether.h
 PACKET_OUTGOING = 4  # linux/if_packet.h
 IP_PKTINFO = 8  # linux/in.h
-FRAMES = 20000  # one capture never holds more
-PATIENCE_S = 3.0  # a client that stays silent
+FRAMES = 20000  # the limit of a capture
+PATIENCE_S = 3.0  # the limit for a client that sends nothing
 
 
 def plain(address: str) -> str:
@@ -61,7 +61,7 @@ def answer_tcp(listener: socket.socket, name: str) -> None:
 
 
 def answer_udp(listener: socket.socket, name: str) -> None:
-    """Answer from the address that was asked, which a socket bound to all of them would not do by itself."""
+    """Answer from the address that the client asked: a socket bound to 0.0.0.0 or :: would choose by route."""
     _, information, _, peer = listener.recvmsg(4096, 256)
     for level, kind, data in information:
         if level == socket.IPPROTO_IP:  # struct in_pktinfo: index, local address, header's destination
@@ -82,7 +82,7 @@ def serve(name: str, protocol: str, port: int, address: str = "") -> None:
         for listener in sockets:
             if listener not in readable:
                 continue
-            with contextlib.suppress(OSError):  # a client that went away is no reason to stop
+            with contextlib.suppress(OSError):  # the client is gone
                 answer(listener, name)
 
 
@@ -92,7 +92,7 @@ def serve(name: str, protocol: str, port: int, address: str = "") -> None:
 def fetch(
     address: str, port: int, protocol: str, timeout_s: float, source: str = "", source_port: int = 0
 ) -> tuple[str, str]:
-    """The text a server answered and the client's own address; OSError as the kernel gave it."""
+    """The server's answer and the client's own address. OSError."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     deadline = time.monotonic() + timeout_s
     with socket.socket(family_of(address), kind) as client:
@@ -115,7 +115,7 @@ def fetch(
 
 
 def send(ifname: str, *frames: bytes) -> None:
-    """Put frames on the wire as they are."""
+    """Send frames as they are (AF_PACKET)."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as packets:
         packets.bind((ifname, 0))
         for frame in frames:

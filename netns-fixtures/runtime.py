@@ -1,4 +1,4 @@
-"""Plugins as a runtime runs them on a lab's host: one executable, or a network's chain of bridge and portmap."""
+"""Run plugins on a lab's host as a runtime does: one executable, or a chain of bridge and portmap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GATEWAY = {4: "192.0.2.1", 6: "2001:db8:42::1"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one execution of a plugin left on its standard streams."""
+    """Exit status and output of one execution of a plugin."""
 
     status: int
     stdout: str
@@ -37,17 +37,17 @@ class Outcome:
         return int(self.json["code"]) if self.status else 0
 
 
-# Codes for a configuration or call that cannot be: Go's for everything, and the specification's own (cni_py/errors.py)
+# Error codes for a wrong configuration or call: 999, which the Go plugins use for all, and those of cni_py/errors.py.
 REFUSALS = (999, 2, 4, 5, 6, 7)
 
 
 @dataclass(frozen=True, slots=True)
 class Plugins:
-    """A directory of executables."""
+    """A directory of plugins."""
 
     whose: str  # "ours" or "go"
     directory: Path
-    versions: tuple[str, ...]  # of the specification, that they know
+    versions: tuple[str, ...]  # of the specification that they support
 
     def run(
         self,
@@ -62,8 +62,8 @@ class Plugins:
     ) -> Outcome:
         """Run an executable on the lab's host.
 
-        `netns` is the path of the namespace `container_id` by default. Keyword arguments are further variables of the
-        environment; None removes one.
+        By default `netns` is the path of the namespace `container_id`. Keyword arguments are more variables of the environment;
+        None removes one.
         """
         variables: dict[str, str | None] = {
             "CNI_COMMAND": verb,
@@ -83,9 +83,9 @@ class Plugins:
 
 @dataclass(slots=True)
 class Network:
-    """A dual-stack bridge network with published ports; remembers results as a runtime's cache does.
+    """A dual-stack bridge network with published ports. It keeps the results, as a runtime's cache does.
 
-    hairpinMode is on as nerdctl sets it: the Go plugins need it where br_netfilter is on.
+    hairpinMode is on, as nerdctl sets it: the Go plugins need it if br_netfilter is loaded.
     """
 
     lab: Lab
@@ -144,7 +144,7 @@ class Network:
         return next(text for text in texts if (":" in text) == (family == 6))
 
     def mac(self, container_id: str, ifname: str) -> str:
-        """Of an interface that a result names: the bridge, or the container's own."""
+        """The MAC of an interface in the result: the bridge, or the container's own."""
         return next(str(link["mac"]) for link in self.results[container_id]["interfaces"] if link["name"] == ifname)
 
 

@@ -1,8 +1,8 @@
 """The comparable state of a namespace: what an ADD may change and a DEL must restore.
 
-Left out is what the kernel counts or settles by itself: interface indexes, carrier and operational state, statistics,
-link-local addresses (they come when DAD has passed) and their routes, the local routing table (it follows the
-addresses), neighbours it learned, the "tentative" of an address.
+Left out is what the kernel itself counts or changes: interface indexes, carrier and operational state, statistics, link-local
+addresses (they come after DAD) and their routes, the local routing table (it follows the addresses), learned neighbours, and the
+flag "tentative" of an address.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 TREES = ("/run", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/etc/cni-py")
-IGNORED_FILES = ("/run/xtables.lock",)  # iptables leaves it for good
+IGNORED_FILES = ("/run/xtables.lock",)  # iptables never removes it
 IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
 NUD_PERMANENT = 0x80  # linux/neighbour.h
 IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x40, 0x80  # linux/if_addr.h
@@ -46,7 +46,7 @@ INTERFACE_SYSCTLS = (
 
 
 def take() -> dict[str, object]:
-    """Call this inside the namespace; the result is plain data and equal when the state is."""
+    """The state of this process's namespaces, as plain data. Call it inside the node."""
     with IPRoute() as ipr:
         messages = list(ipr.get_links())
         names = {link["index"]: link.get("ifname") for link in messages}
@@ -103,7 +103,7 @@ def routes(ipr: IPRoute, names: dict[int, str]) -> list[str]:
 
 
 def neighbours(ipr: IPRoute, names: dict[int, str]) -> list[str]:
-    """Those somebody put there; learned ones come and go."""
+    """The permanent neighbours; learned ones come and go."""
     return sorted(
         f"{names[entry['ifindex']]} {entry.get('dst')} {entry.get('lladdr')}"
         for entry in ipr.get_neighbours()
@@ -123,7 +123,7 @@ def sysctls(ifnames: list[str]) -> dict[str, str]:
 
 
 def ruleset(command: list[str]) -> list[str] | None:
-    """The lines a program prints, comments left out; None when it is not installed."""
+    """The lines that a program prints, without comments; None if it is not installed."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -143,7 +143,7 @@ def legacy_rules(tool: str) -> list[str] | None:
 
 
 def tree(top: str) -> dict[str, str]:
-    """Every path below a directory with its mode and what it holds: text, or a digest where that is long or not text."""
+    """Every path below a directory, with its mode and content: text, or SHA-256 if that is long or not text."""
     found = {}
     for directory, names, files in os.walk(top):
         for name in names + files:
@@ -169,7 +169,7 @@ def entry(path: str) -> str:
 
 
 def difference(before: dict[str, object], after: dict[str, object]) -> str:
-    """Lines that differ, as in `diff -u`; empty when the two are equal."""
+    """The differences, as `diff -u` prints them; "" if there are none."""
 
     def text(state: dict[str, object]) -> list[str]:
         return json.dumps(state, indent=1, sort_keys=True).splitlines()

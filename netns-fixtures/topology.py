@@ -1,4 +1,4 @@
-"""A topology as written in YAML: segments, and nodes with their interfaces, routes, settings and services.
+"""The topology of a lab in YAML: segments, and nodes with interfaces, routes, sysctls and services.
 
     segments: [lan]                          an Ethernet each
     nodes:
@@ -31,7 +31,7 @@ ROLES = ("host", "client", "router", "container")
 
 
 class TopologyError(ValueError):
-    """The file says something that cannot be built."""
+    """The file is not a topology, or one that cannot be built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Interface:
         for text in self.addresses:
             address = ipaddress.ip_interface(text).ip
             if not any(address in network for network in DOCUMENTATION if network.version == address.version):
-                raise TopologyError(f"{text} on {self.name} is not of a documentation range")
+                raise TopologyError(f"{text} on {self.name} is not in a documentation range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +93,18 @@ class Topology:
         return topology
 
     def check(self) -> None:
-        """TopologyError for a role or segment that does not exist, or a second host."""
+        """TopologyError for an unknown role or segment, or a second host."""
         for node in self.nodes:
             if node.role not in ROLES:
-                raise TopologyError(f"{node.name}: role {node.role!r} is none of {', '.join(ROLES)}")
+                raise TopologyError(f"{node.name}: unknown role {node.role!r}; the roles are {', '.join(ROLES)}")
             for interface in node.interfaces:
                 if interface.segment not in self.segments:
-                    raise TopologyError(f"{node.name}/{interface.name}: no segment {interface.segment!r}")
+                    raise TopologyError(f"{node.name}/{interface.name}: unknown segment {interface.segment!r}")
         if sum(node.role == "host" for node in self.nodes) > 1:
             raise TopologyError("more than one host")
 
     def ends(self, segment: str) -> list[tuple[str, Interface]]:
-        """Who is attached to a segment: node name and interface."""
+        """The interfaces on a segment, each with the name of its node."""
         return [(node.name, end) for node in self.nodes for end in node.interfaces if end.segment == segment]
 
 

@@ -1,6 +1,6 @@
-"""What makes a topology's network: links, addresses, routes and settings, through pyroute2 inside the nodes.
+"""Build the network of a topology: links, addresses, routes and sysctls, with pyroute2 inside the nodes.
 
-Every function here but connect() runs in a child that has entered the node (see Node.python).
+All functions but connect() run in a child that has entered the node (see Node.python).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IFA_F_NODAD = 0x02  # linux/if_addr.h
 
 
 def write_sysctls(settings: dict[str, str]) -> None:
-    """FileNotFoundError for a name this kernel does not have."""
+    """Set sysctls. FileNotFoundError for one that this kernel does not have."""
     for name, value in settings.items():
         with open(f"/proc/sys/{name.replace('.', '/')}", "w", encoding="ascii") as file:
             file.write(value)
@@ -43,7 +43,7 @@ def configure(interfaces: tuple[Interface, ...], routes: tuple[Route, ...], sysc
     with IPRoute() as ipr:
         for interface in interfaces:
             (index,) = ipr.link_lookup(ifname=interface.name)
-            write_sysctls({f"net.ipv6.conf.{interface.name}.accept_dad": "0"})  # nobody waits a second for fe80::
+            write_sysctls({f"net.ipv6.conf.{interface.name}.accept_dad": "0"})  # DAD would delay fe80:: by a second
             if interface.mac:
                 ipr.link("set", index=index, address=interface.mac)
             ipr.link("set", index=index, state="up")
@@ -57,9 +57,9 @@ def configure(interfaces: tuple[Interface, ...], routes: tuple[Route, ...], sysc
 
 
 def connect(lab: Lab) -> None:
-    """Make every segment: a veth between two ends, a switch in a namespace of its own for any other number.
+    """Make every segment: a veth pair for two ends, a bridge in a namespace of its own for any other number.
 
-    One child does it all, since a fork of a large process is what costs most of a lab.
+    One child does it all: forks of a large process are most of what a lab costs.
     """
     for segment in lab.topology.segments:
         if len(lab.topology.ends(segment)) != 2:
@@ -69,7 +69,7 @@ def connect(lab: Lab) -> None:
 
 
 def connect_nodes(lab: Lab) -> None:
-    """Called in a child that goes from one node's network to the next."""
+    """Called in a child, which goes from the network namespace of one node to the next."""
     for segment in lab.topology.segments:
         ends = [(lab[name], end) for name, end in lab.topology.ends(segment)]
         if len(ends) == 2:

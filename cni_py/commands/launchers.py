@@ -31,7 +31,7 @@ LOST = \"\"\"
 if issubclass(lost[0], Exception):
     from json import dumps
     msg = 'the Python package that the plugin {plugin} runs was removed, moved or damaged: ' + str(lost[1])
-    details = sys.argv[0] + ' loads it from ' + sys.path[-1] + '; install it there again, or run `cni-py install` of another one'
+    details = sys.argv[0] + ' loads it from ' + sys.path[-1] + '; reinstall it, or run `cni-py install` from another environment'
     print(dumps({{'cniVersion': '1.1.0', 'code': 999, 'msg': msg, 'details': details}}))
 else:
     sys.__excepthook__(*lost)
@@ -40,7 +40,7 @@ sys.excepthook = lambda *lost: exec(LOST)
 {start}
 main({plugin!r})
 """
-GONE = "the interpreter of the plugin {plugin}, {python}, is not there any more: run `cni-py install` with another one"
+GONE = "the interpreter of the plugin {plugin}, {python}, does not exist any more: run `cni-py install` from another environment"
 
 
 def launcher(plugin: str) -> bytes:

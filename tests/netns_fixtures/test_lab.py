@@ -169,7 +169,7 @@ def test_routed_topology_reaches_across_the_router() -> None:
     ("text", "complaint"),
     [
         ("nodes: {h: {role: king}}", "role 'king'"),
-        ("nodes: {h: {role: host, interfaces: {e: {segment: x}}}}", "no segment 'x'"),
+        ("nodes: {h: {role: host, interfaces: {e: {segment: x}}}}", "unknown segment 'x'"),
         (
             "segments: [x]\nnodes: {h: {role: host, interfaces: {e: {segment: x, addresses: [10.0.0.1/8]}}}}",
             "documentation range",

@@ -49,6 +49,7 @@ def test_what_is_written_is_what_is_mapped(text: str, wanted: list[PortMapping])
         ("[fe80::1%eth0]:8080:80", "without a zone"),
         ("300.0.0.1:8080:80", "is not an IP address"),
         ("192.0.2.1/24:8080:80/udp", '"192.0.2.1/24" is not an IP address'),
+        ("192.0.2.1/24:8080:80", '"192.0.2.1/24" is not an IP address'),
         ("8080:80/tcp/udp", "not a port"),
         ("8000-8002:80", "3 host ports cannot lead to 1 container ports"),
         ("8002-8000:80-82", "ends before it begins"),
