@@ -22,7 +22,8 @@ base            modules that all others may import
   run         start of an executable: which plugin it is
 kernel/         netlink, namespaces, sysctls, /proc
   netlink     messages, attributes, dumps, batches
-  rtnl        links, bridge ports, addresses, routes, neighbours
+  rtnl        links and bridge ports
+  inet        addresses, routes, neighbours
   linksettings  MAC, MTU, flags and queue length of one link
   macvlan     macvlan links
   tc          token buckets, ifb, filters
@@ -35,6 +36,7 @@ kernel/         netlink, namespaces, sysctls, /proc
   processes   which process has a socket
   netns       network namespaces: open, enter, compare
   sysctl      /proc/sys/net
+  spawn       starting a program
 protocol/       the CNI specification, and JSON as Go has it
   gojson      JSON text
   netconf     typed reading of a configuration

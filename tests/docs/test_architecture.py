@@ -106,3 +106,21 @@ def test_figures_are_kept_while_they_are_about_right() -> None:
     for figure in (lines + house.ABOUT, lines + house.ABOUT + 1):
         changed = text.replace(row, row.replace(f"{stated:>7,}", f"{figure:>7,}"))
         assert (f"{figure:,}  " in house.with_pictures(changed)) == (figure - lines <= house.ABOUT)
+
+
+EXAMPLES = {"app.py"}  # in sentences about processes of the host
+
+
+def test_files_that_comments_name_are_there() -> None:
+    """`claims.py`, `ports/claims.py`: a file that was renamed is not looked for under its old name."""
+    sources = [path for name in ("cni_py", "plugins", "portfwd") for path in sorted((house.ROOT / name).rglob("*.py"))]
+    tested = [path for name in ("tests", "bench", "netns-fixtures") for path in (house.ROOT / name).rglob("*.py")]
+    there = {f"/{path.relative_to(house.ROOT)}" for path in [*sources, *tested]}
+    named = {
+        (path.name, name)
+        for path in sources
+        for name in re.findall(r"(?<![\w/<>*-])((?:[a-z]\w+/)*[a-z]\w+\.py)\b", path.read_text())
+    }
+    assert named, "the reading of the sources is broken"
+    lost = [pair for pair in named if not any(path.endswith(f"/{pair[1]}") for path in there)]
+    assert sorted(pair for pair in lost if pair[1].rpartition("/")[2] not in EXAMPLES) == []
