@@ -2,7 +2,7 @@
 
     /run/cni-py/attachments/<hex>/<plugin>.adding   an ADD is under way, or was killed
     /run/cni-py/attachments/<hex>/<plugin>.json     the ADD succeeded
-    /run/cni-py/published/                          which attachments publish ports for an address: see portindex
+    /run/cni-py/published/                          which attachments publish ports for an address: see ports/index
     /run/cni-py/lock/                               locks
 
 <hex> is the first half of the SHA-256 of network \\0 containerID \\0 ifname. /run is a tmpfs: records end with the boot, as

@@ -152,7 +152,7 @@ def _nftables_parts(op: Op) -> Iterator[Op]:
     """
     if type(op).__module__ not in engine.FILTERING:
         return
-    for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
+    for address in getattr(op, "addresses", ()) if type(op).__name__ in PUBLISHING else ():
         if ":" not in address:  # its check() is content where route_localnet is off
             yield RestoreGuard(address=address.partition("/")[0])
     yield op

@@ -1,4 +1,4 @@
-"""The other packet filter: rules as the Go plugins write them, loaded only where somebody asked for them or has them.
+"""The other backend: rules as the Go plugins write them. Loaded only where a configuration names it, or its chains are there.
 
 Imports nftables, attachment, protocol, kernel and what is below.
 """

@@ -1,4 +1,4 @@
-"""The rules in iptables' nat table that publish a container's ports and masquerade what it sends, by value.
+"""The rules in iptables' nat table that masquerade what a container sends, as values, and how they meet those of ports.
 
     PREROUTING, OUTPUT ─ to an address of the host? ─ CNI-HOSTPORT-DNAT ─ a published port? ─ CNI-DN-<attachment>
     CNI-DN-<attachment> ─ the answer would not come back? CNI-HOSTPORT-SETMARK ─ DNAT to the container
