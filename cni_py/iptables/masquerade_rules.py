@@ -74,7 +74,8 @@ def masquerade(rules: "Rules", chain: str, comment: str, addresses: "Iterable[Ad
     found = [masqueraded(address, chain, comment) for address in addresses]
     for _, inside, outside in found:
         there = rules.chains[NAT, chain]
-        if inside not in there and outside in there:  # it is the chain's last: another address has come before
+        # The rule that masquerades must stay behind all that accept, also that of an address that comes later
+        if inside not in there and outside in there:
             rules.fill(NAT, chain, [*(rule for rule in there if rule != outside), inside, outside])
         rules.ensure(NAT, chain, inside)
         rules.ensure(NAT, chain, outside)
