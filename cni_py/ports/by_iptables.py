@@ -199,7 +199,7 @@ def clear_ports(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
     """
     families = [family for family in concerned(kernel, ENTRIES) if any(one.family == family for one in wanted)]
 
-    def decide(rules: Rules) -> list[Mapping]:
+    def decide(rules: Rules) -> "list[Mapping]":
         ours = [one for one in wanted if one.family == rules.family]
         dead = take_out_dead(rules, ours, kernel.key, strangers=False)
         return dead + take_out_unrecorded(rules, {one.container_ip for one in ours}, kernel.key)
@@ -222,7 +222,7 @@ def withdraw(kernel: "Kernel", key: "Attachment", stays: "Callable[[bytes], bool
     """
     chain, obsolete = (own_chain(key, prefix) for prefix in (PUBLISH, OBSOLETE))
 
-    def decide(rules: Rules) -> list[Mapping]:
+    def decide(rules: Rules) -> "list[Mapping]":
         gone = iptables_rules.withdraw(rules, chain, stays)
         rules.remove_chain(NAT, obsolete)
         return gone
@@ -236,7 +236,7 @@ def withdraw_of_container(kernel: "Kernel", key: "Attachment", goes: "Callable[[
     The rules name no interface: what another interface of it has by our records stays.
     """
 
-    def decide(rules: Rules) -> list[Mapping]:
+    def decide(rules: Rules) -> "list[Mapping]":
         gone: list[Mapping] = []
         for network, chain in chains_of_container(rules, key.container_id):
             other = naming.Attachment(network, key.container_id, key.ifname)
@@ -265,7 +265,7 @@ def sweep(kernel: "Kernel", network: str, valid: "Container[str]", plugin: str, 
     prefix, base = (PUBLISH, ENTRIES) if ports else (MASQUERADE, POSTROUTING)
     recorded = {key.container_id for key in records.keys_of(network, plugin)}
 
-    def decide(rules: Rules) -> list[Mapping]:
+    def decide(rules: Rules) -> "list[Mapping]":
         gone: list[Mapping] = []
         for entry in list(rules.chains.get((NAT, base), ())):
             of, container_id = masquerade_rules.label_in(entry)
