@@ -1,6 +1,6 @@
-"""The two packet filters: which one a plugin is to use, and what an attachment has in iptables, whoever made it.
+"""Choose nftables or iptables, and find the iptables rules of an attachment, ours or the Go plugins'.
 
-iptables' part is loaded only where it is asked for, or where one netlink message says that there is something.
+iptables' modules are loaded only where the configuration names that backend, or a netlink message says that a chain is there.
 """
 
 from cni_py.attachment import records
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def serving(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
-    """CHECK: the backend that has served the attachment, also if the configuration has changed since, or the plugin."""
+    """CHECK: the backend that serves the attachment, by its record or its chain, whatever the configuration says now."""
     record = records.load(call.key, call.plugin)
     for fields in record.ops if record is not None else ():
         name = fields.get("op") if isinstance(fields, dict) else None
@@ -42,7 +42,7 @@ def serving(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
 
 
 def require(kernel: "Kernel", backend: str) -> None:
-    """STATUS: PluginNotAvailable where the backend is not there."""
+    """STATUS: raise PluginNotAvailable if the backend is missing."""
     try:
         if backend == "iptables":
             from cni_py.iptables.tool import TOOLS, find
@@ -136,7 +136,7 @@ def sweep_masquerading(call: "Call") -> None:
 
 
 def take_out_unrecorded(call: "Call", addresses: "Iterable[Address]") -> None:
-    """ADD that publishes nothing: take out what still leads to the addresses under the name of another attachment.
+    """ADD that publishes nothing: remove iptables rules of attachments without a record that lead to these addresses.
 
     The index of published ports knows of the Go plugins' chains only what there was when it was made.
     """

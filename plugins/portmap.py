@@ -6,7 +6,7 @@
     GC     attachments of this network that the runtime no longer knows, with or without a record
     STATUS whether the backend is there: nf_tables and what makes the table, or iptables; with userlandProxy: always, portfwd
 
-Example configuration: conf/portmap.conflist. A port that another container holds is an error (code 110), see portclaims.
+Example configuration: conf/portmap.conflist. A port that another container holds is an error (code 110), see ports/conflicts.
 
 With `backend: iptables` they become the Go plugin's chains in iptables' nat table instead, which DEL and GC remove with either
 backend. Keys beyond the reference's:
@@ -18,8 +18,8 @@ backend. Keys beyond the reference's:
                              firewalld) is to decide about published ports, which are local input then: see docs/backends.md
                     never    NAT alone
     randomHostPort  refuse   a mapping with hostPort 0 is an error, as with the reference
-                    sticky   it gets a random port, the same one when the pod or container comes again: see randomports
-    ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see portoptions
+                    sticky   it gets a random port, the same one when the pod or container comes again: see ports/random_ports
+    ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see ports/options
     hostListener    warn     a port that a program of the host listens on is published, which is said on stderr: its clients
                              come to the container
                     refuse   it is an error (code 110) that names the program; also for the host, in config.yaml: see settings
@@ -50,7 +50,10 @@ if TYPE_CHECKING:
 
 
 def add(call: Call) -> "Result":
-    """Publish the ports."""
+    """Publish the ports: configuration, mappings and operations (plan), and what holds the ports already.
+
+    The operations themselves claim the ports: see ports/__init__.
+    """
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
         raise InvalidNetworkConfig(
@@ -65,7 +68,7 @@ def add(call: Call) -> "Result":
     steps = beside_listeners(call, conf, chosen + plan(conf, conf.prev_result, call.ifname))
     addresses = container_addresses(conf.prev_result, call.ifname)
     call.hand_out([address.packed for address in addresses])
-    say_what_lacks(conf, addresses)
+    warn_of_unserved(conf, addresses)
     if not steps:
         backends.take_out_unrecorded(call, addresses)
     else:
@@ -75,7 +78,7 @@ def add(call: Call) -> "Result":
 
 
 def beside_listeners(call: Call, conf: PortmapConf, steps: "list[Op]") -> "list[Op]":
-    """The steps, when programs of the host that listen on one of the ports are dealt with as `hostListener` says. PortInUse."""
+    """The steps, after `hostListener` was applied to programs of the host that listen on one of the ports. PortInUse."""
     asked = backend.for_host_listener(netconf.string(call.conf.raw, "hostListener"))
     earlier = conf.prev_result
     if earlier is None or not conf.entries:
@@ -93,8 +96,8 @@ def beside_listeners(call: Call, conf: PortmapConf, steps: "list[Op]") -> "list[
     return host_listeners.settle(wanted, listeners, own, asked, steps)
 
 
-def say_what_lacks(conf: PortmapConf, addresses: list[Address]) -> None:
-    """Say on stderr what NAT cannot serve, and portfwd is not asked for or cannot either."""
+def warn_of_unserved(conf: PortmapConf, addresses: list[Address]) -> None:
+    """Name on stderr the ports that NAT cannot serve, and that portfwd is not asked for or cannot serve either."""
     for entry in conf.entries:
         never = conf.userland_proxy == "never" or entry.protocol.lower() == "sctp"
         if never and addresses and not is_served(entry, addresses):

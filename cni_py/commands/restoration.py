@@ -141,7 +141,7 @@ def _filter_parts(op: Op) -> Iterator[Op]:
     """
     if not op.restorable or isinstance(op, relay.RelayPorts):
         return
-    for address in getattr(op, "addresses", "").split() if type(op).__name__ in PUBLISHING else ():
+    for address in getattr(op, "addresses", ()) if type(op).__name__ in PUBLISHING else ():
         # IPv4 only: IPv6 has no route_localnet. Where it is off, the guard's check() finds nothing missing.
         if ":" not in address:
             yield RestoreGuard(address=address.partition("/")[0])

@@ -1,4 +1,4 @@
-"""Operations on iptables' nat table, for those who asked for that backend: masquerading and published ports."""
+"""Masquerading by iptables' nat table: the operation, and what DEL and GC take out."""
 
 from cni_py.addr import by_family
 from cni_py.attachment import records
@@ -65,7 +65,7 @@ def own_label(key: "Attachment") -> str:
 
 
 def siblings(key: "Attachment", plugin: str) -> set[bytes]:
-    """The addresses that a container's other interfaces in the network have by our records: they share its chain."""
+    """The packed addresses of the container's other interfaces in the network, from our records: they share its chain."""
     found = set()
     for record in records_of(key.network, key.container_id, plugin):
         if record.key.ifname != key.ifname:

@@ -1,4 +1,4 @@
-"""The rules in iptables' nat table that publish a container's ports and masquerade what it sends, by value.
+"""The rules in iptables' nat table that masquerade what a container sends, as values, and how they meet those of ports.
 
     PREROUTING, OUTPUT ─ to an address of the host? ─ CNI-HOSTPORT-DNAT ─ a published port? ─ CNI-DN-<attachment>
     CNI-DN-<attachment> ─ the answer would not come back? CNI-HOSTPORT-SETMARK ─ DNAT to the container
@@ -74,7 +74,8 @@ def masquerade(rules: "Rules", chain: str, comment: str, addresses: "Iterable[Ad
     found = [masqueraded(address, chain, comment) for address in addresses]
     for _, inside, outside in found:
         there = rules.chains[NAT, chain]
-        if inside not in there and outside in there:  # it is the chain's last: another address has come before
+        # The rule that masquerades must stay behind all that accept, also that of an address that comes later
+        if inside not in there and outside in there:
             rules.fill(NAT, chain, [*(rule for rule in there if rule != outside), inside, outside])
         rules.ensure(NAT, chain, inside)
         rules.ensure(NAT, chain, outside)

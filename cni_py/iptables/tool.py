@@ -1,4 +1,4 @@
-"""iptables, for those who asked for it: one reading and one `iptables-restore --noflush` per family and call.
+"""Run iptables: one reading and one `iptables-restore --noflush` per family and call.
 
     rules = Rules.read(4, "nat")                   iptables-save -t nat
     rules.ensure_chain(NAT, "CNI-HOSTPORT-DNAT")   noted when it is missing

@@ -1,4 +1,4 @@
-"""Operations on nftables: elements of the constant tables in kernel/nftables.py, each with its attachment in its comment."""
+"""Elements of our nftables tables, each with its attachment in its comment: transactions, single elements, sweeps of GC."""
 
 import errno
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], str]") -> None:
-    """Send a transaction; when a chain is not there (or somebody flushed the table), make what lacks and send it again."""
+    """Send a transaction. OSError, CniError.
+
+    If the kernel answers ENOENT (a chain or map is missing, the table was flushed), create what is missing, with the text of
+    `chains`, and send it once more.
+    """
     try:
         kernel.nft.transaction(changes)
     except OSError as error:
@@ -36,7 +40,7 @@ def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], 
 
 
 def put(kernel: "Kernel", set_name: str, element: Element, chain: str = "", family: int = INET) -> bool:
-    """Put in one element of our own, in place of one that another attachment left. False when it is there already."""
+    """Put in one element, in place of one that another attachment left. False when it is there already. OSError, CniError."""
     with nftables_lock():
         ruleset.ensure_table(kernel.nft, family)
         before = kernel.nft.get(set_name, (element.key,), family).get(element.key)
@@ -48,7 +52,7 @@ def put(kernel: "Kernel", set_name: str, element: Element, chain: str = "", fami
 
 
 def take(kernel: "Kernel", set_name: str, key: bytes, family: int = INET) -> None:
-    """Take out one element if it is our own."""
+    """Take out one element if its comment names this attachment. OSError."""
     with nftables_lock():
         try:
             found = kernel.nft.get(set_name, (key,), family).get(key)

@@ -181,7 +181,7 @@ def conditions_chain(family: int, name: str, condition: str) -> str:
 
 
 def shared_chain(family: int, name: str, condition: str) -> str:
-    """Text for the chain and maps of ports that are shared under vetted conditions, or none: portshares.py has the slots.
+    """Text for the chain and maps of ports that are shared under vetted conditions, or none: ports/shares.py has the slots.
 
     nft knows the type of a number that it makes up only by `typeof`.
     """

@@ -1,4 +1,4 @@
-"""Publish ports by iptables, for those who asked for that backend."""
+"""Publish ports by iptables: the operation, and what DEL, GC and the other backend ask of iptables' rules."""
 
 from cni_py.addr import Address, by_family, parse_ip
 from cni_py.attachment import naming, records
@@ -14,7 +14,7 @@ from cni_py.ports import claims, conflicts, host_clients, iptables_rules
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.iptables_rules import Publication, parse_ports
 from cni_py.ports.mapping import entries_of, mappings
-from cni_py.ports.publish import WHOSE, separated, sweep_ports
+from cni_py.ports.publish import MASQUERADED, separated, sweep_ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class PublishByIptables(Op):
     def describe(self) -> str:
         texts = {4: self.conditions4, 6: self.conditions6}
         where = "".join(f", for IPv{n} if {text}" for n, text in texts.items() if text)
-        whose = WHOSE.get(self.clients, "").format(" ".join(self.addresses))
+        whose = MASQUERADED.get(self.clients, "").format(" ".join(self.addresses))
         return f"host: iptables: publish {', '.join(self.ports)}{where}{whose}"
 
     def publications(self, key: "Attachment") -> dict[int, Publication]:
@@ -190,9 +190,7 @@ def take_out_unrecorded(rules: Rules, addresses: set[bytes], key: "Attachment") 
 
 def take_out_unrecorded_of(kernel: "Kernel", families: "Iterable[int]", addresses: set[bytes]) -> None:
     """take_out_unrecorded() alone."""
-    gone: list[Mapping] = []
-    tool.change(families, (NAT,), lambda rules: gone.extend(take_out_unrecorded(rules, addresses, kernel.key)))
-    forget_flows(kernel, gone, added=False)
+    take_out(kernel, families, lambda rules: take_out_unrecorded(rules, addresses, kernel.key))
 
 
 def clear_ports(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
@@ -201,15 +199,20 @@ def clear_ports(kernel: "Kernel", wanted: "Sequence[Mapping]") -> None:
     Rules of dead containers, and of those without a record that lead to the same addresses, are removed.
     """
     families = [family for family in concerned(kernel, ENTRIES) if any(one.family == family for one in wanted)]
-    gone: list[Mapping] = []
 
-    def decide(rules: Rules) -> None:
+    def decide(rules: Rules) -> "list[Mapping]":
         ours = [one for one in wanted if one.family == rules.family]
-        gone.extend(take_out_dead(rules, ours, kernel.key, strangers=False))
-        gone.extend(take_out_unrecorded(rules, {one.container_ip for one in ours}, kernel.key))
+        dead = take_out_dead(rules, ours, kernel.key, strangers=False)
+        return dead + take_out_unrecorded(rules, {one.container_ip for one in ours}, kernel.key)
 
-    tool.change(families, (NAT,), decide)
-    forget_flows(kernel, gone, added=False)
+    take_out(kernel, families, decide)
+
+
+def take_out(kernel: "Kernel", families: "Iterable[int]", decide: "Callable[[Rules], list[Mapping]]") -> None:
+    """Let `decide` note rules to be removed, remove them, and forget the UDP flows of the mappings that it returns. CniError."""
+    gone: list[Mapping] = []
+    if tool.change(families, (NAT,), lambda rules: gone.extend(decide(rules))):
+        forget_flows(kernel, gone, added=False)
 
 
 def withdraw(kernel: "Kernel", key: "Attachment", stays: "Callable[[bytes], bool]") -> None:
@@ -219,14 +222,13 @@ def withdraw(kernel: "Kernel", key: "Attachment", stays: "Callable[[bytes], bool
     have the address.
     """
     chain, obsolete = (own_chain(key, prefix) for prefix in (PUBLISH, OBSOLETE))
-    gone: list[Mapping] = []
 
-    def decide(rules: Rules) -> None:
-        gone.extend(iptables_rules.withdraw(rules, chain, stays))
+    def decide(rules: Rules) -> "list[Mapping]":
+        gone = iptables_rules.withdraw(rules, chain, stays)
         rules.remove_chain(NAT, obsolete)
+        return gone
 
-    if tool.change(concerned(kernel, chain, obsolete, own=chain), (NAT,), decide):
-        forget_flows(kernel, gone, added=False)
+    take_out(kernel, concerned(kernel, chain, obsolete, own=chain), decide)
 
 
 def withdraw_of_container(kernel: "Kernel", key: "Attachment", goes: "Callable[[bytes], bool]") -> None:
@@ -234,17 +236,17 @@ def withdraw_of_container(kernel: "Kernel", key: "Attachment", goes: "Callable[[
 
     The rules name no interface: what another interface of it has by our records stays.
     """
-    gone: list[Mapping] = []
 
-    def decide(rules: Rules) -> None:
+    def decide(rules: Rules) -> "list[Mapping]":
+        gone: list[Mapping] = []
         for network, chain in chains_of_container(rules, key.container_id):
             other = naming.Attachment(network, key.container_id, key.ifname)
             siblings_of = Siblings(other, PORTMAP)
             if network != key.network and chain == own_chain(other, PUBLISH):
-                gone.extend(iptables_rules.withdraw(rules, chain, lambda ip: not goes(ip) or ip in siblings_of))  # noqa: B023
+                gone += iptables_rules.withdraw(rules, chain, lambda ip: not goes(ip) or ip in siblings_of)  # noqa: B023
+        return gone
 
-    if tool.change(concerned(kernel, ENTRIES), (NAT,), decide):
-        forget_flows(kernel, gone, added=False)
+    take_out(kernel, concerned(kernel, ENTRIES), decide)
 
 
 def chains_of_container(rules: Rules, container_id: str) -> list[tuple[str, str]]:
@@ -263,21 +265,21 @@ def sweep(kernel: "Kernel", network: str, valid: "Container[str]", plugin: str, 
     """GC: the same for containers of the network that are not valid and of which we have no record, by their comments."""
     prefix, base = (PUBLISH, ENTRIES) if ports else (MASQUERADE, POSTROUTING)
     recorded = {key.container_id for key in records.keys_of(network, plugin)}
-    gone: list[Mapping] = []
 
-    def decide(rules: Rules) -> None:
+    def decide(rules: Rules) -> "list[Mapping]":
+        gone: list[Mapping] = []
         for entry in list(rules.chains.get((NAT, base), ())):
             of, container_id = masquerade_rules.label_in(entry)
             chain = chain_name(prefix, network, container_id)
             if of != network or container_id in valid or container_id in recorded or entry[-1] != chain:
                 continue
             if ports:
-                gone.extend(iptables_rules.withdraw(rules, chain, lambda _: False))
+                gone += iptables_rules.withdraw(rules, chain, lambda _: False)
             else:
                 rules.remove_chain(NAT, chain)
+        return gone
 
-    if tool.change(concerned(kernel, base), (NAT,), decide):
-        forget_flows(kernel, gone, added=False)
+    take_out(kernel, concerned(kernel, base), decide)
 
 
 def publish(conf: "PortmapConf", addresses: "Sequence[Address]") -> "list[Op]":

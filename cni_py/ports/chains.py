@@ -1,6 +1,6 @@
-"""What portmap asks of iptables, whichever backend it uses.
+"""Questions that portmap asks of iptables with either backend: are there chains that publish ports, and whose are they?
 
-iptables' part is loaded where one netlink message says that there is something.
+by_iptables is loaded only where a netlink message says that there is such a chain.
 """
 
 from cni_py.addr import ip_text

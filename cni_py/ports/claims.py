@@ -84,6 +84,8 @@ class Claimant:
 def claim(draft: Draft, who: Claimant, mapping: Mapping) -> None:
     """Put the mapping in. Nobody may hold its ports."""
     if mapping.first < mapping.last:
+        # The kernel refuses an interval that overlaps another (nft_rbtree.c), but does not compare it with elements of other
+        # maps: obtain() has compared it with the claims, and what comes later compares itself with intervals()
         draft.put_interval(range_map(mapping), interval_of(mapping, who.comment))
         return
     claims, key = f"claims{mapping.family}", claim_key(mapping, mapping.first)

@@ -157,7 +157,7 @@ def _joined(entries: "Sequence[Said]", options: "dict[tuple[str, int], PortOptio
 
 
 def _options(raw: "Object", runtime: "Object | None") -> "dict[tuple[str, int], PortOptions]":
-    """What ports are given beyond their mappings, by protocol and host port; see portoptions.py."""
+    """Options of single ports, by protocol and host port: see options.py."""
     ports = netconf.lookup(raw, "ports")
     annotations = netconf.child(runtime, POD_ANNOTATIONS) if runtime is not None else None
     annotation = annotations.get("cni-py/ports") if annotations is not None else None

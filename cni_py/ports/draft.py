@@ -94,7 +94,9 @@ class Draft:
     def intervals(self, set_name: str) -> list[Interval]:
         """All that will be in a map of ranges, in ascending order of their ports, from one dump of the map."""
         if set_name not in self._ranges:
-            # ascending; where an interval follows another, the end of the one comes before the beginning of the next
+            # The kernel has no intervals, but bounds: an element where one begins, and one with the flag
+            # NFT_SET_ELEM_INTERVAL_END at the first key that is not in it. Two that touch have both at one key: the end comes
+            # first. nft adds an end at key 0, which closes nothing.
             bounds = sorted(self._nft.dump(set_name), key=lambda element: (element.key, not element.end))
             found = []
             for place, element in enumerate(bounds):
@@ -147,7 +149,11 @@ class Draft:
         return [mapping for mapping in gone if mapping is not None]
 
     def changes(self) -> list[Change]:
-        """What has to be sent: removals, then additions, claims before anything else."""
+        """What has to be sent, in the order in which the kernel works a transaction off.
+
+        Removals come first: a key that is to be added exclusively must be gone, or the kernel answers EEXIST. Claims come before
+        what jumps to chains: the first error counts, and for a port in use (EEXIST) no chain that is missing (ENOENT) is made.
+        """
         gone: dict[str, list[Element]] = {}
         new: dict[str, list[Element]] = {}
         for place, after in self._after.items():

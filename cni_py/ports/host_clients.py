@@ -1,4 +1,4 @@
-"""What lets processes of the host, and the container itself, reach a published port: 127.0.0.0/8, and the way back."""
+"""Operations that let processes of the host (from 127.0.0.0/8), and the container itself, reach a published port."""
 
 import errno
 

@@ -7,7 +7,7 @@
 
 A port is held as bind(2) sees it: any address against a specific one conflicts, and a socket on :: without IPV6_V6ONLY holds
 IPv4's, too. UDP sockets that are bound and have no peer count; connections and TIME_WAIT do not, nor sockets of other network
-namespaces. What is held for the very container that is to have the port is not in its way: see listenerowners.py.
+namespaces. What is held for the very container that is to have the port is not in its way: see listener_owners.py.
 """
 
 from cni_py import backend

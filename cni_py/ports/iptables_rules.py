@@ -23,35 +23,9 @@ TO_HOST: "Rule" = ("-m", "addrtype", "--dst-type", "LOCAL", "-j", ENTRIES)
 # as a short form of it.
 SHORT_OPTIONS = ("-s", "-d", "-i", "-o", "-m", "-f")
 REFUSED_OPTIONS = (
-    "append",
-    "check",
-    "delete",
-    "delete-chain",
-    "exact",
-    "flush",
-    "goto",
-    "help",
-    "insert",
-    "ipv4",
-    "ipv6",
-    "jump",
-    "line-numbers",
-    "list",
-    "list-rules",
-    "modprobe",
-    "new-chain",
-    "numeric",
-    "policy",
-    "proto",
-    "rename-chain",
-    "replace",
-    "set-counters",
-    "table",
-    "verbose",
-    "version",
-    "wait",
-    "wait-interval",
-    "zero",
+    *("append", "check", "delete", "delete-chain", "exact", "flush", "goto", "help", "insert", "ipv4", "ipv6"),
+    *("jump", "line-numbers", "list", "list-rules", "modprobe", "new-chain", "numeric", "policy", "proto"),
+    *("rename-chain", "replace", "set-counters", "table", "verbose", "version", "wait", "wait-interval", "zero"),
 )
 
 
@@ -150,7 +124,10 @@ class Publication:
         return [mapping for mapping in found if mapping is not None]
 
     def shared(self) -> "Iterator[tuple[str, Rule, bool]]":
-        """The rules that all attachments have in common, by chain; and whether one must be its chain's first."""
+        """The rules that all attachments have in common, by chain; and whether one must be its chain's first.
+
+        That in POSTROUTING must be: the accepting rules of the container's own subnet (masquerade_rules) come after it.
+        """
         if self.clients != "none" and not self.mark_chain:
             mark = ("-j", "MARK", "--set-xmark", self.mark)
             yield SETMARK, (*said("CNI portfwd masquerade mark"), *mark), False
@@ -188,15 +165,16 @@ class Publication:
             if mapping.family == 4:
                 yield ("-s", "127.0.0.1/32", *to_mark)
         target = f"{bracketed(mapping.container_ip)}:{mapping.container_port}"
-        if mapping.first < mapping.last:
+        if mapping.first < mapping.last:  # DNAT to an address alone leaves the port as it is (nf_nat_core.c)
             target = ip_text(mapping.container_ip)
         yield (*words, "-j", "DNAT", "--to-destination", target)
 
     def make(self, rules: "Rules", stays: "Callable[[bytes], bool]") -> None:
         """Publish, in place of whatever the chain has that leads to addresses that do not stay."""
         for chain, rule, _ in self.shared():
+            # The rule of another markMasqBit must go: --set-xmark of both rules would set both bits
             if chain in (SETMARK, MASQ) and not rules.has(NAT, chain, rule):
-                rules.fill(NAT, chain, [rule])  # with another bit both would be set
+                rules.fill(NAT, chain, [rule])
         rules.ensure_chain(NAT, ENTRIES)
         for chain, rule, first in self.shared():
             rules.ensure(NAT, chain, rule, first=first)

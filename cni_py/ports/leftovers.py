@@ -1,7 +1,7 @@
-"""Published ports that nobody stands behind any more: they would lead to the next container that has the address.
+"""Published ports whose container is gone: they would lead to the next container that gets the address.
 
 What an earlier attachment left, because its network was renamed or portmap was taken out of the list, is found by the index in
-portindex. It goes in three cases:
+index.py. It is removed in three cases:
 
     of_interface     DEL of the same container and interface, under any name of the network
     of_addresses     ADD that gives the address to somebody else, unless the earlier attachment still has it

@@ -1,11 +1,11 @@
-"""Port mappings: what portmap's configuration says, and which host ports lead where. Pure.
+"""Which host ports lead where: the mappings of a configuration for the addresses of a container. Pure.
 
 A mapping is published for each family the container has an address of, unless hostIP belongs to one of them. As with
 bind(2), an absent hostIP, 0.0.0.0 and :: mean any address. NAT can publish nothing on ::1: the kernel does not forward it. A
 hostIP that is no address is an error.
 
-What NAT cannot do portfwd may, if it runs: see relays() and userland.py. What a port is given beyond its mapping
-(`share`, `allow`) is in portoptions.py.
+What NAT cannot do portfwd may, if it runs: see relays() and relay.py. What a port has beyond its mapping
+(`share`, `allow`) is in options.py.
 """
 
 from cni_py.addr import Address, ip_text, parse_address, parse_ip

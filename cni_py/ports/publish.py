@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", only: str = "") -> None:
-    """GC: the same for published ports; with `only` those of one attachment, by its hex."""
+    """GC: take out the published ports of attachments of `network` that are not valid, record or not, and let heirs take over.
+
+    With `only` those of one attachment, by its hex. CniError.
+    """
     living = {key.hex for key in valid}
     with nftables_lock():
         draft = Draft(kernel.nft)
@@ -49,7 +52,9 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
 
 
 class GuardAddress(Op):
-    """Nobody beyond the container's own network reaches it but by what is published, or has been asked for by itself."""
+    """Drop what comes from outside the container's network, except published ports and replies to the container's own
+    connections.
+    """
 
     address: str
     owned = True
@@ -79,7 +84,7 @@ class GuardAddress(Op):
         return None if found == element else lost
 
 
-WHOSE = {  # values of PublishPorts.clients in words, with the container's addresses
+MASQUERADED = {  # values of PublishPorts.clients in words, with the container's addresses
     "subnet": "; clients in the subnet of {} and on the host's loopback are masqueraded",
     "all": "; all clients of {} are masqueraded",
     "none": "",
@@ -115,7 +120,7 @@ class PublishPorts(Op):
 
     def describe(self) -> str:
         where = "".join(f", for IPv{n} if {text}" for n, text in self.conditions().items() if text)
-        whose = WHOSE.get(self.clients, "").format(" ".join(self.addresses))
+        whose = MASQUERADED.get(self.clients, "").format(" ".join(self.addresses))
         return f"host: nft: publish {', '.join(self.ports)}{where}{whose}"
 
     def conditions(self) -> dict[int, str]:
@@ -146,6 +151,7 @@ class PublishPorts(Op):
             try:
                 changed = self._publish(kernel, mappings, draft)
             except OSError as error:
+                # EEXIST: a key that is there. ENOTEMPTY: an interval that overlaps one that is there (nft_rbtree.c)
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
                 changed = self._publish(kernel, mappings, Draft(kernel.nft))

@@ -1,6 +1,6 @@
 """portmap's `randomHostPort: sticky`: a mapping with hostPort 0 gets a random port of the host, the same one each time.
 
-The number is remembered (stickyports) by the pod's or container's name, the first of these that the runtime tells:
+The number is remembered (sticky_ports) by the pod's or container's name, the first of these that the runtime tells:
 
     the pod's annotation cni-py/sticky       with the pod's namespace (capability io.kubernetes.cri.pod-annotations)
     K8S_POD_NAMESPACE and K8S_POD_NAME       in CNI_ARGS: Kubernetes, and podman with the container's name

@@ -1,4 +1,4 @@
-"""portfwd as portmap uses it: the ports of a container that NAT cannot serve, or all of them where there is no NAT.
+"""The operation that publishes ports through portfwd: those that NAT cannot serve, or all of them where there is no NAT.
 
 The service listens at /run/cni-py/portfwd.sock: a request is a line of JSON, the answer another. Where nobody listens an ADD
 in `auto` costs one connect(2) that fails. A mapping is named portmap-<hex>-<n> and owned by "attachment <hex>", by which it
@@ -41,7 +41,7 @@ _TIMEVAL = _struct.Struct("ll")  # struct timeval
 
 
 class Refused(CniError):
-    """The service says no; `kind` is its word for why."""
+    """The service refuses a request; `kind` is its word for the reason: "in-use", "usage", ..."""
 
     def __init__(self, kind: str, msg: str, details: str) -> None:
         super().__init__(msg, details)
@@ -49,7 +49,7 @@ class Refused(CniError):
 
 
 class Untrusted(IOFailure):
-    """Somebody else listens in the service's place."""
+    """A process of another user listens on the service's socket."""
 
 
 class Service:
@@ -445,7 +445,7 @@ def forget(hexed: str) -> None:
 
 
 def require() -> None:
-    """STATUS. PluginNotAvailable when no service is there."""
+    """STATUS: raise PluginNotAvailable if no service runs. CniError."""
     service = Service.connect(AUTO_S)
     if service is None:
         raise PluginNotAvailable("portfwd does not run", "userlandProxy: always needs `portfwd serve`")

@@ -20,9 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.ports.draft import Draft
 
-SLOTS = (
-    60  # as in the rule (nftrules.shared_chain): 1 to 6 members get exactly as much each, and no more than 60 can be
-)
+# As in ruleset.shared_chain(). 60 can be divided by 1 to 6: so many members get exactly equal parts; more than 60 cannot be.
+SLOTS = 60
 
 
 def slots_of(place: Place, chain: str) -> tuple[str, list[bytes]]:

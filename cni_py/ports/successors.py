@@ -1,4 +1,4 @@
-"""Who of a container takes a host port over when its holder goes.
+"""Which attachment of the same container takes a host port over when its holder is DELeted.
 
 A file in the folder of the holder's record, /run/cni-py/attachments/<hex of the holder>/heirs/<hex of the successor>, written and
 read under the lock of nftables.

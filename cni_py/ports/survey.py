@@ -1,6 +1,6 @@
-"""Everything that publishes ports on this host, read from the records and the kernel: what the index of portindex is made from.
+"""Everything that publishes ports on this host, from the records and the kernel: the content of a new index (index.py).
 
-It costs time for each published port, once a boot: see portindex.
+It costs time for each published port, and is done once a boot.
 """
 
 from cni_py.addr import ip_text, parse_address

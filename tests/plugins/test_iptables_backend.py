@@ -431,10 +431,29 @@ def test_a_port_of_another_container_is_refused(site: Site, go: Plugins, holder:
     site.detach(first)
 
 
-@pytest.mark.parametrize("backends", [("iptables", "nftables"), ("nftables", "iptables")], ids=" then ".join)
-def test_a_port_is_taken_whatever_the_backend(site: Site, backends: tuple[str, str]) -> None:
-    first, second, port = site.container(), site.container(), site.port()
-    held, wanted = (site.portmap([mapping(port, 80)], backend=backend) for backend in backends)
+@pytest.mark.parametrize(
+    ("backends", "held_ports", "wanted_ports"),
+    [
+        (("iptables", "nftables"), 1, 1),
+        (("nftables", "iptables"), 1, 1),
+        (("iptables", "nftables"), 100, 1),
+        (("nftables", "iptables"), 100, 1),
+        (("iptables", "nftables"), 1, 100),
+        (("nftables", "iptables"), 1, 100),
+        (("iptables", "iptables"), 100, 1),
+    ],
+)
+def test_a_port_is_taken_whatever_the_backend(
+    site: Site, backends: tuple[str, str], held_ports: int, wanted_ports: int
+) -> None:
+    first, second, port = site.container(), site.container(), 20_050
+
+    def row(count: int, backend: str) -> Conf:
+        """The port, in the middle of a row."""
+        numbers = range(port - count // 2, port - count // 2 + count)
+        return site.portmap([mapping(number, number) for number in numbers], backend=backend)
+
+    held, wanted = row(held_ports, backends[0]), row(wanted_ports, backends[1])
     for name in (first, second):
         site.well("ADD", site.bridge(), name)
     site.well("ADD", held, first)
@@ -443,7 +462,7 @@ def test_a_port_is_taken_whatever_the_backend(site: Site, backends: tuple[str, s
     assert f"lab/{first}" in refused.json["msg"]
     site.lab.remove(first)
     site.well("ADD", wanted, second)
-    site.lab.serve(second, 80)
+    site.lab.serve(second, port)
     assert site.reach("client", HOST[4], port) == second
     for conf in (held, site.bridge()):
         site.well("DEL", conf, first, netns="")

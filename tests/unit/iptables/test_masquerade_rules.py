@@ -123,7 +123,7 @@ def test_the_last_address_takes_the_chain_along_and_no_other_does() -> None:
 
 
 def test_ports_are_the_same_after_their_text_was_read() -> None:
-    text = "tcp 8080 to 80, udp 127.0.0.1:53 to 53, tcp [::]:1 to 65535"
+    text = "tcp 8080 to 80, udp 127.0.0.1:53 to 53, tcp [::]:1 to 65535, tcp 8000-8999 to 8000-8999"
     assert ", ".join(map(str, parse_ports(text.split(", ")))) == text
 
 
@@ -135,6 +135,9 @@ def test_ports_are_the_same_after_their_text_was_read() -> None:
         "icmp 1 to 1",
         "tcp 0 to 80",
         "tcp 1 to 65536",
+        "tcp 9-1 to 9-1",
+        "tcp 1-2 to 1-3",
+        "tcp 65535-65536 to 65535-65536",
         "tcp x:1 to 2",
         "tcp 1 at 2",
         "tcp 1 to 2,udp 3 to 4",
@@ -196,6 +199,22 @@ def test_what_leads_elsewhere_is_withdrawn() -> None:
     iptables_rules.withdraw(rules, CHAIN, nobody)
     assert not rules.has_chain(NAT, CHAIN)
     assert lines(rules, ENTRIES) == []
+
+
+def test_a_row_of_ports_costs_the_rules_of_one_port() -> None:
+    few, many = Rules(4, BASE), Rules(4, BASE)
+    publication("tcp 8080 to 80").make(few, nobody)
+    asked = publication("tcp 1-65535 to 1-65535")
+    asked.make(many, nobody)
+    assert len(few.text().splitlines()) == len(many.text().splitlines())
+    again = read_again(many)
+    assert asked.lacking(again) == ""
+    asked.make(again, nobody)
+    assert again.text() == ""
+    wanted = publication("tcp 80 to 80", OTHER, "CNI-DN-other", masquerade_rules.label("net2", "c2")).mappings
+    assert len(list(iptables_rules.conflicting(again, wanted, "CNI-DN-other"))) == 1
+    assert len(list(iptables_rules.conflicting(few, asked.mappings, "CNI-DN-other"))) == 1
+    assert iptables_rules.withdraw(again, CHAIN, nobody) == asked.mappings
 
 
 @pytest.mark.parametrize(

@@ -492,6 +492,23 @@ def test_relay_has_the_allowed_clients_and_listens_in_their_families_only() -> N
     ]
 
 
+def test_all_ports_are_one_entry_unless_one_of_them_has_its_own_way() -> None:
+    everything = run_of(1, 65535)
+    assert [entry.numbers for entry in parse(runtimeConfig={"portMappings": everything}).entries] == ["1-65535"]
+    options: dict[str, object] = {"8080/tcp": {"allow": ["192.0.2.0/24"]}}
+    conf = parse(runtimeConfig={"portMappings": everything}, ports=options)
+    assert [entry.numbers for entry in conf.entries] == ["1-8079", "8080", "8081-65535"]
+    assert len(mappings(conf, (V4,))) == 3
+
+
+@pytest.mark.parametrize("extra", [{"hostIP": "192.0.2.1"}, {}])
+def test_a_port_of_a_row_that_stands_there_again_is_the_same_or_refused(extra: dict[str, object]) -> None:
+    row = run_of(7000, 100)
+    assert len(published(*row, {**row[50], **extra}, addresses=(V4,))) == 1
+    with pytest.raises(CniError, match="7050/tcp is mapped twice"):
+        published(*row, {**row[50], **extra, "containerPort": 80}, addresses=(V4,))
+
+
 @given(st.sets(st.integers(1, 300)))
 def test_runs_are_the_ports_and_do_not_touch(ports: set[int]) -> None:
     runs = runs_of(range(port, port + 1) for port in ports)
