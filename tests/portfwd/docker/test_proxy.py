@@ -320,7 +320,7 @@ REFUSED = {
     "an unknown protocol": (["-proto", "icmp"], "unsupported protocol icmp"),
     "no port of the host": (["-proto", "tcp"], "-host-port: -1 is not between 1 and 65535"),
     "a name as address": (["-host-ip", "localhost"], "-host-ip: 'localhost' is not an IP address"),
-    "no listen fd": ([*options(), "-use-listen-fd"], "descriptor 4 is no socket"),
+    "no listen fd": ([*options(), "-use-listen-fd"], "descriptor 4 is not a socket"),
 }
 
 
@@ -351,7 +351,7 @@ def test_a_listener_of_another_protocol_is_refused(host: Node, ours: str) -> Non
         with bound("udp", ANY4) as listener, start(ours, *options(), "-use-listen-fd", listener=listener) as running:
             return running.report()
 
-    assert host.python(refuse) == "1\n-use-listen-fd: descriptor 4 is no tcp socket"
+    assert host.python(refuse) == "1\n-use-listen-fd: descriptor 4 is not a tcp socket"
 
 
 @pytest.mark.parametrize("option", ["-v", "-version", "--version", "-v=true"])

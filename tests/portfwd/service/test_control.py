@@ -157,7 +157,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> Non
 def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "portfwd.sock"
     path.write_text("mine")
-    with pytest.raises(PortfwdError, match="no socket"):
+    with pytest.raises(PortfwdError, match="not a socket"):
         control.listen(str(path))
     assert path.read_text() == "mine"
 
