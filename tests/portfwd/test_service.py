@@ -148,11 +148,17 @@ def idle(lan: Lab, tmp_path: Path) -> Iterator[Service]:
             service.end()
 
 
+def control_clients(path: str) -> int:
+    """How many connections the control socket has; inside the node. An accepted socket has the listener's path, proc_net(5)."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return sum(line[-1] == path and line[5] == "03" for line in lines)
+
+
 @pytest.fixture(scope="module")
 def shared(lan: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(lan["host"], tmp_path_factory.mktemp("service"))
     service.start()
-    time.sleep(0.2)  # until it has seen that the first client is gone
+    assert until(lambda: not lan["host"].python(control_clients, service.path))  # the first one has been seen to leave
     service.at_rest = service.descriptors()
     try:
         yield service

@@ -438,8 +438,10 @@ def wait_for_waiter(pid: int) -> str:
     while os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("python"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(0.05)  # the program's first instruction names it
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    comm = Path(f"/proc/{pid}/comm")
+    while (name := comm.read_text().strip()) not in ("portfwd-docker-", "sh") and time.monotonic() < deadline:
+        time.sleep(0.01)  # the program's first instruction names it
+    return name
 
 
 def test_the_service_gets_the_socket_that_dockerd_bound(host: Node, ours: str) -> None:
