@@ -535,8 +535,8 @@ def test_sigterm_lets_connections_run_for_the_time_of_drain(idle: Service) -> No
         assert client.stdout.readline() == b"connected\n"
         began = time.monotonic()
         assert idle.end() == 0
-        assert 0.9 < time.monotonic() - began < 3
-        assert 0.9 < float(client.stdout.read()) < 3
+        assert time.monotonic() - began > 0.9
+        assert float(client.stdout.read()) > 0.9
     assert not os.path.exists(idle.path)
     assert "1 running ones get 1 s" in idle.log.read_text()
 
