@@ -439,7 +439,7 @@ def test_a_second_service_is_refused_and_the_first_serves_on(service: Service) -
     done = service.node.run([PORTFWD, "serve", "--socket", service.path, "--state", service.state])
     assert done.returncode == 1
     assert "is running already (pid " in done.stderr
-    assert "--take-over replaces it without loss" in done.stderr
+    assert "--take-over replaces it without losing a connection" in done.stderr
     assert service.answers()
 
 

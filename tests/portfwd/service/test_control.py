@@ -165,7 +165,7 @@ def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
 def test_a_folder_in_which_others_can_put_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(PortfwdError, match="others can put files there"):
+    with pytest.raises(PortfwdError, match="other users can put files there"):
         control.make_folder(str(tmp_path / "open" / "portfwd.sock"))
 
 
