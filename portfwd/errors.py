@@ -1,4 +1,4 @@
-"""What can go wrong, for people and for the control protocol."""
+"""The errors of portfwd, each with its word in the control protocol and its exit status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class PortfwdError(Exception):
-    """A sentence on what was wrong and where; `details` say what holds it or what to do."""
+    """`msg` says what was wrong and where; `details` say why, or what to do."""
 
     kind: ClassVar[str] = "failed"  # in the control protocol
     status: ClassVar[int] = 1  # exit status
@@ -21,7 +21,7 @@ class PortfwdError(Exception):
 
 
 class Usage(PortfwdError):
-    """What was asked cannot be meant."""
+    """The request is malformed, or contradicts itself or this host."""
 
     kind = "usage"
     status = 2
@@ -35,14 +35,14 @@ class Lacking(PortfwdError):
 
 
 class PortInUse(PortfwdError):
-    """Somebody has the port."""
+    """The port is taken; the message names the holder."""
 
     kind = "in-use"
     status = 4
 
 
 class Unfit(Usage):
-    """A mapping that can be of no use as it is; others that came with it can."""
+    """A well-formed mapping that cannot work. With `may_fail` it is left out, and others of its request are published."""
 
 
 class NotFound(PortfwdError):

@@ -1,11 +1,10 @@
-"""What a mapping's addresses can be taken from, and followed when it changes: an interface, or a host name. Pure.
+"""Interfaces and host names in place of a mapping's addresses, which follow theirs when those change. Pure.
 
     eth0:8080:80, if=eth0:8080:80     all addresses of the interface, link-local ones included; "if=eth0" in a mapping
-    name=db.example:8080:80           those of the name's addresses that this host has; "name=db.example" in a mapping
+    name=db.example:8080:80           the addresses of the name that this host has; "name=db.example" in a mapping
 
-A word before the ports without a colon is no IPv6 address, and one that begins with a letter no IPv4 address: that is taken for
-an interface. `if=` stands before the names of others. In SPECs and mappings alike an address may have an interface behind it
-(fe80::1%eth0), where it means nothing without.
+In a SPEC, a first word that begins with a letter and has no colon is an interface: it cannot be an IP address. Interfaces with
+other names are written with `if=`. A link-local address has its interface behind it (fe80::1%eth0): it means nothing without.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ HEX = frozenset("0123456789abcdef")
 
 
 def parse(written: str) -> str:
-    """What the word before a SPEC's ports says to follow; "" for an address. Usage."""
+    """The interface or name that the word before a SPEC's ports stands for, with its prefix; "" for an address. Usage."""
     if written.startswith((INTERFACE, NAME)):
         check(written)
         return written
@@ -36,18 +35,18 @@ def parse(written: str) -> str:
 
 
 def written(follow: str) -> str:
-    """The word of a SPEC: parse() of it is the same."""
+    """The word of a SPEC that parse() reads as `follow`."""
     name = shown(follow)
     return name if follow.startswith(INTERFACE) and name[0].isalpha() and PLAIN.issuperset(name) else follow
 
 
 def shown(follow: str) -> str:
-    """As people say it: the name alone."""
+    """The name without its prefix, for people."""
     return follow.partition("=")[2]
 
 
 def check(follow: str) -> None:
-    """Usage for what is neither an interface that Linux could have (dev_valid_name()) nor a host name (RFC 1123)."""
+    """Usage unless it is a possible name of an interface (dev_valid_name(), net/core/dev.c) or of a host (RFC 1123)."""
     name = shown(follow)
     if follow.startswith(INTERFACE):
         bad = name in ("", ".", "..") or len(name.encode("utf-8", "replace")) > IFNAME_MAX
@@ -58,7 +57,7 @@ def check(follow: str) -> None:
         if len(name) > HOST_NAME_MAX or not all(map(_is_label, labels)) or _is_number(labels[-1].lower()):
             raise Usage(f"{name[:64]!r} cannot be the name of a host", "letters, digits, dots and dashes")
     else:
-        raise Usage(f"{follow[:64]!r} is nothing to follow", f"{INTERFACE}INTERFACE or {NAME}HOST")
+        raise Usage(f"{follow[:64]!r} cannot be followed", f"{INTERFACE}INTERFACE or {NAME}HOST")
 
 
 def _is_label(text: str) -> bool:
@@ -66,20 +65,20 @@ def _is_label(text: str) -> bool:
 
 
 def _is_number(label: str) -> bool:
-    """As the last label it makes an address: resolvers take 127.1, 0x7f.1 and 2130706433 for one (inet_aton(3))."""
+    """Whether a last label makes the name an address: resolvers read 127.1, 0x7f.1 and 2130706433 as one (inet_aton(3))."""
     return label.isdecimal() or (label.startswith("0x") and HEX.issuperset(label[2:]))
 
 
 def unscoped(ip: str) -> str:
-    """The address without the interface behind it."""
+    """An address without the interface behind it (fe80::1%eth0)."""
     return ip.partition("%")[0]
 
 
 def usable(ips: Iterable[str]) -> list[str]:
-    """The addresses of a name that one host can have, each once, in their order.
+    """The addresses of a resolver's answer that a host can listen on, each once, in their order.
 
-    0.0.0.0, which some resolvers answer for a name that they block, would be every address of the host: it is none. Nor is a
-    link-local one, whose interface no resolver tells.
+    Left out are 0.0.0.0, which some resolvers answer for blocked names and which would publish on every address, multicast
+    addresses, and link-local ones, since no resolver tells their interface.
     """
     found = []
     for text in ips:

@@ -1,4 +1,4 @@
-"""Mappings as values: which ports of the host lead where, and how. Pure.
+"""A mapping as a value: which ports of the host lead to which targets, and how. Pure.
 
 One form serves the command line, the control socket and the disk: `Mapping.to_json()` and `Mapping.from_json()`.
 """
@@ -14,14 +14,14 @@ from portfwd.errors import Unfit, Usage
 
 PROTOCOLS = ("tcp", "udp")
 PORT_MAX = 65535
-RANGE_MIN = 64  # ports in a row that are steered to one socket
-ANY = ("0.0.0.0", "::")  # noqa: S104  what publishing on every address means
+RANGE_MIN = 64  # ports of a range that is steered to one socket; a shorter one has a socket per port
+ANY = ("0.0.0.0", "::")  # noqa: S104  every address of the host
 BALANCES = ("round-robin", "source")
 STEERS = ("auto", "always", "fallback", "never")
-STEER_BEFORE = "redirect"  # what the field was called when nftables did it; a file on disk or a plugin may say so
+STEER_BEFORE = "redirect"  # the earlier name of the field `steer`: files on disk and older plugins have it
 ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 ID_MAX = 64
-# what an address is for, and what to do when it cannot be had
+# what an address is for, and advice for when it cannot be used
 LISTEN = ("listen on", "publish on another address of this host, or on every one")
 CONNECT = ("connect to", "name the target's own address, global or unique local")
 TEXT_MAX = 4096
@@ -29,9 +29,9 @@ TEXT_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A network namespace to connect from; at most one of the fields is set, none means the host's own.
+    """The network namespace to connect from. At most one field is set; none means the namespace of this process.
 
-    `container` is resolved each time it is needed: a container that is restarted has a new namespace.
+    `container` is looked up at each use, since a restarted container has a new namespace.
     """
 
     path: str = ""  # /run/netns/web, /proc/4711/ns/net
@@ -47,7 +47,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One place that serves the port: `port` answers for the mapping's first port, the next for the second."""
+    """Where to connect to: `port` serves the mapping's first port, `port` + 1 the second, and so on."""
 
     address: str  # in text form, without brackets; in a namespace 127.0.0.1 and ::1 mean that namespace's loopback
     port: int
@@ -60,7 +60,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Ports `first` to `last` of one protocol on `host_ips`, and what answers there."""
+    """Ports `first` to `last` of one protocol on `host_ips`, and the targets that serve them."""
 
     id: str
     protocol: str
@@ -78,9 +78,11 @@ class Mapping:
     steer: str = "auto"  # whether its ports are steered to one socket instead of having one each: see relay/publish.py
     owner: str = ""  # who asked: "attachment <hex>", "pid <pid> <start time>", "" for a person
     label: str = ""  # for people: network/containerID/ifname
-    follow: str = ""  # "if=NAME" or "name=NAME": where host_ips come from, which are those of now: see follow.py
-    sticky: str = ""  # by which name the number is remembered: see service/sticky.py
-    port_file: str = ""  # the file that tells the number, an absolute path
+    follow: str = (
+        ""  # "if=NAME" or "name=NAME": what host_ips are taken from (they are its present addresses): see follow.py
+    )
+    sticky: str = ""  # the name under which the port number is remembered: see service/sticky.py
+    port_file: str = ""  # the absolute path of a file that holds the port number: see service/portfile.py
     port_line: int = 0  # which of its lines, from 0
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ class Mapping:
         return range(self.first, self.last + 1)
 
     def target_port(self, target: Target, port: int) -> int:
-        """The port of `target` that answers for the host's `port`."""
+        """The port of `target` that serves the host's `port`."""
         return target.port + port - self.first
 
     def __str__(self) -> str:
@@ -107,12 +109,12 @@ class Mapping:
         return f"{span(self.first, self.last)}/{self.protocol}"
 
     def without(self, ips: Collection[str]) -> Mapping:
-        """The mapping as people shall see it where these addresses are not to be had; as it is when nothing would be left."""
+        """The mapping without these addresses, for people; unchanged when no address would be left."""
         left = tuple(ip for ip in self.host_ips if ip not in ips)
         return replace(self, host_ips=left) if left else self
 
     def to_json(self) -> dict[str, object]:
-        """Fields that have their default are left out."""
+        """As JSON, without the fields that have their default."""
         found: dict[str, object] = {}
         for one in fields(self):
             value = getattr(self, one.name)
@@ -124,7 +126,7 @@ class Mapping:
 
     @classmethod
     def from_json(cls, raw: object) -> Mapping:
-        """Usage when it is not a mapping, or has fields that are not known."""
+        """Read what to_json() wrote. Usage for anything else: unknown fields, other types, values that check() refuses."""
         if not isinstance(raw, dict):
             raise Usage("a mapping is a JSON object")
         known = {one.name for one in fields(cls)}
@@ -163,12 +165,12 @@ def span(first: int, last: int) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be the name of a mapping, and of a file: letters, digits, dots, dashes and underscores."""
+    """Whether `text` can name a mapping and its file: letters, digits, dots, dashes and underscores, not first a sign."""
     return bool(text) and len(text) <= ID_MAX and ID_CHARACTERS.issuperset(text) and text[0] not in "._-"
 
 
 def check(mapping: Mapping) -> None:
-    """Usage, with a sentence, for a mapping that cannot be meant."""
+    """Usage, with a sentence, for a malformed mapping."""
     if not is_name(mapping.id):
         raise Usage(f"{mapping.id!r} cannot be the name of a mapping", "letters, digits, dots, dashes and underscores")
     if mapping.protocol == "sctp":
@@ -176,7 +178,7 @@ def check(mapping: Mapping) -> None:
     if mapping.protocol not in PROTOCOLS:
         raise Usage(f"unknown protocol {mapping.protocol!r}", "tcp or udp")
     if not 1 <= mapping.first <= mapping.last <= PORT_MAX:
-        raise Usage(f"{mapping.first}-{mapping.last} are no ports", f"1 to {PORT_MAX}")
+        raise Usage(f"{mapping.first}-{mapping.last} is not a range of ports", f"1 to {PORT_MAX}")
     if len(set(mapping.host_ips)) != len(mapping.host_ips) or not (mapping.host_ips or mapping.follow):
         raise Usage("a mapping needs at least one address of the host, each once")
     for text in mapping.host_ips:
@@ -191,22 +193,22 @@ def check(mapping: Mapping) -> None:
 
 
 def check_use(mapping: Mapping) -> None:
-    """Usage for addresses that are well-formed and of no use. A mapping may have been stored before they were refused."""
+    """Unfit for well-formed addresses that cannot work. Not part of check(): files of earlier versions may hold such mappings."""
     for text in mapping.host_ips:
-        if not (mapping.follow and "%" in text):  # of the interface that is followed
+        if not (mapping.follow and "%" in text):  # a link-local address of the interface that is followed
             refuse_peculiar(text, LISTEN)
     for target in mapping.targets:
         refuse_peculiar(target.address, CONNECT)
 
 
 def refuse_peculiar(ip: str, use: tuple[str, str], said: str = "") -> None:
-    """Usage for an address that cannot be used so; `said` is what a person wrote."""
+    """Unfit for an address that cannot be used so (LISTEN, CONNECT); `said` is what a person wrote."""
     if kind := peculiar(ip):
         raise Unfit(f"{said or ip}: portfwd cannot {use[0]} {ip}: it is {kind}", use[1])
 
 
 def peculiar(text: str) -> str:
-    """What an address is that means several machines, or another one on each interface; "" for any other."""
+    """Name the kind of an address that means several machines, or another one on each interface; "" for any other."""
     ip = ipaddress.ip_address(text)
     if ip.is_multicast:
         return "a multicast address"

@@ -9,7 +9,7 @@ In place of HOST_IP stands an interface or, as name=HOST, a host name, whose add
     8000-8010:8000-8010     one by one                         8000-8010:80         the first of them that is free
     80-82                   each a random port of its own      53:53/udp
 
-What is random or "the first that is free" is settled by whoever binds: candidates() names one mapping after the other to try.
+Which random port, or which "first that is free", is known only after bind(2): candidates() yields the ports to try in turn.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from portfwd.mapping import (
     Target,
     peculiar,
     refuse_peculiar,
+    span,
 )
 
 RANDOM_TRIES = 10  # docker's; what somebody is known to have does not count as one
@@ -40,7 +41,7 @@ GRAMMAR = "[[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]"
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """One SPEC. `host_ports` None: random ones."""
+    """One SPEC as a value. `host_ports` None: random ones."""
 
     host_ips: tuple[str, ...]
     host_ports: range | None
@@ -50,18 +51,18 @@ class Publish:
 
     @property
     def pool(self) -> bool:
-        """Whether one port of several is wanted, whichever is free."""
+        """Whether any one free port of several is wanted."""
         return self.host_ports is not None and len(self.host_ports) > len(self.container_ports)
 
     @property
     def exact(self) -> bool:
-        """Whether the host's ports are said."""
+        """Whether the SPEC names the host's ports one by one."""
         return self.host_ports is not None and not self.pool
 
     def __str__(self) -> str:
-        """As it may be written: parse() of it is the same value."""
-        host = "" if self.host_ports is None else _span(self.host_ports)
-        text = f"{host}:{_span(self.container_ports)}/{self.protocol}"
+        """A SPEC that parse() reads as the same value."""
+        host = "" if self.host_ports is None else span(self.host_ports[0], self.host_ports[-1])
+        text = f"{host}:{span(self.container_ports[0], self.container_ports[-1])}/{self.protocol}"
         if self.follow:
             return f"{follow.written(self.follow)}:{text}"
         if self.host_ips == ANY:
@@ -72,7 +73,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A target before its port is known. `port` 0: the SPEC's container port."""
+    """A target whose port is not known yet. `port` 0: the SPEC's container port."""
 
     address: str
     port: int = 0
@@ -85,7 +86,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Everything of a mapping but its ports."""
+    """All fields of a mapping but its ports."""
 
     destinations: tuple[Destination, ...]
     balance: str = "round-robin"
@@ -95,7 +96,7 @@ class Template:
     proxy_protocol: int = 0
     connect_timeout_s: float = 5.0
     idle_s: float = 0.0
-    sticky: str = ""  # of ports that are not said
+    sticky: str = ""  # the name that random ports are remembered by
 
     def mapping(self, name: str, publish: Publish, first: int) -> Mapping:
         """The mapping of as many ports as `publish` has container ports, from `first` on. Usage."""
@@ -120,7 +121,7 @@ class Template:
 
 
 def parse(text: str) -> Publish:
-    """The meaning of one SPEC. Usage, with a sentence, for what has none."""
+    """Read one SPEC. Usage, with a sentence, for a malformed one."""
     ports, _, protocol = text.partition("/")
     protocol = protocol.lower() or "tcp"
     if protocol == "sctp":
@@ -142,7 +143,7 @@ def parse(text: str) -> Publish:
 
 
 def _split(text: str, ports: str) -> tuple[str, str, str]:
-    """Host address, host ports and container ports, each as it is written."""
+    """Host address, host ports and container ports as written, not checked."""
     if ports.startswith("["):
         host_ip, bracket, rest = ports[1:].partition("]:")
         if not bracket:
@@ -157,7 +158,7 @@ def _split(text: str, ports: str) -> tuple[str, str, str]:
 
 
 def _followed(text: str, written: str) -> str:
-    """What is followed, "" where an address stands."""
+    """The interface or host name to follow; "" when `written` is an address."""
     if written == "localhost":
         raise Usage(f"{text}: 'localhost' is not an IP address", "name=localhost follows a host name")
     try:
@@ -175,7 +176,7 @@ def _host_ips(text: str, host_ip: str) -> tuple[str, ...]:
 
 
 def address(text: str, written: str) -> str:
-    """An IP address in its usual form; one that is IPv4 inside IPv6 as IPv4, which is what a socket of ours needs."""
+    """An IP address in canonical form; an IPv4-mapped IPv6 one as IPv4, since our IPv6 sockets are V6ONLY. Usage."""
     try:
         found = ipaddress.ip_address(written)
     except ValueError:
@@ -206,14 +207,10 @@ def _port(text: str, written: str) -> int:
     return number
 
 
-def _span(ports: range) -> str:
-    return str(ports[0]) if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
-
-
 def parse_all(texts: Sequence[str]) -> list[Publish]:
-    """Several SPECs in the order in which to publish: exact ports before ranges and random ones, which must not take them.
+    """Read several SPECs, in the order to publish them: exact ports first, so that no pool or random port takes one of them.
 
-    Container ports without a host's become one value each, for each gets a random port of its own.
+    A range of container ports without host ports becomes one value per port: each gets its own random port.
     """
     found = [one for text in texts for one in _parts(parse(text))]
     return sorted(found, key=lambda one: (not one.exact, one.host_ports is None))
@@ -226,10 +223,10 @@ def _parts(publish: Publish) -> list[Publish]:
 
 
 def candidates(publish: Publish, ephemeral: Sequence[int], start: int, taken: Container[int] = ()) -> Iterator[int]:
-    """First host ports to try in turn until one is free: the same number on every address of the mapping.
+    """The first host port of each mapping to try, in turn, until one is free on every address of the mapping.
 
-    Random ports are looked for from `start` on; those known to be taken are passed over. A pool whose ports are all taken
-    yields its first, so that the refusal can say who has it.
+    `ephemeral` are the ports to choose random ones from, beginning at index `start`. Ports in `taken` are skipped. A pool whose
+    ports are all taken yields its first one, so that the error can say who has it.
     """
     if publish.host_ports is None:
         yield from _random(ephemeral, start, taken)

@@ -1,6 +1,6 @@
-"""`portfwd`: publish ports, list them, count on them, end them. All but `run` and `serve` talk to the service.
+"""`portfwd`: publish ports, list, count and end them. All commands but `run` and `serve` ask the service.
 
-What was done goes to stdout, and what a person should know about it to stderr.
+Results go to stdout, notes for people to stderr.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ DESCRIPTION = """\
 Publish ports of this host by relaying them, where the kernel's NAT cannot: [::1], IPv6 clients of an IPv4 container,
 ports of containers that already run, services on a container's own loopback, rootless namespaces.
 """
-STATUS = "exit status: 0 well, 1 the operation failed, 2 usage, 3 the environment lacks something, 4 a port is in use\n"
+STATUS = (
+    "exit status: 0 success, 1 the operation failed, 2 usage, 3 the environment lacks something, 4 a port is in use\n"
+)
 COMMANDS = {
     "publish": "publish ports through the service",
     "rm": "end mappings",
     "ls": "list mappings",
     "stats": "bytes, connections and errors of each mapping",
     "run": "publish ports in the foreground, without the service",
-    "serve": "be the service",
-    "reload": "have the service replaced by a new process, without losing a connection",
+    "serve": "run the service",
+    "reload": "replace the service by a new process, without losing a connection",
 }
-ASKED = ("ls", "stats")  # run for what they print: where that cannot be written they have failed
+ASKED = ("ls", "stats")  # run for their output: they fail when it cannot be written
 SPECS = """\
 SPEC: [[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]
-  8080:80               port 8080 of every address of this host leads to port 80 of the target
-  127.0.0.1:8080:80     of this address only             [::1]:8080:80         brackets may be left out
-  eth0:8080:80          of an interface, whatever its addresses become (also if=NAME:8080:80)
-  name=db.lan:8080:80   of a host name, those of its addresses that this host has
-  80                    a random port of the host        127.0.0.1::80         on this address
-  8000-8010:8000-8010   one by one                       8000-8010:80          the first that is free
+  8080:80               port 8080 on every address of this host leads to port 80 of the target
+  127.0.0.1:8080:80     on this address only             [::1]:8080:80         brackets may be left out
+  eth0:8080:80          on the addresses of an interface, also later ones (or if=NAME:8080:80)
+  name=db.lan:8080:80   on the addresses of a host name that this host has
+  80                    a random port of the host        127.0.0.1::80         the same on this address
+  8000-8010:8000-8010   a range, port by port            8000-8010:80          the first free port of a range
   80-82                 random ports, one for each       53:53/udp             tcp unless udp is written
 """
 EXAMPLES = {
@@ -58,8 +60,8 @@ examples:
   portfwd publish 8080:80 --to 192.0.2.2
   portfwd publish -p [::1]:8080:80 -p 8443:443 --to 192.0.2.2 --allow 2001:db8::/32
   portfwd publish 80 --to 192.0.2.2 --to 192.0.2.3 --balance source
-  portfwd publish 5432:5432 --container db     the database that listens on its own loopback only
-  portfwd publish 80 --to 192.0.2.2 --sticky web --port-file web.port     the port it had before, and where to read it
+  portfwd publish 5432:5432 --container db     a database that listens on its own loopback only
+  portfwd publish 80 --to 192.0.2.2 --sticky web --port-file web.port     the same random port as before, written to a file
   portfwd publish --replace --name web 8080:80 --to 192.0.2.9     new connections go there, running ones stay
 """,
     "run": """
@@ -68,7 +70,7 @@ examples:
   portfwd run 127.0.0.1:8080:80 --netns web
 
 SIGTERM and SIGINT end it: no new connections, running ones get --drain seconds; a second signal cuts them.
-It sets no nftables rules: a range costs a socket for each port, twice where both families are published.
+It does not steer ranges by BPF: each port has a socket of its own, two where both families are published.
 """,
     "rm": """
 examples:
@@ -83,7 +85,7 @@ example, for the node exporter's textfile collector:
 
 
 class Parser(report.Parser):
-    """Leaves what it does not know to read()."""
+    """Leaves unknown arguments to read()."""
 
     refuses_rest = False
 
@@ -145,29 +147,29 @@ def _add_publish(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--replace",
         action="store_true",
-        help="lead the ports of a live mapping (that of --name, or of the same ports) elsewhere, at once; "
-        "running connections stay; where there is none it is published",
+        help="give a live mapping (that of --name, or of the same ports) another target, at once; "
+        "running connections stay; publish if there is no such mapping",
     )
     one.add_argument(
         "--wait",
         action="store_true",
-        help="publish also for a container, namespace or process that is not there yet: clients are reset until it is",
+        help="publish also for a container, namespace or process that does not exist yet; clients are reset until it does",
     )
     _with_socket(_json(one))
 
 
 def _add_rm(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "name", nargs="*", metavar="NAME|[IP:]PORT[-LAST][/PROTOCOL]", help="a mapping, by name or by its ports"
+        "name", nargs="*", metavar="NAME|[IP:]PORT[-LAST][/PROTOCOL]", help="a mapping, by its name or its ports"
     )
-    one.add_argument("--all", action="store_true", help="all that people published; not those of portmap and Docker")
+    one.add_argument("--all", action="store_true", help="all mappings but those of portmap and Docker")
     end = one.add_mutually_exclusive_group()
     end.add_argument(
         "--drain",
         type=options.seconds,
         default=DRAIN_S,
         metavar="S",
-        help=f"running connections get so long to end by themselves; {DRAIN_S:g}",
+        help=f"seconds for running connections to end by themselves (default: {DRAIN_S:g})",
     )
     end.add_argument("--now", action="store_true", help="cut running connections")
     _with_socket(_json(one))
@@ -187,7 +189,7 @@ def _add_run(one: argparse.ArgumentParser) -> None:
         type=options.seconds,
         default=DRAIN_S,
         metavar="S",
-        help=f"what running connections get at the end; {DRAIN_S:g}",
+        help=f"seconds for running connections to end after a signal (default: {DRAIN_S:g})",
     )
     _json(one)
 
@@ -214,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(given: Sequence[str]) -> argparse.Namespace:
-    """The command line, in which argparse finds positional arguments in one place only."""
+    """Read the command line; argparse takes positional arguments in one place only, so others are added here."""
     top = parser()
     chosen, rest = top.parse_known_args(given)
     positional = {"publish": "spec", "run": "spec", "rm": "name"}.get(chosen.command)
@@ -226,13 +228,13 @@ def read(given: Sequence[str]) -> argparse.Namespace:
 
 
 def complain(command: str, error: PortfwdError) -> int:
-    """Say what was wrong; returns the exit status for it."""
+    """Print an error; returns its exit status."""
     sys.stderr.write(f"portfwd {command}: {error}\n")
     return error.status
 
 
 def connect(chosen: argparse.Namespace) -> closing[Client]:
-    """The service. Lacking when there is none."""
+    """A connection to the service. Lacking when there is none."""
     from portfwd.service import control
     from portfwd.service.client import Client
 
@@ -240,7 +242,7 @@ def connect(chosen: argparse.Namespace) -> closing[Client]:
 
 
 def listing(client: Client) -> list[dict[str, object]]:
-    """The mappings with their state, as the service gives them."""
+    """The service's answer to `list`: mappings with their state."""
     raw = client.request({"verb": "list"}).get("mappings")
     return [one for one in raw if isinstance(one, dict)] if isinstance(raw, list) else []
 
@@ -250,33 +252,32 @@ def _texts(raw: object) -> list[str]:
 
 
 def put(text: str) -> None:
-    """What was asked for, to stdout."""
+    """Print a result to stdout."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def put_json(value: object) -> None:
-    """The same as JSON."""
+    """Print a result as JSON."""
     put(json.dumps(value, indent=2) + "\n")
 
 
 def note(texts: Sequence[str]) -> None:
-    """What a person should know, each once."""
+    """Print notes to stderr, each once."""
     for text in dict.fromkeys(texts):
         sys.stderr.write(f"note: {text}\n")
 
 
 def publish(chosen: argparse.Namespace) -> int:
-    """Publish ports through the service, or lead them elsewhere."""
+    """Publish ports through the service, or replace mappings."""
     wish = options.read(chosen)
     wish, unresolved = options.resolved(wish, must_exist=not chosen.wait)
     notes = [*options.source_notes(wish.template), *unresolved]
     left_out: set[str] = set()
     places = any(destination.place for destination in wish.template.destinations)
     follows = any(publish.follow for publish in wish.publishes)
-    must_exist = (
-        {"must_exist": True} if (places or follows) and not chosen.wait else {}
-    )  # a service of an older version knows no such field
+    # left out where it changes nothing: a service of an earlier version refuses the field
+    must_exist = {"must_exist": True} if (places or follows) and not chosen.wait else {}
 
     with portfile.PortFile(wish.port_file) as port_file, connect(chosen) as client:
 
@@ -312,13 +313,13 @@ def publish(chosen: argparse.Namespace) -> int:
 
 
 def remembered(client: Client, name: str) -> dict[str, int]:
-    """The ports that a sticky name had, by what they lead to."""
+    """The ports that are remembered under a sticky name, by container port (80/tcp)."""
     raw = client.request({"verb": "sticky", "name": name}).get("ports") if name else None
     return {key: port for key, port in raw.items() if isinstance(port, int)} if isinstance(raw, dict) else {}
 
 
 def drop_port_files(ended: Sequence[Mapping], keep: str | Sequence[str]) -> None:
-    """Remove the port files of mappings that have ended; a file that cannot be removed is told."""
+    """Remove the port files of ended mappings; notes for those that cannot be removed."""
     kept = {keep} if isinstance(keep, str) else set(keep)
     for path in dict.fromkeys(one.port_file for one in ended if one.port_file and one.port_file not in kept):
         try:
@@ -330,7 +331,7 @@ def drop_port_files(ended: Sequence[Mapping], keep: str | Sequence[str]) -> None
 def rm(chosen: argparse.Namespace) -> int:
     """End mappings."""
     if bool(chosen.name) == chosen.all:
-        raise Usage("name what to end, or say --all")
+        raise Usage("name the mappings to end, or give --all")
     with connect(chosen) as client:
         live = listing(client)
         ids = select.of_people(live) if chosen.all else select.ids(chosen.name, live)
@@ -347,7 +348,7 @@ def rm(chosen: argparse.Namespace) -> int:
         put("".join(f"{name}\n" for name in removed))
         note(_texts(answer.get("notes")))
     if chosen.all and len(live) > len(ids):
-        note([f"{len(live) - len(ids)} mappings of portmap or Docker stay: end them by name, or with their containers"])
+        note([f"{len(live) - len(ids)} mappings of portmap or Docker stay; they end with their containers, or by name"])
     return 0
 
 
@@ -369,7 +370,7 @@ def _shown_ips(raw: dict[str, object]) -> object:
 
 
 def stats(chosen: argparse.Namespace) -> int:
-    """Count."""
+    """Print the counters."""
     with connect(chosen) as client:
         answer = client.request({"verb": "stats"})
         live = listing(client)
@@ -405,7 +406,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def reload(chosen: argparse.Namespace) -> int:
-    """Have the service start its successor."""
+    """Have the service replaced by a new process."""
     with connect(chosen) as client:
         answer = client.request({"verb": "reload"})
     note(_texts(answer.get("notes")))

@@ -1,4 +1,4 @@
-"""`portfwd run`: mappings served by this very process, until a signal; no service, no disk, no BPF program."""
+"""`portfwd run`: this process serves the mappings itself, until a signal: no service, no files, no BPF program."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from portfwd.relay.following import Following
 from portfwd.relay.runtime import Runtime, raise_limit
 from portfwd.service import sticky, store
 
-Ready = Callable[[Sequence[Mapping], Sequence[str]], None]  # all of them listen; with sentences on what was left out
-Ended = Callable[[Sequence[Mapping]], None]  # none of them listens any more
+Ready = Callable[[Sequence[Mapping], Sequence[str]], None]  # called when all mappings listen, with notes for people
+Ended = Callable[[Sequence[Mapping]], None]  # called when none of them listens any more
 
 
 def serve(wish: Wish, drain_s: float, ready: Ready, ended: Ended) -> int:
-    """Publish, serve, drain; returns the exit status. PortInUse, PortfwdError."""
+    """Publish, serve until a signal, drain; returns the exit status. PortInUse, PortfwdError."""
     raise_limit()
     runtime = Runtime(unsteered="the service does that, not `portfwd run`")
     relay, loop = runtime.relay, runtime.loop

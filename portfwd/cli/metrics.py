@@ -1,6 +1,6 @@
-"""What `portfwd ls` and `portfwd stats` print: tables for people, and Prometheus' text format. Pure.
+"""The output of `portfwd ls` and `portfwd stats`: tables for people, and Prometheus' text format. Pure.
 
-Both take the answers of the service to `list` and `stats`: values of JSON, in which anything may be missing.
+The input is the service's answers to `list` and `stats`: JSON of a service of any version, in which any field may be missing.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/ (text format 0.0.4).
 """
@@ -18,33 +18,41 @@ Row = Mapping[str, object]  # what the service says of one mapping, or of itself
 
 COUNTERS = {  # name among the counters: (metric, type, help)
     "connections": ("portfwd_connections_total", "counter", "TCP connections accepted, or UDP flows begun."),
-    "active": ("portfwd_connections_active", "gauge", "TCP connections or UDP flows now."),
-    "refused": ("portfwd_connections_refused_total", "counter", "Refused by the allow list, a limit or for a loop."),
-    "limited": ("portfwd_connections_limited_total", "counter", "Of the refused: by a limit."),
+    "active": ("portfwd_connections_active", "gauge", "TCP connections or UDP flows at present."),
+    "refused": (
+        "portfwd_connections_refused_total",
+        "counter",
+        "Clients refused by the allow list or a limit, or since their target leads back here.",
+    ),
+    "limited": ("portfwd_connections_limited_total", "counter", "The refused clients that a limit kept out."),
     "loops": ("portfwd_loops_total", "counter", "Connections and datagrams that came back from this service itself."),
     "evicted": ("portfwd_flows_evicted_total", "counter", "UDP flows ended early to make room for newer ones."),
-    "starved": ("portfwd_descriptor_shortages_total", "counter", "Times that no descriptor was left for a client."),
+    "starved": ("portfwd_descriptor_shortages_total", "counter", "How often no descriptor was left for a client."),
     "failed": ("portfwd_connections_failed_total", "counter", "Connections for which no target could be reached."),
     "errors": ("portfwd_errors_total", "counter", "Connections cut by a reset, a time limit or an error."),
     "bytes_in": ("portfwd_received_bytes_total", "counter", "Bytes from clients to targets."),
     "bytes_out": ("portfwd_sent_bytes_total", "counter", "Bytes from targets to clients."),
-    "spliced": ("portfwd_spliced_bytes_total", "counter", "Bytes of both directions that never left the kernel."),
-    "dropped": ("portfwd_datagrams_dropped_total", "counter", "UDP datagrams not relayed."),
+    "spliced": (
+        "portfwd_spliced_bytes_total",
+        "counter",
+        "The bytes of both directions that splice(2) moved inside the kernel.",
+    ),
+    "dropped": ("portfwd_datagrams_dropped_total", "counter", "UDP datagrams that were not relayed."),
 }
-DEAD = ("portfwd_targets_dead", "gauge", "Targets left out for now, since they did not answer.")
-INFO = ("portfwd_mapping_info", "gauge", "Always 1; the labels say what the mapping is.")
-MAPPINGS = ("portfwd_mappings", "gauge", "Mappings that are published.")
+DEAD = ("portfwd_targets_dead", "gauge", "Targets that did not answer, and are tried last for now.")
+INFO = ("portfwd_mapping_info", "gauge", "Always 1; the labels describe the mapping.")
+MAPPINGS = ("portfwd_mappings", "gauge", "Number of mappings.")
 SERVICE = ("portfwd_service_info", "gauge", "Always 1; the label is the version of the service.")
-STARTED = ("portfwd_start_time_seconds", "gauge", "When the service started, in seconds since 1970.")
+STARTED = ("portfwd_start_time_seconds", "gauge", "Start time of the service, in seconds since 1970 (UTC).")
 
-PEOPLE = "-"  # the owner of what a person published
+PEOPLE = "-"  # as the owner of a person's mapping, and for an empty cell
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 Metric = tuple[str, str, str]
 
 
 def prometheus(service: Row, mappings: Sequence[Row]) -> str:
-    """The metrics of the service and its mappings, `state` and all, as `list` gives them."""
+    """The metrics of the service (from `stats`) and its mappings (from `list`, with their state)."""
     lines: list[str] = []
     lines += _metric(SERVICE, [({"version": str(service["version"])}, 1)] if "version" in service else [])
     started = service.get("started")
@@ -59,7 +67,7 @@ def prometheus(service: Row, mappings: Sequence[Row]) -> str:
 
 
 def _metric(metric: Metric, samples: Sequence[tuple[Mapping[str, str], object]]) -> Iterator[str]:
-    """Its lines; none at all for a metric without samples."""
+    """The lines of a metric; none without samples."""
     name, kind, text = metric
     if samples:
         yield f"# HELP {name} {text}"
@@ -70,7 +78,7 @@ def _metric(metric: Metric, samples: Sequence[tuple[Mapping[str, str], object]])
 
 
 def escape(text: str) -> str:
-    """As the value of a label."""
+    """A text as the value of a label."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
@@ -90,7 +98,7 @@ def _labels(raw: Row) -> dict[str, str]:
 
 
 def as_mapping(raw: Row) -> PortMapping | None:
-    """The mapping without its state; None for one that this version does not understand."""
+    """The mapping without its state; None for one of a later version, with unknown fields."""
     try:
         return PortMapping.from_json({name: value for name, value in raw.items() if name != "state"})
     except PortfwdError:
@@ -98,7 +106,7 @@ def as_mapping(raw: Row) -> PortMapping | None:
 
 
 def shown(raw: Row) -> PortMapping | None:
-    """The same without the addresses at which nobody finds it: [::] where IPv6 is off."""
+    """The same without the addresses that no client can reach: [::] where IPv6 is off."""
     mapping, left_out = as_mapping(raw), state(raw).get("left_out")
     return mapping.without(left_out) if mapping is not None and isinstance(left_out, list) else mapping
 
@@ -108,7 +116,7 @@ def _name(raw: Row) -> str:
 
 
 def state(raw: Row) -> Row:
-    """Its counters and the rest of its state."""
+    """The state of a mapping, counters included."""
     found = raw.get("state")
     return found if isinstance(found, dict) else {}
 
@@ -123,7 +131,7 @@ def _is_number(value: object) -> bool:
 
 
 def ls(mappings: Sequence[Row]) -> str:
-    """A line for each mapping: which ports lead where, how many clients it has now, how it is served, whose it is."""
+    """A table with a line for each mapping: its ports, addresses, targets, present clients, way of serving and owner."""
     rows = [("NAME", "PORTS", "HOST", "TO", "ACTIVE", "SERVED BY", "OWNER")]
     for raw in mappings:
         mapping = shown(raw)
@@ -131,14 +139,13 @@ def ls(mappings: Sequence[Row]) -> str:
         if mapping is None:
             rows.append((_name(raw), "?", "?", "?", active, "?", "?"))
             continue
-        ports = f"{span(mapping.first, mapping.last)}/{mapping.protocol}"
         owner = mapping.label or mapping.owner or PEOPLE
-        rows.append((mapping.id, ports, _hosts(raw, mapping), _targets(raw, mapping), active, _way(raw), owner))
+        rows.append((mapping.id, mapping.span, _hosts(raw, mapping), _targets(raw, mapping), active, _way(raw), owner))
     return table(rows, right={4})
 
 
 def _hosts(raw: Row, mapping: PortMapping) -> str:
-    """The addresses listened on; of what is followed also those that cannot be had now."""
+    """The addresses listened on; for an interface or a name also those that cannot be had now."""
     ips = " ".join(mapping.host_ips)
     if not mapping.follow:
         return ips
@@ -148,17 +155,17 @@ def _hosts(raw: Row, mapping: PortMapping) -> str:
 
 
 def unheard(mappings: Sequence[Row]) -> list[str]:
-    """A sentence for each program that listens in vain."""
+    """A sentence for each program that listens on a steered port, and gets no clients."""
     found: list[str] = []
     for raw in mappings:
         said = state(raw).get("unheard")
         texts = said if isinstance(said, list) else []
-        found += [f"port {text}: its clients come to mapping {_name(raw)}" for text in texts]
+        found += [f"port {text} gets no clients: they are steered to mapping {_name(raw)}" for text in texts]
     return found
 
 
 def _way(raw: Row) -> str:
-    """How the ports are served; and by what otherwise, or why not by what a range usually is."""
+    """How the ports are served, and how they would be without steering, or why they are not steered."""
     found = state(raw)
     way = str(found.get("served_by", PEOPLE))
     if "otherwise" in found:
@@ -172,7 +179,7 @@ def _targets(raw: Row, mapping: PortMapping) -> str:
 
 
 def stats(service: Row, mappings: Sequence[Row]) -> str:
-    """A line for each mapping with its counters, then one on the service."""
+    """A table with the counters of each mapping, and a line on the service."""
     heads = ("NAME", "ACTIVE", "TOTAL", "REFUSED", "FAILED", "ERRORS", "DROPPED", "IN", "OUT", "IN KERNEL", "EVICTED")
     rows: list[Sequence[str]] = [heads]
     for raw in mappings:
@@ -211,7 +218,7 @@ def size(count: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """Columns two spaces apart, numbers (`right`) to the right; what cannot be printed is shown as "?"."""
+    """Columns two spaces apart; those in `right` are right-aligned. Unprintable characters become "?"."""
     clean = [["".join(char if char.isprintable() else "?" for char in cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
     aligned = set(right)

@@ -1,4 +1,4 @@
-"""Options of `portfwd publish` and `portfwd run`: what the command line means, and settling which ports it gets."""
+"""Options of `portfwd publish` and `portfwd run`: reading the command line, and finding free ports for it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from portfwd.spec import Destination, Publish, Template
 log = logging.getLogger("portfwd")
 
 NETNS_DIR = "/run/netns"
-DISCARD = 9  # a port to ask the routing table with: connecting a UDP socket sends nothing
-PROGRESS_S = 1.0  # before, and between, words on long work
+DISCARD = 9  # any port: connect(2) of a UDP socket looks up the route and sends nothing
+PROGRESS_S = 1.0  # before the first line on long work, and between two
 
 SPEC_HELP = "what to publish, as with docker's -p; see below"
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the command line asks for."""
+    """The request of the command line."""
 
     name: str
     publishes: tuple[Publish, ...]
@@ -44,11 +44,11 @@ class Wish:
     port_file: str = ""
 
     def told(self, mapping: Mapping, line: int) -> Mapping:
-        """The mapping with the place in the port file, if there is one."""
+        """The mapping with its line of the port file, if there is one."""
         return replace(mapping, port_file=self.port_file, port_line=line) if self.port_file else mapping
 
     def names(self) -> Iterator[str]:
-        """Of its mappings, one after the other."""
+        """The ids of its mappings, in the order of `publishes`."""
         if self.name and len(self.publishes) == 1:
             yield self.name
             return
@@ -57,7 +57,7 @@ class Wish:
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is published and how."""
+    """Add the options that say what is published and how."""
     parser.add_argument("spec", nargs="*", metavar="SPEC", help=SPEC_HELP)
     parser.add_argument(
         "-p", "--publish", action="append", default=[], metavar="SPEC", help="the same; may be repeated"
@@ -68,45 +68,72 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ADDRESS[:PORT]",
-        help="the target's address, IPv6 in brackets when a port follows; the port is the SPEC's container port unless given; "
-        f"repeat it to balance between several. With --netns, --pid or --container: the address inside, {spec.INSIDE} by default",
+        help="the target's address, IPv6 in brackets when a port follows (default port: the SPEC's container port); "
+        f"may be repeated to balance. With --netns, --pid or --container: the address inside (default: {spec.INSIDE})",
     )
     place = target.add_mutually_exclusive_group()
     place.add_argument("--netns", default="", metavar="PATH|NAME", help="connect from inside this network namespace")
-    place.add_argument("--pid", type=_positive, default=0, metavar="PID", help="... from inside that of this process")
+    place.add_argument(
+        "--pid", type=_positive, default=0, metavar="PID", help="... the network namespace of this process"
+    )
     place.add_argument(
         "--container",
         default="",
         metavar="ID|NAME",
-        help="... of this container: its ID, a unique beginning, or its name where docker, nerdctl or podman know that",
+        help="... that of this container: its ID, a unique beginning of it, or its name in Docker, nerdctl or podman",
     )
-    target.add_argument("--balance", choices=BALANCES, default="round-robin", help="how several targets share clients")
+    target.add_argument(
+        "--balance",
+        choices=BALANCES,
+        default="round-robin",
+        help="how clients are spread over several targets (default: round-robin)",
+    )
     clients = parser.add_argument_group("clients")
-    clients.add_argument("--allow", action="append", default=[], metavar="CIDR", help="only from here; may be repeated")
-    clients.add_argument("--limit", type=_positive, default=0, metavar="N", help="connections (UDP: flows) at a time")
     clients.add_argument(
-        "--limit-per-client", type=_positive, default=0, metavar="N", help="the same per client address"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="admit only clients of this network; may be repeated",
+    )
+    clients.add_argument(
+        "--limit", type=_positive, default=0, metavar="N", help="at most N connections (UDP: flows) at a time"
+    )
+    clients.add_argument(
+        "--limit-per-client", type=_positive, default=0, metavar="N", help="at most N per client address"
     )
     clients.add_argument(
         "--proxy-protocol",
         type=int,
         choices=(1, 2),
         default=0,
-        help="tell the target who the client is by a PROXY protocol header of this version; the target must expect one",
+        help="send the client's address to the target in a PROXY protocol header of this version; the target must expect it",
     )
     times = parser.add_argument_group("time limits")
-    times.add_argument("--connect-timeout", type=float, default=5.0, metavar="S", help="for reaching a target; 5")
-    times.add_argument("--idle", type=float, default=0.0, metavar="S", help="end what is silent; TCP: never, UDP: 90")
-    parser.add_argument("--name", default="", help="the mapping's name; with several SPECs NAME-1, NAME-2 ...")
+    times.add_argument(
+        "--connect-timeout",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds for connecting to a target (default: 5)",
+    )
+    times.add_argument(
+        "--idle",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds after which an idle connection ends (default: TCP never, UDP 90)",
+    )
+    parser.add_argument("--name", default="", help="the mapping's name; several SPECs are named NAME-1, NAME-2 ...")
     parser.add_argument(
         "--sticky",
         nargs="?",
         const="",
         metavar="NAME",
-        help="random ports get the numbers that they had under this name before, if they are free; --name's if left out",
+        help="give random ports the numbers that they had under this name before, if free (default NAME: that of --name)",
     )
     parser.add_argument(
-        "--port-file", default="", metavar="PATH", help="write the host's ports there, a line for each mapping"
+        "--port-file", default="", metavar="PATH", help="write the host's ports to this file, a line for each mapping"
     )
 
 
@@ -117,7 +144,7 @@ def _positive(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """For argparse: a time that may be 0."""
+    """A number of seconds, 0 or more, for argparse."""
     try:
         found = float(text)
     except ValueError:
@@ -128,16 +155,16 @@ def seconds(text: str) -> float:
 
 
 def read(options: argparse.Namespace) -> Wish:
-    """Usage for what cannot be meant."""
+    """Read the options. Usage."""
     texts = [*options.spec, *options.publish]
     if not texts:
-        raise Usage("what is to be published is missing", f"a SPEC: {spec.GRAMMAR}")
+        raise Usage("nothing to publish: a SPEC is missing", spec.GRAMMAR)
     place = Place(netns_path(options.netns), options.pid)
     if options.container:
         place = container_place(options.container)
     targets = options.to or ([spec.INSIDE] if place else [])
     if not targets:
-        raise Usage("where it should lead is missing", "--to ADDRESS, --netns, --pid or --container")
+        raise Usage("the target is missing", "--to ADDRESS, --netns, --pid or --container")
     template = Template(
         destinations=tuple(spec.destination(text, place) for text in targets),
         balance=options.balance,
@@ -154,14 +181,16 @@ def read(options: argparse.Namespace) -> Wish:
     if template.sticky and all(publish.host_ports is not None for publish in wish.publishes):
         raise Usage("--sticky is for random ports", "leave the host's port out of the SPEC: 80 or 127.0.0.1::80")
     if len(wish.publishes) > 1 and any(destination.port for destination in template.destinations):
-        raise Usage("--to with a port goes with one SPEC", "the container port of a SPEC is the target's port")
+        raise Usage(
+            "--to with a port needs a single SPEC", "otherwise the container port of each SPEC is the target's port"
+        )
     for name, publish in zip(wish.names(), wish.publishes, strict=True):
-        template.mapping(name, publish, publish.host_ports[0] if publish.host_ports else 1)  # to be refused now
+        template.mapping(name, publish, publish.host_ports[0] if publish.host_ports else 1)  # raises Usage now
     return wish
 
 
 def resolved(wish: Wish, *, must_exist: bool) -> tuple[Wish, list[str]]:
-    """The wish with the addresses of now where a SPEC has a host name, and what a person should know. PortfwdError."""
+    """The wish with the present addresses of host names, and notes for people. PortfwdError."""
     publishes = []
     notes = []
     for publish in wish.publishes:
@@ -178,7 +207,7 @@ def resolved(wish: Wish, *, must_exist: bool) -> tuple[Wish, list[str]]:
 
 
 def sticky_name(options: argparse.Namespace) -> str:
-    """By which name the ports are remembered, "" for none. Usage."""
+    """The name under which random ports are remembered; "" for none. Usage."""
     if options.sticky is None:
         return ""
     if not options.sticky:
@@ -187,22 +216,22 @@ def sticky_name(options: argparse.Namespace) -> str:
                 "--sticky needs a name by which the port is remembered", "--sticky NAME, or --name NAME --sticky"
             )
         return str(options.name)
-    if not options.sticky[0].isalpha():  # most likely a SPEC that stands behind
+    if not options.sticky[0].isalpha():  # most likely a SPEC behind --sticky
         raise Usage(f"--sticky {options.sticky}: this name does not begin with a letter", "SPECs stand before --sticky")
     return str(options.sticky)
 
 
 def netns_path(text: str) -> str:
-    """The path of a namespace that is named by it or, below /run/netns, by its last part."""
+    """The path of a namespace, given as a path or as a name in /run/netns."""
     if not text:
         return ""
     return str(Path(text).absolute()) if "/" in text else f"{NETNS_DIR}/{text}"
 
 
 def container_place(wanted: str) -> Place:
-    """A container by what a person calls it: an ID that CNI plugins were told, its beginning, or a name that a runtime knows.
+    """The place of a container, given as an ID of CNI's, the beginning of one, or a name in a runtime.
 
-    Usage when several have the name. What nobody knows stays as it is: it may come later.
+    Usage when several containers have the name. An unknown one stays as it is written: it may come later.
     """
     if sockets.recorded(wanted) or sockets.cached(wanted):
         return Place(container=wanted)
@@ -213,7 +242,7 @@ def container_place(wanted: str) -> Place:
         try:
             sockets.container_netns(one.id)
         except NotFound:
-            if one.pid:  # of a runtime that uses no CNI, and that the service does not ask
+            if one.pid:  # of podman, say: it has no attachment record, and the service does not ask podman
                 return Place(pid=one.pid)
         return Place(container=one.id)
     return Place(container=wanted)
@@ -226,9 +255,9 @@ Withdraw = Callable[[list[Mapping]], None]
 def settle(
     wish: Wish, offer: Offer, withdraw: Withdraw, had: Object[str, int] | None = None, notes: list[str] | None = None
 ) -> list[Mapping]:
-    """Publish all of it or nothing: exact ports together, then each other port by trying. PortInUse, PortfwdError.
+    """Publish the whole wish or nothing: exact ports in one request, then each other port by trying. PortInUse, PortfwdError.
 
-    `had` are the ports of the sticky name; to `notes` is added what a person should know of them.
+    `had` are the ports remembered under the sticky name, by container port. Notes on them are added to `notes`.
     """
     done: list[Mapping] = []
     named = list(zip(wish.names(), wish.publishes, strict=True))
@@ -253,13 +282,13 @@ def settle(
             try:
                 withdraw(done)
             except PortfwdError as error:
-                log.error("still published, and to be ended with rm: %s: %s", ", ".join(one.id for one in done), error)
+                log.error("still published; end them with rm: %s: %s", ", ".join(one.id for one in done), error)
         raise
     return done
 
 
 class Search:
-    """Looks for free ports. What sockets hold is read once; who comes later is met by trying."""
+    """Looks for free ports. The ports that sockets hold are read once; later ones show when publishing fails."""
 
     def __init__(self, wish: Wish, offer: Offer, had: Object[str, int]) -> None:
         self.wish = wish
@@ -270,7 +299,7 @@ class Search:
         self._taken: dict[tuple[str, tuple[str, ...]], set[int]] = {}
 
     def first_free(self, name: str, publish: Publish, line: int) -> Mapping:
-        """Publish on the first candidate that can be had. PortInUse, PortfwdError."""
+        """Publish on the first free candidate. PortInUse, PortfwdError."""
         hosts = (publish.protocol, publish.host_ips or ANY)
         taken = self._taken.get(hosts)
         if taken is None:
@@ -285,16 +314,16 @@ class Search:
                 self.offer([mapping])
             except PortInUse as error:
                 refusal = error
-                log.info("%s: trying another", error)
+                log.info("%s; trying another port", error)
             else:
                 if had and first != had:
                     self.notes.append(f"{mapping.sticky} gets port {first} instead of {had}: {refusal}")
                 return mapping
-        wanted = f"{publish.host_ports[0]} to {publish.host_ports[-1]}" if publish.host_ports else "that are random"
-        raise PortInUse(f"{publish}: no port is free of those {wanted}", str(refusal or ""))
+        wanted = f"between {publish.host_ports[0]} and {publish.host_ports[-1]}" if publish.host_ports else "at random"
+        raise PortInUse(f"{publish}: found no free port {wanted}", str(refusal or ""))
 
     def _had(self, publish: Publish) -> int:
-        """The number that the sticky name had, 0 for none."""
+        """The port remembered under the sticky name, 0 for none."""
         if publish.host_ports is not None or not self.had:
             return 0
         return self.had.get(sticky.key_of(self.wish.template.mapping("any", publish, 1)), 0)
@@ -309,7 +338,7 @@ def _read(path: str) -> str:
 
 @contextmanager
 def progress(what: str, whole: int) -> Iterator[Callable[[int], None]]:
-    """Words on work that takes longer than a moment, for people who look on: on stderr, if that is a terminal."""
+    """A line on the progress of long work, on stderr if that is a terminal."""
     said = time.monotonic()
     shown = False
 
@@ -329,14 +358,12 @@ def progress(what: str, whole: int) -> Iterator[Callable[[int], None]]:
 
 
 def source_notes(template: Template) -> list[str]:
-    """What each target takes for the client's address, in a sentence; a relay's own, unless a header tells it more."""
+    """A sentence for each target: which address it sees in place of its clients' own."""
     notes = [_seen(destination) for destination in template.destinations]
     if template.proxy_protocol:
         version = template.proxy_protocol
-        return [f"{note}; a PROXY protocol header (version {version}) tells it who the client is" for note in notes]
-    return [
-        f"{note}, and is not told who the client is (--proxy-protocol would, if it understands that)" for note in notes
-    ]
+        return [f"{note}; a PROXY protocol header (version {version}) has the client's address" for note in notes]
+    return [f"{note}; --proxy-protocol would send it the client's address, if it understands that" for note in notes]
 
 
 def _seen(destination: Destination) -> str:
@@ -347,17 +374,17 @@ def _seen(destination: Destination) -> str:
     return (
         f"{destination.address} sees every client as {seen}, this host"
         if seen
-        else (f"{destination.address}, to which this host has no route now, will see every client as this host")
+        else (f"{destination.address} will see every client as this host, which has no route to it now")
     )
 
 
 def loopback_source(ip: str) -> str:
-    """The address from which connections to a loopback address come, whichever of 127/8 it is; "" for any other address."""
+    """The source address of connections to a loopback address; "" for any other address."""
     return "::1" if ip == "::1" else "127.0.0.1" if ip.startswith("127.") else ""
 
 
 def source_toward(ip: str) -> str:
-    """The address from which this host connects to another; "" without a route."""
+    """The source address of connections from this host to `ip`; "" without a route."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
@@ -368,14 +395,14 @@ def source_toward(ip: str) -> str:
 
 
 def find_live(publish: Publish, name: str, live: Sequence[Mapping]) -> Mapping | None:
-    """The live mapping that --replace is about: that of the name, else that of the same ports."""
+    """The live mapping to replace: that with the name, or without a name that with the same ports."""
     if name:
         return next((one for one in live if one.id == name), None)
     return next((one for one in live if same_ports(publish, one)), None)
 
 
 def same_ports(publish: Publish, live: Mapping) -> bool:
-    """Whether the SPEC stands for the ports that the mapping has: those of a pool, and random ones, include them."""
+    """Whether the SPEC can stand for the mapping's ports: a pool has to include them, random ones always do."""
     if publish.protocol != live.protocol or publish.follow != live.follow:
         return False
     if not publish.follow and set(publish.host_ips) != set(live.host_ips):
@@ -388,19 +415,19 @@ def same_ports(publish: Publish, live: Mapping) -> bool:
 
 
 def replacements(wish: Wish, live: Sequence[Mapping]) -> list[Mapping]:
-    """The mappings to put in the place of live ones; those for which there is none are new. Usage."""
+    """The mappings that replace live ones, or are new where there is none. Usage; PortfwdError."""
     found = []
     for line, (name, publish) in enumerate(zip(wish.names(), wish.publishes, strict=True)):
         if not wish.name and not publish.exact:
-            raise Usage(f"{publish}: --replace needs --name where the host's port is not said")
+            raise Usage(f"{publish}: --replace needs --name when the SPEC has no host port")
         old = find_live(publish, name if wish.name else "", live)
         if old is not None and old.owner:
-            raise Usage(f"mapping {old.id} is not a person's to change", f"it belongs to {old.label or old.owner}")
+            raise Usage(f"mapping {old.id} cannot be replaced", f"it belongs to {old.label or old.owner}")
         if old is not None and not same_ports(publish, old):
             raise Usage(f"mapping {old.id} has other ports or addresses", f"it is {old}")
         first = old.first if old is not None else publish.host_ports[0] if publish.exact and publish.host_ports else 0
         if not first:
-            raise PortfwdError(f"there is no mapping {name} to replace", "publish it first, or say the host's port")
+            raise PortfwdError(f"there is no mapping {name} to replace", "publish it first, or give the host's port")
         mapping = wish.told(wish.template.mapping(old.id if old is not None else name, publish, first), line)
         found.append(mapping if old is None else replace(mapping, host_ips=old.host_ips))  # in the order they have now
     return found

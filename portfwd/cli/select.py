@@ -1,4 +1,4 @@
-"""Which mappings a person means, by name or by [IP:]PORT[-LAST][/PROTOCOL], and which ports may be chosen for one. Pure."""
+"""Find the mappings that a person names, by id or by [IP:]PORT[-LAST][/PROTOCOL]. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from portfwd.cli.metrics import as_mapping
 from portfwd.errors import NotFound, PortfwdError, Usage
 from portfwd.mapping import Mapping
 
-SYSCTLS = "/proc/sys/net/ipv4/"  # of both families, ip-sysctl.rst
-UNPRIVILEGED = 1024  # net.ipv4.ip_unprivileged_port_start, where it cannot be read
-
 Listing = Sequence[Object[str, object]]  # what the service answers to `list`
 
 
 def ids(texts: Sequence[str], live: Listing) -> list[str]:
-    """The ids of all that are meant, each once. NotFound; Usage for ports that several mappings have."""
+    """The ids of the named mappings, each once. NotFound; Usage for ports that several mappings have."""
     mappings = [mapping for raw in live if (mapping := as_mapping(raw)) is not None]
     known = [str(raw.get("id", "")) for raw in live]
     found = [text if text in known else _by_ports(text, mappings) for text in texts]
@@ -25,7 +22,7 @@ def ids(texts: Sequence[str], live: Listing) -> list[str]:
 
 
 def of_people(live: Listing) -> list[str]:
-    """The ids of those that nobody's attachment or process owns."""
+    """The ids of mappings that no attachment or process owns."""
     return [str(raw.get("id", "")) for raw in live if not raw.get("owner")]
 
 
@@ -43,14 +40,14 @@ def _by_ports(text: str, live: Sequence[Mapping]) -> str:
     same = [one for one in sharing if one.ports == ports]
     if len(same) > 1:
         names = ", ".join(f"{one.id} on {' '.join(one.host_ips)}" for one in same)
-        raise Usage(f"{text} are the ports of several mappings: name one", names)
+        raise Usage(f"several mappings have the ports {text}: give a name", names)
     if same:
         return same[0].id
     raise NotFound(f"there is no mapping of {text}", "; ".join(f"{one.id} is {one}" for one in sharing))
 
 
 def _ports(text: str) -> tuple[str, range, str]:
-    """Host address or what is followed ("" for any), ports and protocol, as a SPEC without container port has them. Usage."""
+    """Host address, or interface or name followed ("" for any), ports and protocol: a SPEC without container port. Usage."""
     ports, slash, protocol = text.partition("/")
     host_ip, colon, last = ports.rpartition(":")
     bracketed = host_ip if host_ip.startswith("[") or ":" not in host_ip else f"[{host_ip}]"

@@ -1,4 +1,4 @@
-"""`portfwd serve`: its command line."""
+"""The command line of `portfwd serve`."""
 
 from __future__ import annotations
 
@@ -12,41 +12,46 @@ from portfwd.service import control, store
 from portfwd.service.serve import DRAIN_S, LOG_LEVELS, Options, serve
 
 EPILOG = """\
-It is asked over a Unix socket, by 'portfwd publish' and the others, by portmap and by portfwd-docker-proxy.
+The other portfwd commands, portmap and portfwd-docker-proxy ask it over a Unix socket.
 Mappings are kept on disk, and published again when the service starts.
-exit status: 0 well, 1 failed (also: one runs already), 2 usage, 3 the environment lacks something
+exit status: 0 success, 1 failed (also: a service runs already), 2 usage, 3 the environment lacks something
 """
 
 
 def read(arguments: Sequence[str]) -> Options:
-    """Options from the command line; ends the process for what cannot be meant."""
+    """Read the command line; ends the process for a wrong one."""
     parser = report.Parser(
         prog="portfwd serve",
-        description="Publish ports until told to stop.",
+        description="Publish ports until a signal.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--socket", default=control.socket_path(), metavar="PATH", help="the control socket; %(default)s")
-    add("--state", default=store.state_dir(), metavar="DIR", help="where mappings are kept; %(default)s")
+    add("--socket", default=control.socket_path(), metavar="PATH", help="the control socket (default: %(default)s)")
+    add(
+        "--state",
+        default=store.state_dir(),
+        metavar="DIR",
+        help="the folder of mappings and other state (default: %(default)s)",
+    )
     add(
         "--drain",
         type=options.seconds,
         default=DRAIN_S,
         metavar="S",
-        help="at the end running connections get so long; %(default)g",
+        help="seconds for running connections to end after a signal (default: %(default)g)",
     )
     add(
         "--ready-fd",
         type=_descriptor,
         default=-1,
         metavar="N",
-        help="write a newline to this descriptor when all ports listen",
+        help="write a newline to this descriptor when all mappings are published",
     )
     add("--log-level", choices=LOG_LEVELS, default="info")
-    add("--take-over", action="store_true", help="replace a service that runs, without losing a connection")
-    add("--no-steer", action="store_true", help="load no BPF program: a long range costs a socket for each port")
+    add("--take-over", action="store_true", help="replace a running service without losing a connection")
+    add("--no-steer", action="store_true", help="load no BPF program: a long range takes a socket for each port")
     add("--no-redirect", dest="no_steer", action="store_true", help=argparse.SUPPRESS)  # its name before
     found = parser.parse_args(arguments)
     return Options(

@@ -4,11 +4,11 @@
 
 dockerd's side (moby, libnetwork/portmapper/proxy_linux.go): descriptor 3 is a pipe that gets "0\\n" when the port is
 open, or "1\\n" and a sentence, within 16 s; with -use-listen-fd descriptor 4 is the bound socket. dockerd stops the
-proxy by SIGINT, and the kernel by SIGTERM when dockerd dies; the exit status is to be 0 both times.
+proxy by SIGINT, and the kernel by SIGTERM when dockerd dies; dockerd expects exit status 0 both times.
 
-Where the portfwd service runs in this network namespace, it gets the port: this process hands it over and becomes a
-waiter (waiter.py); the service watches the process and closes the port when it ends. Without the service the process
-relays by itself. There is one per port and address family, so the way to the service imports next to nothing.
+Where the portfwd service runs in this network namespace, this process hands the port to it and becomes a waiter
+(waiter.py); the service watches the process and closes the port when it ends. Without the service the process relays by
+itself. There is one per port and address family, so the way to the service imports next to nothing.
 """
 
 import _socket
@@ -60,7 +60,7 @@ class Failed(Exception):
 
 
 class Options:
-    """What to publish. Addresses are in the form inet_ntop gives; IPv4 ones that are mapped into IPv6 are IPv4 here, as in Go."""
+    """What to publish. Addresses are in the form of inet_ntop(3); IPv4-mapped IPv6 ones are IPv4, as in Go."""
 
     __slots__ = ("container_ip", "container_port", "host_ip", "host_port", "protocol", "use_listen_fd")
 
@@ -79,7 +79,7 @@ class Options:
         self.use_listen_fd = given.get("use-listen-fd") in TRUE
 
     def mapping(self) -> "dict[str, Encodable]":
-        """The mapping as the control protocol has it. It ends with this process, so its id is unique while it lives."""
+        """The mapping as JSON. It ends with this process, so the pid makes its id unique."""
         return {
             "id": f"docker-{self.protocol}-{self.host_port}-{os.getpid():04x}",
             "protocol": self.protocol,
@@ -93,7 +93,7 @@ class Options:
 
 
 def main() -> int:
-    """Serve until told to stop; the exit status. Does not return where the service serves."""
+    """Publish the port until a signal; returns the exit status. Does not return where the service has the port."""
     if None in (sys.stdin, sys.stdout, sys.stderr):
         from cni_py.skel import fill_closed_streams
 
@@ -108,12 +108,12 @@ def main() -> int:
     if "v" in given or "version" in given:
         return say(1, f"portfwd-docker-proxy version {__version__}\n")
     if not is_open(STATUS_FD):
-        say(2, "portfwd-docker-proxy: no descriptor 3: it is dockerd who starts this program\n")
+        say(2, "portfwd-docker-proxy: descriptor 3 is not open: dockerd starts this program, people do not\n")
         return 1
     try:
         options = Options(given)
         sock = listening_socket(options)
-        pthread_sigmask(SIG_BLOCK, STOP_SIGNALS)  # whoever is told to stop from here on does so when waiting
+        pthread_sigmask(SIG_BLOCK, STOP_SIGNALS)  # a stop signal from here on is taken by the waiter
         if not hand_over(options, sock):
             pthread_sigmask(SIG_UNBLOCK, STOP_SIGNALS)
             return serve(options, sock)
@@ -124,7 +124,7 @@ def main() -> int:
 
 
 def say(fd: int, text: str) -> int:
-    """Write it; 0, or the exit status for a text that could not be written."""
+    """Write a text; returns the exit status, 1 if it could not be written."""
     try:
         os.write(fd, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
@@ -135,7 +135,7 @@ def say(fd: int, text: str) -> int:
 
 
 def parse(arguments: "Sequence[str]") -> "dict[str, str]":
-    """Option names and values as Go's package flag reads them: one dash or two, `=` or the next argument, the last one counts."""
+    """Options as Go's package flag reads them: one dash or two, `=` or the next argument, the last one counts. Failed."""
     found: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
@@ -164,7 +164,7 @@ def next_of(rest: "Iterator[str]", name: str) -> str:
 
 
 def address(name: str, text: str) -> str:
-    """The address in its usual form. Failed for anything else."""
+    """An address in canonical form. Failed for anything else."""
     family = _socket.AF_INET6 if ":" in text else _socket.AF_INET
     try:
         raw = _socket.inet_pton(family, text)
@@ -176,7 +176,7 @@ def address(name: str, text: str) -> str:
 
 
 def port(name: str, text: str) -> int:
-    """The number of a port. Failed for anything else."""
+    """A port as a number. Failed for anything else."""
     try:
         number = int(text, 0)
     except ValueError:
@@ -196,16 +196,16 @@ def is_open(fd: int) -> bool:
 
 
 def listening_socket(options: Options) -> _socket.socket | None:
-    """The socket that dockerd bound; None when it gave none."""
+    """The socket that dockerd bound; None when it passed none. Failed."""
     if not options.use_listen_fd:
         return None
     try:
         os.set_inheritable(LISTEN_FD, False)
         sock = _socket.socket(fileno=LISTEN_FD)
     except OSError as error:
-        raise Failed(f"-use-listen-fd: descriptor {LISTEN_FD} is no socket: {error.strerror}") from None
+        raise Failed(f"-use-listen-fd: descriptor {LISTEN_FD} is not a socket: {error.strerror}") from None
     if sock.type != PROTOCOLS[options.protocol]:
-        raise Failed(f"-use-listen-fd: descriptor {LISTEN_FD} is no {options.protocol} socket")
+        raise Failed(f"-use-listen-fd: descriptor {LISTEN_FD} is not a {options.protocol} socket")
     return sock
 
 
@@ -216,7 +216,7 @@ def report(failure: Failed | None) -> int:
         os.write(STATUS_FD, text.encode("utf-8", "replace"))
         os.close(STATUS_FD)
     except OSError:
-        pass  # dockerd has gone, or was none
+        pass  # dockerd has ended, or did not start this program
     return 0 if failure is None else failure.status
 
 
@@ -224,7 +224,7 @@ def report(failure: Failed | None) -> int:
 
 
 def hand_over(options: Options, sock: _socket.socket | None) -> bool:
-    """Have the service publish the port. False when none runs in this network. Failed when it cannot be published."""
+    """Have the service publish the port. False when none runs in this network namespace. Failed when it refuses."""
     control = connect()
     if control is None:
         return False
@@ -241,9 +241,9 @@ def hand_over(options: Options, sock: _socket.socket | None) -> bool:
 
 
 def connect() -> _socket.socket | None:
-    """A connection to the service of this network; None without one."""
+    """A connection to the service of this network namespace; None without one."""
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    # The kernel's own time limits: a socket with Python's does not wait where the backlog is full, unix(7).
+    # The kernel's own time limits: see connected() in portfwd/service/client.py.
     limit = ANSWER_S.to_bytes(8, sys.byteorder) + bytes(8)  # struct timeval
     for option in (_socket.SO_SNDTIMEO, _socket.SO_RCVTIMEO):
         control.setsockopt(_socket.SOL_SOCKET, option, limit)
@@ -259,7 +259,7 @@ def connect() -> _socket.socket | None:
 
 
 def same_network(control: _socket.socket) -> bool:
-    """Whether the service is in this process's network namespace: rootless Docker may see the host's socket, too."""
+    """Whether the service is in this network namespace: rootless Docker may see the host's socket, too."""
     credentials = control.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
     pid = int.from_bytes(credentials[:4], sys.byteorder)
     try:
@@ -269,7 +269,7 @@ def same_network(control: _socket.socket) -> bool:
 
 
 def read_line(control: _socket.socket) -> bytes:
-    """The service's answer; what there was of it when the service ends."""
+    """The service's answer; the part that came, if the service hangs up. OSError."""
     answer = b""
     while not answer.endswith(b"\n") and len(answer) < ANSWER_MAX:
         piece = control.recv(65536)
@@ -280,7 +280,7 @@ def read_line(control: _socket.socket) -> bytes:
 
 
 def is_published(answer: bytes, options: Options) -> bool:
-    """What the answer says. Failed, for a port that is in use, has the words of docker-proxy's error and who has it."""
+    """True for a port that is published. Failed otherwise; for a port in use with docker-proxy's words and the holder."""
     try:
         reply = gojson.decode(answer)
     except CniError:
@@ -299,7 +299,7 @@ def is_published(answer: bytes, options: Options) -> bool:
 
 
 def in_use(options: Options, text: str) -> Failed:
-    """The failure of bind(2), named as docker-proxy names it, and who has the port."""
+    """The failure of bind(2) in docker-proxy's words, and the holder of the port."""
     family, host = ("6", f"[{options.host_ip}]") if ":" in options.host_ip else ("4", options.host_ip)
     return Failed(f"listen {options.protocol}{family} {host}:{options.host_port}: bind: {IN_USE}: {text}")
 
@@ -308,7 +308,7 @@ def in_use(options: Options, text: str) -> Failed:
 
 
 def serve(options: Options, sock: _socket.socket | None) -> int:
-    """Relay the port here until told to stop. Failed when it cannot be opened."""
+    """Relay the port in this process until a signal. Failed when it cannot be opened."""
     from portfwd import no_tls
 
     no_tls.without_tls()

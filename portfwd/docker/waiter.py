@@ -1,8 +1,8 @@
-"""A process that has handed its work over, and is only waited for: it becomes a program of one page.
+"""A docker proxy whose port the service has: the process only waits for dockerd's signal, and becomes a program of one page.
 
 The program waits for SIGINT or SIGTERM and ends with status 0. It keeps the pid, its parent's death signal, and the
-arguments for ps(1). Measured, per process of 200: 16 kB (proportional set size); a shell's `trap` takes 115 kB;
-`sleep infinity` 100 kB, and it ends with the signal's status.
+arguments for ps(1). There is one per published port and family, so its memory counts: 16 kB (proportional set size,
+measured with 200 processes). A shell's `trap` takes 115 kB; `sleep infinity` takes 100 kB and ends with the wrong status.
 """
 
 import os
@@ -52,9 +52,9 @@ SHELL_WAITER = "trap 'exit 0' INT TERM; read nothing"
 
 
 def become_waiter(arguments: "Sequence[str]") -> "NoReturn":
-    """Replace this process, which keeps descriptors 0 to 2 alone: a port that is open here could not be opened elsewhere.
+    """Replace this process by the program. Descriptors from 3 on are closed: a bound socket here would keep the port in use.
 
-    A signal that came while STOP_SIGNALS were blocked ends the waiter at once.
+    A signal that came while STOP_SIGNALS were blocked stays pending through execve(2), and ends the program at once.
     """
     pthread_sigmask(SIG_BLOCK, STOP_SIGNALS)
     os.closerange(3, FDS_MAX)
@@ -64,7 +64,7 @@ def become_waiter(arguments: "Sequence[str]") -> "NoReturn":
 
 
 def try_to_become(program: bytes, arguments: "Sequence[str]") -> None:
-    """Run the program from memory; returns when that is not allowed here."""
+    """Run the program from a memfd; returns where that is not allowed."""
     for flags in (MFD_EXEC, 0):
         try:
             fd = os.memfd_create("portfwd-docker-proxy", os.MFD_CLOEXEC | flags)
@@ -75,7 +75,7 @@ def try_to_become(program: bytes, arguments: "Sequence[str]") -> None:
 
 
 def become_shell(arguments: "Sequence[str]") -> "NoReturn":
-    """The same with what every system has."""
+    """Wait with a shell instead, which every system has."""
     for number in STOP_SIGNALS:
         signal(number, SIG_DFL)
     reader, writer = os.pipe()
@@ -86,7 +86,7 @@ def become_shell(arguments: "Sequence[str]") -> "NoReturn":
 
 
 def waiter_program(machine: str) -> bytes:
-    """An executable of less than a page; b"" for a machine without one."""
+    """The executable, less than a page; b"" for a machine for which there is none."""
     if machine not in PROGRAMS:
         return b""
     number, code = PROGRAMS[machine]

@@ -1,10 +1,10 @@
-"""Containers by the names that people gave them, as far as the runtime that has them tells: nerdctl, Docker, podman.
+"""Containers by the names that people gave them: nerdctl, Docker and podman are asked.
 
     nerdctl   /var/lib/nerdctl/HASH/names/NAMESPACE/NAME holds the ID; CNI plugins know the container as NAMESPACE-ID
     Docker    GET /containers/NAME/json at its socket (Docker Engine API); it uses no CNI, so it is asked for the namespace, too
-    podman    `podman inspect`, which takes a moment: for commands, not for the service
+    podman    `podman inspect`, which takes up to a second: commands ask it, the service does not
 
-Each answer is bounded in size and time, and a runtime that is not there, or does not answer, knows nothing.
+Each answer is bounded in size and time. A runtime that is absent or silent counts as one that knows no container.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DOCKER_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
 NERDCTL = "/var/lib/nerdctl"
 DOCKER_S = 1.0
 PODMAN_S = 10.0
-SILENT_S = 30.0  # a server that did not answer in time is left alone so long: the service serves clients meanwhile
+SILENT_S = 30.0  # how long a server is not asked again after it did not answer: clients of the service wait meanwhile
 ANSWER_MAX = 4 << 20  # bytes
 ID_MAX = 256  # bytes of a file that holds one
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A container: its ID as CNI plugins are told it; where it runs, its namespace's path and a pid inside."""
+    """A container: its ID as CNI plugins get it and, if it runs, the path of its namespace and a pid inside."""
 
     id: str
     netns: str = ""
@@ -41,7 +41,7 @@ class Found:
 
 
 def named(name: str) -> list[Found]:
-    """What the runtimes of this host know by that name, or by that beginning of an ID."""
+    """The containers of all runtimes of this host with that name, or an ID that begins so."""
     if not NAME.fullmatch(name):
         return []
     found = [*nerdctl(name), docker(name), podman(name)]
@@ -49,7 +49,7 @@ def named(name: str) -> list[Found]:
 
 
 def nerdctl(name: str) -> Iterator[Found]:
-    """Of each containerd and namespace that has the name."""
+    """The containers with that name, of each containerd and each of its namespaces."""
     for home in (NERDCTL, f"{os.environ.get('XDG_DATA_HOME') or os.path.expanduser('~/.local/share')}/nerdctl"):
         try:
             files = sorted(Path(home).glob(f"*/names/*/{name}"))
@@ -66,7 +66,7 @@ def nerdctl(name: str) -> Iterator[Found]:
 
 
 def docker(name: str) -> Found | None:
-    """As Docker knows it, by name or ID, if it runs."""
+    """A running container of Docker, by name or ID."""
     if not NAME.fullmatch(name):
         return None
     for path in docker_sockets():
@@ -80,13 +80,13 @@ def docker(name: str) -> Found | None:
 
 
 def inside(raw: dict[str, object], name: str) -> dict[str, object]:
-    """An object in another; an empty one when there is none."""
+    """A field that is an object; an empty one when it is not."""
     part = raw.get(name)
     return part if isinstance(part, dict) else {}
 
 
 def docker_sockets() -> Iterator[str]:
-    """Where Docker may listen: what its own client is told comes first."""
+    """The sockets where Docker may listen, first that of DOCKER_HOST, as its own client has it."""
     kind, _, path = os.environ.get("DOCKER_HOST", "").partition("://")
     if kind == "unix" and path:
         yield path
@@ -100,7 +100,7 @@ def docker_sockets() -> Iterator[str]:
 
 
 def running(container_id: object, netns: str, pid: object) -> Found | None:
-    """A container with its namespace; None for one that has none now."""
+    """A container with its namespace; None when it has no namespace now."""
     if not isinstance(container_id, str) or not ID.fullmatch(container_id):
         return None
     number = pid if isinstance(pid, int) and not isinstance(pid, bool) and pid > 0 else 0
@@ -113,7 +113,7 @@ _silent: dict[str, float] = {}  # servers that did not answer, and until when th
 
 
 def get(path: str, what: str) -> object:
-    """The JSON that a server on a Unix socket answers with; None when it has none for us, or takes too long."""
+    """The JSON of a server on a Unix socket; None for any other answer, or none in time."""
     end = time.monotonic() + DOCKER_S
     if _silent.get(path, 0.0) > end - DOCKER_S:
         return None
@@ -129,7 +129,7 @@ def get(path: str, what: str) -> object:
 
 
 def exchange(path: str, what: str, end: float) -> bytes:
-    """All that the server says until it closes, as it does after an answer to HTTP/1.0. OSError; TimeoutError at `end`."""
+    """All that the server sends until it closes, as HTTP/1.0 has it. OSError; TimeoutError at `end` (monotonic clock)."""
     request = f"GET {what} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\n\r\n"
     text = b""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
@@ -149,7 +149,7 @@ def exchange(path: str, what: str, end: float) -> bytes:
 
 
 def podman(name: str) -> Found | None:
-    """As podman knows it, by name or ID."""
+    """A running container of podman, by name or ID."""
     program = shutil.which("podman")
     if program is None or not NAME.fullmatch(name):
         return None

@@ -1,8 +1,9 @@
-"""A small process inside a network namespace of another user namespace, which makes sockets there and passes them out.
+"""A small process inside a network namespace of another user namespace: it makes sockets there and passes them out.
 
-setns(2) into a network namespace needs CAP_SYS_ADMIN in the user namespace that owns it and in one's own; the owner of a
-rootless container has both after entering that user namespace, from which there is no way back. Hence a process for each.
-It ends when its channel does: with close(), or with us, however we end.
+setns(2) into a network namespace needs CAP_SYS_ADMIN in the user namespace that owns it, and in one's own. The owner of a
+rootless container has both after entering that user namespace, but a process cannot leave it again, and a process with several
+threads cannot enter it (EINVAL). So each such namespace gets a process of its own, forked from this one. It ends when its channel
+ends: with close(), or with this process, however that ends.
 
     request     family and kind of socket(2)
     answer      MADE with the socket, FAILED with the errno of socket(2), or REFUSED with a sentence: the kernel lets nobody in
@@ -34,20 +35,20 @@ KIND_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 
 class Ended(PortfwdError):
-    """The process is not there any more."""
+    """The process inside has ended."""
 
 
 class Silent(PortfwdError):
-    """The process does not answer: an answer that came later would be taken for that to another request."""
+    """The process does not answer in time. It is given up: its late answer would be read as that to the next request."""
 
 
 class Entrant:
-    """The process for the network namespace of a descriptor. OSError when no process can be had."""
+    """The process inside the network namespace `net`, a descriptor; `name` is for errors. OSError when fork(2) fails."""
 
     def __init__(self, net: int, name: str, *, answer_s: float = ANSWER_S) -> None:
         self._name = name
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A handler of ours must not run in the process that is begun here.
+        # Python's signal handlers of this process must not run in the child before run() has replaced them.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
@@ -73,10 +74,10 @@ class Entrant:
             raise Ended(f"{self._name}: cannot enter its network namespace", "the process inside has ended") from error
         if descriptors:
             made = socket.socket(fileno=descriptors[0])
-            made.setblocking(False)  # it does not: this object has to know
+            made.setblocking(False)  # the descriptor is non-blocking already, but Python's object has to know
             return made
         if truncated:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # the kernel had no number to give the socket
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # no number below RLIMIT_NOFILE was left for it
         if answer.startswith(FAILED):
             number = int(answer[1:])
             raise OSError(number, os.strerror(number))
@@ -85,7 +86,7 @@ class Entrant:
         raise Ended(f"{self._name}: cannot enter its network namespace", "the process inside has ended")
 
     def has_ended(self) -> bool:
-        """Whether it is there no more; close() is still to be called."""
+        """Whether the process has ended; close() is still to be called."""
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:
@@ -95,7 +96,8 @@ class Entrant:
         """End it. A second call is harmless."""
         self._channel.close()
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            # A child that nobody has waited for keeps its pid; of one that SIGCHLD's disposition swept away it may be another's.
+            # A zombie keeps its pid. Where SIGCHLD is ignored the kernel reaps children itself, and the pid may be another
+            # process's by now: waitid() fails then (ECHILD), before anything is killed.
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -109,9 +111,10 @@ def run(net: int, channel_fd: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_NAME, NAME)
         refusal = enter(libc, net)
-        # Only now: entering a user namespace clears it (commit_creds() in the kernel). The channel's end is what counts.
+        # Only now: entering a user namespace clears the death signal (commit_creds() in the kernel). It is a second safeguard:
+        # the end of the channel ends the process, too.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.close(net)  # this process is in it, which keeps it as long
+        os.close(net)  # the process is in the namespace, which keeps that alive
         with socket.socket(fileno=channel_fd) as channel:
             while request := channel.recv(REQUEST.size):
                 answer(channel, request, refusal)
@@ -120,7 +123,7 @@ def run(net: int, channel_fd: int) -> None:
 
 
 def ignore_signals() -> None:
-    """Those for the whole group or control group are for the other side, which still needs sockets while it drains."""
+    """Ignore signals to the process group or control group: the service handles them, and needs sockets while it drains."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -128,7 +131,7 @@ def ignore_signals() -> None:
 
 
 def keep_only(*fds: int) -> None:
-    """Close what was inherited: connections, listeners and other channels are not this process's to keep open."""
+    """Close all descriptors but these and 0 to 2: a copy of a connection or listener would keep it open after the service."""
     low = 3
     for fd in sorted(fds):
         os.closerange(low, fd)
@@ -137,10 +140,10 @@ def keep_only(*fds: int) -> None:
 
 
 def enter(libc: ctypes.CDLL, net: int) -> str:
-    """Go into the namespace; returns why that is not possible, or nothing."""
+    """Enter the namespace; returns why that is not possible, or ""."""
     try:
         user = fcntl.ioctl(net, NS_GET_USERNS)
-    except OSError as error:  # EPERM: it is none of ours, nor of those below it
+    except OSError as error:  # EPERM: the owner is neither this user namespace nor one below it (ioctl_ns(2))
         return f"{error.strerror}: it belongs to a user namespace outside of this service's"
     try:
         own = os.path.samestat(os.fstat(user), os.stat("/proc/self/ns/user"))
@@ -154,7 +157,7 @@ def enter(libc: ctypes.CDLL, net: int) -> str:
 
 
 def answer(channel: socket.socket, request: bytes, refusal: str) -> None:
-    """Make one socket and send it."""
+    """Make one socket and send it, or send why not."""
     if refusal:
         channel.send(REFUSED + refusal.encode())
         return

@@ -1,15 +1,15 @@
-"""Legs: sockets by which a mapping has dialled a target. A client that is one of them shows that a target leads back here.
+"""Legs: the sockets by which mappings have dialled targets. A client whose socket is a leg shows that a target leads back here.
 
     client ─→ mapping a ─→ leg of a ─→ mapping b ─→ leg of b ─→ b's target       a chain, which may be meant
     client ─→ mapping a ─→ leg of a ─→ mapping b ─→ leg of b ─→ mapping a        a loop
 
-In a loop one connection becomes as many as there are descriptors, and
-one datagram keeps a processor busy for good: so a client that comes by a leg and has been at the mapping before is refused.
+In a loop one connection becomes as many as there are descriptors, and one datagram keeps a processor busy for good. So a client
+that comes by a leg and has been at the mapping before is refused.
 
-A client is a leg when its address is the leg's own, and what it asked for is what the leg dialled: no two connections of a
-namespace have both in common. (TCP gives one local port to connections to several destinations, and often does; UDP does not, so
-that there the address is enough.) What a leg in another namespace dialled may have been changed by a NAT there. Then the
-address alone may be chance, and counts when UNSURE_MAX such links are behind each other.
+A client is a leg when its address is the leg's own and it asked for the address that the leg dialled: no two connections of a
+namespace have both in common. (TCP gives one local port to connections to several destinations, and often does. UDP does not, so
+there the client's address is enough.) A NAT in another namespace may have changed the address that a leg there dialled. Then an
+equal client address alone may be chance, and counts only when UNSURE_MAX such links follow each other.
 
 A NAT or proxy on the way that changes the client's address hides the leg: nothing is noticed then, and the mapping's limits hold.
 relay/loops.py finds loops when publishing, where targets show them.
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     import socket
 
 UNSURE_MAX = 16
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  what connect(2) takes a wildcard for, ip(7)
-MAPPED = "::ffff:"  # and an IPv4 address, as a socket of both families has it
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  connect(2) to a wildcard goes to loopback, ip(7)
+MAPPED = "::ffff:"  # before an IPv4 address, as sockets of both families show it
 
 Ends = tuple[str, int]
 
 
 class Server(Protocol):
-    """What serves a mapping: TcpPort, UdpPort."""
+    """The server of a mapping: TcpPort or UdpPort."""
 
     def came_back(self, owner: object, where: str) -> None:
         """What `owner` dialled leads back to `where`, and is refused there."""
 
 
 class Leg:
-    """A socket that dialled a target for `owner`, one of `server`'s clients, who came by the link `behind`."""
+    """A socket that dialled a target for `owner`, a connection or flow of `server` whose client came by the link `behind`."""
 
     __slots__ = ("behind", "elsewhere", "local", "lone", "owner", "remote", "server")
 
@@ -49,12 +49,12 @@ class Leg:
         self.behind = behind
         self.local = local
         self.remote = remote
-        self.lone = False  # nobody else's packets have its local address
+        self.lone = False  # no other socket has its local address
         self.elsewhere = False  # it is in another namespace
 
 
 class Link:
-    """A client that is a leg of ours; `sure` when it cannot be chance."""
+    """A client that is a leg; `sure` when equal addresses cannot be chance."""
 
     __slots__ = ("leg", "sure")
 
@@ -63,7 +63,7 @@ class Link:
         self.sure = sure
 
     def leads_back_to(self, server: Server) -> bool:
-        """Whether the client has been at this server before. Costs as much as there are mappings in the chain."""
+        """Whether the client has been at this server before. The cost grows with the number of mappings in the chain."""
         sure, times = True, 0
         link: Link | None = self
         while link is not None:
@@ -83,17 +83,18 @@ class Legs:
 
     def __init__(self, *, unshared: bool) -> None:
         self._by_local: dict[Ends, list[Leg]] = {}
-        self._unshared = unshared  # a local port belongs to one socket
+        self._unshared = unshared  # of UDP: a local port belongs to one socket
         self._closed: list[Leg] = []  # since the last sweep
         self._closed_before: list[Leg] = []
 
     def add(
         self, sock: socket.socket, server: Server, owner: object, behind: Link | None, asked: Ends | None, *, here: bool
     ) -> Leg | None:
-        """Note a socket that has been connected to `asked` (None: not known any more), in this namespace or another one.
+        """Note a socket that was connected to `asked` (None: not known any more), from this namespace (`here`) or another one.
 
-        None for one that cannot lead here: it never leaves its namespace, and its addresses are somebody else's here.
-        ConnectionRefusedError when it is connected to itself: the kernel gave it the port that it dialled, where nobody listens.
+        Returns None for one that cannot lead here: a connection within another namespace, whose addresses mean others here.
+        ConnectionRefusedError when the socket is connected to itself: nobody listened on the port that it dialled, and the kernel
+        chose that very port as its local one (a simultaneous open with itself, RFC 9293 section 3.5).
         """
         ip, port, *_ = sock.getsockname()
         local = (plain_ip(ip), port)
@@ -112,7 +113,7 @@ class Legs:
         return leg
 
     def forget(self, leg: Leg, *, linger: bool = False) -> None:
-        """It is closed. With `linger` it is known for a sweep or two more: what it dialled may not have been accepted yet."""
+        """Forget a closed leg. With `linger` after another sweep or two: the connection may still wait to be accepted here."""
         if linger:
             self._closed.append(leg)
             return
@@ -123,19 +124,19 @@ class Legs:
                 del self._by_local[leg.local]
 
     def sweep(self) -> None:
-        """Time has passed."""
+        """Forget the legs that were closed before the last sweep."""
         for leg in self._closed_before:
             self.forget(leg)
         self._closed_before, self._closed = self._closed, []
 
     def at(self, client: Ends | tuple[str, int, int, int]) -> Sequence[Leg] | None:
-        """The legs that have a client's address; None for a client that is none."""
+        """The legs that have a client's address; None when there is none."""
         ip = client[0]
         return self._by_local.get((plain_ip(ip), client[1]))
 
 
 def link(legs: Sequence[Leg], asked: Collection[Ends]) -> Link | None:
-    """Which of the legs that have its address a client is that has asked for one of these; None when it is none of them."""
+    """The link to the leg that a client is, of `legs` with its address, if it asked for one of `asked`; None for none."""
     for leg in legs:
         if leg.lone or leg.remote in asked:
             return Link(leg, sure=True)
@@ -143,6 +144,6 @@ def link(legs: Sequence[Leg], asked: Collection[Ends]) -> Link | None:
 
 
 def plain_ip(ip: str) -> str:
-    """An IPv4 address as such, also where a socket of both families has it."""
+    """An IPv4-mapped IPv6 address (::ffff:192.0.2.1) as IPv4; any other as it is."""
     mapped = IPv6Address(ip).ipv4_mapped if ip.startswith(MAPPED) else None
     return ip if mapped is None else str(mapped)

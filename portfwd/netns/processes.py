@@ -1,4 +1,4 @@
-"""When a process started, which with its pid names it once and for all."""
+"""When a process started: pid and start time together are never given to another process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ START_TIME = 19  # field 22 of /proc/PID/stat, proc(5), counted after the name o
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks: with its pid it names it once and for all. NotFound."""
+    """When a process started, in clock ticks since boot. NotFound; Lacking."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[START_TIME])
@@ -20,6 +20,6 @@ def start_time(pid: int) -> int:
 
 
 def refuse_shortage(error: Exception) -> None:
-    """Lacking for want of descriptors: then nothing is known of the process."""
+    """Raise Lacking when `error` is a shortage of descriptors: it says nothing about the process."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise Lacking("no descriptor is left to watch a process with", "raise LimitNOFILE") from error

@@ -1,12 +1,13 @@
 """Sockets in other network namespaces: of a path, a process or a container, also one of another user namespace.
 
-A socket belongs for its whole life to the namespace in which it was made (network_namespaces(7)): this thread goes there, makes
-it, and comes back, or the process is aborted. Where the kernel does not let this thread in, or would not let it back (rootless
-containers, a service without root), a small process goes there in its place (helper.py) and passes the socket out.
+A socket belongs for its whole life to the namespace in which it was made (network_namespaces(7)). So this thread enters the
+namespace, makes the socket and comes back; if it cannot come back the process is aborted. Where the kernel does not let this
+thread in, or would not let it back (rootless containers, a service without root), a small process inside makes the socket and
+passes it out (helper.py).
 
-Namespaces are kept open between connections. An open one lives on when its container is gone, with addresses and routes: so
-one that its name no longer leads to is closed at the next expire(), and any other after UNUSED_S without use. A name that
-leads to another namespace since the container was restarted is noticed within LOOK_S, and at once after forget().
+Namespaces are kept open between connections. An open descriptor keeps a namespace alive after its container, with addresses and
+routes. So expire() closes one whose path leads elsewhere or nowhere, and any other after UNUSED_S without use. A name that leads
+to another namespace, since the container was restarted, is noticed within LOOK_S, and at once after forget().
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from portfwd.netns.legs import Legs
 from portfwd.netns.processes import start_time
 
 UNUSED_S = 60.0
-LOOK_S = 1.0  # between two looks whether a name still leads to the same namespace, and two readings of records
-UNKNOWN_S = 0.2  # a container that is not known is looked for at most this often: clients may be many
-BACK_OFF_S = 5.0  # after a process inside did not answer, or ended twice
+LOOK_S = 1.0  # between two checks that a name leads to the same namespace, and two readings of records
+UNKNOWN_S = 0.2  # between two searches for an unknown container: each client would cause one
+BACK_OFF_S = 5.0  # without trying, after a process inside did not answer, or ended twice
 CANDIDATES_MAX = 8  # named in an error
 ATTEMPTS = 2  # to get a socket from a process inside: the first may have been killed
 KIND_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -45,12 +46,12 @@ SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 ALL_SIGNALS = tuple(valid_signals())
 RECORD_KINDS = ("adding", "json")  # PLUGIN.adding, PLUGIN.json: cni_py/attachment/records.py
 
-Socket = socket.socket  # Places.socket is something else
+Socket = socket.socket  # for annotations in Places, whose method `socket` hides the module
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a name means: the path of a namespace, and its number where an attachment record has it (else 0)."""
+    """What a name means: the path of a namespace, and its cookie if an attachment record has one, else 0."""
 
     path: str
     cookie: int = 0
@@ -62,16 +63,16 @@ class Known:
 
     fd: int
     named: Named
-    here: bool  # it is the namespace that we are in
+    here: bool  # it is the namespace of this process
     used_at: float
     looked_at: float  # when the name was last seen to lead here
     resolved_at: float
-    doubted: bool = False  # what it was used for has failed
-    verified: bool = False  # its number is the record's
-    elsewhere: bool = False  # this thread cannot go there
+    doubted: bool = False  # a connection from there has failed
+    verified: bool = False  # its cookie is the record's
+    elsewhere: bool = False  # this thread cannot enter it
     inside: Entrant | None = None
     retry_at: float = 0.0
-    refusal: Lacking | None = None  # final: who owns a namespace does not change
+    refusal: Lacking | None = None  # final: the owner of a namespace does not change
 
     def close(self) -> None:
         """Let go of the namespace."""
@@ -86,7 +87,7 @@ class Known:
 
 
 class Places:
-    """The namespaces that a process connects from; for one thread."""
+    """The namespaces that a process connects from. For one thread: setns(2) moves the calling thread alone."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -114,12 +115,12 @@ class Places:
         return made
 
     def is_here(self, place: Place) -> bool:
-        """Whether it is the namespace that we are in, as far as is known without asking; "" is."""
+        """Whether it is the namespace of this process, as far as is known without system calls. An empty place is."""
         known = self._known.get(place)
         return not place or (known is not None and known.here)
 
     def means_here(self, place: Place) -> bool:
-        """The same, asked now; False when there is no such namespace."""
+        """The same, looked up now; False when there is no such namespace."""
         if place:
             with contextlib.suppress(PortfwdError, OSError):
                 self._open(place, self._clock())
@@ -184,7 +185,10 @@ class Places:
         return fd
 
     def _check_process(self, place: Place) -> None:
-        """NotFound when the pid was given to another process. After opening: who has it since before then had it then, too."""
+        """NotFound when the pid was given to another process.
+
+        Called after the namespace was opened: if the start time is still the same now, the pid was the same process's then.
+        """
         started = start_time(place.pid)
         if self._started.setdefault(place.pid, started) != started:
             raise NotFound(f"{place}: that process has ended, and another one has its number")
@@ -212,10 +216,10 @@ class Places:
             raise
 
     def _can_return(self) -> bool:
-        """Whether this thread may enter the namespace that it is in, asked by doing so.
+        """Whether this thread may enter the namespace that it is in: found out by entering it.
 
-        It may not when it has its capabilities in a user namespace of its own, and its network from outside of that
-        (unshare --user without --net; podman unshare): then it could enter containers, and never come back.
+        It may not when its capabilities are those of a user namespace of its own, but its network namespace belongs to an outer
+        one (unshare --user without --net; podman unshare). Then it could enter containers, but never come back.
         """
         if self._may_return is None:
             home = own_namespace()
@@ -229,13 +233,13 @@ class Places:
         return self._may_return
 
     def _verify(self, place: Place, known: Known, made: Socket) -> None:
-        """Compare the namespace's number with the record's: a path like /proc/PID/ns/net may be a stranger's by now."""
+        """Compare the namespace's cookie with the record's: a path like /proc/PID/ns/net may lead to a stranger's by now."""
         cookie = known.named.cookie
         if cookie:
             try:
                 found = int.from_bytes(made.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
             except OSError:
-                found = cookie  # the kernel does not tell
+                found = cookie  # before Linux 5.14 there is no such option: nothing to compare
             if found != cookie:
                 made.close()
                 path = known.named.path
@@ -244,18 +248,18 @@ class Places:
         known.verified = True
 
     def describe(self, place: Place) -> str:
-        """The path that a place means now, for people. NotFound; Usage when it may mean several."""
+        """The path of the namespace that a place means now, for people. NotFound; Usage when it is ambiguous."""
         return self._resolve(place, self._clock()).path
 
     def forget(self, place: Place) -> None:
-        """A connection failed: look anew next time, for the container may have been restarted."""
+        """Look the namespace up again at the next use: a connection failed, and the container may have been restarted."""
         known = self._known.get(place)
         if known is not None:
             known.looked_at = -LOOK_S
             known.doubted = True
 
     def retain(self, places: Collection[Place]) -> None:
-        """These are all that is in use: forget the others, and note which processes are meant before others get their pids."""
+        """Forget every namespace not in `places`, and record the start time of each pid, so that a reused pid is noticed."""
         for place in self._known.keys() - set(places):
             self._drop(place)
         pids = {place.pid for place in places if place.pid}
@@ -265,7 +269,7 @@ class Places:
                 self._started[pid] = start_time(pid)
 
     def expire(self, now: float) -> None:
-        """Close what has not been used for UNUSED_S, and what has ended. To be called every few seconds."""
+        """Close namespaces unused for UNUSED_S or whose name is gone, and end dead processes inside. Call every few seconds."""
         for place, known in list(self._known.items()):
             if now - known.used_at >= UNUSED_S or not still_names(known.named.path, known.fd):
                 self._drop(place)
@@ -283,7 +287,7 @@ class Places:
 
 
 def absent(places: Places, mappings: Iterable[Mapping]) -> list[PortfwdError]:
-    """Why namespaces that targets name cannot be entered now; nothing where none is named."""
+    """An error for each namespace of a target that cannot be entered now."""
     named = dict.fromkeys(target.place for mapping in mappings for target in mapping.targets if target.place)
     found: list[PortfwdError] = []
     for place in named:
@@ -297,7 +301,7 @@ def absent(places: Places, mappings: Iterable[Mapping]) -> list[PortfwdError]:
 
 
 def absent_notes(places: Places, mappings: Iterable[Mapping]) -> list[str]:
-    """The same in sentences for who publishes all the same; they are looked up again for every client."""
+    """The same as sentences, for a caller that publishes anyway: each client causes another look."""
     return [f"{error}; clients are reset until it can be entered" for error in absent(places, mappings)]
 
 
@@ -307,14 +311,15 @@ def own_namespace() -> int:
 
 
 def made_inside(there: int, family: int, kind: int) -> Socket:
-    """Go there, make a socket, come back. OSError; PermissionError: the kernel does not let this thread in.
+    """Enter a namespace, make a socket and come back. OSError; PermissionError: the kernel does not let this thread in.
 
-    Signals wait outside: a handler that raises, or that makes a socket itself, must not run there.
+    Signals are blocked meanwhile: a Python handler that raises would leave this thread inside, and one that makes a socket would
+    make it there.
     """
     unblocked = pthread_sigmask(SIG_BLOCK, ())
     home = -1
     try:
-        pthread_sigmask(SIG_BLOCK, ALL_SIGNALS)  # runs the handlers of those that came before
+        pthread_sigmask(SIG_BLOCK, ALL_SIGNALS)  # runs the handlers of signals that came before
         home = own_namespace()
         try:
             netns.setns(there)
@@ -328,23 +333,23 @@ def made_inside(there: int, family: int, kind: int) -> Socket:
 
 
 def come_back(home: int) -> None:
-    """Return, or end the process: whatever it did next would happen inside a container."""
+    """Return to the namespace `home`, or abort the process: everything it did next would happen inside a container."""
     try:
         netns.setns(home)
-    except BaseException:  # noqa: BLE001  there is no error to leave this function with
-        if not still_names(OWN_NAMESPACE, home):  # it may be that this thread never got away
+    except BaseException:  # noqa: BLE001  no error may leave this function with the thread inside
+        if not still_names(OWN_NAMESPACE, home):  # it is at home if it had failed to enter
             abort()
 
 
 def abort() -> NoReturn:
-    """SIGABRT, with a last word."""
+    """End by SIGABRT, with a sentence on stderr."""
     with contextlib.suppress(OSError):
         os.write(2, b"portfwd: cannot return from a container's network namespace\n")
     os.abort()
 
 
 def made_by_another(place: Place, known: Known, family: int, kind: int) -> Socket:
-    """A socket from the process inside, which is started when there is none. Lacking; Ended; Silent; OSError."""
+    """A socket from the process inside, which is started if need be. Lacking; Ended; Silent; OSError."""
     for _ in range(ATTEMPTS - 1):
         try:
             return inside(place, known).socket(family, kind)
@@ -354,14 +359,14 @@ def made_by_another(place: Place, known: Known, family: int, kind: int) -> Socke
 
 
 def inside(place: Place, known: Known) -> Entrant:
-    """The process inside."""
+    """The process inside; it is started when there is none. OSError."""
     if known.inside is None:
         known.inside = Entrant(known.fd, str(place))
     return known.inside
 
 
 def still_names(path: str, fd: int) -> bool:
-    """Whether a path leads to the open namespace."""
+    """Whether a path leads to the namespace that `fd` has open."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except OSError:
@@ -374,9 +379,8 @@ def still_names(path: str, fd: int) -> bool:
 def container_netns(wanted: str) -> Named:
     """The namespace of a container, from attachment records, then from libcni's cache. NotFound; Usage when ambiguous.
 
-    `wanted` is the container ID, or the beginning of one that begins no other. All attachments of a container are in one
-    namespace; of several that were recorded, the one that exists is meant. Docker attaches containers without CNI: it is asked
-    for what nobody else knows.
+    `wanted` is a container ID or a unique beginning of one. All attachments of a container are in one namespace: of several
+    recorded paths, the one that exists is meant. Docker attaches containers without CNI, so it is asked when no record matches.
     """
     found = recorded(wanted)
     if wanted not in found:
@@ -395,7 +399,7 @@ def container_netns(wanted: str) -> Named:
 
 
 def existing(container_id: str, candidates: Collection[Named]) -> Named:
-    """That of several names of a namespace to which it leads. NotFound: to none; Usage: to several."""
+    """The candidate whose path exists. NotFound when none does; Usage when they lead to several namespaces."""
     present: dict[tuple[int, int], Named] = {}
     for named in sorted(candidates, key=lambda named: not named.cookie):
         with contextlib.suppress(OSError):
@@ -411,7 +415,7 @@ def existing(container_id: str, candidates: Collection[Named]) -> Named:
 
 
 def begins(container_id: str, wanted: str) -> bool:
-    """Whether an ID begins so; those of containerd's clients are NAMESPACE-ID, and people know the second part."""
+    """Whether an ID begins so. IDs of containerd's clients are NAMESPACE-ID, of which people know the second part."""
     return container_id.startswith(wanted) or container_id.rpartition("-")[2].startswith(wanted)
 
 
@@ -440,7 +444,7 @@ def recording_plugins() -> list[str]:
 
 
 def cached(wanted: str) -> dict[str, list[Named]]:
-    """The same from the cache of libcni."""
+    """The same from libcni's cache."""
     found: dict[str, list[Named]] = {}
     with contextlib.suppress(CniError, OSError):
         for entry in cache.everything():
@@ -450,7 +454,7 @@ def cached(wanted: str) -> dict[str, list[Named]]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error, not too many."""
+    """Up to CANDIDATES_MAX names for an error, and how many more there are."""
     ordered = sorted(set(names))
     more = len(ordered) - CANDIDATES_MAX
     return ", ".join(ordered[:CANDIDATES_MAX]) + (f" and {more} more" if more > 0 else "")

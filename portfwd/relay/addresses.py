@@ -1,4 +1,4 @@
-"""Which addresses an interface, or a host name, has now."""
+"""The addresses that an interface or a host name has now."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IFA_F_OPTIMISTIC = 0x04  # linux/if_addr.h: it may be used although it is tentat
 
 
 def resolve(name: str) -> list[str]:
-    """The addresses of a host name, each once, in one order whatever that of the answer. PortfwdError. It may take its time."""
+    """The addresses of a host name, each once and sorted: resolvers rotate them. PortfwdError. It may block for long."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -1,7 +1,7 @@
 """Who may connect: the allow list, and the limits on connections at a time. Pure.
 
-An IPv4 address has a second form, ::ffff:192.0.2.7 (RFC 4291 section 2.5.5.2), in which a socket of both families names its
-clients and some people write networks. It means the IPv4 address, in the list and of a client. ::/0 means IPv6 clients.
+IPv4 addresses also come as ::ffff:192.0.2.7 (RFC 4291 section 2.5.5.2): sockets of both families show their clients so, and some
+people write networks so. In the list and of clients alike that means the IPv4 address. ::/0 means IPv6 clients.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ REMEMBERED_MAX = 4096  # clients whose answer from the allow list is kept
 
 
 class Admission:
-    """The allow list and limits of one mapping, and who is in."""
+    """The allow list and limits of one mapping, and how many clients are connected."""
 
     __slots__ = ("_allowed", "_judged", "_per_client", "_present", "limit", "present")
 
@@ -29,7 +29,7 @@ class Admission:
         self.present = 0
 
     def allows(self, ip: str) -> bool:
-        """Whether the allow list lets a client in; `ip` may have a zone."""
+        """Whether the allow list has the client; `ip` may have an interface behind it (fe80::1%eth0)."""
         if not self._allowed:
             return True
         known = self._judged.get(ip)
@@ -41,18 +41,18 @@ class Admission:
         return known
 
     def enter(self, ip: str) -> bool:
-        """Count a client in, or return False because a limit is reached."""
+        """Count a client in; False when a limit is reached."""
         if self.present >= self.limit or self.at_cap(ip):
             return False
         self.admit(ip)
         return True
 
     def at_cap(self, ip: str) -> bool:
-        """Whether the client has all that one client may have."""
+        """Whether the client has as many connections as one client may have."""
         return bool(self._per_client) and self._present.get(ip, 0) >= self._per_client
 
     def reached(self, ip: str) -> str:
-        """The limit that keeps a client out, in words."""
+        """The limit that a client exceeds, for people."""
         if self.at_cap(ip):
             return f"the limit of {self._per_client} connections of one client"
         return f"the limit of {self.limit} connections"
@@ -74,7 +74,7 @@ class Admission:
                 del self._present[ip]
 
     def successor(self, mapping: Mapping, limit: int, inside: Iterable[str]) -> Admission:
-        """The same clients, each connection's named once, under the rules of a changed mapping."""
+        """An admission for a changed mapping, with `inside`, the client of each running connection, counted in."""
         after = Admission(mapping, limit)
         for ip in inside:
             after.admit(ip)
@@ -82,13 +82,13 @@ class Admission:
 
 
 def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address, as IPv4 if it is that inside IPv6. ValueError."""
+    """An address; an IPv4-mapped IPv6 one as IPv4. ValueError."""
     found = ipaddress.ip_address(text)
     return (isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped) or found
 
 
 def plain_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """The same of a network: ::ffff:192.0.2.0/120 is 192.0.2.0/24. ValueError."""
+    """A network; an IPv4-mapped one as IPv4: ::ffff:192.0.2.0/120 is 192.0.2.0/24. ValueError."""
     found = ipaddress.ip_network(text)
     inside = found.network_address.ipv4_mapped if isinstance(found, ipaddress.IPv6Network) else None
     return ipaddress.IPv4Network((inside, found.prefixlen - MAPPED_BITS)) if inside is not None else found

@@ -1,7 +1,7 @@
-"""Which of several targets a new connection goes to. Pure: the time is told.
+"""Which of several targets a new connection goes to. Pure: the caller gives the time.
 
-`round-robin` takes turns. `source` sends a client to the same target each time, by rendezvous hashing: a target that goes away
-moves its own clients only. One that could not be reached is left out for DEAD_S; then one connection may try it again.
+`round-robin` takes turns. `source` sends a client to the same target each time, by rendezvous hashing: when a target goes away,
+only its own clients move. A target that could not be reached is tried last for DEAD_S; then one connection tries it again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DEAD_S = 10.0
 
 
 class Balancer:
-    """The targets of one mapping, and which of them are taken for dead."""
+    """The targets of one mapping, and which of them count as dead."""
 
     __slots__ = ("_dead_s", "_dead_until", "_how", "_names", "_next", "_targets")
 
@@ -28,7 +28,7 @@ class Balancer:
         self._next = 0
 
     def order(self, client: str, now: float) -> list[Target]:
-        """All targets, each once, in the order in which to try them; those taken for dead come last."""
+        """All targets, each once, in the order to try them; dead ones last."""
         ordered = self._by_client(client) if self._how == "source" else self._by_turn()
         if self._dead_until:
             ordered = self._dead_last(ordered, now)
@@ -49,24 +49,24 @@ class Balancer:
         for target in ordered:
             (alive if self._dead_until.get(target, now) <= now else dead).append(target)
         if alive and alive[0] in self._dead_until:
-            # This connection tries it; the next ones wait for what comes of that.
+            # This connection tries it. Until it succeeds, the next ones still take the target for dead.
             self._dead_until[alive[0]] = now + self._dead_s
         return alive + dead
 
     def failed(self, target: Target, now: float) -> None:
-        """It could not be reached."""
+        """Count a target as dead for a while: it could not be reached."""
         if target in self._names:
             self._dead_until[target] = now + self._dead_s
 
     def worked(self, target: Target) -> None:
-        """It was reached."""
+        """Count a target as alive: it was reached."""
         self._dead_until.pop(target, None)
 
     def dead(self, now: float) -> list[Target]:
-        """Those taken for dead."""
+        """The targets that count as dead."""
         return [target for target in self._targets if self._dead_until.get(target, now) > now]
 
 
 def weight(client: str, name: str) -> bytes:
-    """How much a client is drawn to the target of that name: the highest has it."""
+    """The weight of a target for a client, 8 bytes: the client goes to the target with the highest."""
     return blake2b(f"{client}\0{name}".encode(), digest_size=8).digest()

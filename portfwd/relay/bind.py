@@ -1,4 +1,4 @@
-"""Sockets that clients find: one per address and port, or one per address for a range whose ports are steered to it."""
+"""The listening sockets of mappings: one per address and port, or one per address for a range that is steered to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from portfwd.follow import unscoped
 from portfwd.mapping import ANY
 from portfwd.relay import holders, host_only, tentative
 
-BACKLOG = 4096  # at most net.core.somaxconn
+BACKLOG = 4096  # clients that wait for accept(2); the kernel cuts it to net.core.somaxconn without a word, listen(2)
 SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in linux/netfilter_ipv6/ip6_tables.h is the same
 IPPROTO_IPV6 = 41
 SIOCGIFINDEX = 0x8933  # linux/sockios.h, netdevice(7)
@@ -48,7 +48,7 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
 
 
 def listen(sock: socket.socket, ip: str, port: int) -> None:
-    """The same with a bound socket that somebody else may have made."""
+    """Listen on a bound socket, which another program may have made. PortInUse, PortfwdError."""
     sock.setblocking(False)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -66,7 +66,7 @@ def bind_udp(ip: str, port: int) -> socket.socket:
 
 
 def prepare_udp(sock: socket.socket) -> None:
-    """For a bound socket that somebody else made."""
+    """Have a bound UDP socket, which another program may have made, tell the address that each datagram came to."""
     sock.setblocking(False)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -75,10 +75,11 @@ def prepare_udp(sock: socket.socket) -> None:
 
 
 def bind_steered(protocol: str, ip: str, ports: range) -> socket.socket:
-    """A socket for a range of an address. PortInUse for UDP alone, when sockets with a peer have the first ports.
+    """A socket to which a range of an address can be steered. PortfwdError; PortInUse, for UDP, when TRIED ports are taken.
 
-    It has the first port, so that ss(8) shows it and others see the conflict. Where that is somebody's, which is no matter for
-    what is steered, TCP takes a port of the loopback, by which nobody is served, and UDP the next, which answers can leave from.
+    It is bound to the first port, so that ss(8) shows it and bind(2) of others fails. Where another program has that port, which
+    does not matter for steered packets, a TCP socket takes any port of loopback, on which no client is served. A UDP socket takes
+    the next port, since answers leave from it.
     """
     if protocol == "tcp":
         try:
@@ -92,7 +93,7 @@ def bind_steered(protocol: str, ip: str, ports: range) -> socket.socket:
 
 
 def tell_port(sock: socket.socket) -> socket.socket:
-    """The same UDP socket, which tells from now on which port a datagram came for."""
+    """Have a UDP socket tell the port, too, that each datagram came to: a steered one's is not the socket's own."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
     else:
@@ -109,10 +110,13 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
         raise _failure(protocol, ip, port, error) from error
     try:
         if family == socket.AF_INET6:
+            # Otherwise a socket on :: takes IPv4 clients, too, and conflicts with the mapping's own one on 0.0.0.0.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if kind == socket.SOCK_STREAM:  # a restart need not wait for TIME_WAIT; for UDP it would let two have one port
+        if kind == socket.SOCK_STREAM:
+            # A restart need not wait for connections in TIME-WAIT. Two listeners still conflict on Linux. Not for UDP: there two
+            # sockets could have one port, and SO_REUSEPORT would share clients with another program of this user.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if port:  # one without a port of its own serves what is led to it from elsewhere
+        if port:  # one on any port of loopback serves clients that are steered to it, from other interfaces
             host_only.keep(sock, ip)
         tentative.bind(sock, _sockaddr(sock, ip, port))
     except OSError as error:
@@ -122,19 +126,19 @@ def _bound(ip: str, port: int, kind: socket.SocketKind) -> socket.socket:
 
 
 def _sockaddr(sock: socket.socket, ip: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    """For bind(2): the interface behind an address is the fourth field, which Python sets to 0 otherwise. OSError."""
+    """The address for bind(2), an IPv6 one with the index of the interface behind it (fe80::1%eth0). OSError."""
     address, _, interface = ip.partition("%")
     if not interface:
         return address, port
-    # if_nametoindex(3) needs a descriptor of its own, and does not tell when there is none
+    # The socket at hand serves the ioctl: if_nametoindex(3) opens one of its own, and says "no such interface" when it cannot.
     answer = fcntl.ioctl(sock, SIOCGIFINDEX, struct.pack("16si20x", os.fsencode(interface)[:15], 0))
     return address, port, 0, int(struct.unpack_from("i", answer, 16)[0])
 
 
 def refuse_held(protocol: str, ips: Sequence[str], ports: range, owner: str = "") -> None:
-    """PortInUse for a port of a range that somebody waits on: steering would take their clients.
+    """PortInUse when another program listens on a port of a range: steering would take its clients.
 
-    What a container's runtime holds for the container of an attachment (`owner`) is not in its way.
+    Sockets with which a runtime keeps ports for the container of an attachment (`owner`) do not count.
     """
     first, last = ports[0], ports[-1]
     found = holders.waiting([(protocol, first, last)])
@@ -150,7 +154,7 @@ def refuse_held(protocol: str, ips: Sequence[str], ports: range, owner: str = ""
 
 
 def left_out() -> tuple[str, ...]:
-    """The wildcards at which nobody finds us now: ::, where the kernel has no IPv6, or it is switched off and has no address."""
+    """The wildcard addresses that no client can reach now: ::, where the kernel has no IPv6 or it is switched off."""
     try:
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
         with open(IF_INET6, "rb") as file:
@@ -161,7 +165,7 @@ def left_out() -> tuple[str, ...]:
 
 
 class NoSuchFamily(PortfwdError):
-    """This host has no such address family."""
+    """The kernel has no such address family, or it is switched off."""
 
 
 def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
@@ -185,7 +189,7 @@ def _failure(protocol: str, ip: str, port: int, error: OSError) -> PortfwdError:
 
 
 def is_local(ip: str) -> bool:
-    """Whether a connection to an address stays on this host, by its routes: net.ipv4.ip_nonlocal_bind lets one bind any."""
+    """Whether an address is this host's, by its routes. Not by trying bind(2): net.ipv4.ip_nonlocal_bind allows any."""
     packed = socket.inet_pton(family_of(ip), ip)
     if not any(packed):
         return True
@@ -199,7 +203,7 @@ def is_local(ip: str) -> bool:
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int] | None:
-    """Where the client wanted to go before a NAT of this host led it here; None when there was none."""
+    """The address that a client asked for before a NAT of this host (conntrack) changed it; None without one."""
     try:
         if sock.family == socket.AF_INET6:
             raw = sock.getsockopt(IPPROTO_IPV6, SO_ORIGINAL_DST, 28)  # struct sockaddr_in6

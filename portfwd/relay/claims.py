@@ -6,7 +6,7 @@ from portfwd.mapping import ANY, RANGE_MIN, Mapping
 
 
 class Claims:
-    """The ports of all mappings of a process. What is found by its port is not looked for, and a long range is one entry."""
+    """The ports of all mappings of a process. Few ports are entries of a dict by port; a long range is one entry of a list."""
 
     __slots__ = ("_held", "_long")
 
@@ -15,7 +15,7 @@ class Claims:
         self._long: dict[str, Mapping] = {}  # by id
 
     def holder(self, mapping: Mapping) -> tuple[str, int] | None:
-        """The id of another mapping that holds one of the ports, and that port."""
+        """The id of another mapping that has one of the ports, and that port; None for none."""
         for other in self._long.values():
             first = max(mapping.first, other.first)
             if first <= min(mapping.last, other.last) and _conflict(other, mapping):
@@ -44,7 +44,7 @@ class Claims:
             self._held.setdefault((mapping.protocol, port), []).append(mapping)
 
     def take(self, mapping: Mapping) -> None:
-        """Take them out."""
+        """Remove all its ports."""
         self._long.pop(mapping.id, None)
         for port in mapping.ports if len(mapping.ports) < RANGE_MIN else ():
             held = self._held.get((mapping.protocol, port), [])

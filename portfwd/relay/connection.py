@@ -244,7 +244,7 @@ class Connection:
             back.writable = True
             back.pump()
         elif self.up is not None and self.up.pending and not self.up.ended:
-            self.up.pump()
+            self.up.pump()  # the PROXY protocol's header: nothing of the client's may have come to send it with
 
     def go_on_later(self) -> None:
         """Pump again in the next round: others have their turn first."""

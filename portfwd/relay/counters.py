@@ -1,4 +1,4 @@
-"""What is counted per mapping, for `portfwd stats`, and what of it is said in the log now and then."""
+"""The counters of a mapping, for `portfwd stats`, and the tally of turned-away clients, for the log."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import logging
 
 log = logging.getLogger("portfwd")
 
-SAY_S = 60.0  # between two lines on what a mapping turns away
+SAY_S = 60.0  # between two lines of a mapping's tally in the log
 
 
 class Counters:
-    """Totals since the mapping was published; `active` is now. Client to target is `in`."""
+    """Totals since the mapping was published; `active` is the present number. `in` is from client to target."""
 
     __slots__ = (
         "active",
@@ -48,13 +48,13 @@ class Counters:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def add(self, earlier: dict[str, int]) -> None:
-        """Go on from what a predecessor counted; what is active is counted by whoever adopts it."""
+        """Add a predecessor's totals. Not `active`: who adopts a connection counts it."""
         for name in set(self.__slots__) - {"active"}:
             setattr(self, name, getattr(self, name) + int(earlier.get(name, 0)))
 
 
 class Tally:
-    """What is turned away, by reason, until it is said: at once the first time, then every SAY_S."""
+    """How often clients were turned away, by reason, until it is logged: the first time at once, then every SAY_S."""
 
     __slots__ = ("_counted", "_said")
 
@@ -63,11 +63,11 @@ class Tally:
         self._said = float("-inf")
 
     def add(self, reason: str) -> None:
-        """`reason` follows the number in a sentence."""
+        """Count one. `reason` follows the number in a sentence."""
         self._counted[reason] = self._counted.get(reason, 0) + 1
 
     def due(self, now: float, *, last: bool = False) -> str:
-        """What is to be said now: "12 clients beyond the limit, 3 flows ..."; "" for nothing. Starts anew then."""
+        """The text to log now, "12 clients beyond the limit, 3 flows ...", or "". Counting starts anew after a text."""
         if not self._counted or (now < self._said + SAY_S and not last):
             return ""
         text = ", ".join(f"{count} {reason}" for reason, count in self._counted.items())
@@ -76,6 +76,6 @@ class Tally:
         return text
 
     def say(self, name: str, now: float, *, last: bool = False) -> None:
-        """Log what is due of a mapping."""
+        """Log the tally of a mapping, if it is due."""
         if text := self.due(now, last=last):
             log.warning("%s: turned away: %s", name, text)

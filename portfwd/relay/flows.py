@@ -1,16 +1,18 @@
-"""Which UDP flows there are, and which has to go for a new one: a bounded table. Pure.
+"""A bounded table of UDP flows, which chooses the flow to end for a new one. Pure.
 
-The table never closes anything: what leaves it is returned, and the caller ends it. Time comes in and never runs backwards.
+The table closes nothing: it returns the flows that leave it, and the caller ends them. The caller gives the time, which never
+runs backwards.
 
-A full table makes room as conntrack does (early_drop() in nf_conntrack_core.c), since a flow that ends in its middle is worse
-than one that does not begin, and a forged source costs the sender nothing. In this order goes the least recently used
+A full table makes room as conntrack does (early_drop() in nf_conntrack_core.c): ending a flow in its middle is worse than
+refusing a new one, and a sender with forged sources can begin any number of flows. The first of these that there is goes, the
+least recently used of its kind:
 
     question      QUESTION_S idle: its client has not spoken again after an answer, TALKS_S or more after its first word
     flow          HELD_S idle, of any kind: as long as conntrack keeps what is no conversation (nf_conntrack_udp_timeout)
-    question      however young
+    question      of any age
 
-and where there is none, the new one is refused. A client at its own cap loses its own least recently used flow: a resolver that
-takes a new source port for every question would otherwise be shut out until its old flows expire.
+If there is none, the new flow is refused. A client at its own limit loses its own least recently used flow: a resolver that takes
+a new source port for every question would otherwise be shut out until its old flows expire.
 """
 
 from __future__ import annotations
@@ -19,28 +21,27 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
-FLOWS_MAX = (
-    16384  # per mapping, unless descriptors are few; a flow takes 1 KiB here and 3 to 7 KiB in the kernel (measured)
-)
-TALKS_S = 2.0  # as conntrack's udp_packet() has it
+# per mapping, unless descriptors are few; a flow takes 1 KiB here and 3 to 7 KiB in the kernel (measured)
+FLOWS_MAX = 16384
+TALKS_S = 2.0  # as conntrack's nf_conntrack_udp_packet() has it
 QUESTION_S = 5.0  # what resolvers wait for an answer
 HELD_S = 30.0
 IDLE_S = 90.0  # docker-proxy's; the kernel's nf_conntrack_udp_timeout_stream is 120
 
 
 def most(limit: int, descriptors: int) -> int:
-    """How many flows a mapping may have: its limit, or else as many as go into memory and half of the descriptors."""
+    """How many flows a mapping may have: its own limit, else FLOWS_MAX, but no more than half of the descriptors."""
     return limit or min(FLOWS_MAX, max(1, descriptors // 2))
 
 
 class Flow:
-    """What the table needs to know of a flow: its key, whose it is and when it was last used."""
+    """A flow as the table sees it: its key, its client and when it was last used."""
 
     __slots__ = ("active", "begun", "key", "owner", "talks")
 
     def __init__(self, key: Hashable, owner: str, now: float) -> None:
         self.key = key
-        self.owner = owner  # what the cap per client counts by: the client's address
+        self.owner = owner  # the client's address, by which the limit per client counts
         self.active = now
         self.begun = now
         self.talks = False  # a conversation: see the module
@@ -50,7 +51,7 @@ F = TypeVar("F", bound=Flow)
 
 
 class FlowTable(Generic[F]):
-    """At most `limit` flows, at most `limit_per_client` of one owner (0: no such cap)."""
+    """At most `limit` flows, at most `limit_per_client` of one owner (0: no such limit)."""
 
     def __init__(self, limit: int = FLOWS_MAX, limit_per_client: int = 0, idle_s: float = IDLE_S) -> None:
         self.limit = limit
@@ -72,7 +73,7 @@ class FlowTable(Generic[F]):
         return self._flows.get(key)
 
     def touch(self, flow: F, now: float) -> None:
-        """It was used."""
+        """Note that a flow was used."""
         flow.active = now
         self._flows.move_to_end(flow.key)
         if not flow.talks:
@@ -81,26 +82,26 @@ class FlowTable(Generic[F]):
             self._owned[flow.owner].move_to_end(flow.key)
 
     def talks(self, flow: F, now: float) -> None:
-        """Its client spoke again after an answer."""
+        """Note that a flow's client spoke again after an answer: TALKS_S after its first word that makes it a conversation."""
         if now - flow.begun >= TALKS_S:
             flow.talks = True
             del self._questions[flow.key]
 
     def bounds(self) -> str:
-        """For people."""
+        """The limits, for people."""
         each = f" or {self.limit_per_client} of a client" if self.limit_per_client else ""
         return f"the limit of {self.limit} flows{each}"
 
     def is_full(self, owner: str, now: float) -> bool:
-        """Whether a new flow has no place, nor any that could be made."""
+        """Whether a new flow has to be refused: no place is free, and no flow may go for it."""
         return len(self._flows) >= self.limit and not self._at_cap(owner) and self.expendable(now) is None
 
     def expendable(self, now: float) -> F | None:
-        """The flow that should go first, if any may."""
+        """The flow to end first, if any may end."""
         return self.silent(now) or next(iter(self._questions.values()), None)
 
     def silent(self, now: float) -> F | None:
-        """The flow that nobody would miss, most likely."""
+        """A flow that is most likely over: an old question, or a flow idle for HELD_S."""
         question = next(iter(self._questions.values()), None)
         if question is not None and question.active <= now - QUESTION_S:
             return question
@@ -111,7 +112,7 @@ class FlowTable(Generic[F]):
         return bool(self.limit_per_client) and len(self._owned.get(owner, ())) >= self.limit_per_client
 
     def add(self, flow: F) -> list[F]:
-        """Put in a flow whose key is new, and return those that left for it; of a table that is full, the oldest."""
+        """Add a flow with a new key; returns the flows that had to leave for it."""
         gone = self._make_room(flow.owner, flow.active)
         self._flows[flow.key] = flow
         if not flow.talks:
@@ -131,7 +132,7 @@ class FlowTable(Generic[F]):
         return [gone]
 
     def remove(self, flow: F) -> None:
-        """Take out a flow that is in the table."""
+        """Remove a flow that is in the table."""
         del self._flows[flow.key]
         if not flow.talks:
             del self._questions[flow.key]
@@ -153,7 +154,7 @@ class FlowTable(Generic[F]):
         return gone
 
     def resize(self, limit: int, limit_per_client: int, idle_s: float) -> list[F]:
-        """Change the bounds; return what no longer has a place, oldest first."""
+        """Change the limits; returns the flows that no longer have a place, oldest first."""
         flows = list(self)
         self.limit, self.limit_per_client, self.idle_s = limit, limit_per_client, idle_s
         self._forget_all()

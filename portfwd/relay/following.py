@@ -1,11 +1,11 @@
-"""Mappings on an interface or a host name: their listeners come and go with its addresses (follow.py has the names).
+"""Mappings on an interface or a host name: listeners come and go with its addresses (follow.py has the grammar).
 
-    an interface     rtnetlink(7) tells of every change of links and addresses; a message only says that something is to be read
-    a host name      resolved in a thread, every NAME_S and when addresses change; one that cannot be resolved keeps what it had
+    an interface     rtnetlink(7) reports every change of links and addresses; after one, all addresses are read again
+    a host name      resolved in a thread, every NAME_S and when addresses change; it keeps its addresses when resolving fails
 
-An address that cannot be had, since its port is somebody's, costs the others nothing: it is said, and tried again. An IPv6
-address is listened on when the kernel has made sure that nobody else has it, of which it tells by another message. Connections of
-an address that goes run on; datagrams cannot be answered from it any more.
+When the port of one address is taken, the others are served; the error is logged, and the address is tried again. An IPv6 address
+is listened on when the kernel has checked it for duplicates, which it reports by another message. TCP connections of an address
+that goes run on. UDP flows end: they cannot be answered from it any more.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ log = logging.getLogger("portfwd")
 
 DEBOUNCE_S = 0.05  # one change of a link is several messages
 EVERY_S = 0.25  # between two looks, at least
-RETRY_S = 5.0  # for addresses that could not be had
-NAME_S = 30.0  # between two looks at a name
+RETRY_S = 5.0  # between two tries of addresses whose port was taken
+NAME_S = 30.0  # between two times that a name is resolved
 READ_MAX = 64  # messages read in one go
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100  # linux/rtnetlink.h
 
@@ -43,14 +43,14 @@ Changed = Callable[[Mapping], None]
 class Name:
     """A host name that is followed."""
 
-    ips: list[str]  # what it was last resolved to
-    asked: float = float("-inf")  # when
-    asking: bool = False
+    ips: list[str]  # its last known addresses
+    asked: float = float("-inf")  # when it was last resolved
+    asking: bool = False  # a thread resolves it now
     failed: str = ""  # why it cannot be resolved
 
 
 class Following:
-    """See the module. Lives on the loop's thread; `changed` is told of a mapping whose name has other addresses now."""
+    """See the module. For the loop's thread. `changed` is called with a mapping whose name has other addresses now."""
 
     def __init__(
         self,
@@ -61,15 +61,14 @@ class Following:
     ) -> None:
         self._loop = loop
         self._relay = relay
-        self._room = room  # for the descriptors of listeners, whatever clients hold
+        self._room = room  # raises the limit of descriptors, which clients may have reached, for listeners
         self._changed = changed
         self._socket: socket.socket | None = None
-        self._rtnl: Rtnl | None = (
-            None  # kept: where no descriptor is left, listeners must still go with their addresses
-        )
+        # kept open: when no descriptor is left, listeners still have to go with their addresses
+        self._rtnl: Rtnl | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._next_look = 0.0
-        self._refused: dict[str, dict[str, PortfwdError]] = {}  # by mapping and address
+        self._refused: dict[str, dict[str, PortfwdError]] = {}  # by mapping and address, those that cannot be had
         self._names: dict[str, Name] = {}
         self._names_due = False  # addresses have changed: names may have, too
         self._closed = False
@@ -90,9 +89,9 @@ class Following:
     # Mappings
 
     def publish(self, mapping: Mapping, *, must_exist: bool = False) -> list[str]:
-        """Publish on the addresses of now; returns what a person should know.
+        """Publish on the present addresses; returns notes for people.
 
-        NotFound, with `must_exist`, where there is nothing to follow; PortInUse when none of the addresses can be had.
+        NotFound, with `must_exist`, if the interface or name does not exist; PortInUse when no address can be had.
         """
         self._watch()
         self._know_name(mapping)
@@ -105,7 +104,7 @@ class Following:
             self._relay.remove(mapping.id)
             raise next(iter(refused.values()))
         self._refused[mapping.id] = refused
-        notes += [f"not on {ip} for now, and tried again: {error}" for ip, error in refused.items()]
+        notes += [f"cannot listen on {ip}, and tries again: {error}" for ip, error in refused.items()]
         on = ", ".join(self._relay.mappings[mapping.id].host_ips)
         now = f"on {on} now" if ips else f"{self._absence(mapping)}: the ports open when that changes"
         return [*notes, f"{mapping.id}: {now}"]
@@ -146,7 +145,7 @@ class Following:
     # Changes
 
     def _watch(self) -> None:
-        """Have the kernel tell of changes."""
+        """Subscribe to changes of links and addresses. PortfwdError."""
         if self._socket is not None:
             return
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -168,7 +167,9 @@ class Following:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # messages were lost: all is read anyway
+                if (
+                    error.errno != errno.ENOBUFS
+                ):  # messages were lost, which does no harm: all addresses are read anyway
                     raise
         self._names_due = True
         self._look_soon()
@@ -179,7 +180,7 @@ class Following:
             self._timer = self._loop.call_at(when, self._look)
 
     def _look(self) -> None:
-        """Compare what is listened on with what there is."""
+        """Compare the addresses that mappings listen on with the present ones."""
         self._timer = None
         self._next_look = self._loop.time() + EVERY_S
         followed = self._followed()
@@ -187,7 +188,7 @@ class Following:
         for mapping in followed:
             try:
                 self._follow(mapping, self._ips(mapping) or [])
-            except PortfwdError as error:  # no descriptor for the question, say
+            except PortfwdError as error:  # such as no descriptor for the socket to ask with
                 log.warning("%s: %s", mapping.id, error)
         if self._names_due:
             self._names_due = False
@@ -202,14 +203,14 @@ class Following:
         before = self._refused.get(mapping.id, {})
         for ip, error in refused.items():
             if str(error) != str(before.get(ip, "")):
-                log.warning("%s: not on %s for now, and tried again: %s", mapping.id, ip, error)
+                log.warning("%s: cannot listen on %s, and tries again: %s", mapping.id, ip, error)
         self._refused[mapping.id] = refused
         now = self._relay.mappings[mapping.id].host_ips
         if now != mapping.host_ips:
-            log.info("%s: of %s now on %s", mapping.id, follow.shown(mapping.follow), ", ".join(now) or "no address")
+            log.info("%s: %s now has %s", mapping.id, follow.shown(mapping.follow), ", ".join(now) or "no address")
 
     def _tick(self) -> None:
-        """What no message tells: that a port is free again, that a name has another address."""
+        """Look for changes that no message reports: a port is free again, a name has another address."""
         if self._closed:
             return
         self._loop.call_later(RETRY_S, self._tick)
@@ -224,7 +225,7 @@ class Following:
     # Names
 
     def _know_name(self, mapping: Mapping) -> None:
-        """Follow the name of a mapping, beginning with the addresses that it came with."""
+        """Begin to follow the host name of a mapping, with the addresses that the mapping came with."""
         name = follow.shown(mapping.follow)
         if mapping.follow.startswith(follow.NAME):
             if mapping.host_ips or name not in self._names:
@@ -234,7 +235,7 @@ class Following:
             self._ask(name)
 
     def _ask(self, name: str) -> None:
-        """Resolve it in a thread of its own, which may hang for as long as the resolver likes."""
+        """Resolve a name in a thread of its own: getaddrinfo(3) may block for minutes."""
         one = self._names[name]
         if not one.asking and not self._closed:
             one.asking = True
@@ -254,7 +255,7 @@ class Following:
     def _resolved(self, name: str, one: Name, ips: list[str] | None, failed: str) -> None:
         one.asking = False
         if failed and failed != one.failed:
-            log.warning("%s; its addresses stay as they were: %s", failed, ", ".join(one.ips) or "none")
+            log.warning("%s; it keeps its addresses: %s", failed, ", ".join(one.ips) or "none")
         one.failed = failed
         if ips is None or ips == one.ips:
             return

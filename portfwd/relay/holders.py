@@ -1,13 +1,15 @@
-"""Who holds a port of this host: a process, a container's process, or a port that portmap publishes.
+"""Who holds a port of this host: a process, a container's process, or portmap, which publishes it by nftables rules.
 
     describe("tcp", "0.0.0.0", 8080)     nginx (pid 812)
 
-A port is held as bind(2) sees it: any address conflicts with every one of its family, and a socket on :: without
-IPV6_V6ONLY with those of IPv4, too. /proc/net names the sockets of this network namespace by inode (proc_net(5)), /proc/PID/fd
-names who has the inode. A TCP socket that is bound and does not listen, with which podman keeps a port, is not in
-/proc/net/tcp: sock_diag(7) tells of it since Linux 6.8.
+"Address already in use" alone helps nobody: the holder's name tells a person what to stop. The same look-ups keep a random port
+off ports that are taken, and keep a steered range from taking a listener's clients. All of them race with other programs, so
+bind(2) has the last word wherever it can.
 
-What is found may be gone by the time it is read: everything here is for a sentence, nothing decides by it.
+A port is held as bind(2) sees it: a wildcard address conflicts with every address of its family, and a socket on :: without
+IPV6_V6ONLY also with those of IPv4. /proc/net lists the sockets of this network namespace by inode (proc_net(5)), /proc/PID/fd
+shows which process has the inode. A TCP socket that is bound and does not listen, with which podman keeps a port, is not in
+/proc/net/tcp: sock_diag(7) lists it since Linux 6.8.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from cni_py.kernel import processes, procnet, sock_diag
 from portfwd.relay.claims import conflict
 
-NOBODY = "somebody who has just gone"
+NOBODY = "a program that has just ended"
 TCP_LISTEN = sock_diag.TCP_LISTEN
 
 
@@ -38,12 +40,12 @@ class Socket:
 
     @property
     def connected(self) -> bool:
-        """Whether it is somebody's connection, and not waiting for anybody to come."""
+        """Whether it is a connection, and no listener."""
         return self.remote[1] != 0
 
 
 def describe(protocol: str, host_ip: str, port: int) -> str:
-    """Who has the port, for "is in use by ...". Never an error."""
+    """The holder of a port, for "is in use by ...". Raises nothing."""
     found = holding(protocol, host_ip, port)
     for one in found:
         text = _of_process(one)
@@ -61,7 +63,7 @@ def describe(protocol: str, host_ip: str, port: int) -> str:
 
 
 def holding(protocol: str, host_ip: str, port: int) -> list[Socket]:
-    """The sockets that keep others from binding the port, listeners first."""
+    """The sockets that keep others from binding a port, listeners first."""
     found = [
         one
         for one in sockets(protocol)
@@ -73,20 +75,20 @@ def holding(protocol: str, host_ip: str, port: int) -> list[Socket]:
 
 
 def conflicts(held: str, wanted: str) -> bool:
-    """Whether a socket on `held` may keep ours from `wanted`. Ours are V6ONLY; whether the other is, nobody tells."""
+    """Whether a socket on `held` may keep ours from `wanted`. Ours are V6ONLY; /proc/net does not show whether the other is."""
     held = held.removeprefix("::ffff:") if "." in held else held
     return conflict(held, wanted) or (held == "::" and ":" not in wanted)
 
 
 def waiting(wanted: Iterable[tuple[str, int, int]]) -> list[sock_diag.Listener]:
-    """Sockets of others that wait for clients: on which protocol, from which port to which."""
+    """Listening sockets of other processes. `wanted`: protocol, first and last port of each range."""
     found = sock_diag.waiting(wanted)
     ours = processes.sockets_of(os.getpid()) if found else set()
     return sorted((one for one in found if one.inode not in ours), key=lambda one: one.port)
 
 
 def bound(protocol: str, first: int, last: int) -> list[sock_diag.Listener]:
-    """TCP sockets that are bound there and nothing more; none where the kernel does not tell."""
+    """TCP sockets that are bound to a port of the range and do not listen; none where the kernel does not list them."""
     if protocol != "tcp":
         return []
     try:
@@ -97,12 +99,12 @@ def bound(protocol: str, first: int, last: int) -> list[sock_diag.Listener]:
 
 
 def in_the_way(one: sock_diag.Listener, ip: str) -> bool:
-    """Whether it has its port on that address, too."""
+    """Whether a listener gets clients of that address."""
     return conflict(_text(one.ip), ip) or (not any(one.ip) and not one.v6only and ":" not in ip)
 
 
 def foreign(found: Sequence[sock_diag.Listener], owner: str) -> list[sock_diag.Listener]:
-    """Those that nobody holds for the container of an attachment; none where nothing is known of that: portmap has looked."""
+    """The sockets not held for the container of an attachment; none for an unknown attachment, since portmap has looked."""
     from cni_py.attachment import holders
     from cni_py.ports import listener_owners
     from cni_py.ports.host_listeners import Container
@@ -119,13 +121,13 @@ def foreign(found: Sequence[sock_diag.Listener], owner: str) -> list[sock_diag.L
 
 
 def taken(protocol: str, host_ips: Sequence[str]) -> set[int]:
-    """The ports that cannot be had on one of the addresses, as far as sockets and rules tell: to look elsewhere first."""
+    """The ports that are taken on one of the addresses, by sockets or by portmap's rules."""
     held = {one.port for one in sockets(protocol) if any(conflicts(one.ip, ip) for ip in host_ips)}
     return held | published(protocol, {6 if ":" in ip else 4 for ip in host_ips})
 
 
 def sockets(protocol: str) -> Iterator[Socket]:
-    """All of this network namespace, of both families."""
+    """All sockets of this network namespace, of both families."""
     for one in procnet.lines(protocol):
         remote = _text(one.remote[0]), one.remote[1]
         yield Socket(_text(one.ip), one.port, one.state, one.uid, one.inode, remote)
@@ -136,7 +138,7 @@ def _text(ip: bytes) -> str:
 
 
 def _bound_only() -> list[Socket]:
-    """TCP sockets that are bound and nothing more; none where the kernel does not tell."""
+    """TCP sockets that are bound and do not listen; none where the kernel does not list them."""
     state = sock_diag.TCP_BOUND_INACTIVE
     try:
         return [
@@ -147,7 +149,7 @@ def _bound_only() -> list[Socket]:
 
 
 def _of_process(one: Socket) -> str:
-    """The process that has the socket and what it uses it for; "" when none is seen."""
+    """The process that has the socket, and its use; "" when no process is visible."""
     pids = processes.having((one.inode,))[one.inode]
     if not pids:
         return ""
@@ -158,7 +160,7 @@ def _of_process(one: Socket) -> str:
 
 
 def published(protocol: str, families: Collection[int]) -> set[int]:
-    """The ports for which portmap has elements, whatever the address: nobody would reach a socket behind them."""
+    """The single ports for which portmap has rules on any address: clients would not reach a socket there."""
     from cni_py.errors import CniError
     from cni_py.kernel.nf_tables import Nft
     from cni_py.ports.draft import Draft
@@ -178,7 +180,7 @@ def published(protocol: str, families: Collection[int]) -> set[int]:
 
 
 def by_portmap(protocol: str, host_ip: str, port: int) -> str:
-    """The container for which portmap publishes the port, from the elements of its nftables maps; "" for none."""
+    """The container for which portmap publishes a port, from the elements of its nftables maps; "" for none."""
     from cni_py.errors import CniError
     from cni_py.kernel.nf_tables import Nft
     from cni_py.ports.claims import holders_of

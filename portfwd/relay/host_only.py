@@ -1,9 +1,9 @@
-"""Listeners on 127.0.0.0/8 mean this host alone, whatever net.ipv4.conf.*.route_localnet lets in by other interfaces.
+"""Listeners on 127.0.0.0/8 serve this host alone, whatever net.ipv4.conf.*.route_localnet lets in by other interfaces.
 
-The kernel drops what comes for ::1 by any interface but lo (ipv6_rcv()), and for 127/8 unless route_localnet is set there. So an
-IPv4 listener is bound to lo, too: what comes otherwise finds no socket. (One on ::1 is not: it could not answer clients on this
-host that use another address of theirs.) Since Linux 5.7 that takes no privilege. Where it cannot be done, and for sockets on a
-wildcard that clients of 127/8 are led to, the interface that a client came by is asked for when it comes.
+The kernel drops packets to ::1 that arrive by another interface than lo (ipv6_rcv()), and packets to 127/8 unless route_localnet
+is set there. So an IPv4 listener is also bound to lo (SO_BINDTODEVICE, without privilege since Linux 5.7): other packets find no
+socket. One on ::1 is not, since it could not answer clients of this host that use another source address. Where binding fails,
+and for steered sockets, which get packets from anywhere, each client is asked by which interface it came.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ OPTIONS_SIZE = 256
 
 
 def is_for_host(ip: str) -> bool:
-    """Whether an address is one that the kernel may let others reach, and that we do not."""
+    """Whether only this host may reach the address, and the kernel alone does not make sure of that."""
     return ip.startswith("127.")
 
 
 def keep(sock: socket.socket, ip: str) -> None:
-    """Let a socket of ours on such an address be found by this host alone, if the kernel permits."""
+    """Bind a socket on 127/8 to lo, if the kernel permits."""
     if is_for_host(ip) and not is_kept(sock):
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, LO)
@@ -39,13 +39,14 @@ def is_kept(sock: socket.socket) -> bool:
 
 
 def asks(sock: socket.socket, ip: str, port: int) -> bool:
-    """Whether clients of such a socket are to be asked where they came from. One without a `port` is led to, from anywhere."""
+    """Whether each client of the socket has to be asked by which interface it came. `port` is 0 for a steered socket."""
     return is_for_host(ip) and not (port and is_kept(sock))
 
 
 def came_by_lo(client: socket.socket) -> bool:
-    """Whether an accepted connection came from this host; False when the kernel does not tell."""
+    """Whether an accepted connection came by lo, from this host; False when the kernel does not tell."""
     try:
+        # IP_PKTOPTIONS gives a TCP socket the control messages of the packet that completed its handshake (do_ip_getsockopt()).
         client.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         told = client.getsockopt(socket.IPPROTO_IP, IP_PKTOPTIONS, OPTIONS_SIZE)
     except OSError:

@@ -1,4 +1,4 @@
-"""Targets that lead back here, found when publishing. What shows only when a client comes is noticed by netns/legs.py."""
+"""Targets that lead back to the mapping, found when it is published. Loops that only show with a client: netns/legs.py."""
 
 from __future__ import annotations
 

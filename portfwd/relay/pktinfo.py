@@ -1,4 +1,7 @@
-"""Which address and port of the host a datagram came for, and how an answer leaves from that address. Pure.
+"""The address and port of the host that a datagram came to, and how to send an answer from that address. Pure.
+
+A UDP socket on a wildcard address serves all addresses of the host. Without these messages an answer would leave from the
+address that the routes suggest, and a client that asked another one would drop it.
 
 ip(7) IP_PKTINFO, IP_RECVORIGDSTADDR, ipv6(7) IPV6_PKTINFO
 """
@@ -19,7 +22,7 @@ LINK_LOCAL, MULTICAST = 0xFE, 0xFF  # first bytes of IPv6 addresses that mean no
 
 
 def local_of(control: Control, client: Address) -> bytes:
-    """The address of the host, packed; an IPv6 one that needs it has the interface's index behind it; b"" when nothing tells."""
+    """The address that a datagram came to: 4 or 16 bytes, 20 with the interface's index where IPv6 needs it; b"" if not told."""
     for level, kind, data in control:
         if level == IPPROTO_IP and kind == IP_PKTINFO:  # struct in_pktinfo: index, address to answer from, header's
             return data[4:8]
@@ -30,7 +33,7 @@ def local_of(control: Control, client: Address) -> bytes:
 
 
 def interface_of(control: Control) -> int:
-    """The index of the interface that an IPv4 datagram came by; 0 when nothing tells."""
+    """The index of the interface that an IPv4 datagram came by; 0 if not told."""
     for level, kind, data in control:
         if level == IPPROTO_IP and kind == IP_PKTINFO:
             return int.from_bytes(data[:4], sys.byteorder)
@@ -38,7 +41,7 @@ def interface_of(control: Control) -> int:
 
 
 def port_of(control: Control) -> int:
-    """The port, of a socket that was told to say it; 0 when nothing tells."""
+    """The port that a datagram came to, of a socket that bind.tell_port() has prepared; 0 if not told."""
     for level, kind, data in control:
         if (level, kind) in (
             (IPPROTO_IP, IP_ORIGDSTADDR),
@@ -49,13 +52,13 @@ def port_of(control: Control) -> int:
 
 
 def reply_control(local: bytes) -> Control:
-    """What makes sendmsg(2) send from there."""
+    """The control message with which sendmsg(2) sends from the address `local`, as local_of() gives it."""
     match len(local):
         case 4:
             return [(IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4s", 0, local, bytes(4)))]
         case 16:
             return [(IPPROTO_IPV6, IPV6_PKTINFO, local + bytes(4))]
-        case 20:  # nobody sends from a group: the kernel takes an address of that interface
+        case 20:  # a multicast group cannot be a source: the kernel chooses an address of that interface
             source = bytes(16) if local[0] == MULTICAST else local[:16]
             return [(IPPROTO_IPV6, IPV6_PKTINFO, source + local[16:])]
     return []

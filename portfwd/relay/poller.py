@@ -1,16 +1,16 @@
-"""The event loop's selector, with a short cut: a watched descriptor's callback runs straight from epoll_wait.
+"""The event loop's selector, with a short cut: callbacks of watched descriptors run straight from epoll_wait(2).
 
-asyncio wraps each event in a Handle, queues it and runs it in a context: several times what moving a small message costs.
-Connections are therefore watched here, edge-triggered and once for their whole life (epoll(7)); everything else on the loop
-(timers, signals, the control socket) works as on any other.
+asyncio wraps each event in a Handle, queues it and runs it in a context, which costs several times as much as moving a small
+message. So connections are watched here, edge-triggered and once for their whole life (epoll(7)). Timers, signals and the control
+socket work as on any other asyncio loop.
 
     poller = Poller(); loop = asyncio.SelectorEventLoop(poller)
-    poller.watch(fd, EDGE, callback)      callback(events: int); may be called without cause
-    poller.soon(callback)                 again in the next round, with events 0: for work cut short for fairness
+    poller.watch(fd, EDGE, callback)      calls callback(events: int), sometimes without cause
+    poller.soon(callback)                 calls it in the next round, with events 0: for work cut short for fairness
     poller.forget(fd)                     before the descriptor is closed
     poller.now                            loop.time() of this round
 
-A callback that raises costs nobody else anything: it is logged, and its descriptor is left alone for FAULT_S.
+When a callback raises, the error is logged and its descriptor is not watched for FAULT_S. Other descriptors are served on.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("portfwd")
 
+# HANGUP: the peer has ended its side (FIN), while the other direction may go on. EPOLLHUP (both are over) and EPOLLERR are always
+# reported, asked for or not.
 READ, WRITE, HANGUP, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLERR
 URGENT = select.EPOLLPRI  # tcp(7): reads end before an urgent byte
 EDGE = READ | WRITE | HANGUP | URGENT | select.EPOLLET  # a connection
 LEVEL = READ  # a listener, or a UDP socket: read in batches, asked again while there is more
-EVENTS_MAX = 512  # in one round, so that timers and the control socket are never far
-FAULT_S = 1.0  # how long a descriptor rests whose callback has raised: it would be reported again at once
+EVENTS_MAX = 512  # of one round, so that timers and the control socket do not wait long
+FAULT_S = 1.0  # how long a descriptor is not watched after its callback has raised: it would be reported again at once
 
 Callback = Callable[[int], None]
 
@@ -48,7 +50,8 @@ class Poller(selectors.EpollSelector):
         self._again: dict[Callback, None] = {}  # each once, however often it asked
         self._resting: list[tuple[float, int, Callback]] = []  # until when
         self._logged = 0.0
-        self._epoll = select.epoll.fromfd(os.dup(self.fileno()))  # the same epoll instance: one wait serves both
+        # The same epoll instance as the base class has, so that one wait serves both. A dup(2), since each object closes its own.
+        self._epoll = select.epoll.fromfd(os.dup(self.fileno()))
         self.now = time.monotonic()
 
     def watch(self, fd: int, events: int, callback: Callback) -> None:
@@ -65,7 +68,7 @@ class Poller(selectors.EpollSelector):
         self._epoll.unregister(fd)
 
     def gone(self, fd: int) -> None:
-        """Forget a connection that is closed right away, which ends the kernel's part of the watch; harmless for any other."""
+        """Forget a descriptor that is closed right away, which ends the kernel's watch. Harmless for one that is not watched."""
         self._watched.pop(fd, None)
 
     def soon(self, callback: Callback) -> None:
@@ -73,7 +76,7 @@ class Poller(selectors.EpollSelector):
         self._again[callback] = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Run what is watched; return the rest."""
+        """Run the callbacks of watched descriptors; return the events of the others, as selectors.BaseSelector has it."""
         if self._resting:
             timeout = self._wake(timeout)
         if self._again:
@@ -87,7 +90,8 @@ class Poller(selectors.EpollSelector):
         again, self._again = self._again, {}
         watched = self._watched
         rest = []
-        # Whose an event is, is settled before any callback runs: it may close a descriptor, and another get the number.
+        # The callback of each event is looked up before any callback runs: one may close a descriptor whose event is still to
+        # come, and a new socket may get its number.
         for fd, events, callback in [(fd, events, watched.get(fd)) for fd, events in found]:
             if callback is None:
                 rest.append((fd, events))
@@ -105,19 +109,19 @@ class Poller(selectors.EpollSelector):
         return [ready for fd, events in rest if (ready := self._ready(fd, events)) is not None]
 
     def _failed(self, error: Exception) -> None:
-        """Log a fault of ours, one of those that come close together."""
+        """Log an error of portfwd itself, at most one in FAULT_S."""
         if self.now >= self._logged:
             self._logged = self.now + FAULT_S
             log.error("an error of portfwd itself; please report it", exc_info=error)
 
     def _rest(self, fd: int, callback: Callback) -> None:
-        """Leave a descriptor alone for a while, if it is still its own."""
+        """Stop watching a descriptor for a while, unless it is another socket's by now."""
         if self._watched.get(fd) is callback:
             self._epoll.modify(fd, 0)
             self._resting.append((self.now + FAULT_S, fd, callback))
 
     def _wake(self, timeout: float | None) -> float:
-        """Watch again what has rested long enough; returns how long the next round may wait."""
+        """Watch again the descriptors that have rested long enough; returns how long the next round may wait, in seconds."""
         now = time.monotonic()
         for until, fd, callback in self._resting:
             if until <= now and self._watched.get(fd) is callback:

@@ -29,18 +29,18 @@ def header(version: int, protocol: str, client: End, host: End) -> bytes:
 
 
 def plain(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Without zone; an IPv4 address that is mapped into IPv6 is IPv4."""
+    """An address without its interface; an IPv4-mapped IPv6 one as IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def mapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Address:
-    """The address in the form ::ffff:192.0.2.1, if it is IPv4."""
+    """An IPv4 address as an IPv4-mapped IPv6 one (::ffff:192.0.2.1); an IPv6 one as it is."""
     return ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + address.packed) if address.version == 4 else address
 
 
 def written(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """As version 1 wants it: an IPv6 address in hexadecimal groups only, where Python 3.13 writes ::ffff:192.0.2.1."""
+    """As version 1 wants it: IPv6 in hexadecimal groups only. Python 3.13 would write ::ffff:192.0.2.1 with dots."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return f"::ffff:{address.packed[12:14].hex().lstrip('0') or '0'}:{address.packed[14:].hex().lstrip('0') or '0'}"
     return str(address)

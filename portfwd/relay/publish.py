@@ -1,18 +1,18 @@
 """All mappings of one process: published, changed, removed, counted.
 
-relay = Relay(poller, places, steering=Steering())
-relay.publish(mapping)            listens, all addresses or none; returns what a person should know
-relay.replace(mapping)            the same ports lead elsewhere from the next connection on
-relay.remove(id, drain_s)         stops listening now; what runs may end by itself
-relay.sweep()                     every SWEEP_S: time limits
+    relay = Relay(poller, places, steering=Steering())
+    relay.publish(mapping)            listens on all addresses or on none; returns notes for people
+    relay.replace(mapping)            other targets and options for the same ports, from the next connection on
+    relay.remove(id, drain_s)         stops listening now; running connections may end by themselves
+    relay.sweep()                     every SWEEP_S: applies time limits
 
-A long range has one socket for each of its addresses, to which the kernel steers its ports (steering/lookup.py); where it does
-not, and for single ports and short ranges, each port has a socket of its own. Mapping.steer says otherwise:
+A range of RANGE_MIN ports or more has one socket per address, to which the kernel steers its ports (steering/lookup.py). Single
+ports, shorter ranges, and ranges that the kernel cannot steer have one socket per port. Mapping.steer changes that:
 
-    auto        as above; a range is refused when somebody waits for clients on one of its ports
-    fallback    a TCP port (or each range) that somebody holds is steered: what a container's runtime keeps for the container
-    always      steered, whatever else there is; an error where that cannot be
-    never       a socket for each port
+    auto        as above; a range is refused when another program listens on one of its ports
+    fallback    one socket per port; a TCP port that another socket holds is steered: a runtime holds ports for its container
+    always      steered, even if another program listens there; an error where the kernel cannot
+    never       one socket per port
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("portfwd")
 
 SWEEP_S = 0.25
-UNHEARD_MAX = 5  # programs that are named
-LOOK_AT_ALL_S = 2.0  # between two looks at every connection
+UNHEARD_MAX = 5  # programs named in `ls`
+LOOK_AT_ALL_S = 2.0  # between two rounds over every connection
 
 
 class Published:
-    """One mapping and what serves it."""
+    """One mapping and its server."""
 
     __slots__ = ("mapping", "server", "steered", "unsteered")
 
     def __init__(self, mapping: Mapping, server: TcpPort | UdpPort, steered: tuple[str, ...], unsteered: str) -> None:
         self.mapping = mapping
         self.server = server
-        self.steered = steered  # those of its addresses whose ports are steered to one socket
-        self.unsteered = unsteered  # why others are not, though it is a long range
+        self.steered = steered  # the addresses whose ports are steered to one socket
+        self.unsteered = unsteered  # why other addresses are not, though it is a long range
 
     def ways(self) -> dict[str, object]:
-        """How it is served, and how it would be otherwise, for people and as JSON."""
+        """How the ports are served, and how they would be without steering: fields of `ls` and of its JSON."""
         ports = len(self.mapping.ports)
         sockets = "a socket" if ports == 1 else f"a socket for each of {ports} ports"
         if not self.steered:
@@ -78,10 +78,10 @@ class Relay:
         self.poller = poller
         self.places = places
         self.steering = steering
-        self.unsteered = unsteered  # why there is none
+        self.unsteered = unsteered  # why there is no steering
         self.pipes = Pipes()
         self._published: dict[str, Published] = {}
-        self._said: dict[str, str] = {}  # why a mapping is not steered, by its id
+        self._said: dict[str, str] = {}  # by id, the last logged reason why a mapping is not steered
         self._draining: list[TcpPort | UdpPort] = []
         self._claims = Claims()
         self._next_look = 0.0
@@ -92,9 +92,9 @@ class Relay:
         return {name: published.mapping for name, published in self._published.items()}
 
     def publish(self, mapping: Mapping, sockets: Sequence[socket.socket] = ()) -> list[str]:
-        """Listen for a mapping, on sockets already bound if given (they are taken over). All of it or none.
+        """Listen for a mapping, on all its ports or none. Given `sockets` are bound already; they are used, and closed here.
 
-        PortInUse names the holder; Usage when the id is taken. Returns sentences on what was left out.
+        Returns sentences on addresses that were left out. PortInUse names the holder; Usage when the id is taken.
         """
         if mapping.id in self._published:
             raise Usage(f"there is a mapping {mapping.id} already", "choose another name, or replace it")
@@ -114,7 +114,7 @@ class Relay:
         return notes
 
     def _refuse(self, mapping: Mapping) -> None:
-        """PortInUse for ports of another mapping, or of a program in a range that is to be steered; Usage for a loop."""
+        """PortInUse when another mapping has a port, or a program listens in a range to be steered; Usage for a loop."""
         held = self._claims.holder(mapping)
         if held is not None:
             other = self._published[held[0]].mapping
@@ -124,9 +124,9 @@ class Relay:
             relay_bind.refuse_held(mapping.protocol, mapping.host_ips, mapping.ports, mapping.owner)
 
     def move(self, name: str, host_ips: Sequence[str]) -> dict[str, PortfwdError]:
-        """Other addresses for a mapping that follows them; returns those that cannot be had. NotFound.
+        """Listen on other addresses for a mapping; returns an error for each that cannot be had. NotFound.
 
-        Running connections stay; a listener on an address that is meant before and after stays, too.
+        Running connections stay, and listeners on addresses that are both old and new.
         """
         published = self._found(name)
         old, server = published.mapping, published.server
@@ -158,13 +158,13 @@ class Relay:
         return refused
 
     def _retain(self, changed: Mapping) -> None:
-        """Tell which namespaces are meant from now on, where a mapping that came, went or changed names one."""
+        """Tell `places` which namespaces are in use, if the mapping that came, went or changed names one."""
         if any(target.place for target in changed.targets):
             targets = [target for published in self._published.values() for target in published.mapping.targets]
             self.places.retain({target.place for target in targets if target.place})
 
     def _refuse_loop(self, mapping: Mapping) -> None:
-        """Usage for what cannot be meant: a connection that leads back to where it was accepted makes another, and so on."""
+        """Unfit for a mapping whose connections come back to it: each one would make the next."""
         check_use(mapping)
         way = way_back(mapping, self._having, self._is_here)
         if way:
@@ -178,12 +178,15 @@ class Relay:
         return self.places.means_here(target.place) and relay_bind.is_local(plain_ip(target.address))
 
     def _take(self, bound: Bound, ip: str) -> None:
-        """One socket for all ports of an address, or one for each. One of an interface alone (fe80::1%eth0) is not steered."""
+        """Bind one socket for all ports of an address, or one per port.
+
+        A link-local address (fe80::1%eth0) is not steered: the program does not compare interfaces.
+        """
         if "%" in ip or not self._steers(bound.mapping) or not self._steer(bound, ip):
             bound.bind(ip)
 
     def _listen(self, bound: Bound, notes: list[str]) -> None:
-        """Have a socket for every address, or one for every port of it."""
+        """Bind sockets for every address, if need be by steering. PortInUse, PortfwdError."""
         mapping = bound.mapping
         refusal: PortfwdError | None = None
         for ip in mapping.host_ips:
@@ -208,7 +211,7 @@ class Relay:
         return mapping.steer == "always" or (mapping.steer == "auto" and len(mapping.ports) >= RANGE_MIN)
 
     def _steer(self, bound: Bound, ip: str) -> bool:
-        """Lead all ports of an address to one socket. False where the kernel does not, which `always` makes Lacking."""
+        """Steer all ports of an address to one socket. False where the kernel cannot; with `always` Lacking."""
         mapping = bound.mapping
         sock = relay_bind.bind_steered(mapping.protocol, ip, mapping.ports)
         try:
@@ -220,9 +223,8 @@ class Relay:
             if mapping.steer == "always":
                 raise
             bound.unsteered = str(error)
-            if (
-                self.steering is not None and self._said.get(mapping.id) != error.details
-            ):  # a mapping that waits is tried again
+            # once for each reason: a mapping that waits is tried again and again
+            if self.steering is not None and self._said.get(mapping.id) != error.details:
                 self._said[mapping.id] = error.details
                 log.warning("%s: %s", mapping.id, error)
             return False
@@ -256,7 +258,7 @@ class Relay:
         return UdpPort(mapping, bound, self.places, self.poller)
 
     def replace(self, mapping: Mapping) -> None:
-        """Other targets and options for a mapping; its ports and addresses stay. NotFound, Usage."""
+        """Give a mapping other targets and options. Usage when its ports or addresses differ; NotFound."""
         published = self._found(mapping.id)
         self._refuse_loop(mapping)
         old = published.mapping
@@ -284,21 +286,21 @@ class Relay:
 
     @property
     def published(self) -> list[Published]:
-        """All mappings with what serves them."""
+        """All mappings with their servers."""
         return list(self._published.values())
 
     @property
     def draining_servers(self) -> list[TcpPort | UdpPort]:
-        """Those of mappings that were removed, as long as a connection runs."""
+        """The servers of removed mappings whose connections still run."""
         return list(self._draining)
 
     def adopt(self, published: Published) -> None:
-        """Take a mapping over from a predecessor, its sockets in `server`; what was steered is so still."""
+        """Take over a mapping of a predecessor: its sockets are in its server, its ranges are steered already."""
         self._published[published.mapping.id] = published
         self._claims.put(published.mapping)
 
     def adopt_draining(self, server: TcpPort | UdpPort) -> None:
-        """The same for the connections of a mapping that is gone."""
+        """Take over the running connections of a mapping that a predecessor had removed."""
         self._draining.append(server)
 
     def _found(self, name: str) -> Published:
@@ -308,11 +310,11 @@ class Relay:
         return published
 
     def server(self, name: str) -> TcpPort | UdpPort:
-        """What serves a mapping. NotFound."""
+        """The server of a mapping. NotFound."""
         return self._found(name).server
 
     def stats(self) -> dict[str, dict[str, object]]:
-        """Per id: the counters, which targets do not answer, and how it is served."""
+        """By id: the counters, the targets that count as dead, and how the mapping is served."""
         now = self.poller.now
         left_out = relay_bind.left_out()
         return {
@@ -326,7 +328,7 @@ class Relay:
         }
 
     def unheard(self) -> dict[str, list[str]]:
-        """By id, who listens on ports of a range that is steered and has no clients: whoever came later, by number."""
+        """By id, the programs that listen on a port of a steered range: they bound it afterwards, and get no clients."""
         ranges = [one for one in self._published.values() if one.steered and len(one.mapping.ports) >= RANGE_MIN]
         found: dict[str, list[str]] = {}
         for one in holders.waiting((each.mapping.protocol, each.mapping.first, each.mapping.last) for each in ranges):
@@ -342,11 +344,11 @@ class Relay:
 
     @property
     def draining(self) -> int:
-        """Connections of mappings that were removed."""
+        """How many connections of removed mappings still run."""
         return sum(server.counters.active for server in self._draining)
 
     def sweep(self) -> None:
-        """Apply time limits; to be called every SWEEP_S."""
+        """Apply time limits. Call every SWEEP_S seconds."""
         now = self.poller.now
         servers = [published.server for published in self._published.values()] + self._draining
         self.places.tcp_legs.sweep()
@@ -362,7 +364,7 @@ class Relay:
         self._draining = [server for server in self._draining if server.counters.active]
 
     def _share_descriptors(self, servers: Sequence[TcpPort | UdpPort], now: float) -> None:
-        """TCP clients wait in a backlog for what UDP flows hold to the end of their idle time."""
+        """End UDP flows that are likely over when TCP clients wait for descriptors."""
         starving = [server for server in servers if isinstance(server, TcpPort) and server.starving]
         for server in starving:
             server.starving = False
@@ -371,12 +373,12 @@ class Relay:
                 flows.give_up(now)
 
     def drain(self, drain_s: float) -> None:
-        """Remove all mappings, each with this limit."""
+        """Remove all mappings; their connections are cut after drain_s seconds."""
         for name in list(self._published):
             self.remove(name, drain_s)
 
     def close(self) -> None:
-        """Cut everything."""
+        """Remove all mappings and cut all connections."""
         self.drain(0.0)
         for server in self._draining:
             server.close()
@@ -413,7 +415,7 @@ class Bound:
         return any(known == ip for _, known, _ in self.sockets)
 
     def bind(self, ip: str) -> None:
-        """All ports on an address, or none."""
+        """Bind all ports of an address, or none. PortInUse, PortfwdError."""
         make = relay_bind.bind_tcp if self.mapping.protocol == "tcp" else relay_bind.bind_udp
         new: list[tuple[socket.socket, str, int]] = []
         try:
@@ -425,6 +427,6 @@ class Bound:
         self.sockets += new
 
     def close(self) -> None:
-        """All of them; those given, too."""
+        """Close all sockets, the given ones, too."""
         for sock, _, _ in self.sockets:
             sock.close()

@@ -1,4 +1,4 @@
-"""The TCP side of one mapping: its listeners, its connections, and where a new one goes."""
+"""The TCP side of one mapping: its listeners, its connections, who is let in, and to which target a new connection goes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("portfwd")
 
-CONNECTIONS_MAX = 65536  # of a mapping at a time, where it names no limit
-ENDED_LOOK_MAX = 256  # connections among which one that can make room is looked for
+CONNECTIONS_MAX = 65536  # at a time, of a mapping without a limit of its own
+ENDED_LOOK_MAX = 256  # of `ended`, how many are searched for one to cut
 
 
 class TcpPort:
@@ -51,8 +51,8 @@ class TcpPort:
         self.balancer = Balancer(mapping.targets, mapping.balance)
         self.connections: set[Connection] = set()
         self.connecting: set[Connection] = set()
-        self.ended: dict[Connection, None] = {}  # of those: whose client has ended its side, in that order
-        self.starving = False  # clients have had to wait since this was last looked at
+        self.ended: dict[Connection, None] = {}  # of `connecting`, those whose client has ended its side, oldest first
+        self.starving = False  # clients have waited for descriptors since the last sweep of the relay
         self.cut_at = 0.0  # while draining: when what is left is cut
         self._said = 0.0
         self._tally = Tally()
@@ -64,7 +64,7 @@ class TcpPort:
             raise Lacking(f"cannot watch the ports of {mapping}", error.strerror or str(error)) from error
 
     def take_on(self, client: socket.socket, address: tuple[str, int], listener: Listener) -> None:
-        """A client of one of its listeners."""
+        """Serve a client that a listener has accepted, or reset it: the first step of a connection."""
         if listener.asks and not host_only.came_by_lo(client):
             self.counters.refused += 1
             reset(client)
@@ -72,19 +72,19 @@ class TcpPort:
         port = listener.port or client.getsockname()[1]
         if port in self.mapping.ports:
             self.begin(client, address, port)
-        else:  # it came by the port that the socket has itself (bind.bind_steered)
+        else:  # it came to the port that a steered socket is bound to, on loopback: see bind.bind_steered()
             reset(client)
 
     def lacking(self, why: str) -> None:
-        """Clients wait in the backlog."""
+        """Take note that clients wait in the backlog, and give back what can be spared."""
         self.counters.errors += 1
         self.counters.starved += 1
-        self.pipes.close()  # those that are kept for the next bulk: two descriptors each
+        self.pipes.close()  # idle ones: two descriptors each
         self.starving = True
         self._tally.add(f"times that clients had to wait for {BACK_OFF_S:g} s ({why})")
 
     def out_of_descriptors(self) -> None:
-        """A client was accepted whose target's socket cannot be made: leave the next ones in the backlog."""
+        """Leave clients in the backlog: one was accepted, and no descriptor is left for its target."""
         self.lacking("no descriptor is left for the target's socket")
         for listener in self.listeners:
             listener.pause()
@@ -96,7 +96,7 @@ class TcpPort:
             log.warning("%s: %s", self.mapping.id, text)
 
     def begin(self, client: socket.socket, address: tuple[str, int], port: int) -> None:
-        """Take on a client who connected to `port`."""
+        """Admit a client that connected to `port`, and begin to connect it to a target."""
         ip = address[0]
         legs = self.places.tcp_legs.at(address)
         behind = link(legs, asked_for(client)) if legs else None
@@ -118,12 +118,12 @@ class TcpPort:
             connection.fail(error)
 
     def _admits(self, client: socket.socket, ip: str) -> bool:
-        """Whether the allow list and the limits let a client in, that is still there; it counts from then on."""
+        """Whether the client is allowed, within the limits and still there; it is counted in then."""
         if not self.admission.allows(ip):
             self.counters.refused += 1
             self._tally.add("clients that are not allowed")
             return False
-        if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # it reset while it waited in the backlog
+        if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # it was reset while it waited in the backlog
             self.counters.connections += 1
             self.counters.errors += 1
             return False
@@ -135,7 +135,7 @@ class TcpPort:
         return False
 
     def _cut_one_that_ended(self, ip: str) -> bool:
-        """Make room: a client that has ended its side before a target answered may wait for an answer, or be gone."""
+        """Cut the oldest client that ended its side before a target answered, which may be gone: see connection.py."""
         own = self.admission.at_cap(ip)
         for connection in islice(self.ended, ENDED_LOOK_MAX):
             if not own or connection.client_ip == ip:
@@ -144,11 +144,12 @@ class TcpPort:
         return False
 
     def came_back(self, owner: object, where: str) -> None:
-        """The target of a connection of ours is this service: see netns/legs.py."""
+        """Take the target of `owner`, a connection, for dead: it leads back to this service (netns/legs.py)."""
         if isinstance(owner, Connection) and owner.serving is not None:
             self.target_failed(owner.serving, f"it leads back to {where}")
 
     def _direct(self, connection: Connection, address: tuple[str, int], port: int) -> None:
+        """Choose the order of targets to try, write the PROXY header, and dial."""
         mapping = self.mapping
         if len(mapping.targets) == 1:
             target = mapping.targets[0]
@@ -166,17 +167,17 @@ class TcpPort:
         self.connections.add(connection)
 
     def adopt(self, connection: Connection) -> None:
-        """Take on a connection that a predecessor accepted, whatever the limits now say."""
+        """Serve a connection that a predecessor accepted, whatever the limits say now."""
         self.admission.admit(connection.client_ip)
         self._enter(connection)
 
     def dialled(self, connection: Connection) -> None:
-        """It is connecting no longer."""
+        """Note that a connection is no longer connecting to a target."""
         self.connecting.discard(connection)
         self.ended.pop(connection, None)
 
     def left(self, connection: Connection) -> None:
-        """A connection has been closed."""
+        """Forget a connection that was closed."""
         if connection in self.connections:
             self.connections.remove(connection)
             self.dialled(connection)
@@ -184,13 +185,13 @@ class TcpPort:
             self.admission.leave(connection.client_ip)
 
     def target_failed(self, target: Target, why: str) -> None:
-        """A connection to it could not be made."""
+        """Take a target for dead, since it could not be reached, and say so in the log."""
         self.balancer.failed(target, self.poller.now)
         self.places.forget(target.place)
         self.say(f"target {target} cannot be reached: {why}")
 
     def sweep(self, now: float) -> None:
-        """What time has brought: listen again, give up connecting, cut what is idle or drained too long."""
+        """Apply short time limits: resume paused listeners, give up connecting, cut what has drained too long."""
         for listener in self.listeners:
             listener.resume(self.poller)
         for connection in [one for one in self.connecting if now >= one.deadline]:
@@ -201,7 +202,7 @@ class TcpPort:
                 connection.abort()
 
     def look_at_all(self, now: float) -> None:
-        """The same for what needs a look at every connection, and seldom."""
+        """Look at every connection, seldom: cut those idle for too long; for quiet ones give back pipes and set keepalive."""
         idle_s = self.mapping.idle_s
         for connection in list(self.connections):
             quiet_s = now - connection.active_at
@@ -213,38 +214,38 @@ class TcpPort:
                     connection.keep_alive()
 
     def update(self, mapping: Mapping) -> None:
-        """Other targets and options for connections to come."""
+        """Take other targets and options, for connections to come."""
         self.mapping = mapping
         inside = [connection.client_ip for connection in self.connections]
         self.admission = self.admission.successor(mapping, CONNECTIONS_MAX, inside)
         self.balancer = Balancer(mapping.targets, mapping.balance)
 
     def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
-        """Accept clients of these sockets, too, each with its address and port. OSError; then of some of them."""
+        """Accept clients of these sockets, too, each with its address and port. OSError; some of them may listen then."""
         for sock, ip, port in bound:
             self.listeners.append(Listener(sock, ip, port))
             self.listeners[-1].listen(self.poller, self)
 
     def leave(self, ips: Sequence[str]) -> None:
-        """Accept no more clients on these addresses; those that were accepted stay."""
+        """Stop listening on these addresses. Running connections stay."""
         for listener in self.listeners:
             if listener.ip in ips:
                 listener.close()
         self.listeners = [listener for listener in self.listeners if listener.ip not in ips]
 
     def stop_listening(self) -> None:
-        """Refuse new connections; those in the backlog are reset by the kernel."""
+        """Stop listening. The kernel resets clients in the backlog."""
         for listener in self.listeners:
             listener.close()
         self.listeners.clear()
 
     def drain(self, until: float) -> None:
-        """No new connections; running ones may end by themselves until then."""
+        """Stop listening, and cut the connections that still run at the time `until`."""
         self.stop_listening()
         self.cut_at = until
 
     def close(self) -> None:
-        """Everything, at once."""
+        """Stop listening, and cut all connections now."""
         self.stop_listening()
         self._tally.say(self.mapping.id, self.poller.now, last=True)
         for connection in list(self.connections):
@@ -252,13 +253,13 @@ class TcpPort:
 
 
 def reset(client: socket.socket) -> None:
-    """Close with a reset, so that nothing of the client's waits for anything."""
+    """Close with a reset: the client fails at once, and does not take a refusal for an empty answer."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     client.close()
 
 
 def asked_for(client: socket.socket) -> list[tuple[str, int]]:
-    """Where an accepted client wanted to go: our address, and the one before a NAT of this host."""
+    """The addresses that a client asked for: that of its socket, and the one before a NAT of this host."""
     ip, port, *_ = client.getsockname()
     original = original_destination(client)
     return [(plain_ip(ip), port), *([original] if original is not None else [])]

@@ -1,7 +1,7 @@
 """IPv6 addresses that the kernel still checks for duplicates (RFC 4862, section 5.4): at boot, and when one was just added.
 
-bind(2) refuses them in the words that it has for an address that no interface has. A socket with IPV6_FREEBIND is bound at once
-and gets its first client as soon as the check is over, a second or two later, or whenever the link gets a carrier.
+bind(2) refuses them with EADDRNOTAVAIL, as it does an address that no interface has. A socket with IPV6_FREEBIND is bound now,
+and gets clients as soon as the check is over: a second or two later, or whenever the link gets a carrier.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ def bind(sock: socket.socket, address: tuple[str, int] | tuple[str, int, int, in
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL or not is_tentative(address[0]):
             raise
+        # Only now: with IPV6_FREEBIND from the start, a mistyped address would be bound, too, and never get a client.
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         sock.bind(address)
 
 
 def is_tentative(ip: str) -> bool:
-    """Whether an interface checks the address, and none has it already. One that was found to be a duplicate is none."""
+    """Whether an interface still checks the address, and no other one has it. A duplicate is no longer checked."""
     found = assigned(ip)
     return all(one.tentative for one in found) and not all(one.dad_failed for one in found)
 
 
 def is_duplicate(ip: str) -> bool:
-    """Whether an interface has the address, and does not use it, since another machine on its link has it, too."""
+    """Whether an interface does not use the address, since another machine on its link has it (dadfailed)."""
     return any(one.dad_failed for one in assigned(ip))
 
 
@@ -56,7 +57,7 @@ def notes(mappings: Iterable[Mapping]) -> list[str]:
 
 
 def assigned(ip: str) -> list[Addr]:
-    """An IPv6 address as interfaces of this host have it; nothing where the kernel does not tell."""
+    """The entries of an IPv6 address on interfaces of this host; none when the kernel does not tell."""
     if ":" not in ip or ip in LOOPBACK_OR_ANY:
         return []
     wanted = socket.inet_pton(socket.AF_INET6, ip)

@@ -1,15 +1,17 @@
-"""The UDP side of one mapping: its sockets, its flows, and datagrams both ways.
+"""The UDP side of one mapping: its listening sockets, its flows, and the datagrams in both directions.
 
     client ─→ listener ─→ flow (client, the address it sent to) ─→ upstream, a socket connected to one target
     client ←─ listener, from that address (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO) ←─ upstream
 
-Of a range that is steered (steering/lookup.py) answers leave by a socket of the port they are to come from (udp_sockets.py).
+Answers from a port of a steered range (steering/lookup.py) leave by a socket that is bound to that port (udp_sockets.py).
 
-No datagram is ever kept: what cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
-watched level-triggered and read BATCH datagrams at a time, so that a busy one has its turn and no more.
-A flow ends by idleness in both directions or because a newer one needs its place (flows.py), which is counted and said. ICMP
-errors do not end it: it turns to another target where there is one. They are read from the error queue (ip(7) IP_RECVERR), since
-a container that is gone is told as EHOSTUNREACH, which a socket without the queue never learns.
+No datagram is ever kept: one that cannot be sent at once is dropped and counted, so that a slow target stalls nobody. Sockets are
+watched level-triggered and read BATCH datagrams at a time, so that a busy one does not keep the others waiting.
+
+A flow ends when it is idle in both directions, or when a newer one needs its place (flows.py), which is counted and logged. An
+ICMP error does not end it: the flow goes to another target if there is one. Errors are read from the error queue (ip(7)
+IP_RECVERR): when a container is gone the kernel reports EHOSTUNREACH, which a connected UDP socket without the queue never gets,
+since it counts as a soft error (icmp_err_convert in net/ipv4/icmp.c).
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ log = logging.getLogger("portfwd")
 
 BATCH = 32  # datagrams of one socket in one go
 DATAGRAM_MAX = 65535
-RETRY_S = 0.5  # after no target could be used, datagrams are dropped for so long; a place is not looked up more often
-EVICTED_MAX = 2  # for want of descriptors: a socket in another namespace takes a second one, to come back by
-QUEUED_MAX = 4096  # datagrams of a socket's queue
-GIVEN_UP = 64  # flows, at a time, where TCP clients wait for descriptors
+RETRY_S = 0.5  # without trying, after no target could be used; also between two look-ups of a target's namespace
+EVICTED_MAX = 2  # flows ended for a new one's descriptors: a socket in another namespace takes two while it is made
+QUEUED_MAX = 4096  # datagrams that are read at most to empty a socket's queue
+GIVEN_UP = 64  # flows ended at a time when TCP clients wait for descriptors
 WANT = "flows ended for newer clients, for want of descriptors"
 T = TypeVar("T")
 
@@ -66,15 +68,15 @@ class UdpPort:
         self.balancer = Balancer(mapping.targets, mapping.balance)
         self._places = places
         self._poller = poller
-        self._admission = Admission(mapping, FLOWS_MAX)  # its allow list; a limit is the table's
+        self._admission = Admission(mapping, FLOWS_MAX)  # for its allow list; the limits are the table's
         self._tally = Tally()
         bounds = (most_flows(mapping), mapping.limit_per_client, mapping.idle_s or IDLE_S)
         self.table: FlowTable[UdpFlow] = FlowTable(*bounds)
         self.listeners: list[Listener] = []
         self._watched: set[int] = set()
-        self._returning: set[Address] = set()  # clients whose datagrams are dropped
-        self._retry_at = 0.0  # until then no target can be used
-        self._look_up_at: dict[Target, float] = {}  # until then its place is not looked up anew
+        self._returning: set[Address] = set()  # clients whose datagrams are dropped: see drop_queued()
+        self._retry_at = 0.0  # no target is tried before
+        self._look_up_at: dict[Target, float] = {}  # the target's namespace is not looked up again before
         self._said = 0.0
         try:
             for sock, port in bound:
@@ -86,10 +88,11 @@ class UdpPort:
 
     @property
     def flows(self) -> int:
-        """How many there are."""
+        """How many flows there are."""
         return len(self.table)
 
     def listen(self, sock: socket.socket, port: int) -> None:
+        """Take datagrams of a bound socket; `port` 0: a range is steered to it. OSError."""
         make_room(sock)
         ip = sock.getsockname()[0]
         host_only.keep(sock, ip)
@@ -98,12 +101,12 @@ class UdpPort:
         self.listeners.append(listener)
 
     def listen_on(self, bound: Sequence[tuple[socket.socket, str, int]]) -> None:
-        """Take datagrams of these sockets, too, each with its address and port. OSError; then of some of them."""
+        """Take datagrams of these sockets, too, each with its address and port. OSError; some of them may listen then."""
         for sock, _, port in bound:
             self.listen(sock, port)
 
     def leave(self, ips: Sequence[str]) -> None:
-        """Give up these addresses, and the flows that came for them: nothing can be answered from there."""
+        """Close the sockets of these addresses, and the flows to them: no answer can leave from there any more."""
         self._give_up({one for one in self.listeners if one.ip in [ip.partition("%")[0] for ip in ips]})
 
     # From clients to targets
@@ -117,7 +120,7 @@ class UdpPort:
                 data, control, _, client = receive(DATAGRAM_MAX, udp_sockets.CONTROL_SPACE)
             except BlockingIOError:
                 return
-            except OSError:  # of the socket, not of a client: the interface went away
+            except OSError:  # an error of the socket, not of a client: its interface went away
                 self.counters.errors += 1
                 return
             if listener.asks and interface_of(control) != host_only.LO_INDEX:
@@ -136,7 +139,7 @@ class UdpPort:
                 self._pass_in(flow, data, now)
 
     def _begin(self, listener: Listener, client: Address, local: bytes, port: int, now: float) -> UdpFlow | None:
-        """A new flow that has a target, or None: its datagram has been counted."""
+        """A new flow with a target; None, with its datagram counted, when it is refused or no target can be used."""
         if client in self._returning:
             self.counters.dropped += 1
             return None
@@ -156,7 +159,7 @@ class UdpPort:
             self.counters.dropped += 1
             behind.leg.server.came_back(behind.leg.owner, f"port {port}/udp of mapping {self.mapping.id}")
             return None
-        if port not in self.mapping.ports:  # it came for the one that the listener has itself (bind.bind_steered)
+        if port not in self.mapping.ports:  # it came to the port that a steered socket is bound to: bind.bind_steered()
             self.counters.dropped += 1
             return None
         flow = self.new_flow(listener, client, local, port, now)
@@ -173,7 +176,10 @@ class UdpPort:
         return flow
 
     def _open_exit(self, flow: UdpFlow) -> bool:
-        """Have the socket by which answers leave. Who holds its port is looked up in /proc: every RETRY_S at most."""
+        """Get the socket by which answers leave; False when there is none.
+
+        Tried once in RETRY_S after a failure: an error says who has the port, and reads all of /proc for that.
+        """
         no_exit = flow.listener.no_exit
         if self._poller.now < no_exit.get(flow.port, 0.0):
             self.counters.errors += 1
@@ -186,13 +192,13 @@ class UdpPort:
                 self._starve(error)
             else:
                 no_exit[flow.port] = self._poller.now + RETRY_S
-                self._say(f"no answer could leave: {error}")
+                self._say(f"a client could not be answered: {error}")
             return False
         no_exit.pop(flow.port, None)
         return True
 
     def _starve(self, error: Exception) -> None:
-        """Count and say that a new flow found no descriptor."""
+        """Count, and log, that no descriptor was left for a new flow."""
         self.counters.starved += 1
         self._tally.add(f"times no socket for a new flow ({error})")
 
@@ -209,7 +215,7 @@ class UdpPort:
             self._evict(gone, f"flows ended for newer ones, at {self.table.bounds()}")
 
     def _evict(self, flow: UdpFlow, why: str) -> None:
-        """End a flow that is out of the table before its time."""
+        """End, before its time, a flow that has left the table."""
         self.counters.evicted += 1
         self._tally.add(why)
         self._end(flow)
@@ -221,7 +227,7 @@ class UdpPort:
         except BlockingIOError:
             sent = False
         except OSError as first:
-            # Most likely it tells of an earlier datagram (udp(7)), and this one was not tried.
+            # send(2) on a connected UDP socket first returns the error of an earlier datagram (ICMP, udp(7)), and does not send.
             self._read_errors(flow, now)
             try:
                 sent = self._send(flow, data, now)
@@ -249,7 +255,7 @@ class UdpPort:
     # Targets
 
     def _dial(self, flow: UdpFlow, now: float) -> bool:
-        """Connect it to the best target that can be used."""
+        """Connect a flow to the first target that can be used. False for none."""
         if now < self._retry_at:
             return False
         targets: Sequence[Target] = self.mapping.targets
@@ -273,7 +279,7 @@ class UdpPort:
         return False
 
     def _with_room(self, flow: UdpFlow, work: Callable[[], T]) -> T:
-        """Do something for a flow; where descriptors are wanting, at the cost of the oldest flows."""
+        """Do `work` for a flow; without descriptors end up to EVICTED_MAX old flows and try again. OSError, PortfwdError."""
         for _ in range(EVICTED_MAX):
             try:
                 return work()
@@ -286,11 +292,13 @@ class UdpPort:
         return work()
 
     def _open(self, flow: UdpFlow, target: Target) -> None:
+        """Connect a flow to a target. OSError, PortfwdError."""
         family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
         upstream = self._places.socket(target.place, family, socket.SOCK_DGRAM)
         asked = (target.address, self.mapping.target_port(target, flow.port))
         try:
             keep_errors(upstream)
+            # Connected: the kernel delivers the target's datagrams alone, and the ICMP errors of what is sent to it.
             upstream.connect(asked)
             self.attach(flow, target, upstream, asked)
         except BaseException:
@@ -312,7 +320,7 @@ class UdpPort:
         flow.proven = False
 
     def _target_failed(self, flow: UdpFlow, why: OSError, now: float) -> None:
-        """What was sent did not arrive: the next datagram of the flow goes elsewhere, where there is an elsewhere."""
+        """Take note that a target does not take datagrams; the flow's next one goes to another target if there is one."""
         target = flow.target
         self.counters.failed += 1
         flow.proven = False
@@ -331,17 +339,19 @@ class UdpPort:
             self._hang_up(flow)
 
     def came_back(self, owner: object, where: str) -> None:
-        """The target of a flow of ours is this service: see netns/legs.py."""
+        """Take the target of `owner`, a flow, for dead: it leads back to this service (netns/legs.py)."""
         if isinstance(owner, UdpFlow):
             self._target_failed(owner, OSError(errno.ELOOP, f"it leads back to {where}"), self._poller.now)
 
     def _read_errors(self, flow: UdpFlow, now: float) -> None:
-        """Take note of what ICMP and the kernel said, and of nothing twice."""
+        """Handle the errors that ICMP and the kernel have queued for a flow."""
         upstream = flow.upstream
         for number in errors_of(upstream) if upstream is not None else ():
             if flow.upstream is not upstream:
                 break
-            if number != errno.EMSGSIZE:  # a narrower path, which the kernel keeps in mind (ip(7) IP_MTU_DISCOVER)
+            if (
+                number != errno.EMSGSIZE
+            ):  # the path MTU shrank: the kernel remembers that itself (ip(7) IP_MTU_DISCOVER)
                 self._target_failed(flow, OSError(number, os.strerror(number)), now)
 
     # From targets to clients
@@ -352,7 +362,7 @@ class UdpPort:
             self._read_errors(flow, now)
         answered = False
         for _ in range(BATCH):
-            if flow.upstream is None:  # also in an event of a flow that ended in this round
+            if flow.upstream is None:  # the flow ended earlier in this round
                 break
             try:
                 data = flow.upstream.recv(DATAGRAM_MAX)
@@ -364,7 +374,7 @@ class UdpPort:
             answered = True
             try:
                 flow.exit.sendmsg((data,), flow.reply, 0, flow.client)
-            except OSError as error:  # a full buffer, an address of ours that is gone, a client nobody can reach
+            except OSError as error:  # a full buffer, a local address that is gone, an unreachable client
                 self.counters.dropped += 1
                 self.counters.errors += error.errno != errno.EAGAIN
             else:
@@ -373,6 +383,7 @@ class UdpPort:
             self._answered(flow, now)
 
     def _answered(self, flow: UdpFlow, now: float) -> None:
+        """Note that a flow's target has answered."""
         self.table.touch(flow, now)
         if not flow.proven and flow.upstream is not None:
             flow.proven = True
@@ -392,6 +403,7 @@ class UdpPort:
             self._poller.forget(fd)
 
     def _hang_up(self, flow: UdpFlow) -> None:
+        """Close the socket to the target; the flow's next datagram looks for a target."""
         if flow.upstream is not None:
             self._forget(flow.upstream.fileno())
             flow.upstream.close()
@@ -401,7 +413,7 @@ class UdpPort:
             flow.leg = None
 
     def _end(self, flow: UdpFlow) -> None:
-        """Of a flow that is no longer in the table."""
+        """Close everything of a flow that is no longer in the table."""
         self._hang_up(flow)
         flow.listener.give_back_exit(flow.port)
         self.counters.active -= 1
@@ -413,24 +425,24 @@ class UdpPort:
             log.warning("%s: %s", self.mapping.id, text)
 
     def sweep(self, now: float) -> None:
-        """End the flows that have been idle too long; say what was turned away."""
+        """End the flows that have been idle for too long; log the tally of turned-away datagrams."""
         for flow in self.table.expire(now):
             self._end(flow)
         self._tally.say(self.mapping.id, now)
 
     def all_flows(self) -> list[UdpFlow]:
-        """Those there are."""
+        """All flows."""
         return list(self.table)
 
     def end_all(self, flows: Sequence[UdpFlow]) -> None:
-        """End flows that somebody else is to serve."""
+        """End flows that NAT is to serve from now on."""
         for flow in flows:
-            if self.table.get(flow.key) is flow:  # one may have ended for a newer one meanwhile
+            if self.table.get(flow.key) is flow:  # it may have ended meanwhile, for a newer one
                 self.table.remove(flow)
                 self._end(flow)
 
     def drop_queued(self, listener: Listener, clients: set[Address]) -> None:
-        """Drop what these have sent until now; the others are served."""
+        """Drop the queued datagrams of these clients; those of others are relayed."""
         self._returning = clients
         try:
             for _ in range(QUEUED_MAX // BATCH):
@@ -439,7 +451,7 @@ class UdpPort:
             self._returning = set()
 
     def give_up(self, now: float) -> None:
-        """TCP clients wait for descriptors: end some flows that nobody would miss."""
+        """End up to GIVEN_UP flows that are likely over: TCP clients wait for descriptors."""
         for _ in range(GIVEN_UP):
             flow = self.table.silent(now)
             if flow is None:
@@ -448,7 +460,7 @@ class UdpPort:
             self._evict(flow, WANT)
 
     def update(self, mapping: Mapping) -> None:
-        """Other targets and options. Flows keep their target while it answers, unless their client is no longer allowed."""
+        """Take other targets and options. Flows keep their target while it answers, unless their client is no longer allowed."""
         self.mapping = mapping
         self.balancer = Balancer(mapping.targets, mapping.balance)
         self._admission = Admission(mapping, FLOWS_MAX)
@@ -463,7 +475,7 @@ class UdpPort:
             self._end(flow)
 
     def drain(self, until: float) -> None:
-        """Everything, at once: an answer can only leave from the port, and that has to be free now."""
+        """Close everything now: answers leave from the port itself, and that has to be free."""
         self.close()
 
     def close(self) -> None:

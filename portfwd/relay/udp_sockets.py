@@ -1,8 +1,8 @@
-"""The UDP sockets of the host's side, one for a port or for a range that is steered to it, and the flows that use them.
+"""The UDP sockets of the host's side, one per port or one for a steered range, and the flows that use them.
 
-A socket sends from the port that it is bound to. The listener of a range has one of its ports; what is answered from another
-leaves by a socket that is bound to that one, is there while a flow needs it, and hears nothing: what comes for its port is
-steered to the listener.
+A socket sends from the port that it is bound to. The listener of a range is bound to one of its ports. Answers from another port
+leave by an exit: a socket bound to that port, which exists while a flow needs it and receives nothing, since datagrams to its
+port are steered to the listener.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from portfwd.netns.legs import Leg, Link
     from portfwd.relay.pktinfo import Address
 
-BUFFER = 1 << 20  # bytes; of a listener, which all clients share and which neighbours that do not answer fill, too
-CONTROL_SPACE = 256  # what else somebody else's socket may have been told to say is small
+BUFFER = 1 << 20  # bytes; all clients share a listener's, and datagrams that wait for ARP or ND of a client count, too
+CONTROL_SPACE = 256  # bytes of control messages; a socket made by another program may have more of them turned on
 IP_RECVERR, IPV6_RECVERR = 11, 25  # linux/in.h, linux/in6.h
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
@@ -32,7 +32,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOS
 
 @dataclass(slots=True, eq=False)
 class Exit:
-    """A socket by which answers leave, and how many flows use it."""
+    """A socket by which answers leave, and the number of flows that use it."""
 
     sock: socket.socket
     flows: int = 0
@@ -45,25 +45,25 @@ class Listener:
     sock: socket.socket
     ip: str
     port: int
-    asks: bool  # clients from elsewhere may find it: see host_only.py
+    asks: bool  # each datagram is asked by which interface it came: see host_only.py
     exits: dict[int, Exit] = field(default_factory=dict)  # by port; of a range only, and not for the socket's own
-    no_exit: dict[int, float] = field(default_factory=dict)  # by port: until then no socket is asked for
+    no_exit: dict[int, float] = field(default_factory=dict)  # by port: no exit is tried before
 
     def borrow_exit(self, port: int) -> socket.socket:
-        """The socket from which answers of a port leave; to be given back. PortInUse, PortfwdError."""
+        """The socket by which answers from a port leave; give it back. PortInUse, PortfwdError."""
         if self.port or port == self.sock.getsockname()[1]:
             return self.sock
         found = self.exits.get(port)
         if found is None:
             sock = bind.bind_udp(self.ip, port)
             make_room(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # it is never read
             found = self.exits[port] = Exit(sock)
         found.flows += 1
         return found.sock
 
     def give_back_exit(self, port: int) -> None:
-        """A flow of the port has ended."""
+        """Give back the exit of a flow that has ended; the last one closes it."""
         found = self.exits.get(port)
         if found is not None:
             found.flows -= 1
@@ -93,11 +93,11 @@ class UdpFlow(Flow):
         self.leg: Leg | None = None
         self.target: Target | None = None
         self.upstream: socket.socket | None = None  # None: the next datagram has to find a target
-        self.proven = False  # the target has answered since it was last dialled or failed
+        self.proven = False  # the target has answered since it was last connected or failed
 
 
 def exhausted(error: BaseException | None) -> bool:
-    """Whether it was for want of descriptors or memory, and not the target's doing."""
+    """Whether an error is a shortage of descriptors or memory, and not the target's fault."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__
     return error is not None and error.errno in EXHAUSTED
@@ -109,7 +109,7 @@ def most_flows(mapping: Mapping) -> int:
 
 
 def keep_errors(sock: socket.socket) -> None:
-    """Have the kernel queue what ICMP says."""
+    """Have the kernel queue ICMP errors: see udp.py."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
     else:
@@ -117,7 +117,7 @@ def keep_errors(sock: socket.socket) -> None:
 
 
 def errors_of(sock: socket.socket) -> list[int]:
-    """What ICMP and the kernel said since this was last asked, as numbers of errno(3)."""
+    """The queued errors of a socket, as numbers of errno(3); the queue is empty then."""
     found: list[int] = []
     queued = False
     while True:
@@ -130,13 +130,14 @@ def errors_of(sock: socket.socket) -> list[int]:
             if kind in (IP_RECVERR, IPV6_RECVERR):  # struct sock_extended_err: errno first
                 found.append(int.from_bytes(data[:4], sys.byteorder))
     pending = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if pending and not queued:  # there was no room in the queue
+    # Each queued error also sets SO_ERROR, which reading the queue clears. Alone it tells of one for which the queue had no room.
+    if pending and not queued:
         found.append(pending)
     return found
 
 
 def make_room(sock: socket.socket) -> None:
-    """For bursts, beyond net.core.{r,w}mem_max where this process may."""
+    """Enlarge a socket's buffers for bursts, beyond net.core.{r,w}mem_max with CAP_NET_ADMIN."""
     for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
             sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)

@@ -1,4 +1,8 @@
-"""The control socket from a command's side: ask, and wait for the answer. control.py is the service's."""
+"""The control socket, a command's side: ask, and wait for the answer. control.py is the service's side.
+
+Two other programs ask for themselves, since what this module imports (json, socket: 30 ms) would be most of their running time:
+portmap (cni_py/ports/relay.py, with the plugins' JSON and errors) and portfwd-docker-proxy, which asks once (docker/proxy.py).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ from portfwd import rights
 from portfwd.errors import KINDS, Lacking, PortfwdError
 from portfwd.values import Json
 
-ANSWER_S = 60.0  # what a command waits for an answer: a reload starts a process
+ANSWER_S = 60.0  # that a command waits for an answer: a reload starts a process
 CHUNK = 1 << 16
 
 
 class Cut(PortfwdError):
-    """The service hung up before it answered: it was ended, or is of a version that does so when it is replaced."""
+    """The service hung up before it answered: it has ended, or is of an earlier version and was replaced meanwhile."""
 
 
 class Client:
@@ -31,11 +35,11 @@ class Client:
 
     @classmethod
     def connect(cls, path: str) -> Client:
-        """Lacking when no service is there, or not for us."""
+        """Lacking when no service is there, or this user may not ask it."""
         return cls(connected(path, ANSWER_S), path)
 
     def request(self, request: Json, fds: Sequence[int] = ()) -> Json:
-        """The answer. PortfwdError, of the kind that the service tells. What can be asked twice is, if it was cut off."""
+        """The answer. PortfwdError of the kind that the service names. A repeatable request is asked again if it was cut off."""
         try:
             return opened(self._ask(request, fds))
         except Cut:
@@ -49,7 +53,9 @@ class Client:
     def _ask(self, request: Json, fds: Sequence[int]) -> bytes:
         data = memoryview(json.dumps(request, separators=(",", ":")).encode() + b"\n")
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it says why before it hangs up
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # the answer, sent before hanging up, says why
                 data = data[self._sock.sendmsg([data], rights.message(fds)) :]
                 self._sock.sendall(data)
             return self._line()
@@ -74,7 +80,7 @@ class Client:
 
 
 def repeatable(request: Json) -> bool:
-    """Whether asking again changes nothing if the first time was well."""
+    """Whether the request can be repeated without harm if the first one was carried out."""
     match request.get("verb"):
         case "list" | "stats":
             return True
@@ -87,10 +93,10 @@ def repeatable(request: Json) -> bool:
 
 
 def connected(path: str, limit_s: float) -> socket.socket:
-    """A connection whose operations wait so long. Lacking when nobody is there, or not for us.
+    """A connection whose operations wait up to `limit_s`. Lacking when no service is there, or this user may not ask it.
 
-    A socket with Python's time limit does not block, and connect(2) of such a one fails at once where the backlog is full, as
-    it may be while a successor takes over (unix(7), EAGAIN). Hence the kernel's own limit for connecting.
+    Python's own time limit makes a socket non-blocking, and connect(2) of a non-blocking Unix socket fails at once when the
+    backlog is full (unix(7), EAGAIN), as it may be while a successor takes over. So connecting has the kernel's limit.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
@@ -109,18 +115,18 @@ def _advice(error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
         return "start one with 'portfwd serve', or publish in the foreground with 'portfwd run'"
     if error.errno == errno.EAGAIN:
-        return "it runs, and takes no more commands"
+        return "it runs, but is too busy to accept commands"
     return error.strerror or str(error)
 
 
 def opened(line: bytes) -> Json:
-    """What an answer says; the error that it tells of is raised."""
+    """The answer of a line. PortfwdError for an error that it reports, and for a malformed line."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise PortfwdError("the portfwd service answers in another language", repr(line[:80]))
+        raise PortfwdError("unexpected reply of the portfwd service; has it another version?", repr(line[:80]))
     if found.get("ok") is True:
         return found
     error = found.get("error")

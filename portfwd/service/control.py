@@ -3,12 +3,12 @@
     /run/cni-py/portfwd.sock      mode 0600 in a folder of 0700; only root and the service's own user are answered
     /run/cni-py/portfwd.sock.lock held by the service as long as it runs, with its pid
 
-Descriptors (SCM_RIGHTS, unix(7)) belong to the request they came with; a client that sends some waits for the answer
-before it asks again. requests.py says what may be asked. Nothing here waits: a client that is slow holds up itself alone.
-client.py is the other side.
+Descriptors (rights.py) belong to the request they came with. A client that sends some waits for the answer before it asks again.
+requests.py has the requests, client.py the other side. Nothing here blocks: a slow client holds up itself alone.
 
-A request is done in one go, so that between two callbacks of the loop each client has either been answered in full or not been
-heard. That is when a successor takes over: it gets the clients' connections with what was read and what is still to be sent.
+A request is carried out in one callback of the loop. So between two callbacks each client has been answered in full, or its
+request has not been read. A successor takes over at such a time: it gets the clients' connections, with the bytes that were read
+and those still to be sent.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from portfwd.values import Json
 
 log = logging.getLogger("portfwd")
 
-CLIENTS_MAX = 64  # at a time; more wait in the backlog
-BACKLOG = 4096  # at most net.core.somaxconn: while a successor takes over, nobody accepts
-CLIENTS_SHARE = 4  # of the descriptors kept for commands, clients may have one in so many
+CLIENTS_MAX = 64  # at a time; others wait in the backlog
+BACKLOG = 4096  # for the time in which a successor takes over; the kernel cuts it to net.core.somaxconn
+CLIENTS_SHARE = 4  # clients may have one in so many of the descriptors kept for commands
 PATIENCE_S = 10.0  # for the rest of a request, the next request, or the reading of an answer
-PAUSE_S = 0.1  # after accept(2) failed for want of something
+PAUSE_S = 0.1  # without accepting, after accept(2) failed for want of descriptors or memory
 CHUNK = 1 << 16
 UCRED = struct.Struct("iII")  # struct ucred, linux/socket.h
 
 
 def socket_path() -> str:
-    """Where the control socket is, for root or for this user."""
+    """The usual path of the control socket, for root or for this user."""
     return files.run_dir() + "/portfwd.sock"
 
 
-# Who may run: one service per socket
+# One service per socket
 
 
 class Lock:
-    """The right to serve at a path. It goes with the descriptor: a successor that gets that one has the lock, too."""
+    """The right to serve at a path. flock(2) belongs to the open file: a successor that gets the descriptor has the lock, too."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class Lock:
 
     @classmethod
     def take(cls, path: str) -> Lock | None:
-        """None when another process has it; then holder() says who. PortfwdError."""
+        """Take the lock of a path; None when another process has it (see holder()). PortfwdError."""
         lock_path = path + ".lock"
         try:
             fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -78,7 +78,7 @@ class Lock:
         return lock
 
     def sign(self) -> None:
-        """Write down whose it is, for people. On a disk that is full nobody learns it, which is no reason to end."""
+        """Write this process's pid into the lock file, for people. A failure is only logged."""
         try:
             os.ftruncate(self.fd, 0)
             os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
@@ -86,12 +86,12 @@ class Lock:
             log.warning("cannot write our pid to %s.lock: %s", self.path, error.strerror)
 
     def close(self) -> None:
-        """Let go of it, unless another process has the descriptor, too."""
+        """Close the descriptor: the lock is released with the last one."""
         os.close(self.fd)
 
 
 def holder(path: str) -> str:
-    """The pid of the service at `path`, for people; "" when it cannot be told."""
+    """The pid of the service at `path`, for people; "" when it cannot be read."""
     try:
         with open(path + ".lock", encoding="ascii") as file:
             return file.read(20).strip()
@@ -100,16 +100,16 @@ def holder(path: str) -> str:
 
 
 def listen(path: str) -> socket.socket:
-    """The control socket, made anew: only for whoever has the lock. PortfwdError."""
+    """Make the control socket. Only for who has the lock: an old socket file is removed. PortfwdError."""
     if _answers(path):
         raise PortfwdError(f"another service listens at {path}", "it does not hold the lock beside it")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    before = os.umask(0o177)  # bind(2) makes the file: there is no moment at which it is open to others
+    before = os.umask(0o177)  # bind(2) makes the file with this mode: no other user can connect at any moment
     try:
         if os.path.lexists(path):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise PortfwdError(f"cannot listen at {path}", "there is something that is no socket")
-            os.unlink(path)  # of a service that was killed
+                raise PortfwdError(f"cannot listen at {path}", "the path exists and is not a socket")
+            os.unlink(path)  # left by a service that was killed
         sock.bind(path)
         sock.listen(BACKLOG)
     except OSError as error:
@@ -124,7 +124,7 @@ def listen(path: str) -> socket.socket:
 
 
 def make_folder(path: str) -> None:
-    """The folder of the socket, closed to others. PortfwdError, also when others can put something there."""
+    """Make the socket's folder, mode 0700. PortfwdError, also when other users can write to it."""
     folder = os.path.dirname(path) or "."
     try:
         files.make_folders(folder, 0o700)
@@ -132,7 +132,7 @@ def make_folder(path: str) -> None:
     except OSError as error:
         raise _cannot(f"cannot make the folder {folder}", error) from error
     if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
-        raise PortfwdError(f"{folder} is no place for the control socket", "others can put files there")
+        raise PortfwdError(f"{folder} is not safe for the control socket", "other users can put files there")
 
 
 def _answers(path: str) -> bool:
@@ -157,7 +157,7 @@ def _cannot(msg: str, error: OSError) -> PortfwdError:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who asks (SO_PEERCRED), at the time of its connect(2)."""
+    """The process that asks (SO_PEERCRED), as it was at its connect(2)."""
 
     pid: int
     uid: int
@@ -170,16 +170,16 @@ class Peer:
 
 
 class Handler(Protocol):
-    """What answers requests."""
+    """The service, as the control socket sees it."""
 
     def answer(self, request: Request, call: Call) -> Json | None:
-        """The answer; None when call.answer() brings it later. PortfwdError."""
+        """The answer; None when call.answer() is called later. PortfwdError."""
 
     def hand_over(self, request: Handover, peer: socket.socket) -> None:
-        """Give everything to a successor, or return as if nothing had happened; `peer` is closed then."""
+        """Give everything to a successor and do not return; or return, after which `peer` is closed."""
 
     def new_id(self) -> str:
-        """For a mapping whose id is for the service to choose."""
+        """A new id, for a mapping without one."""
 
 
 class Server:
@@ -206,7 +206,7 @@ class Server:
         self._listening = False
         self._closed = False
         listener.setblocking(False)
-        listener.listen(BACKLOG)  # one that was handed down may have another
+        listener.listen(BACKLOG)  # one of systemd or of a predecessor may have another backlog
         self._listen()
 
     def _listen(self) -> None:
@@ -238,22 +238,22 @@ class Server:
         call.start()
 
     def left(self, call: Call) -> None:
-        """A client is gone."""
+        """Forget a client that has hung up."""
         self.clients.discard(call)
         self._listen()
 
     def pack(self, put: Callable[[int], int], successor: socket.socket) -> list[Json]:
-        """The clients, but for the successor's own connection, as JSON for inherited(). Changes nothing."""
+        """All clients but the successor, as JSON for inherited(). Changes nothing."""
         return [call.pack(put) for call in self.clients if call.sock is not successor]
 
     def adopt(self, one: Inherited) -> None:
-        """Go on with a predecessor's client."""
+        """Serve a client of a predecessor."""
         call = Call(self, one.sock)
         self.clients.add(call)
         call.resume(one)
 
     def close(self) -> None:
-        """No more commands."""
+        """Hang up on all clients, and accept no more."""
         self._pause()
         self._closed = True
         for call in list(self.clients):
@@ -263,19 +263,19 @@ class Server:
 
 @dataclass(slots=True)
 class Inherited:
-    """A client of a predecessor: what it has sent and was not answered, and what of an answer it has not taken."""
+    """A client of a predecessor: the bytes of its next requests, and those of an answer that are still to be sent."""
 
     sock: socket.socket
     received: bytes
     unsent: bytes
     ended: bool
     last: bool
-    deferred: bool  # it asked for the reload that has just happened
+    deferred: bool  # it waits for an answer: it asked for the reload that happens now
     descriptors: list[int] = field(default_factory=list)
 
 
 def inherited(raw: object, take: Callable[[object], int]) -> list[Inherited]:
-    """What Server.pack() made; `take` gives descriptors, which are owned from then on. ValueError, LookupError, TypeError."""
+    """Read what Server.pack() made; the caller owns what `take` gives. ValueError, LookupError, TypeError."""
     found = []
     for one in raw if isinstance(raw, list) else ():
         state = dict(one)
@@ -294,7 +294,7 @@ def inherited(raw: object, take: Callable[[object], int]) -> list[Inherited]:
 
 
 class Call:
-    """A client's connection."""
+    """A client's connection: requests are read and answered one after the other."""
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.server = server
@@ -304,13 +304,13 @@ class Call:
         self._received = bytearray()
         self._unsent = memoryview(b"")
         self._ended = False  # the client sends no more
-        self._deferred = False  # the handler has yet to answer
+        self._deferred = False  # the handler answers later
         self._last = False  # close after the answer
         self._reading = self._writing = False
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Let it ask, if it may."""
+        """Read requests, if the client's user may ask."""
         self.peer = Peer.of(self.sock)
         if self.peer.uid not in (0, os.geteuid()):
             log.warning("refused a command of user %d (pid %d)", self.peer.uid, self.peer.pid)
@@ -319,7 +319,7 @@ class Call:
         self._await(reading=True)
 
     def pack(self, put: Callable[[int], int]) -> Json:
-        """What a successor has to know to go on."""
+        """The state of the connection, for a successor."""
         return {
             "sock": put(self.sock.fileno()),
             "received": base64.b64encode(self._received).decode(),
@@ -331,7 +331,7 @@ class Call:
         }
 
     def resume(self, one: Inherited) -> None:
-        """Go on where a predecessor was."""
+        """Go on from a predecessor's state."""
         self.sock.setblocking(False)
         self.peer = Peer.of(self.sock)
         self._received += one.received
@@ -343,12 +343,12 @@ class Call:
             self._send()
 
     def refuse(self, error: PortfwdError) -> None:
-        """Say why, and hang up."""
+        """Answer with an error, and hang up."""
         self._last = True
         self.answer(failure(error))
 
     def take_descriptors(self) -> list[int]:
-        """Those that came with the request: the caller closes them."""
+        """The descriptors that came with the request; the caller closes them."""
         found, self._descriptors = self._descriptors, []
         return found
 
@@ -361,7 +361,7 @@ class Call:
         self._send()
 
     def _await(self, *, reading: bool = False, writing: bool = False) -> None:
-        """What the event loop is to call back for; either is given PATIENCE_S."""
+        """Have the loop call back for reading or writing. A client that does not go on for PATIENCE_S is hung up on."""
         fd, loop = self.sock.fileno(), self.server.loop
         if reading and not self._reading:
             loop.add_reader(fd, self._receive)
@@ -378,7 +378,7 @@ class Call:
 
     def _too_slow(self) -> None:
         if self._received:
-            log.info("hung up on a command of pid %d that did not come to its end", self.peer.pid)
+            log.info("hung up on pid %d: its command was incomplete after %g s", self.peer.pid, self.server.patience_s)
         self.close()
 
     def _receive(self) -> None:
@@ -399,18 +399,18 @@ class Call:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Do the next request, if it is there in full."""
+        """Carry out the next request, if all of it has been read."""
         end = self._received.find(b"\n")
         if end > LINE_MAX or (end < 0 and len(self._received) > LINE_MAX):
             self.refuse(Usage("a request is too long", f"{LINE_MAX} bytes at most"))
         elif end >= 0:
             line = bytes(self._received[:end])
             del self._received[: end + 1]
-            self._await()  # nothing more is read before the answer is
+            self._await()  # the next request is read after this one is answered
             self._do(line)
         elif self._ended:
             self.close()
-        elif not self._reading:  # the patience is for a whole request, not for each byte of it
+        elif not self._reading:  # only now: PATIENCE_S is for a whole request, not for each byte of it
             self._await(reading=True)
 
     def _do(self, line: bytes) -> None:
@@ -453,7 +453,7 @@ class Call:
             self.server.loop.call_soon(self._next)
 
     def _next(self) -> None:
-        """After an answer: in a turn of its own, so that many requests at once hold nobody up."""
+        """Go on after an answer, in a turn of its own: a client with many requests at once does not hold up others."""
         if self.sock.fileno() >= 0 and not self._deferred:
             self._go_on()
 
@@ -468,6 +468,6 @@ class Call:
 
 
 def close_all(descriptors: Sequence[int]) -> None:
-    """Close what nobody wanted."""
+    """Close descriptors that were not used."""
     for fd in descriptors:
         os.close(fd)

@@ -1,11 +1,11 @@
-"""Descriptors that are kept for commands: clients may hold all the others, and `portfwd rm` must still work.
+"""Descriptors kept for commands: when clients hold all the others, `portfwd rm` must still work.
 
     0 ──────────────── data ────────── listeners ────── commands
     connections, flows │ what a publish │ what a command needs for a moment:
-    pipes, namespaces  │ keeps           │ its own connection, a file, a look into /proc
+    pipes, namespaces  │ keeps open      │ its own connection, files, /proc
 
-The kernel gives a new descriptor the lowest free number and refuses one that is not below the soft RLIMIT_NOFILE
-(getrlimit(2)), so that limit is the fence: it stands at `data`, and is raised while a command is served.
+The kernel gives a new descriptor the lowest free number, and refuses one that is not below the soft RLIMIT_NOFILE (getrlimit(2)).
+So that limit serves as the fence: it stands at `data`, and is raised while a command is carried out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import contextlib
 import resource
 from collections.abc import Iterator
 
-SHARE = 8  # of the descriptors that the process may have, one in so many is kept
+SHARE = 8  # one in so many of the process's descriptors is kept for commands
 RESERVE_MAX = 512
 UNLIMITED = 1 << 30  # fs.nr_open is far below
 
 
 class Descriptors:
-    """The fence. `most`: the hard limit, unless a test says otherwise."""
+    """The fence. `most`: the number of descriptors of the process, 0 for the hard limit."""
 
     __slots__ = ("_now", "commands", "data", "listeners")
 
@@ -35,21 +35,20 @@ class Descriptors:
 
     def _fence(self, soft: int) -> None:
         self._now = soft
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # fs.nr_open was lowered below the hard limit: then there is no fence
+        # fs.nr_open may have been lowered below the hard limit: the call fails then, and there is no fence.
+        with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
     def lower(self) -> None:
-        """Keep back what commands need: clients are served from now on."""
+        """Keep back the descriptors of commands, from now on."""
         self._fence(self.data)
 
     def for_commands(self) -> contextlib.AbstractContextManager[None]:
-        """Allow all descriptors, for what is closed again soon."""
+        """Allow all descriptors, for those that are closed again soon."""
         return self._raised(self.commands)
 
     def for_listeners(self) -> contextlib.AbstractContextManager[None]:
-        """Allow what a mapping may keep; the rest stays free for commands."""
+        """Allow the descriptors that mappings may keep; the rest stays free for commands."""
         return self._raised(self.listeners)
 
     @contextlib.contextmanager

@@ -1,14 +1,14 @@
-"""A running service hands everything to its successor: listening sockets, connections in the middle, pipes with what is in them.
+"""A running service hands everything to its successor: listeners, running connections, pipes with their content.
 
     successor                                      predecessor
     {"verb": "handover", "version": 2}  ─────────→ stops serving (nothing is read or accepted any more)
               {"ok": true, "descriptors": n} ←──── and n descriptors by SCM_RIGHTS (unix(7)), the first of a memfd with the state
-    serves; "done clients"  ─────────────────────→ ends, without a word to anybody's socket
+    serves; "done clients"  ─────────────────────→ ends, and closes no connection: the sockets stay open in the successor
     (hangs up, or says nothing for WAIT_S)         serves on as if nothing had happened
 
-A connection is its sockets in the kernel: nothing is lost while nobody reads them. Both run at the same time, so a successor
-that cannot start costs nothing. "clients" are those of the control socket: a successor that is older does not say the word, and
-hangs up on them.
+The kernel keeps the bytes of sockets that nobody reads, so nothing is lost meanwhile. Both processes run at the same time, so a
+successor that cannot start does no harm. "clients" are those of the control socket: a successor of an older version does not say
+the word, and hangs up on them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from portfwd.relay.publish import Relay
 
 VERSION = 2  # of the state
-BEFORE = 1  # that of services which led ranges by nftables; it is understood where there is no such range
+BEFORE = 1  # of services that led ranges by nftables; it can be read when there is no such range
 WAIT_S = 10.0
 BATCH = 200  # descriptors per message; at most rights.MOST
 STATE_MAX = 1 << 28  # bytes
@@ -47,34 +47,34 @@ CLIENTS = "clients"  # of the control socket
 DONE = b"done"
 WORD_MAX = 64  # bytes
 
-OTHER_FORM = "hands over in another form"  # part of what a service says to that
+OTHER_FORM = "hands over in another form"  # part of a service's error; successors look for it
 
 
 class OtherForm(PortfwdError):
-    """The running service's state has another version."""
+    """The running service has another version of the state."""
 
 
 @dataclass(slots=True)
 class Parcel:
-    """What is handed over: a JSON object in which descriptors are numbers of the list."""
+    """The state as a JSON object, in which a descriptor is its index in the list."""
 
     state: Json = field(default_factory=dict)
     descriptors: list[int] = field(default_factory=list)
 
     def put(self, fd: int) -> int:
-        """Add a descriptor; returns its number."""
+        """Add a descriptor; returns its index."""
         self.descriptors.append(fd)
         return len(self.descriptors) - 1
 
     def take(self, number: object) -> int:
-        """The descriptor of a number, which the caller then owns."""
+        """The descriptor of an index, which the caller owns then. PortfwdError."""
         if not isinstance(number, int) or not 0 <= number < len(self.descriptors) or self.descriptors[number] < 0:
             raise PortfwdError("the predecessor's state names a descriptor that it did not send", repr(number))
         fd, self.descriptors[number] = self.descriptors[number], -1
         return fd
 
     def close(self) -> None:
-        """Close what nobody took."""
+        """Close the descriptors that nobody took."""
         for fd in self.descriptors:
             if fd >= 0:
                 os.close(fd)
@@ -85,7 +85,7 @@ class Parcel:
 
 
 def pack(relay: Relay, control: socket.socket, lock: int) -> Parcel:
-    """Everything `relay` serves, and the control socket with its lock. Closes and changes nothing."""
+    """All mappings and connections of `relay`, and the control socket with its lock. Closes and changes nothing."""
     parcel = Parcel()
     parcel.state = {
         "version": VERSION,
@@ -122,7 +122,7 @@ def pack_server(server: TcpPort | UdpPort, parcel: Parcel) -> Json:
 
 
 def pack_connection(one: Connection, parcel: Parcel) -> Json:
-    """A connection in the middle."""
+    """A running connection."""
     return {
         "client": parcel.put(one.client.fileno()),
         "client_ip": one.client_ip,
@@ -141,7 +141,7 @@ def pack_connection(one: Connection, parcel: Parcel) -> Json:
 
 
 def pack_direction(one: Direction | None, parcel: Parcel) -> Json:
-    """One direction of it."""
+    """One direction of a connection; an empty object before there is a target."""
     if one is None:
         return {}
     pipe = one.pipe
@@ -153,7 +153,7 @@ def pack_direction(one: Direction | None, parcel: Parcel) -> Json:
 
 
 def unpack(relay: Relay, parcel: Parcel) -> tuple[socket.socket, int]:
-    """Serve what the parcel holds; returns the control socket and its lock. PortfwdError when it cannot be understood."""
+    """Serve what the parcel holds; returns the control socket and its lock. PortfwdError for a damaged state."""
     state = parcel.state
     if state.get("version") not in (VERSION, BEFORE):
         raise PortfwdError("the predecessor's state has another form", f"version {state.get('version')!r}")
@@ -182,7 +182,7 @@ def clients(parcel: Parcel) -> list[Inherited]:
 
 
 def unpack_steering(relay: Relay, state: Json, parcel: Parcel) -> None:
-    """What is steered stays so. PortfwdError for what this process cannot go on with."""
+    """Go on steering. PortfwdError for ranges that this process cannot go on with."""
     if any(raw.get("redirected") for raw in objects(state, "mappings")):
         raise PortfwdError(
             "the running service leads a range of ports by nftables, and this one does not", "restart it"
@@ -217,7 +217,7 @@ def unpack_server(relay: Relay, mapping: Mapping, raw: Json, parcel: Parcel) -> 
 
 
 def unpack_connection(server: TcpPort, raw: Json, parcel: Parcel) -> None:
-    """A connection goes on where it was."""
+    """Go on with a connection."""
     targets = server.mapping.targets
     connection = Connection(server, socket.socket(fileno=parcel.take(raw["client"])), str(raw["client_ip"]))
     connection.client.setblocking(False)
@@ -246,7 +246,7 @@ def unpack_connection(server: TcpPort, raw: Json, parcel: Parcel) -> None:
 
 
 def send(parcel: Parcel, peer: socket.socket) -> bytes:
-    """Send everything to the successor on a blocking socket and wait for its word; b"" when it did not take over."""
+    """Send everything to the successor and wait for its word; b"" when it did not take over."""
     peer.settimeout(WAIT_S)
     state = os.memfd_create("portfwd-state", os.MFD_CLOEXEC)
     try:
@@ -264,13 +264,16 @@ def send(parcel: Parcel, peer: socket.socket) -> bytes:
 
 
 def word(peer: socket.socket) -> bytes:
-    """What the successor says; b"" for anything but that it serves. OSError."""
+    """The successor's word that it serves; b"" for anything else. OSError."""
     said = peer.recv(WORD_MAX)
     return said if said.startswith(DONE) else b""
 
 
 def last_word(peer: socket.socket) -> bytes:
-    """The same of a successor that spoke just as time ran out. From now on it cannot, and ends if it tries: one serves."""
+    """The same of a successor that spoke just as time ran out.
+
+    After shutdown(2) its word cannot arrive any more: sending fails (EPIPE), and it ends. So never do both serve, or neither.
+    """
     try:
         peer.shutdown(socket.SHUT_RD)
         return word(peer)
@@ -279,7 +282,7 @@ def last_word(peer: socket.socket) -> bytes:
 
 
 def ask(path: str) -> tuple[Parcel, socket.socket]:
-    """Ask the service at a control socket for everything; its connection is to be given to confirm(). PortfwdError."""
+    """Ask the service at a control socket for everything; returns the parcel, and the connection for confirm(). PortfwdError."""
     try:
         return ask_for(path, VERSION)
     except OtherForm:
@@ -287,7 +290,7 @@ def ask(path: str) -> tuple[Parcel, socket.socket]:
 
 
 def ask_for(path: str, version: int) -> tuple[Parcel, socket.socket]:
-    """The same in one form of the state. OtherForm when the service has another."""
+    """The same in one version of the state. OtherForm when the service has another. PortfwdError."""
     peer = connected(path, WAIT_S)
     descriptors: list[int] = []
     try:
@@ -338,7 +341,7 @@ def receive(peer: socket.socket) -> list[int]:
 
 
 def read_line(peer: socket.socket) -> bytes:
-    """One byte at a time: a descriptor rides on the byte after the line."""
+    """Read a line, byte by byte: descriptors come with the byte after it, and recv(2) of that byte would drop them."""
     line = b""
     while not line.endswith(b"\n"):
         byte = peer.recv(1)

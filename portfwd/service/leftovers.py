@@ -1,4 +1,4 @@
-"""What a service of a version before this one left in the kernel: the nftables table by which it led ranges of ports."""
+"""Remove what a service of an earlier version left in the kernel: the nftables table with which it led ranges of ports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NFTA_TABLE_NAME = 1
 
 
 def remove() -> None:
-    """Take it out, if it is there: its rules lead to a socket that nobody has."""
+    """Remove the table if it exists: its rules lead to a socket that no longer exists."""
     try:
         sock = Socket(NETLINK_NETFILTER)
     except OSError:  # this kernel has no nfnetlink, and no table

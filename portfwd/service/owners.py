@@ -1,6 +1,6 @@
-"""Whose a mapping is, and whether they are still there: a person, an attachment's record, a process.
+"""The owner of a mapping, and whether it still exists: a person, an attachment's record or a process.
 
-A process is watched by a pidfd (pidfd_open(2)), which tells of its end at once.
+A process is watched by a pidfd (pidfd_open(2)), which becomes readable when it ends.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from portfwd.service.requests import ASKER
 
 
 def resolved(owner: str, asker: int) -> str:
-    """The owner with "pid" in full: the process that asks. NotFound."""
+    """The owner, with "pid" written in full as the process that asks. NotFound."""
     return f"pid {asker} {start_time(asker)}" if owner == ASKER else owner
 
 
 def is_there(owner: str) -> bool:
-    """Whether a mapping of this owner shall still be published."""
+    """Whether the owner still exists; a person always does."""
     kind, _, rest = owner.partition(" ")
     if kind == "attachment":
         return os.path.isdir(f"{files.run_dir()}/attachments/{rest}")
@@ -35,14 +35,14 @@ def is_there(owner: str) -> bool:
         except NotFound:
             return False
         except Lacking:
-            return True  # nobody can tell
+            return True  # not known, for want of descriptors
     return True
 
 
 def is_wanted(mapping: Mapping) -> bool:
-    """Whether its attachment still asks for it: a DEL and another ADD may have come and gone while no service ran.
+    """Whether the record of its attachment still has the mapping: a DEL and another ADD may have run while no service did.
 
-    The other ADD's container has another address, and the one before may be a stranger's by now.
+    The container of the other ADD has another address, and the old address may be a stranger's by now.
     """
     kind, _, hexed = mapping.owner.partition(" ")
     record = holders.record_of(hexed) if kind == "attachment" else None
@@ -58,7 +58,7 @@ def is_wanted(mapping: Mapping) -> bool:
 
 
 def _relayed(fields: object) -> list[dict[str, object]]:
-    """The mappings of an operation in a record, if it is cni_py.ports.relay's, which named them by their numbers."""
+    """The mappings of a RelayPorts operation in a record (cni_py/ports/relay.py); their ids end with the index in this list."""
     if not isinstance(fields, dict) or fields.get("op") != "RelayPorts":
         return []
     found = fields.get("mappings")
@@ -70,7 +70,7 @@ def _relayed(fields: object) -> list[dict[str, object]]:
 
 
 def process(owner: str) -> tuple[int, int]:
-    """The pid and start time of an owner; (0, 0) when it is no process."""
+    """The pid and start time of an owner; (0, 0) when it is not a process."""
     kind, *rest = owner.split(" ")
     if kind == "pid" and len(rest) == 2 and all(map(str.isdecimal, rest)):
         return int(rest[0]), int(rest[1])
@@ -86,7 +86,7 @@ class Owners:
         self._watched: dict[str, int] = {}  # id: pidfd
 
     def watch(self, mapping: Mapping) -> None:
-        """Watch its process, if it has one. NotFound when that has ended already; PortfwdError."""
+        """Watch the process of a mapping, if it has one. NotFound when it has ended already; PortfwdError."""
         self.forget(mapping.id)
         pid, started = process(mapping.owner)
         if not pid:
@@ -97,6 +97,7 @@ class Owners:
             refuse_shortage(error)
             raise NotFound(f"there is no process {pid}") from error
         try:
+            # Only now: with the pidfd open the pid cannot change its meaning unnoticed.
             if start_time(pid) != started:
                 raise NotFound(f"process {pid} is another one by now")
             self._loop.add_reader(fd, self._ended, mapping.id)
@@ -106,13 +107,13 @@ class Owners:
         self._watched[mapping.id] = fd
 
     def forget(self, name: str) -> None:
-        """Watch it no longer; what is not watched is well."""
+        """Stop watching. Harmless for a mapping that is not watched."""
         fd = self._watched.pop(name, None)
         if fd is not None:
             self._loop.remove_reader(fd)
             os.close(fd)
 
     def close(self) -> None:
-        """Forget all."""
+        """Stop watching all."""
         for name in list(self._watched):
             self.forget(name)

@@ -1,7 +1,7 @@
-"""The mappings of the service: those that are published, those on disk and those whose owner is watched are the same.
+"""The mappings of the service. Each is published, on disk, and its owner is watched; or all three are undone.
 
-A mapping that was published before and cannot be now (its port is somebody's, its address has not come yet) waits, on disk and
-in the list, and is tried again every RETRY_S.
+A mapping from disk that cannot be published now (its port is taken, its address has not come yet) waits: it stays on disk and in
+the list, and is tried again every RETRY_S.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Registry:
         self.started = time.time()
 
     def known(self) -> dict[str, Mapping]:
-        """All of them, published or waiting."""
+        """All mappings by id, published or waiting."""
         return {**{name: one.mapping for name, one in self.waiting.items()}, **self.relay.mappings}
 
     # Requests
 
     def publish(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
-        """All of them or none, or those that can be, on sockets that came along. PortfwdError."""
+        """Publish the mappings of a request, on the sockets that came with it if any. PortfwdError."""
         with self.descriptors.for_listeners():
             return self._publish_all(request, asker, descriptors)
 
@@ -119,7 +119,7 @@ class Registry:
         replace: bool,
         must_exist: bool = False,
     ) -> list[str]:
-        """One of them; `undo` takes it back."""
+        """Publish or replace one mapping; `undo` takes that back. Returns notes for people. PortfwdError."""
         waiting = self.waiting.get(mapping.id)
         if waiting is not None and not replace and waiting.mapping.owner != mapping.owner:
             raise Usage(f"there is a mapping {mapping.id} already", f"it waits to be published: {waiting.why}")
@@ -127,9 +127,8 @@ class Registry:
         with ExitStack() as one:
             if old is not None:
                 notes: list[str] = []
-                if (
-                    mapping.follow and mapping.follow == old.follow
-                ):  # its addresses may have changed since it was asked for
+                # its addresses may have changed since the command looked
+                if mapping.follow and mapping.follow == old.follow:
                     mapping = dataclasses.replace(mapping, host_ips=old.host_ips)
                 self.relay.replace(mapping)
                 one.callback(self._return_to, old)
@@ -144,7 +143,7 @@ class Registry:
         return notes
 
     def _renamed(self, mapping: Mapping) -> None:
-        """A host name has other addresses now: the next start begins with those."""
+        """Store a mapping whose host name has other addresses now: the next start begins with them."""
         try:
             with self.descriptors.for_commands():
                 self.store.save([mapping], {mapping.id: mapping})
@@ -161,10 +160,11 @@ class Registry:
         self.relay.remove(name, 0.0)
 
     def remove(self, request: Remove, asker: int) -> Json:
-        """Those of the ids, all of which must be there and end on disk first: the command can be repeated when that fails.
+        """Remove mappings by id or by owner. NotFound, PortfwdError.
 
-        Those of an owner end in any case. It is gone, and its ports may lead to a stranger tomorrow; no later start publishes for
-        it again, and its files go when they can. NotFound, PortfwdError.
+        By id, all must exist, and their files are removed first: when that fails nothing has changed, and the command can be
+        repeated. By owner, they end even if a file stays: the container is gone, and its address may be another one's tomorrow.
+        Files that stay are removed later, and no later start publishes them again.
         """
         known = self.known()
         if request.owner:
@@ -180,7 +180,7 @@ class Registry:
         return {"ok": True, "ids": ids, **({"notes": notes} if notes else {})}
 
     def _drop(self, ids: Sequence[str], drain_s: float) -> list[str]:
-        """End them here, and on disk at once or in time; returns what is to be known."""
+        """End mappings; their files go now or later. Returns notes for people."""
         known = self.known()
         for name in ids:
             self.owners.forget(name)
@@ -193,7 +193,7 @@ class Registry:
         return notes
 
     def listing(self) -> Json:
-        """All mappings with their state; those that wait say why."""
+        """All mappings with their state; for a waiting one that is the reason."""
         state = self.relay.stats()
         for name, texts in self.relay.unheard().items():
             state[name]["unheard"] = texts
@@ -205,7 +205,7 @@ class Registry:
         return {"ok": True, "mappings": found}
 
     def stats(self) -> Json:
-        """Counters of each mapping, and of the service."""
+        """The counters of each mapping and of the service."""
         state = self.relay.stats()
         service: Json = {
             "pid": os.getpid(),
@@ -220,13 +220,13 @@ class Registry:
         return {"ok": True, "service": service, "mappings": state}
 
     def remembered(self, name: str) -> Json:
-        """The ports of a sticky name."""
+        """The ports remembered under a sticky name."""
         return {"ok": True, "ports": self.sticky.recall(name)}
 
-    # What nobody asked for
+    # Without a request
 
     def restore(self) -> None:
-        """Publish what is on disk, as far as it can be, but for what a predecessor handed over."""
+        """Publish the mappings on disk that a predecessor has not handed over; those that fail wait. PortfwdError."""
         for mapping in list(self.relay.mappings.values()):
             try:
                 self.owners.watch(mapping)
@@ -241,16 +241,16 @@ class Registry:
                 self._try(mapping)
 
     def retry(self) -> None:
-        """Try again what waits, and what the disk refused; every RETRY_S."""
+        """Try again to publish waiting mappings and to remove files. Call every RETRY_S."""
         self.store.retry()
         for one in list(self.waiting.values()):
             self._try(one.mapping)
 
     def _try(self, mapping: Mapping) -> None:
-        """Publish it, or let it wait; no error of one may cost the others."""
+        """Publish a mapping from disk, or let it wait. Raises nothing: one mapping must not keep back the others."""
         name = mapping.id
         if not owners.is_there(mapping.owner) or not owners.is_wanted(mapping):
-            log.info("%s: not published again: its owner, %s, is gone, or asks for it no more", name, mapping.owner)
+            log.info("%s: not published again: its owner, %s, is gone or no longer wants it", name, mapping.owner)
             self.waiting.pop(name, None)
             self.store.forget_in_time([mapping])
             return
@@ -268,7 +268,7 @@ class Registry:
             log.info("%s: published again %s", name, short(str(shown)))
 
     def _again(self, mapping: Mapping) -> None:
-        """Publish what was published before, a sticky port that is somebody's now on another number. PortfwdError."""
+        """Publish a mapping from disk; a sticky one gets another port when its own is taken. PortfwdError."""
         try:
             self._one(mapping)
         except PortInUse as error:
@@ -277,11 +277,13 @@ class Registry:
             self._elsewhere(mapping, error)
 
     def _one(self, mapping: Mapping) -> None:
+        """Publish a mapping from disk as it is. PortfwdError."""
         with ExitStack() as undo:
             self._publish(mapping, [], undo, replace=False)
             undo.pop_all()
 
     def _elsewhere(self, mapping: Mapping, why: PortInUse) -> None:
+        """Publish a sticky mapping on another port. Raises `why` when none is free."""
         for other in sticky.elsewhere(mapping):
             try:
                 self._one(other)
@@ -296,7 +298,7 @@ class Registry:
         raise why
 
     def _write_down(self, moved: Mapping, before: Mapping) -> None:
-        """A sticky port has another number now."""
+        """Store the new number of a sticky port: in its memory, on disk and in its port file."""
         for note in sticky.remember(self.sticky, [moved], self.relay.mappings.values()):
             log.warning("%s: %s", moved.id, note)
         try:
@@ -304,34 +306,34 @@ class Registry:
             if moved.port_file:
                 portfile.change(moved)
         except PortfwdError as error:
-            log.warning("%s: its new port is not written down: %s", moved.id, error)
+            log.warning("%s: cannot store its new port: %s", moved.id, error)
 
     def _ended(self, name: str) -> None:
-        """The process that a mapping belongs to has ended."""
-        log.info("%s: its process has ended", name)
+        """Remove a mapping whose owner, a process, has ended."""
+        log.info("%s: its owner, a process, has ended", name)
         with self.descriptors.for_commands():
             self._drop([name], 0.0)
 
 
 def refuse_absent(places: Places, mappings: Sequence[Mapping]) -> None:
-    """The first error of a namespace that is not there, or cannot be entered."""
+    """Raise the error of the first namespace that does not exist or cannot be entered."""
     for error in absent(places, mappings):
-        raise type(error)(error.msg, "; ".join(filter(None, (error.details, "with --wait it may come later"))))
+        raise type(error)(error.msg, "; ".join(filter(None, (error.details, "--wait publishes anyway"))))
 
 
 def short(text: str) -> str:
-    """For the log: a mapping may have thousands of targets."""
+    """A text cut for the log: a mapping may have thousands of targets."""
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
 def close_all(sockets: Sequence[socket.socket]) -> None:
-    """Close what nobody listens on; twice is well."""
+    """Close sockets of a mapping that was not published. A second call is harmless."""
     for sock in sockets:
         sock.close()
 
 
 def adopted(descriptors: Sequence[int], undo: ExitStack) -> list[socket.socket]:
-    """Sockets of descriptors, in their order; `undo` closes them. Usage when one is no socket of the internet."""
+    """The sockets of descriptors that came with a request; `undo` closes them. Usage for anything but IPv4 and IPv6 sockets."""
     found = []
     for fd in descriptors:
         own = os.dup(fd)
@@ -339,10 +341,10 @@ def adopted(descriptors: Sequence[int], undo: ExitStack) -> list[socket.socket]:
             sock = socket.socket(fileno=own)
         except OSError as error:
             os.close(own)
-            raise Usage("a descriptor that came along is no socket", error.strerror or str(error)) from None
+            raise Usage("a descriptor that came along is not a socket", error.strerror or str(error)) from None
         undo.callback(sock.close)
         if sock.family not in FAMILIES:
-            raise Usage("a socket that came along is none of IPv4 or IPv6")
+            raise Usage("a socket that came along is neither IPv4 nor IPv6")
         os.set_inheritable(sock.fileno(), False)
         found.append(sock)
     return found

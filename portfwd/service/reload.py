@@ -1,4 +1,4 @@
-"""Starting a successor: a new process of the program as it is on disk now, which asks this one for everything (handover.py)."""
+"""Start a successor: a process of the program as it is on disk now, which asks this one for everything (handover.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from portfwd.service.requests import failure
 
 log = logging.getLogger("portfwd")
 
-START_S = 30.0  # for a successor to come up; Python and our modules take well under one
+START_S = 30.0  # for a successor to take over; it takes well under one as a rule
 
 Answer = Callable[[dict[str, object]], None]
 
@@ -33,7 +33,7 @@ class Succession:
         self._asker: Answer | None = None
 
     def start(self, asker: Answer | None) -> None:
-        """Start one; `asker` is told how it went, if this process lives to tell. PortfwdError."""
+        """Start a successor; `asker` gets the answer, unless the successor gives it. PortfwdError."""
         if self._child is not None:
             raise PortfwdError("a successor is starting already", f"pid {self._child.pid}")
         command = [*own_command(), "serve", *self._arguments]
@@ -51,7 +51,7 @@ class Succession:
         self._timer = self._loop.call_later(START_S, self._child.kill)
 
     def _ended(self) -> None:
-        """It ended before it took over."""
+        """The successor ended before it took over."""
         assert self._child is not None
         status = self._child.wait()
         log.error("the successor (pid %d) ended with status %d; serving on", self._child.pid, status)
@@ -64,7 +64,7 @@ class Succession:
             )
 
     def succeeded(self) -> None:
-        """It took over: this process is about to end."""
+        """The successor took over: answer who asked, since this process is about to end."""
         if self._asker is not None:
             self._asker({"ok": True, "notes": []})
             self._asker = None
@@ -77,7 +77,7 @@ class Succession:
         self._child = self._timer = self._asker = None
 
     def close(self) -> None:
-        """End a successor that has not taken over: there will be nothing to take."""
+        """Kill a successor that has not taken over: this process ends."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -85,7 +85,7 @@ class Succession:
 
 
 def own_command() -> list[str]:
-    """How this program was started, without its arguments. A script is started as such, so that ps(1) shows its name."""
+    """The command that started this program, without its arguments. A script is run directly, so that ps(1) shows its name."""
     if os.access(sys.argv[0], os.X_OK) and os.path.isfile(sys.argv[0]):
         return [os.path.abspath(sys.argv[0])]
     return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]]

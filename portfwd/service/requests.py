@@ -1,9 +1,9 @@
-"""What may be asked over the control socket, checked. Pure.
+"""The requests of the control socket, read and checked. Pure.
 
     {"verb": "publish", "mappings": [...], "replace": false, "may_fail": false, "must_exist": false}
     {"verb": "remove", "ids": [...], "drain_s": 10.0}     or "owner": "attachment <hex>" in place of the ids
     {"verb": "list"}, {"verb": "stats"}, {"verb": "reload"}, {"verb": "handover", "version": 1}
-    {"verb": "sticky", "name": "web"}       which numbers the name's random ports had, by what they lead to: {"80/tcp": 40123}
+    {"verb": "sticky", "name": "web"}       the ports remembered under a name, by container port: {"80/tcp": 40123}
 
 A mapping's id may be "" (the service chooses one), and its owner "pid" (the process that asks).
 """
@@ -37,9 +37,9 @@ FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Publish all of them, or none; with `may_fail` those that can be.
+    """Publish all mappings or none; with `may_fail` those that can be published.
 
-    With `must_exist` the namespaces that targets name have to be there, and otherwise may come later.
+    With `must_exist` the namespaces of targets have to exist now; without it they may come later.
     """
 
     mappings: tuple[Mapping, ...]
@@ -50,7 +50,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Remove by ids, all of which must be there, or all of an owner."""
+    """Remove mappings by id, all of which must exist, or all mappings of an owner."""
 
     ids: tuple[str, ...]
     owner: str
@@ -59,17 +59,17 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All mappings with their state."""
+    """List all mappings with their state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters, of the service and each mapping."""
+    """Tell the counters of the service and of each mapping."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """The ports that are remembered under a name."""
+    """Tell the ports that are remembered under a name."""
 
     name: str
 
@@ -81,7 +81,7 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """A successor asks for everything."""
+    """A successor asks for all sockets and their state."""
 
     version: int
 
@@ -90,7 +90,7 @@ Request = Publish | Remove | Listing | Stats | Sticky | Reload | Handover
 
 
 def parse(line: bytes, new_id: Callable[[], str]) -> Request:
-    """The request of one line. Usage for anything else."""
+    """Read a request from one line. Usage for anything else."""
     raw = decode(line)
     verb = raw.get("verb")
     if not isinstance(verb, str) or verb not in FIELDS:
@@ -115,7 +115,7 @@ def parse(line: bytes, new_id: Callable[[], str]) -> Request:
 
 
 def decode(line: bytes) -> dict[str, object]:
-    """The object that a line holds. Usage."""
+    """The JSON object of a line. Usage."""
     try:
         found = json.loads(line.decode(), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -168,11 +168,11 @@ def _handover(raw: Object[str, object]) -> Handover:
 
 
 def _shown(value: object) -> str:
-    """For an error: short, in one line, whatever it is."""
+    """Any value as a short text on one line, for an error."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def failure(error: PortfwdError) -> dict[str, object]:
-    """The answer that says what was wrong."""
+    """An error as an answer."""
     return {"ok": False, "error": {"kind": error.kind, "msg": error.msg, "details": error.details}}

@@ -1,9 +1,9 @@
-"""UDP flows that the relay took while nftables was emptied, given back to NAT once the rules are there again.
+"""Give UDP flows back to NAT that the relay took while nftables was empty, once the rules are back.
 
-NAT is decided with the first packet that connection tracking knows of. The process that puts the rules back has it forget the
-flows of their ports, but a target that goes on talking makes one at once, by the relay's next answer to its client, and in that
-one the client's datagrams are answers: its flow would stay with the relay as long as it lasts. So here, in this order: the
-relay's flows end, tracking forgets them, and what these clients sent until then is dropped.
+Connection tracking decides on NAT with the first packet of a flow. `cni-py restore`, which puts the rules back, has it forget the
+flows of their ports. But when a target goes on sending, the relay's next answer to its client makes a tracked flow in which the
+client's datagrams are replies, and replies get no DNAT: the flow would stay with the relay as long as it lasts. So the order here
+is: end the relay's flows, have tracking forget them, and drop the datagrams that these clients have queued until then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger("portfwd")
 
 
 def give_back(servers: Iterable[UdpPort]) -> None:
-    """The flows of ports that portmap publishes by rules, but for clients that no rule serves."""
+    """Give back the flows of ports for which portmap has rules, unless no rule serves their client."""
     for server in servers:
         found: dict[tuple[Listener, int], list[UdpFlow]] = {}
         for flow in server.all_flows():
@@ -43,11 +43,11 @@ def give_back(servers: Iterable[UdpPort]) -> None:
 
 
 def by_rules(ip: str) -> bool:
-    """Whether NAT serves such a client: not this host's loopback, nor link-local addresses."""
+    """Whether NAT serves such a client: it serves neither loopback nor link-local addresses."""
     address = ipaddress.ip_address(ip.partition("%")[0])
     return not address.is_loopback and not (address.version == 6 and address.is_link_local)
 
 
 def packed(ip: str) -> bytes:
-    """4 or 16 bytes."""
+    """An address as 4 or 16 bytes."""
     return ipaddress.ip_address(ip.partition("%")[0]).packed

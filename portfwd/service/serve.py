@@ -1,7 +1,7 @@
-"""`portfwd serve`: the process that publishes ports. It needs no systemd, and knows it when it is there.
+"""`portfwd serve`: the process that publishes ports. It uses systemd where it runs, and does not need it.
 
-SIGTERM, SIGINT    no new connections; running ones may end by themselves for --drain seconds. Again: at once
-SIGHUP             a new process takes over, without losing a connection
+SIGTERM, SIGINT    stops listening; running connections get --drain seconds to end. A second signal ends it at once
+SIGHUP             starts a new process that takes over without losing a connection
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Options:
 
 
 def serve(chosen: Options) -> int:
-    """Serve until told to stop; the exit status."""
+    """Serve until a signal; returns the exit status."""
     log_to_stderr(chosen.log_level)
     given = systemd.activated(os.environ)
     try:
@@ -63,7 +63,9 @@ def serve(chosen: Options) -> int:
         lock = Lock.take(chosen.socket)
         if lock is None and not chosen.take_over:
             pid = control.holder(chosen.socket) or "not known"
-            raise PortfwdError(f"portfwd is running already (pid {pid})", "--take-over replaces it without loss")
+            raise PortfwdError(
+                f"portfwd is running already (pid {pid})", "--take-over replaces it without losing a connection"
+            )
         service = Service(chosen)
         if lock is None:
             service.take_over()
@@ -76,7 +78,7 @@ def serve(chosen: Options) -> int:
 
 
 def log_to_stderr(level: str) -> None:
-    """One line per event."""
+    """Log to stderr, a line per event."""
     handler = logging.StreamHandler()
     handler.setFormatter(systemd.Formatter(journal=systemd.is_journal(2, os.environ)))
     log.handlers[:] = [handler]
@@ -85,7 +87,7 @@ def log_to_stderr(level: str) -> None:
 
 
 class Service:
-    """The running service: everything it has, and how that comes and goes."""
+    """The running service: how it begins, answers requests, hands over and ends."""
 
     def __init__(self, chosen: Options) -> None:
         self.options = chosen
@@ -105,7 +107,7 @@ class Service:
     # Beginning
 
     def begin(self, lock: Lock, given: Sequence[int]) -> None:
-        """As the only service. PortfwdError."""
+        """Begin as the only service, with the socket that systemd passed, if any. PortfwdError."""
         self.lock = lock
         for fd in given:
             sock = socket.socket(fileno=fd)
@@ -118,29 +120,29 @@ class Service:
             self.listener = control.listen(self.options.socket)
 
     def take_over(self) -> None:
-        """In place of the service that runs. PortfwdError before anything of it is touched."""
-        self.registry.store.names()  # what waits comes from there, and there is no way back later
+        """Take the place of the running service. PortfwdError while it still serves; later failures end this process."""
+        self.registry.store.names()  # fails now if the folder cannot be read: after confirm() there is no way back
         parcel, peer = handover.ask(self.options.socket)
         try:
             self.listener, lock = handover.unpack(self.relay, parcel)
             self.lock = Lock(self.options.socket, lock)
             self._unlinks = parcel.state.get("unlinks") is not False
             self._inherited = handover.clients(parcel)
-            self.lock.sign()  # before the predecessor ends: whoever waits for that reads whose the service is
+            self.lock.sign()  # before the predecessor ends: who waits for its end may read the pid then
             handover.confirm(peer)
         except (PortfwdError, OSError) as error:
             log.error("cannot take over: %s", error)
-            end_without_a_word(1)  # the sockets are still the other's: closing them in order would end its connections
+            end_without_a_word(1)  # the predecessor serves on: closing in order would shut down its sockets
         parcel.close()
         log.info("took over %d mappings", len(self.relay.mappings))
 
     def run(self) -> int:
-        """Serve; the exit status."""
+        """Serve until the end; returns the exit status. PortfwdError."""
         assert self.listener is not None
         try:
             self._restore()
             if self.steering is not None:
-                self.steering.settle()  # what a service that was killed had reserved, and is not steered any more
+                self.steering.settle()  # releases ports that a killed service had reserved
             leftovers.remove()
             self.watch = Watch(self.loop, room=self.descriptors.for_commands, restored=self._return_flows)
             self.server = Server(self.loop, self.listener, self, self.descriptors)
@@ -161,7 +163,7 @@ class Service:
         return 0
 
     def _restore(self) -> None:
-        """Publish what is on disk. PortfwdError when that cannot be told, unless there are mappings of a predecessor to serve."""
+        """Publish the mappings on disk. When they cannot be read: PortfwdError, or only a log line after a take-over."""
         try:
             self.registry.restore()
         except PortfwdError as error:
@@ -172,29 +174,29 @@ class Service:
     def _say_ready(self) -> None:
         count = len(self.relay.mappings)
         systemd.notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS={count} mappings")
-        log.info("ready: %d mappings, asked at %s", count, self.options.socket)
+        log.info("ready: %d mappings, control socket %s", count, self.options.socket)
         if self.options.ready_fd >= 0:
             try:
                 os.write(self.options.ready_fd, b"\n")
                 os.close(self.options.ready_fd)
             except OSError as error:
-                log.warning("nobody waits at --ready-fd %d: %s", self.options.ready_fd, error.strerror)
+                log.warning("cannot write to --ready-fd %d: %s", self.options.ready_fd, error.strerror)
 
     def _retry(self) -> None:
         if not self.runtime.stopping:
             with self.descriptors.for_commands():
                 self.registry.retry()
                 if self.steering is not None:
-                    self.steering.settle()  # somebody may have set the list anew, sysctl(8) --system say
+                    self.steering.settle()  # another program may have overwritten the list, as `sysctl --system` does
 
     # Answering
 
     def new_id(self) -> str:
-        """For a mapping to which nobody gave a name."""
+        """A new id, for a mapping without one."""
         return store.new_name()
 
     def answer(self, request: Request, call: Call) -> Json | None:
-        """What was asked for. PortfwdError."""
+        """Carry out a request; None when the answer comes later. PortfwdError."""
         match request:
             case Publish():
                 descriptors = call.take_descriptors()
@@ -215,7 +217,7 @@ class Service:
                 return None
 
     def hand_over(self, request: Handover, peer: socket.socket) -> None:
-        """Give everything to a successor, and end; or serve on."""
+        """Give everything to a successor and end, or serve on if it does not take over. PortfwdError."""
         if request.version != handover.VERSION:
             raise PortfwdError(f"this service {handover.OTHER_FORM}", f"version {handover.VERSION}: restart it instead")
         assert self.listener is not None
@@ -230,15 +232,18 @@ class Service:
             log.warning("process %d did not take over; serving on", successor)
             return
         log.info("process %d has taken over", successor)
-        systemd.notify(f"MAINPID={successor}", "READY=1")  # before it is seen that we are gone
+        systemd.notify(f"MAINPID={successor}", "READY=1")  # before systemd sees this process end
         if handover.CLIENTS.encode() not in word:
-            self.succession.succeeded()  # a successor that answers our clients tells the one who asked for it, too
+            self.succession.succeeded()  # one that takes over clients also answers who asked for the reload
         if self.watch is not None:
             self.watch.close()
         end_without_a_word(0)
 
     def _return_flows(self) -> None:
-        """Rules are back: now, and once more for a datagram that was on its way through the kernel."""
+        """The plugins' rules are back: give UDP flows back to NAT now, and again a moment later.
+
+        A datagram that was on its way through the kernel may have made a tracked flow without NAT meanwhile.
+        """
         for delay_s in (0.0, RETURN_AGAIN_S):
             self.loop.call_later(delay_s, self._return_flows_now)
 
@@ -257,7 +262,7 @@ class Service:
     # Ending
 
     def stop(self) -> None:
-        """A signal came: the first to drain, the second to end."""
+        """Drain after the first SIGTERM or SIGINT, end after the second."""
         if not self.runtime.stopping:
             systemd.notify("STOPPING=1")
             self._close_control()
@@ -274,7 +279,7 @@ class Service:
                     os.unlink(self.options.socket)
 
     def close(self) -> None:
-        """End everything, whatever there is of it."""
+        """Close everything that has been opened."""
         self._close_control()
         self.succession.close()
         if self.watch is not None:
@@ -288,6 +293,6 @@ class Service:
 
 
 def end_without_a_word(status: int) -> NoReturn:
-    """End without closing anything in order: another process goes on with our sockets."""
+    """End this process without closing its sockets in order: another process goes on with them."""
     logging.shutdown()
     os._exit(status)

@@ -1,8 +1,8 @@
-"""Random ports that stay: the number that a name had last is tried first, and the one it gets is remembered.
+"""Random ports that stay: the last number of a name is tried first, and the one it gets is remembered.
 
     /var/lib/cni-py/portfwd/sticky/NAME.json        see cni_py/ports/sticky_ports.py
 
-A mapping carries the name (`sticky`), so that the service can give it another number when its own is taken at a restart.
+A mapping has the name (`sticky`), so that the service can give it another number when its own is taken at a restart.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ log = logging.getLogger("portfwd")
 
 
 def memory(state: str) -> sticky_ports.Memory:
-    """What is remembered below the service's folder."""
+    """The memory of sticky ports in the service's folder."""
     return sticky_ports.Memory(f"{state}/sticky", lambda text: log.warning("%s", text))
 
 
 def key_of(mapping: Mapping) -> str:
-    """Which of a name's ports it is: several SPECs may have one name."""
+    """The key of a mapping among the ports of its name, 80/tcp: several SPECs may have one name."""
     return f"{mapping.targets[0].port}/{mapping.protocol}"
 
 
 def remember(known: sticky_ports.Memory, mappings: Iterable[Mapping], live: Iterable[Mapping] = ()) -> list[str]:
-    """Remember the numbers of those that have a name; returns what a person should know where that fails.
+    """Remember the ports of mappings with a sticky name; returns notes on failures.
 
-    A second mapping of a name does not displace the number that a live one of the same name has.
+    The number of a live mapping stays remembered when a second mapping of the same name is published.
     """
     names: dict[str, dict[str, int]] = {}
     held = {(one.sticky, key_of(one), one.first): one.id for one in live if one.sticky}
@@ -49,12 +49,12 @@ def remember(known: sticky_ports.Memory, mappings: Iterable[Mapping], live: Iter
         try:
             known.remember(name, ports)
         except OSError as error:
-            notes.append(f"the port of {name} cannot be remembered in {known.folder}: {error.strerror}")
+            notes.append(f"cannot remember the port of {name} in {known.folder}: {error.strerror}")
     return notes
 
 
 def elsewhere(mapping: Mapping) -> Iterator[Mapping]:
-    """The same mapping on other ports to try, when its own is somebody's."""
+    """The mapping on other ports, to try in turn when its own is taken."""
     ephemeral = local_ports.choosable(local_ports.content)
     host_ips = ANY if mapping.follow else mapping.host_ips
     wanted = spec.Publish(host_ips, None, range(mapping.first, mapping.first + 1), mapping.protocol)
@@ -64,5 +64,5 @@ def elsewhere(mapping: Mapping) -> Iterator[Mapping]:
 
 
 def random_start(ephemeral: Sequence[int]) -> int:
-    """Where to begin looking."""
+    """An index into `ephemeral` at which to begin looking."""
     return int.from_bytes(os.urandom(4), "big") % len(ephemeral)

@@ -1,10 +1,10 @@
-"""Mappings on disk: what is published again when the service starts.
+"""Mappings on disk, which the service publishes again when it starts.
 
     /var/lib/cni-py/portfwd/mappings/<id>.json      mode 0600, in folders of 0700; written in full or not at all
 
-What is accepted can be read again: whatever would be beyond the limits of load() or of an answer to `list` is refused. What
-people publish survives a power loss. What belongs to a container or a process ends with them, at the latest with this boot: it
-has the boot's id, and need not reach the disk at once.
+Every stored mapping can be read again: one beyond the limits of load() or of an answer to `list` is refused. Mappings of people
+survive a power loss. Mappings of a container or a process end at the latest with this boot, so their files have the boot's id and
+are not synced.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ log = logging.getLogger("portfwd")
 
 SCHEMA = 1
 SUFFIX = ".json"
-SIZE_MAX = (
-    4 * LINE_MAX
-)  # bytes of a file: escapes make a text three times as long as in the request, spaces a list twice
+# bytes of a file: compared with the request, escapes make a text three times as long, and indentation a list twice
+SIZE_MAX = 4 * LINE_MAX
 TOTAL_MAX = 32 << 20  # bytes of all
 MAPPINGS_MAX = 65536
 NAMED_MAX = 5  # mappings in a sentence
 
 
 def state_dir() -> str:
-    """Where the service keeps its state, for root or for this user."""
+    """The folder of the service's state, for root or for this user."""
     if os.geteuid() == 0:
         return "/var/lib/cni-py/portfwd"
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
@@ -44,18 +43,18 @@ def state_dir() -> str:
 
 
 class Store:
-    """The mappings below a folder, which is made when first needed."""
+    """The mapping files in a folder, which is made when first needed."""
 
     def __init__(self, state: str) -> None:
         self.state = state
         self.folder = f"{state}/mappings"
         self._boot = naming.boot_id()
-        self._unforgotten: dict[str, Mapping] = {}  # what has ended and is still on disk, by id
+        self._unforgotten: dict[str, Mapping] = {}  # mappings that have ended and are still on disk, by id
         self._sizes: dict[str, int] = {}
         self._total = 0
 
     def save(self, mappings: Sequence[Mapping], before: Object[str, Mapping] | None = None) -> None:
-        """Write all of them, in place of those `before`, by id. Usage when they are too large; PortfwdError: then none."""
+        """Write all mappings or none; `before` has those they replace, by id. Usage when they are too large; PortfwdError."""
         texts = [(mapping, self._text(mapping)) for mapping in mappings]
         self._refuse_too_much(texts)
         named: list[Mapping] = []
@@ -66,7 +65,10 @@ class Store:
             raise PortfwdError(f"cannot keep mappings in {self.folder}", _unchanged(error)) from error
 
     def _put(self, texts: Sequence[tuple[Mapping, bytes]], named: list[Mapping]) -> None:
-        """Write all, then name all, and tell which are named. OSError: a disk that is full refuses the first as a rule."""
+        """Write all under temporary names, then rename all; `named` gets those renamed. OSError.
+
+        A full disk makes the writing fail, before any file is replaced.
+        """
         try:
             files.make_folders(self.folder, 0o700)
             for mapping, text in texts:
@@ -80,19 +82,19 @@ class Store:
                 self._sync()
         except OSError:
             for mapping, _ in texts:
-                with contextlib.suppress(OSError):  # what is half written takes room on a disk that is full
+                with contextlib.suppress(OSError):  # half a file takes space on a full disk
                     os.unlink(self._temporary(mapping))
             raise
 
     def _put_back(self, named: Sequence[Mapping], before: Object[str, Mapping]) -> None:
-        """What was on disk."""
+        """Restore the files that there were before."""
         self.forget_in_time([mapping for mapping in named if mapping.id not in before])
         old = [before[mapping.id] for mapping in named if mapping.id in before]
         try:
             if old:
                 self._put([(mapping, self._text(mapping)) for mapping in old], [])
         except OSError as error:
-            log.error("the files of %s are not as they should be: %s", _listed(old), error)
+            log.error("the files of %s could not be restored: %s", _listed(old), error)
 
     def _text(self, mapping: Mapping) -> bytes:
         content: dict[str, object] = {"schema": SCHEMA, "mapping": mapping.to_json()}
@@ -111,7 +113,7 @@ class Store:
             raise Usage("this service cannot keep more mappings", f"{MAPPINGS_MAX} of together {TOTAL_MAX} bytes")
 
     def _note(self, name: str, size: int) -> None:
-        """0 for one that is gone."""
+        """Keep count of a file's size in bytes; 0 when it is gone."""
         self._total += size - self._sizes.pop(name, 0)
         if size:
             self._sizes[name] = size
@@ -126,7 +128,7 @@ class Store:
                 os.fsync(fd)
 
     def forget(self, mappings: Sequence[Mapping]) -> None:
-        """Remove all of them; one that is not there is well. PortfwdError: then none."""
+        """Remove the files of all mappings or none; a missing one is no error. PortfwdError."""
         try:
             self._forget(mappings)
         except OSError as error:
@@ -146,7 +148,7 @@ class Store:
             raise
 
     def _remove(self, mapping: Mapping) -> bool:
-        """False when it is not there, which unlink(2) does not tell on a disk that is read-only."""
+        """Remove a file; False when there is none: unlink(2) on a read-only disk says EROFS for a missing file, too."""
         path = self._path(mapping.id)
         try:
             os.lstat(path)
@@ -156,7 +158,7 @@ class Store:
         return True
 
     def forget_in_time(self, mappings: Sequence[Mapping]) -> list[str]:
-        """Remove each of them, or else at a later retry(), since what it was for has ended. Sentences on those that stay."""
+        """Remove each file now, or at a later retry(). Returns a note on those that stay."""
         why = ""
         for mapping in mappings:
             try:
@@ -169,13 +171,13 @@ class Store:
         return [f"the files of {_listed(left)} stay in {self.folder} until they can be removed: {why}"] if left else []
 
     def retry(self) -> None:
-        """Remove what could not be removed before."""
+        """Try again to remove files that stayed."""
         before = list(self._unforgotten.values())
         if before and not self.forget_in_time(before):
-            log.info("removed the files that had stayed of %s", _listed(before))
+            log.info("removed the files of %s, which had stayed", _listed(before))
 
     def names(self) -> list[str]:
-        """What is in the folder. PortfwdError when that cannot be told."""
+        """The names of the files. PortfwdError when the folder cannot be read."""
         try:
             return sorted(os.listdir(self.folder))
         except FileNotFoundError:
@@ -184,7 +186,7 @@ class Store:
             raise PortfwdError(f"cannot read the mappings in {self.folder}", error.strerror or str(error)) from error
 
     def load(self) -> list[Mapping]:
-        """All that can be read, by id. What is damaged is logged and stays; what another boot had ended with it. PortfwdError."""
+        """All readable mappings, in the order of ids. Damaged files are logged and stay. PortfwdError."""
         found = []
         for name in self.names():
             if name.startswith(".") and name.endswith(".tmp"):  # a service was killed while writing
@@ -195,24 +197,24 @@ class Store:
             try:
                 mapping = self._read(name.removesuffix(SUFFIX))
             except (OSError, ValueError, RecursionError, PortfwdError) as error:
-                log.error("%s/%s is damaged, and is left as it is: %s", self.folder, name, error)
+                log.error("%s/%s is damaged, and stays as it is: %s", self.folder, name, error)
                 continue
             if mapping is not None:
                 found.append(mapping)
         return found
 
     def _read(self, name: str) -> Mapping | None:
-        """None when it ended with its boot, and is removed. ValueError, OSError, PortfwdError."""
+        """Read a mapping; None, with its file removed, when it ended with an earlier boot. ValueError, OSError, PortfwdError."""
         path = self._path(name)
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # nor wait for a FIFO
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ValueError("it is no ordinary file")
+                raise ValueError("it is not an ordinary file")
             text = file.read(SIZE_MAX + 1)
         content = json.loads(text.decode()) if len(text) <= SIZE_MAX else None
         self._note(name, len(text))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            raise ValueError(f"it is no object of schema {SCHEMA}")
+            raise ValueError(f"it is not an object of schema {SCHEMA}")
         mapping = Mapping.from_json(content.get("mapping"))
         if mapping.id != name:
             raise ValueError(f"it holds mapping {mapping.id}")
@@ -230,7 +232,7 @@ class Store:
         return f"{self.folder}/{name}{SUFFIX}"
 
     def _sync(self) -> None:
-        """Names reach the disk with their folder, fsync(2)."""
+        """Bring renames and removals to the disk: they are content of the folder (fsync(2))."""
         fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -239,7 +241,7 @@ class Store:
 
 
 def _unchanged(error: OSError) -> str:
-    return f"{error.strerror or error}; nothing was changed, and it can be repeated"
+    return f"{error.strerror or error}; nothing was changed, and the command can be repeated"
 
 
 def _listed(mappings: Sequence[Mapping]) -> str:
@@ -249,5 +251,5 @@ def _listed(mappings: Sequence[Mapping]) -> str:
 
 
 def new_name() -> str:
-    """For a mapping to which nobody gave a name."""
+    """An id for a mapping without one."""
     return f"m{os.urandom(4).hex()}"

@@ -1,4 +1,4 @@
-"""What systemd and a service tell each other: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3), levels in the log."""
+"""systemd's protocols: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3), and levels in the journal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Environment = MutableMapping[str, str]
 
 
 def notify(*words: str) -> None:
-    """Tell the service manager, if there is one; it never fails."""
+    """Tell the service manager, if there is one. Raises nothing."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return
@@ -31,12 +31,12 @@ def notify(*words: str) -> None:
 
 @functools.cache
 def _sender() -> socket.socket:
-    """Kept: a watchdog that is not told, since clients hold all descriptors, ends the service."""
+    """A socket that is kept open: when clients hold all descriptors, the watchdog still has to be told."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
 
 def activated(environment: Environment) -> list[int]:
-    """The descriptors that the service manager passed to this process. They are not inherited from here on."""
+    """The descriptors that the service manager passed to this process, made close-on-exec."""
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -50,7 +50,7 @@ def activated(environment: Environment) -> list[int]:
 
 
 def watchdog_s(environment: Environment) -> float:
-    """How often to say that we live: half of what is asked for. 0 for never."""
+    """Seconds between two messages to the watchdog, half of its limit; 0 for no watchdog."""
     pid, limit = environment.get("WATCHDOG_PID", ""), environment.get("WATCHDOG_USEC", "")
     if not limit.isdecimal() or pid not in ("", str(os.getpid())):
         return 0.0
@@ -58,7 +58,7 @@ def watchdog_s(environment: Environment) -> float:
 
 
 def for_successor(environment: Environment) -> dict[str, str]:
-    """The environment for a process that takes our place."""
+    """The environment for a process that takes this one's place."""
     return {name: value for name, value in environment.items() if name not in FOR_ONE_PROCESS}
 
 
@@ -79,7 +79,7 @@ class Formatter(logging.Formatter):
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """What people gave us cannot end a line: that would forge another."""
+        """A record as lines. Unprintable characters of requests are replaced: a newline would forge a line of the log."""
         text = super().format(record)
         if record.exc_info is None:
             text = "".join(char if char.isprintable() else "?" for char in text)

@@ -1,4 +1,4 @@
-"""A UDP port as JSON: what a service hands to its successor, with the descriptors of its sockets."""
+"""The state of a UDP server as JSON, with the descriptors of its sockets: a service hands it to its successor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pack(server: UdpPort, put: Callable[[int], int]) -> dict[str, object]:
-    """All sockets and flows, for unpack(); `put` takes a descriptor and returns what stands for it."""
+    """All sockets and flows, for unpack(); `put` takes a descriptor and returns its index."""
     places = {listener: number for number, listener in enumerate(server.listeners)}
     targets = server.mapping.targets
     return {

@@ -1,11 +1,12 @@
-"""Notices that somebody emptied the plugins' nftables tables, `nft flush ruleset` say, and has it put back.
+"""Notice that another program emptied the plugins' nftables tables (`nft flush ruleset`), and have them restored.
 
-The kernel tells every change of nftables to a netlink group. A message only says where to look, after a moment in which the
-other side finishes: our own changes send messages, too, and one that was lost is as good as one that came. When a table, a
-chain, a set or all rules of a chain of the tables inet and bridge cni_py are gone, or elements of an attachment that still
-has its record, `cni-py restore` runs in a process of its own.
+The kernel sends every change of nftables to a netlink group. A message only says where to look, a moment later, when the other
+program has finished: the plugins' own changes send messages, too. When a table, a chain, a set or the rules of a chain of the
+tables inet and bridge cni_py are gone, or elements of an attachment that still has its record, `cni-py restore` runs in a process
+of its own. When messages were lost, everything counts as gone.
 
-Changes of other people's tables cost the reading of the message.
+Each deleted element is tracked until it is seen again: a DEL, the successor of a port and `cni-py restore` delete elements, too,
+and without that every container that ends would start `cni-py restore`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from cni_py.kernel.nf_tables import TABLE as CNI_PY
 
 log = logging.getLogger("portfwd")
 
-DEBOUNCE_S = 0.2  # a flush, and what makes it good again at once, are one event
-DEL_S = 0.5  # a DEL takes out its elements, then other things, then its record
+DEBOUNCE_S = 0.2  # after a change, so that a flush that is followed by new rules at once is one event
+DEL_S = 0.5  # after an element went: a DEL removes its elements first, and its record last
 EVERY_S = 1.0  # between two restorations, at least
-EVERY_MAX_S = 60.0  # when one does not last: somebody else wants it otherwise
-BUFFER = 1 << 20  # bytes of messages that may wait
+EVERY_MAX_S = 60.0  # when restorations do not last: another program deletes the rules again and again
+BUFFER = 1 << 20  # bytes of queued messages; beyond it the kernel drops them and says ENOBUFS once
 READ_MAX = 64  # messages read in one go
-HOME = os.path.dirname(os.path.dirname(cni_py.__file__))  # the child shall find the same one
+HOME = os.path.dirname(os.path.dirname(cni_py.__file__))  # for the child, which must import this cni_py
 RESTORE = (sys.executable, "-P", "-m", "cni_py.commands.main", "restore")
 
 NFNLGRP_NFTABLES = 7  # linux/netfilter/nfnetlink.h
@@ -55,21 +56,21 @@ _ATTACHMENT = re.compile("[0-9a-f]{16}")  # what a comment of ours begins with
 
 
 class Losses:
-    """What messages say may have been lost since the last look. Pure."""
+    """What may be gone since the last look, according to messages. Pure."""
 
     __slots__ = ("chains", "elements", "structure")
 
     def __init__(self) -> None:
         self.structure = False  # a table, chain or set of cni-py
-        self.chains: set[tuple[int, bytes]] = set()  # whose rules went and did not come again
-        # elements that went and did not come again, as family, set and key: whose, and when
+        self.chains: set[tuple[int, bytes]] = set()  # family and name of those whose rules went and did not come again
+        # elements that went and did not come again: by family, set and key, the attachment's hex and the time
         self.elements: dict[tuple[int, bytes, bytes], tuple[str, float]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.structure or self.chains or self.elements)
 
     def take_settled(self, until: float) -> Losses:
-        """Split off what went before `until`, and all that is no element."""
+        """Split off the elements that went before `until`, and everything that is not an element."""
         settled = Losses()
         settled.structure, settled.chains = self.structure, self.chains
         settled.elements = {key: (whose, went) for key, (whose, went) in self.elements.items() if went <= until}
@@ -78,7 +79,7 @@ class Losses:
         return settled
 
     def everything(self) -> None:
-        """Messages were lost."""
+        """Count everything as gone: messages were lost."""
         self.structure = True
 
     def note(self, data: bytes, now: float) -> None:
@@ -99,7 +100,7 @@ class Losses:
 
     def _note_elements(self, family: int, fields: dict[int, bytes], went: float | None) -> None:
         name = fields.get(NFTA_SET_ELEM_LIST_SET, b"").rstrip(b"\0")
-        if name == GUARDS and went is not None:  # never taken out by us
+        if name == GUARDS and went is not None:  # the plugins never delete from it
             self.structure = True
         for _, raw in iter_attrs(fields.get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")):
             element = Element.decode(raw)
@@ -130,7 +131,7 @@ def _table(body: bytes) -> bytes:
 
 
 class Pace:
-    """When something may be done again: every_s after the last time, and ever later while it does not last. Pure."""
+    """When something may be done again: every_s after the last time, twice as late each time while it does not last. Pure."""
 
     __slots__ = ("_every_s", "_last", "_pause_s")
 
@@ -140,18 +141,18 @@ class Pace:
         self._last = float("-inf")
 
     def earliest(self) -> float:
-        """When it may be done."""
+        """The earliest time for it."""
         return self._last + self._pause_s
 
     def done(self, now: float) -> None:
-        """It is being done."""
+        """Note that it is done now."""
         again = now - self._last < 3 * self._pause_s
         self._pause_s = min(EVERY_MAX_S, 2 * self._pause_s) if again else self._every_s
         self._last = now
 
 
 class Watch:
-    """See the module; for the network namespace the process is in when it is made. Lives on the loop's thread."""
+    """See the module. Watches the network namespace that the process is in now; for the loop's thread."""
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ class Watch:
     ) -> None:
         self._loop = loop
         self._restored = restored  # called when cni-py restore has ended
-        self._room = room  # for descriptors, whatever clients hold
+        self._room = room  # raises the limit of descriptors, which clients may have reached
         self._command = tuple(command)
         self._debounce_s = debounce_s
         self._losses = Losses()
@@ -179,7 +180,7 @@ class Watch:
             loop.add_reader(self._socket.fileno(), self._read)
 
     def close(self) -> None:
-        """Stop watching. A `cni-py restore` that runs is ended: it can be ended anywhere, and be run again."""
+        """Stop watching. A running `cni-py restore` is ended: it can be ended at any point and run again."""
         if self._socket is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
@@ -206,13 +207,13 @@ class Watch:
             self._look_at(self._loop.time() + self._debounce_s)
 
     def restore(self) -> None:
-        """Run `cni-py restore` now: containers that were attached while no service ran want their ports relayed, too."""
+        """Run `cni-py restore` now, for ports of containers that were attached while no service ran."""
         if _attachments():
             self._pace.done(self._loop.time())
-            self._start("looking for ports of containers that are not relayed yet")
+            self._start("looking for containers' ports that are not relayed yet")
 
     def _look_at(self, when: float) -> None:
-        """Look then, or earlier if that was said before."""
+        """Look at that time, unless an earlier look is planned."""
         if self._timer is not None and self._timer.when() <= when:
             return
         if self._timer is not None:
@@ -235,7 +236,7 @@ class Watch:
                 self._look_at(self._pace.earliest())
             else:
                 self._pace.done(now)
-                self._start(f"somebody removed nftables elements of containers (table {CNI_PY})")
+                self._start(f"another program removed nftables elements of containers (table {CNI_PY})")
 
     def _start(self, why: str) -> None:
         self._wanted = False
@@ -256,7 +257,7 @@ class Watch:
         self._loop.add_reader(self._child.stdout.fileno(), self._listen)
 
     def _listen(self) -> None:
-        """What it says goes to the log; the end of it is the end of the process."""
+        """Log the output of `cni-py restore`; at its end the process has ended."""
         assert self._child is not None
         assert self._child.stdout is not None
         try:
@@ -275,7 +276,7 @@ class Watch:
         assert self._child.stdout is not None
         self._loop.remove_reader(self._child.stdout.fileno())
         child, self._child, self._said = self._child, None, b""
-        with child:  # closes and waits: it has ended, or has just been told to
+        with child:  # closes and waits: it has ended, or was just sent SIGTERM
             pass
         if child.returncode:
             log.error("cni-py restore ended with %d", child.returncode)
@@ -284,22 +285,22 @@ class Watch:
 
 
 def _concerns_attachments(losses: Losses) -> bool:
-    """Whether something went that should be there: not what a DEL takes out, whose record goes with it."""
+    """Whether something went that an attachment needs. After a DEL its record is gone, too."""
     if losses.structure or losses.chains:
         return _attachments()
     return any(_stands(hexed, key[1], went) for key, (hexed, went) in losses.elements.items())
 
 
 def _attachments() -> bool:
-    """Whether there are any."""
+    """Whether there are attachments."""
     top = f"{files.run_dir()}/attachments"
     return os.path.isdir(top) and bool(os.listdir(top))
 
 
 def _stands(hexed: str, set_name: bytes, went: float) -> bool:
-    """Whether the ADD that put an element into this set stands, and no newer one.
+    """Whether the plugin that put an element into this set still has its record, and wrote it before the element went.
 
-    A DEL of the chain takes the plugins' records one by one.
+    A newer record is another ADD's, with its own elements. A DEL of a chain removes the plugins' records one by one.
     """
     of_portmap = not set_name.startswith((b"masquerade", b"spoof"))
     try:
@@ -315,13 +316,13 @@ def _stands(hexed: str, set_name: bytes, went: float) -> bool:
 
 
 def _subscribe() -> socket.socket | None:
-    """A socket that gets the changes; None, and a line in the log, where the kernel has none for us."""
+    """A socket that receives the changes; None, with a line in the log, where the kernel gives none."""
     try:
         sock = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
         )
     except OSError as error:
-        log.info("no notifications of flushed nftables rules: %s", error.strerror)
+        log.info("cannot watch nftables for flushed rules: %s", error.strerror)
         return None
     try:
         sock.bind((0, 0))
@@ -329,6 +330,6 @@ def _subscribe() -> socket.socket | None:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
     except OSError as error:
         sock.close()
-        log.info("no notifications of flushed nftables rules: %s", error.strerror)
+        log.info("cannot watch nftables for flushed rules: %s", error.strerror)
         return None
     return sock

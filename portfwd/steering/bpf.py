@@ -1,6 +1,6 @@
-"""bpf(2): maps, a program written as instructions, and its link to the network namespace this process is in.
+"""bpf(2): maps, a program written as instructions, and its link to the network namespace that this process is in.
 
-Everything is a descriptor, and is gone with its last one: a process that ends, however it does, leaves nothing behind.
+Maps, programs and links are descriptors, and are gone with the last one: a process that is killed leaves nothing behind.
 
 Sources: bpf(2); Linux include/uapi/linux/bpf.h and bpf_common.h, Documentation/bpf/prog_sk_lookup.rst.
 """
@@ -32,7 +32,7 @@ MAP_CREATE, MAP_UPDATE_ELEM, MAP_DELETE_ELEM, PROG_LOAD, LINK_CREATE = 0, 2, 3, 
 LPM_TRIE, SOCKMAP = 11, 15  # enum bpf_map_type
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC, which LPM_TRIE wants
 PROG_TYPE_SK_LOOKUP, SK_LOOKUP = 30, 36  # enum bpf_prog_type, enum bpf_attach_type
-LICENSE = b"MIT\0"  # none of the functions that are called asks for a GPL program
+LICENSE = b"MIT\0"  # the functions called here are not reserved to GPL programs
 NAME = b"portfwd"  # what bpftool(8) shows
 
 # The instructions' fields, linux/bpf_common.h and bpf.h
@@ -49,7 +49,7 @@ _BIG = struct.pack("=H", 1) == b"\0\1"
 
 
 class Code:
-    """A program that is being written. Jumps name a label, which is put where it leads."""
+    """A program in the making. Jumps name a label, which label() puts at its place."""
 
     def __init__(self) -> None:
         self._words: list[
@@ -58,7 +58,7 @@ class Code:
         self._labels: dict[str, int] = {}
 
     def label(self, name: str) -> None:
-        """Jumps to `name` lead here."""
+        """Put the label `name` here."""
         self._labels[name] = len(self._words)
 
     def load(self, register: int, base: int, offset: int, size: int = W) -> None:
@@ -111,7 +111,7 @@ class Code:
         self._words.append((EXIT, 0, 0, 0, 0))
 
     def bytes(self) -> bytes:
-        """As the kernel reads it."""
+        """The instructions in the kernel's form (struct bpf_insn)."""
         found = []
         for place, (code, destination, source, jump, number) in enumerate(self._words):
             registers = destination << 4 | source if _BIG else source << 4 | destination
@@ -126,7 +126,7 @@ def create_map(kind: int, key: int, value: int, entries: int, flags: int = 0) ->
 
 
 def load(program: bytes) -> int:
-    """A program that chooses sockets; its descriptor. Lacking."""
+    """Load a program of type SK_LOOKUP; its descriptor. Lacking."""
     license_text, text = ctypes.create_string_buffer(LICENSE), ctypes.create_string_buffer(program, len(program))
     attributes = struct.pack(
         "=IIQQIIQII16sII",
@@ -143,21 +143,26 @@ def load(program: bytes) -> int:
 
 
 def attach(program: int) -> int:
-    """Let the namespace ask the program; as long as the descriptor is open that is returned. Lacking."""
+    """Attach a program to this network namespace, as long as the returned descriptor is open. Lacking."""
     with open("/proc/thread-self/ns/net", "rb") as namespace:
         return _made("a link", LINK_CREATE, struct.pack("=IIII", program, namespace.fileno(), SK_LOOKUP, 0))
 
 
 def put(table: int, key: bytes, value: int) -> None:
-    """Enter a number of 32 bits, in a SOCKMAP a socket's descriptor. OSError."""
+    """Set an entry to a number of 32 bits; in a SOCKMAP that is a socket's descriptor. OSError.
+
+    A SOCKMAP takes listening TCP sockets and UDP sockets. The sockets that a listener accepts are not in the map.
+    """
     place = ctypes.create_string_buffer(struct.pack("=I", value), 4)
     _element(MAP_UPDATE_ELEM, table, key, ctypes.addressof(place))
 
 
 def take(table: int, key: bytes) -> None:
-    """Take an entry out; that there is none is well. OSError."""
+    """Delete an entry; a missing one is no error. OSError."""
     with contextlib.suppress(FileNotFoundError):
-        _element(MAP_DELETE_ELEM, table, key, 0)  # what a command does not use has to be 0
+        _element(
+            MAP_DELETE_ELEM, table, key, 0
+        )  # the kernel refuses attributes that a command does not use unless they are 0 (EINVAL)
 
 
 def _element(command: int, table: int, key: bytes, value: int) -> None:
@@ -169,22 +174,22 @@ def _made(what: str, command: int, attributes: bytes) -> int:
     try:
         return _bpf(command, attributes)
     except OSError as error:
-        raise Lacking("ports cannot be steered by sk_lookup", f"bpf(2) makes no {what[2:]}: {_why(error)}") from error
+        raise Lacking("ports cannot be steered by sk_lookup", f"bpf(2) cannot make {what}: {_why(error)}") from error
 
 
 def _why(error: OSError) -> str:
     text = error.strerror or str(error)
     if error.errno == errno.ENOSYS:
-        return f"{text}: this kernel has none, or seccomp keeps it"
+        return f"{text}: this kernel has no bpf(2), or a seccomp filter refuses it"
     if error.errno in (errno.EPERM, errno.EACCES):
-        return f"{text}: that takes CAP_BPF (CAP_SYS_ADMIN) and CAP_NET_ADMIN of the host, and a kernel that is not locked down"
+        return f"{text}: this needs CAP_BPF (or CAP_SYS_ADMIN) and CAP_NET_ADMIN on the host, and a kernel without lockdown"
     if error.errno == errno.EINVAL:
-        return f"{text}: it takes Linux 5.9 with CONFIG_BPF_SYSCALL and CONFIG_INET"
+        return f"{text}: this needs Linux 5.9 with CONFIG_BPF_SYSCALL and CONFIG_INET"
     return text
 
 
 def without_limit() -> None:
-    """Before Linux 5.11 maps count as locked memory, setrlimit(2): let root have what it takes."""
+    """Lift RLIMIT_MEMLOCK, if root: before Linux 5.11 maps count as locked memory (setrlimit(2))."""
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
@@ -207,6 +212,6 @@ def _libc() -> ctypes.CDLL:
 
 
 def close_all(descriptors: Sequence[int]) -> None:
-    """What is no longer needed."""
+    """Close descriptors that are no longer needed."""
     for fd in descriptors:
         os.close(fd)

@@ -1,13 +1,14 @@
-"""Many ports, one socket: a BPF program leads local ports of this host to sockets that are bound to others (sk_lookup).
+"""Many ports, one socket: a BPF program (sk_lookup) gives packets for a range of local ports to one socket.
 
     SYN, datagram ─→ INPUT ─→ connections ─→ the program: family, protocol, address, port ─→ LPM trie ─→ slot ─→ SOCKMAP ─→ socket
                                                           the same with no address                  none: listeners as ever
 
-The kernel runs the program after its firewall and after the lookup of connections, before the lookup of listeners. There is no
-NAT and no connection tracking, and an accepted socket has the address and port that the client asked for. The program never
-changes; a range is at most 30 prefixes in the trie. Program and maps exist while anything is steered.
+The kernel runs the program after its firewall (INPUT) and after the lookup of connections (TCP's, and of connected UDP sockets),
+before the lookup of listeners. There is no NAT and no connection tracking, and an accepted socket has the address and port that
+the client asked for. The program never changes; a range is at most 30 prefixes in the trie. Program and maps exist while any
+range is steered.
 
-What is steered is taken from whoever listens there: who puts a range looks for listeners first.
+A listener of another program on a steered port gets no more clients: the caller of put() looks for listeners first.
 
 Sources: Linux Documentation/bpf/prog_sk_lookup.rst, map_lpm_trie.rst; net/ipv4/inet_hashtables.c, net/ipv4/udp.c.
 """
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from portfwd.errors import Lacking, PortfwdError, PortInUse
+from portfwd.mapping import span
 from portfwd.steering import bpf
 from portfwd.steering.bpf import FRAME, JEQ, JNE, R0, R1, R2, R3, R6, R7, B, Code, H
 from portfwd.values import row
@@ -57,16 +59,15 @@ class Range:
     last: int
 
     def __str__(self) -> str:
-        ports = f"{self.first}-{self.last}" if self.last > self.first else f"{self.first}"
-        return f"port {ports}/{self.protocol} on {self.ip}"
+        return f"port {span(self.first, self.last)}/{self.protocol} on {self.ip}"
 
     def overlaps(self, other: Range) -> bool:
-        """Whether one connection could match both, on the same address: a specific one is asked before any."""
+        """Whether both have a port of the same address. A specific address and 0.0.0.0 do not overlap: it is looked up first."""
         same = (self.protocol, self.ip) == (other.protocol, other.ip)
         return same and self.first <= other.last and other.first <= self.last
 
     def prefixed(self) -> Iterator[bytes]:
-        """Of the entries that make it up."""
+        """The keys of its entries in the trie."""
         address = ipaddress.ip_address(self.ip)
         family = AF_INET if address.version == 4 else AF_INET6
         packed = bytes(16) if address.is_unspecified else address.packed.ljust(16, b"\0")
@@ -103,10 +104,13 @@ def program(trie: int, sockets: int) -> bytes:
     code.move(R7, R0)
     code.move(R1, R6)
     code.move(R2, R7)
+    # No flags: where a program attached before ours has chosen a socket, sk_assign() fails (EEXIST) and that choice stays.
     code.number(R3, 0)
     code.call(ASSIGN)
+    # A socket from a SOCKMAP may hold a reference: the verifier rejects a program that does not release it.
     code.move(R1, R7)
     code.call(RELEASE)
+    # Without a chosen socket SK_PASS means the usual lookup of listeners. SK_DROP of any program would refuse the packet.
     code.label("pass")
     code.number(R0, SK_PASS)
     code.end()
@@ -114,7 +118,7 @@ def program(trie: int, sockets: int) -> bytes:
 
 
 def _write_key(code: Code) -> None:
-    """What R6 says of the packet, as a key of the trie."""
+    """Write the packet's key of the trie to the stack; R6 is the context (struct bpf_sk_lookup)."""
     code.store_number(FRAME, KEY_AT, BEFORE_PORT + PORT_BITS)
     code.load(R1, R6, PROTOCOL)
     code.store(FRAME, KIND_AT, R1, B)
@@ -145,7 +149,7 @@ def _look_up(code: Code, table: int, key: int) -> None:
 
 
 class Steering:
-    """What is steered in the network namespace this process is in when the first range is put."""
+    """The ranges steered in the network namespace that this process is in when the first one is put."""
 
     def __init__(self, reservation: Reservation | None = None) -> None:
         self._reservation = reservation
@@ -154,14 +158,14 @@ class Steering:
 
     @property
     def ranges(self) -> list[Range]:
-        """All that are steered."""
+        """All ranges that are steered."""
         return list(self._ranges)
 
     def put(self, wanted: Range, sock: socket.socket) -> None:
-        """Lead it to a socket of its protocol and family: one that listens (TCP), or one without a peer (UDP).
+        """Steer a range to a socket of its protocol and family: one that listens (TCP), or one that is not connected (UDP).
 
-        PortInUse when it overlaps with another; Lacking where bpf(2) is refused, or there are too many; PortfwdError when it
-        would leave this host no ports of its own.
+        PortInUse when it overlaps with another range; Lacking where bpf(2) is refused, or there are too many ranges; PortfwdError
+        when it would leave this host too few ports for connections of its own.
         """
         held = next((other for other in self._ranges if other.overlaps(wanted)), None)
         if held is not None:
@@ -175,6 +179,7 @@ class Steering:
         trie, sockets, _ = self._open()
         self._ranges[wanted] = slot
         try:
+            # The socket before its ports: a packet must not find an entry that leads to an empty slot.
             bpf.put(sockets, struct.pack("=I", slot), sock.fileno())
             for key in wanted.prefixed():
                 bpf.put(trie, key, slot)
@@ -184,12 +189,12 @@ class Steering:
         self.settle()
 
     def settle(self) -> None:
-        """Have the ports reserved that are steered, and no others (reserved.py)."""
+        """Reserve the ports of all ranges that are steered, and no others (reserved.py)."""
         if self._reservation is not None:
             self._reservation.settle((one.first, one.last) for one in self._ranges)
 
     def take(self, gone: Range) -> None:
-        """Undo put(). What is not there any more is well; the program goes with the last. PortfwdError: it is steered still."""
+        """Undo put(); with the last range the program goes, too. Harmless for a range that is not steered. PortfwdError."""
         slot = self._ranges.get(gone)
         if slot is None or self._descriptors is None:
             return
@@ -202,13 +207,13 @@ class Steering:
                 bpf.take(trie, key)
         except OSError as error:  # its slot must not become another's
             raise PortfwdError(f"{gone} is steered still", error.strerror or str(error)) from error
-        with contextlib.suppress(OSError):  # a socket that was closed has left by itself
+        with contextlib.suppress(OSError):  # a closed socket has left its SOCKMAP by itself
             bpf.take(sockets, struct.pack("=I", slot))
         del self._ranges[gone]
         self.settle()
 
     def _open(self) -> tuple[int, int, int]:
-        """The descriptors; made when first needed, all of them or none."""
+        """The descriptors of trie, sockets and link; they are made when first needed, all of them or none. Lacking."""
         if self._descriptors is None:
             bpf.without_limit()
             made: list[int] = []
@@ -220,12 +225,12 @@ class Steering:
             except BaseException:
                 bpf.close_all(made)
                 raise
-            os.close(made[2])  # the link holds it
+            os.close(made[2])  # the link keeps the program
             self._descriptors = made[0], made[1], made[3]
         return self._descriptors
 
     def close(self) -> None:
-        """Nothing is steered any more. A second call is harmless."""
+        """Steer nothing any more. A second call is harmless."""
         self._ranges.clear()
         if self._descriptors is not None:
             bpf.close_all(self._descriptors)

@@ -1,10 +1,11 @@
-"""Ports that the kernel shall choose for nobody: net.ipv4.ip_local_reserved_ports, for both protocols and families.
+"""Keep the kernel from choosing steered ports for other sockets: net.ipv4.ip_local_reserved_ports (ip-sysctl.rst).
 
-A socket of this host that got a steered port by chance would hear nothing: datagrams for it go where the range leads, and so do
-the clients of a listener. What binds such a port by number is not kept from it.
+The list holds for TCP and UDP and for both families. A socket of this host that got a steered port by chance would receive
+nothing: its datagrams, and the clients of a listener, go where the range leads. Only the kernel's own choice obeys the list
+(bind(2) with port 0, connect(2)): a program that binds such a port by number still gets it.
 
-The setting is one list that others have entries in, too. What was not there before is ours, and is taken out again with the last
-range that needs it. It is written down before it is done, so that the next service gives back what one left that was killed.
+Other programs have entries in the list, too. Ports that were not in it before are ours, and are removed with the last range that
+needs them. A file names them before the list is written, so that the next service removes what a killed one left.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from cni_py.attachment import naming
 from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
 from cni_py.kernel.sock_diag import joined
 from portfwd.errors import PortfwdError
+from portfwd.mapping import span
 
 log = logging.getLogger("portfwd")
 
 RESERVED = "/proc/sys/net/ipv4/ip_local_reserved_ports"
 CHOSEN_FROM = "/proc/sys/net/ipv4/ip_local_port_range"
 LEFT_MIN = 1024  # ports that the kernel must have left to choose from
-SETTING_MAX = 1 << 18  # bytes: 65,536 ports, one by one, are 200,000 less than that
-WRITE_MAX = 4000  # bytes of one write: kernel/sysctl.c takes a page at a time, and adds what comes behind the first
+SETTING_MAX = 1 << 18  # bytes: every second port, one by one, takes 190,000
+WRITE_MAX = 4000  # bytes of one write(2): proc_do_large_bitmap() takes a page (kernel/sysctl.c); a write at an offset adds ports
 FILE = "reserved.json"
 
 Span = tuple[int, int]  # first and last port
 
 
 def bits(spans: Iterable[Span]) -> int:
-    """A number with the bit of each port."""
+    """A set of ports as a number: bit n for port n."""
     found = 0
     for first, last in spans:
         found |= ((1 << (last - first + 1)) - 1) << first
@@ -42,7 +44,7 @@ def bits(spans: Iterable[Span]) -> int:
 
 
 def spans(ports: int) -> list[Span]:
-    """The same the other way round, ascending."""
+    """The runs of ports in such a number, ascending."""
     found: list[Span] = []
     first = 0
     while ports:
@@ -57,7 +59,7 @@ def spans(ports: int) -> list[Span]:
 
 
 def read(text: str) -> int:
-    """The kernel's way to write it: 8080,9000-9009. ValueError."""
+    """The ports of a list as the kernel writes it, 8080,9000-9009, as bits. ValueError."""
     found: list[Span] = []
     for part in text.replace(",", " ").split():
         first, _, last = part.partition("-")
@@ -66,12 +68,12 @@ def read(text: str) -> int:
 
 
 def write(ports: int) -> str:
-    """The same the other way round."""
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans(ports))
+    """Such bits as a list that the kernel reads."""
+    return ",".join(span(first, last) for first, last in spans(ports))
 
 
 class Reservation:
-    """What this service has in the list of the network namespace it is in; `folder` is that of its state."""
+    """The ports of this service in the list of its network namespace; `folder` holds the service's state."""
 
     def __init__(self, folder: str) -> None:
         self._path = f"{folder}/{FILE}"
@@ -79,13 +81,13 @@ class Reservation:
         self._said = ""
 
     def refuse_to_starve(self, first: int, last: int) -> None:
-        """PortfwdError for a range without which the kernel has next to nothing to choose from."""
+        """PortfwdError when reserving the range would leave the kernel fewer than LEFT_MIN ports to choose from."""
         try:
             setting = _read_file(CHOSEN_FROM)
             lowest, highest = map(int, setting.split())
             before = bits([(lowest, highest)]) & ~read(_read_file(RESERVED))
         except (OSError, ValueError):
-            return  # then nothing is reserved either
+            return  # settle() reserves nothing then, either
         after = before & ~bits([(first, last)])
         if after != before and after.bit_count() < LEFT_MIN:
             raise PortfwdError(
@@ -94,7 +96,7 @@ class Reservation:
             )
 
     def settle(self, wanted: Iterable[Span]) -> None:
-        """Have these reserved, and no others of ours. What cannot be is said in the log, once."""
+        """Reserve these ports, and release all others of ours. A failure is logged, once."""
         try:
             self._settle(bits(joined(list(wanted))))
         except (OSError, ValueError) as error:
@@ -125,7 +127,7 @@ class Reservation:
         self._ours = ours
 
     def _recorded(self) -> int:
-        """What a service before this one had, if that was in this namespace and since the host was started."""
+        """The ports that an earlier service reserved; none if that was in another namespace or before this boot."""
         try:
             with open(self._path, "rb") as file:
                 found = json.loads(file.read(SETTING_MAX))
@@ -152,7 +154,7 @@ class Reservation:
 
 
 def _namespace() -> str:
-    """What tells it from every other of this boot; where the kernel has no cookies (before 5.14) its inode."""
+    """The namespace's cookie, unique while the host is up; its inode, which is reused, before Linux 5.14."""
     sock = Socket(NETLINK_ROUTE)
     try:
         cookie = sock.netns_cookie()
@@ -164,13 +166,14 @@ def _namespace() -> str:
 def _read_file(path: str) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, SETTING_MAX).decode("ascii")  # the kernel tells all at once, or nothing more
+        # One read(2) for all of it: a second one, at an offset, gets nothing (kernel/sysctl.c).
+        return os.read(fd, SETTING_MAX).decode("ascii")
     finally:
         os.close(fd)
 
 
 def _write_setting(fd: int, text: str) -> None:
-    """Between two writes of a very long list some of it is not reserved."""
+    """Write the list, a long one in several parts: until the last part is written some ports are not reserved."""
     left = text or "\n"
     while left:
         cut = len(left) if len(left) <= WRITE_MAX else left.rindex(",", 0, WRITE_MAX)

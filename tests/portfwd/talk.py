@@ -85,9 +85,11 @@ def send_random(sock: socket.socket, size: int, say: list[str]) -> None:
     say.append(digest.hexdigest())
 
 
-def echo(connections: int, port: int = INSIDE, host: str = HOST) -> None:
-    """Accept so many connections, and answer what each sends until it ends, one after the other in threads."""
-    with listening(port, host) as listener:
+@contextlib.contextmanager
+def echoing(connections: int, port: int = INSIDE, host: str = HOST) -> Iterator[None]:
+    """A server that listens from the beginning of the block, accepts so many connections and sends back what each sends."""
+
+    def answer_all() -> None:
         threads = []
         for _ in range(connections):
             peer, _ = listener.accept()
@@ -95,6 +97,9 @@ def echo(connections: int, port: int = INSIDE, host: str = HOST) -> None:
             threads[-1].start()
         for thread in threads:
             thread.join(WAIT_S)
+
+    with listening(port, host) as listener, beside(answer_all):
+        yield
 
 
 def answer(peer: socket.socket) -> None:

@@ -133,7 +133,7 @@ def test_a_command_that_a_disk_refuses_has_changed_nothing_and_can_be_repeated(m
     found = machine["host"].python(with_a_broken_disk, breaks, mends, NOBODY if fault == "forbidden" else 0)
     for command in "prm":
         assert bool(found[command]) == (command in refused), command
-        assert command not in refused or "; nothing was changed, and it can be repeated" in str(found[command])
+        assert command not in refused or "; nothing was changed, and the command can be repeated" in str(found[command])
     assert found["served"] == ({KEPT, OTHER} if "m" in refused else set())
     files_stay = fault not in ("full", "taken")  # of the container: its DEL goes on all the same
     assert found["DEL"] == (

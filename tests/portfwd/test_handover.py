@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -74,7 +76,7 @@ def transfer_over_reloads(size: int, reloads: int, upload: bool) -> tuple[int, b
             said.append(digest.hexdigest())
 
         with talk.beside(send_in_steps):
-            time.sleep(0.2)
+            talk.until(lambda: not select.select([], [source], [], 0)[1])  # all on the way is full
             got, digest = talk.digest_of_all(sink)
         return got, digest == said[0], len(pids)
 
@@ -116,21 +118,16 @@ def clients_through_reloads(count: int, reloads: int) -> tuple[int, int]:
     served = failed = 0
 
     def answer_all() -> None:
-        with talk.listening() as listener:
-            listener.settimeout(0.1)
-            while not stop.is_set():
-                try:
-                    peer, _ = listener.accept()
-                except TimeoutError:
-                    continue
-                talk.answer(peer)
+        listener.settimeout(0.1)
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                talk.answer(listener.accept()[0])
 
     def reload_all() -> None:
         for _ in range(reloads):
             reload()
 
-    with talk.beside(answer_all):
-        time.sleep(0.1)
+    with talk.listening() as listener, talk.beside(answer_all):
         with talk.beside(reload_all):
             for number in range(count):
                 try:
@@ -168,10 +165,8 @@ def test_a_killed_service_publishes_everything_again(machine: Lab) -> None:
 
 
 def echoed() -> bytes:
-    with talk.beside(lambda: talk.echo(1)):
-        time.sleep(0.1)
-        with talk.connect() as client:
-            return talk.ask(client, b"hello")
+    with talk.echoing(1), talk.connect() as client:
+        return talk.ask(client, b"hello")
 
 
 def bad_successor(words: list[str]) -> bytes:

@@ -92,7 +92,7 @@ def test_what_is_not_there_is_refused_unless_it_may_come_later(
     refused = portfwd(lab, "publish", "8080:80", *where)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert said in refused.stderr
-    assert refused.stderr.endswith("with --wait it may come later\n")
+    assert refused.stderr.endswith("--wait publishes anyway\n")
     assert service.ask("list")["mappings"] == []
     accepted = portfwd(lab, "publish", "8080:80", *where, "--wait")
     assert accepted.returncode == 0

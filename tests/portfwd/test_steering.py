@@ -442,7 +442,8 @@ def replaced() -> list[bytes]:
     with talk.beside(come):
         exchange(SOCKET, {"verb": "reload"})
         assert talk.until(lambda: exchange(SOCKET, {"verb": "stats"})["service"]["pid"] != before)
-        time.sleep(0.1)
+        before_now = len(new)
+        talk.until(lambda: len(new) > before_now + 4)  # the successor serves new clients, too
         running = False
     assert set(new) == {b"hello 25000"}
     return found + [say(sock, b"after") for sock in clients.values()]

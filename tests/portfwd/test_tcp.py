@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,6 @@ def both_halves() -> tuple[bytes, bytes]:
         client.sendall(b"question")
         client.shutdown(socket.SHUT_WR)
         asked = talk.read_all(server)
-        time.sleep(0.1)  # the client's end has long been passed on
         server.sendall(b"answer" * 100_000)
         server.shutdown(socket.SHUT_WR)
         return asked, talk.read_all(client)
@@ -63,7 +63,6 @@ def other_halves() -> tuple[bytes, bytes]:
         server.sendall(b"welcome")
         server.shutdown(socket.SHUT_WR)
         greeted = talk.read_all(client)
-        time.sleep(0.1)
         client.sendall(b"thanks" * 100_000)
         client.shutdown(socket.SHUT_WR)
         return greeted, talk.read_all(server)
@@ -148,11 +147,12 @@ def test_a_slow_reader_holds_back_its_writer_and_nobody_else(relayed: Publisher,
 
 def slow_writer() -> bytes:
     with talk.pair() as (client, server):
-        for letter in b"drop by drop":
+        heard = b""
+        for letter in b"drop by drop":  # each has gone all the way before the next comes
             client.sendall(bytes([letter]))
-            time.sleep(0.01)
+            heard += server.recv(100)
         client.shutdown(socket.SHUT_WR)
-        return talk.read_all(server)
+        return heard + talk.read_all(server)
 
 
 def test_a_slow_writer_is_heard(relayed: Publisher) -> None:
@@ -168,10 +168,8 @@ def refused() -> str:
 
 
 def served_after_all() -> bytes:
-    with talk.beside(lambda: talk.echo(1)):
-        time.sleep(0.1)
-        with talk.connect() as client:
-            return talk.ask(client, b"back again")
+    with talk.echoing(1), talk.connect() as client:
+        return talk.ask(client, b"back again")
 
 
 def test_a_target_that_restarts_is_found_again(relayed: Publisher) -> None:
@@ -226,8 +224,7 @@ def too_many(size: int) -> tuple[int, int]:
 
     One whose target's socket cannot be made is reset, and tries again, as clients do.
     """
-    with talk.beside(lambda: talk.echo(size)):
-        time.sleep(0.1)
+    with talk.echoing(size):
         clients = [asking() for _ in range(size)]
         at_once = served = 0
         end = time.monotonic() + talk.WAIT_S
@@ -279,8 +276,7 @@ def test_running_out_of_descriptors_is_survived(machine: Lab) -> None:
 
 
 def greeted_from(source: str) -> str:
-    with talk.beside(lambda: talk.echo(1)):
-        time.sleep(0.1)
+    with talk.echoing(1):
         try:
             with talk.connect(source=source) as client:
                 return talk.ask(client, b"hi").decode()
@@ -373,9 +369,9 @@ def test_a_target_that_does_not_answer_is_given_up_in_time(service: Publisher) -
     node.run(["nft", rules], check=True)
     service.publish(HOST, PORT, (HOST, INSIDE), connect_timeout_s=0.3)
     try:
-        begun = time.monotonic()
-        assert node.python(refused) == "ConnectionResetError"
-        assert time.monotonic() - begun < 5
+        assert (
+            node.python(refused) == "ConnectionResetError"
+        )  # a TimeoutError, if the relay waited as long as the kernel
         assert service.stats(f"m{PORT}")["failed"] == 1
     finally:
         node.run(["nft", "delete table ip hole"], check=True)
@@ -405,31 +401,24 @@ def answers_of(ports: list[int], rounds: int) -> list[str]:
     """Servers that say their port, and what clients hear in turn."""
     stop = threading.Event()
 
-    def say(port: int) -> None:
-        with talk.listening(port) as listener:
-            listener.settimeout(0.1)
-            while not stop.is_set():
-                try:
-                    peer, _ = listener.accept()
-                except TimeoutError:
-                    continue
+    def say(port: int, listener: socket.socket) -> None:
+        listener.settimeout(0.1)
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                peer, _ = listener.accept()
                 with peer:
                     peer.sendall(str(port).encode())
 
-    threads = [threading.Thread(target=say, args=(port,)) for port in ports]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.1)
-    try:
+    with contextlib.ExitStack() as servers:
+        for port in ports:
+            listener = servers.enter_context(talk.listening(port))
+            servers.enter_context(talk.beside(partial(say, port, listener)))
+        servers.callback(stop.set)
         found = []
         for _ in range(rounds):
             with talk.connect() as client:
                 found.append(talk.read_all(client).decode())
         return found
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_several_targets_take_turns_and_a_dead_one_is_left_out(service: Publisher) -> None:

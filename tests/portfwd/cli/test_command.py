@@ -125,7 +125,7 @@ def test_what_was_published_is_printed_and_what_to_know_about_it_noted(service: 
     assert done.returncode == 0
     assert done.stdout == "web  8080/tcp on 0.0.0.0, [::] to 127.0.0.1:80\n"
     assert done.stderr == (
-        "note: 127.0.0.1 sees every client as 127.0.0.1, this host, and is not told who the client is "
+        "note: 127.0.0.1 sees every client as 127.0.0.1, this host; --proxy-protocol would send the client is "
         "(--proxy-protocol would, if it understands that)\n"
         "note: IPv6 is switched off here\n"
     )
@@ -197,7 +197,7 @@ def test_a_port_in_use_has_its_exit_status_and_leaves_nothing_published(service:
     service.taken = {8000, 8001, 8002}
     done = service.portfwd("publish", "80:80", "8000-8002:80", *TO)
     assert done.returncode == 4
-    assert "no port is free of those 8000 to 8002" in done.stderr
+    assert "found no free port between 8000 and 8002" in done.stderr
     assert service.ports() == []
 
 
@@ -266,9 +266,9 @@ def test_without_a_service_it_is_said_what_is_lacking(arguments: tuple[str, ...]
     [
         (("publish", "80/sctp", *TO), "SCTP: publish it with portmap"),
         (("run", "80/sctp", *TO), "SCTP: publish it with portmap"),
-        (("publish", *TO), "a SPEC: "),
-        (("rm",), "name what to end"),
-        (("rm", "--all", "web"), "name what to end"),
+        (("publish", *TO), "a SPEC is missing: "),
+        (("rm",), "name the mappings to end"),
+        (("rm", "--all", "web"), "name the mappings to end"),
         (("publish", "80:80", *TO, "--limit", "0"), "not a number above 0"),
         (("publish", "80:80", *TO, "--netns", "a", "--pid", "1"), "not allowed with"),
         (("publish", "80:80", *TO, "--proxy-protocol", "3"), "invalid choice"),
@@ -372,7 +372,9 @@ def test_run_relays_into_a_namespace_and_ends_on_a_signal(lab: Lab) -> None:
         assert (answer.name, answer.peer) == ("c1", "127.0.0.1")
         status, told = running.end()
     assert status == 0
-    assert told.startswith("note: 127.0.0.1 in /run/netns/c1 sees every client as 127.0.0.1, and is not told who")
+    assert told.startswith(
+        "note: 127.0.0.1 in /run/netns/c1 sees every client as 127.0.0.1; --proxy-protocol would send"
+    )
 
 
 def test_run_publishes_all_or_nothing_and_names_the_holder(lab: Lab) -> None:

@@ -56,7 +56,9 @@ def test_ls_shows_what_leads_where_and_whose_it_is() -> None:
 
 def test_ls_says_who_listens_in_vain() -> None:
     raw = {**WEB, "state": {"unheard": ["8080/tcp of nginx (pid 812)"]}}
-    assert metrics.unheard([DNS, raw]) == ["port 8080/tcp of nginx (pid 812): its clients come to mapping web"]
+    assert metrics.unheard([DNS, raw]) == [
+        "port 8080/tcp of nginx (pid 812) gets no clients: they are steered to mapping web"
+    ]
 
 
 def test_stats_shows_what_was_counted() -> None:

@@ -51,13 +51,13 @@ def test_targets_are_addresses_here_or_in_a_namespace(
 
 
 REFUSED = [
-    (TO, "what is to be published is missing"),
-    (("80:80",), "where it should lead is missing"),
+    (TO, "nothing to publish"),
+    (("80:80",), "the target is missing"),
     (("80:80", "--to", "web"), "not an IP address"),
     (("80:80", *TO, "--allow", "everybody"), "not a network"),
     (("53:53/udp", *TO, "--proxy-protocol", "1"), "knows TCP only"),
     (("80:80", *TO, "--name", "a b"), "cannot be the name"),
-    (("80:80", "81:81", "--to", "192.0.2.2:8"), "goes with one SPEC"),
+    (("80:80", "81:81", "--to", "192.0.2.2:8"), "needs a single SPEC"),
     (("80:80", *TO, "--connect-timeout", "0"), "connect_timeout_s"),
     (("1-10:1-10", "--to", "192.0.2.2:65530"), "do not fit"),
 ]
@@ -128,7 +128,7 @@ def test_random_ports_are_tried_until_one_is_free() -> None:
 
 def test_without_a_free_port_what_was_published_is_taken_back() -> None:
     host = Host(*range(8000, 8003))
-    with pytest.raises(PortInUse, match=r"8000-8002:80/tcp: no port is free of those 8000 to 8002: .*nginx"):
+    with pytest.raises(PortInUse, match=r"8000-8002:80/tcp: found no free port between 8000 and 8002: .*nginx"):
         options.settle(wish("80:80", "8000-8002:80", *TO), host.offer, host.withdraw)
     assert host.asked[0] == [80]
     assert host.published == []
@@ -182,7 +182,7 @@ def test_other_ports_are_not_a_replacement(arguments: tuple[str, ...], sentence:
 
 
 def test_what_portmap_or_docker_published_is_theirs(old: Mapping) -> None:
-    with pytest.raises(Usage, match=r"web is not a person's to change: it belongs to net/c1/eth0"):
+    with pytest.raises(Usage, match=r"web cannot be replaced: it belongs to net/c1/eth0"):
         replaced(("8080:80",), dataclasses.replace(old, owner="attachment 00ff", label="net/c1/eth0"))
 
 
@@ -192,7 +192,7 @@ def notes(*arguments: str) -> Iterator[str]:
 
 def test_it_is_said_what_the_target_takes_for_the_client() -> None:
     assert list(notes("--to", "127.0.0.1")) == [
-        "127.0.0.1 sees every client as 127.0.0.1, this host, and is not told who the client is "
+        "127.0.0.1 sees every client as 127.0.0.1, this host; --proxy-protocol would send the client is "
         "(--proxy-protocol would, if it understands that)"
     ]
     assert list(notes("--pid", "7", "--proxy-protocol", "2")) == [

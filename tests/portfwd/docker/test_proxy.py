@@ -320,7 +320,7 @@ REFUSED = {
     "an unknown protocol": (["-proto", "icmp"], "unsupported protocol icmp"),
     "no port of the host": (["-proto", "tcp"], "-host-port: -1 is not between 1 and 65535"),
     "a name as address": (["-host-ip", "localhost"], "-host-ip: 'localhost' is not an IP address"),
-    "no listen fd": ([*options(), "-use-listen-fd"], "descriptor 4 is no socket"),
+    "no listen fd": ([*options(), "-use-listen-fd"], "descriptor 4 is not a socket"),
 }
 
 
@@ -351,7 +351,7 @@ def test_a_listener_of_another_protocol_is_refused(host: Node, ours: str) -> Non
         with bound("udp", ANY4) as listener, start(ours, *options(), "-use-listen-fd", listener=listener) as running:
             return running.report()
 
-    assert host.python(refuse) == "1\n-use-listen-fd: descriptor 4 is no tcp socket"
+    assert host.python(refuse) == "1\n-use-listen-fd: descriptor 4 is not a tcp socket"
 
 
 @pytest.mark.parametrize("option", ["-v", "-version", "--version", "-v=true"])
@@ -433,13 +433,17 @@ def test_the_service_gets_the_mapping_and_the_process_waits(host: Node, ours: st
 
 
 def wait_for_waiter(pid: int) -> str:
-    """The name of the process once it is no interpreter any more."""
+    """The name of the process once it waits: as the program, which names itself first, or as a shell that has set its traps."""
     deadline = time.monotonic() + WAIT_S
-    while os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("python"):
-        assert time.monotonic() < deadline
+    while True:
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        caught = int(status["SigCgt"], 16) & waiter.SIGNALS
+        named = status["Name"] == "portfwd-docker-" or (status["Name"] == "sh" and caught == waiter.SIGNALS)
+        # the script of the proxy has the same name before, and Python for its program
+        if named and not os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("python"):
+            return status["Name"]
+        assert time.monotonic() < deadline, status["Name"]
         time.sleep(0.01)
-    time.sleep(0.05)  # the program's first instruction names it
-    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def test_the_service_gets_the_socket_that_dockerd_bound(host: Node, ours: str) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> Non
 def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "portfwd.sock"
     path.write_text("mine")
-    with pytest.raises(PortfwdError, match="no socket"):
+    with pytest.raises(PortfwdError, match="not a socket"):
         control.listen(str(path))
     assert path.read_text() == "mine"
 
@@ -165,7 +165,7 @@ def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
 def test_a_folder_in_which_others_can_put_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(PortfwdError, match="others can put files there"):
+    with pytest.raises(PortfwdError, match="other users can put files there"):
         control.make_folder(str(tmp_path / "open" / "portfwd.sock"))
 
 
@@ -305,7 +305,8 @@ def test_an_answer_may_come_later(running: Running) -> None:
     with running.raw() as sock, running.connect() as other:
         sock.sendall(b'{"verb":"reload"}\n')
         assert other.request({"verb": "list"}) == {"ok": True}
-        time.sleep(2 * PATIENCE_S)  # it is not the client who is slow
+        with running.raw() as silent:  # one that came later and is slow itself is hung up on meanwhile
+            assert to_end(silent) == b""
         answer: Json = {"ok": True}
         running.loop.call_soon_threadsafe(running.handler.later[0].answer, answer)
         assert sock.recv(100) == b'{"ok":true}\n'
@@ -358,23 +359,28 @@ def test_a_line_that_is_too_long_is_refused(running: Running) -> None:
 
 def test_a_client_that_never_ends_its_line_is_hung_up_on_and_holds_up_nobody(running: Running) -> None:
     with running.raw() as slow, running.connect() as client:
-        began = time.monotonic()
         slow.sendall(b'{"verb":')
         assert client.request({"verb": "list"}) == {"ok": True}
         dripped = 0
-        with contextlib.suppress(BrokenPipeError):
-            while time.monotonic() - began < 5:  # a byte now and then wins it no time
+
+        def is_hung_up_on() -> bool:  # a byte now and then wins it no time
+            nonlocal dripped
+            try:
                 slow.sendall(b" ")
-                dripped += 1
-                time.sleep(0.02)
-        assert time.monotonic() - began < 3 * PATIENCE_S + 1
+            except BrokenPipeError:
+                return True
+            dripped += 1
+            return False
+
+        assert until(is_hung_up_on)
         assert dripped
 
 
 def test_a_client_that_does_not_read_is_hung_up_on(running: Running) -> None:
     with running.raw() as sock:
         sock.sendall(b'{"verb":"stats"}\n')
-        time.sleep(2 * PATIENCE_S)
+        assert until(lambda: bool(running.server.clients))
+        assert until(lambda: not running.server.clients)
         assert 0 < len(to_end(sock)) < 4 << 20
 
 
@@ -382,9 +388,8 @@ def test_more_clients_than_may_be_are_served_when_others_have_gone(running: Runn
     crowd = [running.raw() for _ in range(CLIENTS_MAX)]
     try:
         with running.connect() as client:
-            began = time.monotonic()
             assert client.request({"verb": "list"}) == {"ok": True}
-            assert time.monotonic() - began > PATIENCE_S / 2
+            assert select.select(crowd, [], [], 0)[0]  # one of the crowd had been hung up on before
     finally:
         for sock in crowd:
             sock.close()
