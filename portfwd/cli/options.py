@@ -88,27 +88,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         default="round-robin",
         help="how clients are spread over several targets (default: round-robin)",
     )
-    clients = parser.add_argument_group("clients")
-    clients.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="CIDR",
-        help="admit only clients of this network; may be repeated",
-    )
-    clients.add_argument(
-        "--limit", type=_positive, default=0, metavar="N", help="at most N connections (UDP: flows) at a time"
-    )
-    clients.add_argument(
-        "--limit-per-client", type=_positive, default=0, metavar="N", help="at most N per client address"
-    )
-    clients.add_argument(
-        "--proxy-protocol",
-        type=int,
-        choices=(1, 2),
-        default=0,
-        help="send the client's address to the target in a PROXY protocol header of this version; the target must expect it",
-    )
+    _add_clients(parser.add_argument_group("clients"))
     times = parser.add_argument_group("time limits")
     times.add_argument(
         "--connect-timeout",
@@ -134,6 +114,29 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--port-file", default="", metavar="PATH", help="write the host's ports to this file, a line for each mapping"
+    )
+
+
+def _add_clients(clients: argparse._ArgumentGroup) -> None:
+    clients.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="admit only clients of this network; may be repeated",
+    )
+    clients.add_argument(
+        "--limit", type=_positive, default=0, metavar="N", help="at most N connections (UDP: flows) at a time"
+    )
+    clients.add_argument(
+        "--limit-per-client", type=_positive, default=0, metavar="N", help="at most N per client address"
+    )
+    clients.add_argument(
+        "--proxy-protocol",
+        type=int,
+        choices=(1, 2),
+        default=0,
+        help="send the client's address to the target in a PROXY protocol header of this version; the target must expect it",
     )
 
 

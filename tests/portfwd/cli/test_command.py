@@ -125,8 +125,8 @@ def test_what_was_published_is_printed_and_what_to_know_about_it_noted(service: 
     assert done.returncode == 0
     assert done.stdout == "web  8080/tcp on 0.0.0.0, [::] to 127.0.0.1:80\n"
     assert done.stderr == (
-        "note: 127.0.0.1 sees every client as 127.0.0.1, this host; --proxy-protocol would send the client is "
-        "(--proxy-protocol would, if it understands that)\n"
+        "note: 127.0.0.1 sees every client as 127.0.0.1, this host; --proxy-protocol would send it the client's address, "
+        "if it understands that\n"
         "note: IPv6 is switched off here\n"
     )
 

@@ -192,15 +192,15 @@ def notes(*arguments: str) -> Iterator[str]:
 
 def test_it_is_said_what_the_target_takes_for_the_client() -> None:
     assert list(notes("--to", "127.0.0.1")) == [
-        "127.0.0.1 sees every client as 127.0.0.1, this host; --proxy-protocol would send the client is "
-        "(--proxy-protocol would, if it understands that)"
+        "127.0.0.1 sees every client as 127.0.0.1, this host; --proxy-protocol would send it the client's address, "
+        "if it understands that"
     ]
     assert list(notes("--pid", "7", "--proxy-protocol", "2")) == [
-        "127.0.0.1 in pid 7 sees every client as 127.0.0.1; a PROXY protocol header (version 2) tells it who the client is"
+        "127.0.0.1 in pid 7 sees every client as 127.0.0.1; a PROXY protocol header (version 2) has the client's address"
     ]
     (inside,) = notes("--netns", "web", "--to", "192.0.2.2")
     assert inside.startswith(
-        "192.0.2.2 in /run/netns/web sees every client as an address of its own namespace, and is not"
+        "192.0.2.2 in /run/netns/web sees every client as an address of its own namespace; --proxy-"
     )
 
 
