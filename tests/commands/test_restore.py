@@ -235,7 +235,7 @@ def test_a_damaged_record_costs_the_others_nothing(machine: Lab, network: Guarde
         .run(["sh", "-c", "grep -l c2 /run/cni-py/attachments/*/portmap.json"], check=True)
         .stdout.strip()
     )
-    machine["host"].run(["sed", "-i.kept", 's/"addresses":"[^"]*"/"addresses":"nowhere"/', path], check=True)
+    machine["host"].run(["sed", "-i.kept", 's/"addresses":\\[[^]]*\\]/"addresses":["nowhere"]/', path], check=True)
     nft(machine, "flush ruleset")
     found = report(machine, status=1)
     assert found["c2", "portmap"]["errors"]
