@@ -37,7 +37,7 @@ from cni_py.kernel import sock_diag
 from cni_py.kernel.nf_tables import INET
 from cni_py.nftables import elements
 from cni_py.plugins import backends
-from cni_py.ports import chains, index, publish, relay
+from cni_py.ports import chains, index, relay, successors
 from cni_py.ports.config import PortmapConf
 from cni_py.ports.mapping import container_addresses, is_served, mappings
 from cni_py.ports.plan import plan
@@ -149,7 +149,7 @@ def sweep_elements(call: Call) -> None:
     """Take out our nftables elements, and portfwd's mappings, of stale attachments whose record is lost."""
     valid = call.valid_attachments
     if valid is not None:
-        publish.sweep_ports(call.kernel, call.conf.name, valid)
+        successors.sweep_ports(call.kernel, call.conf.name, valid)
         elements.sweep(call.kernel, call.conf.name, valid, ("guarded4", INET), ("guarded6", INET))
         relay.sweep(call.conf.name, valid)
         index.sweep(call.conf.name, valid)

@@ -72,7 +72,6 @@ CNI_PY = House(
         ("run", "attachment.call"): "for types: what run loads is a Plugin",
         ("attachment.gc", "attachment.call"): "for types: GC is a part of Call that few calls load",
         ("ports.listener_owners", "ports.host_listeners"): "for types: it finds the owners of what host_listeners saw",
-        ("ports.chains", "ports.by_iptables"): "inside functions: does iptables publish the port? To be opened",
     },
     by_name={
         "run": "finds the module of the plugin that it is asked for",

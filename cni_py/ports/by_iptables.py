@@ -13,8 +13,8 @@ from cni_py.kernel.xtables import NAT, is_chain_name
 from cni_py.ports import claims, conflicts, host_clients, iptables_rules
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.iptables_rules import Publication, parse_ports
-from cni_py.ports.mapping import entries_of, mappings
-from cni_py.ports.publish import MASQUERADED, separated, sweep_ports
+from cni_py.ports.mapping import MASQUERADED, entries_of, mappings, separated
+from cni_py.ports.successors import sweep_ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from cni_py.errors import CniError, TryAgainLater
 from cni_py.ipam import leaving
 from cni_py.kernel import netns
 from cni_py.kernel.nf_tables import NftUnavailable
-from cni_py.ports import chains, index
+from cni_py.ports import chains, index, successors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -185,9 +185,9 @@ def _withdraw(publication: "Publication", address: str) -> list[str]:
 def withdraw_unrecorded(kernel: Kernel, hexed: str) -> None:
     """Take away what an attachment publishes by nftables and portfwd, found by its comments. It looks through all ports."""
     from cni_py.nftables import elements
-    from cni_py.ports import publish, relay
+    from cni_py.ports import relay
 
-    publish.sweep_ports(kernel, "", [], hexed)
+    successors.sweep_ports(kernel, "", [], hexed)
     elements.sweep_one(kernel, hexed, "guarded4", "guarded6")
     relay.forget(hexed)
 

@@ -26,6 +26,13 @@ MULTICAST4 = range(224, 240)  # first bytes
 BROADCAST4 = b"\xff" * 4
 
 
+MASQUERADED = {  # values of the field `clients` of an operation in words, with the container's addresses
+    "subnet": "; clients in the subnet of {} and on the host's loopback are masqueraded",
+    "all": "; all clients of {} are masqueraded",
+    "none": "",
+}
+
+
 class Mapping:
     """Host ports `first` to `last` of one protocol and family, on `host_ip` or (None) any address, to a container.
 
@@ -137,6 +144,12 @@ def bracketed(ip: bytes) -> str:
 def parse_mappings(texts: "Iterable[str]") -> list[Mapping]:
     """The mappings in the texts that str() made of them. ValueError when it was not."""
     return list(map(_parse_mapping, texts))
+
+
+def separated(fields: "dict[str, object]", name: str) -> "dict[str, object]":
+    """For translated(): the field was one text, its parts separated by ", ", and is a list of texts now."""
+    value = fields.get(name)
+    return {**fields, name: value.split(", ")} if isinstance(value, str) else fields
 
 
 def _parse_mapping(text: str) -> Mapping:

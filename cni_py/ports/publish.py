@@ -5,50 +5,20 @@ import errno
 from cni_py.addr import by_family, parse_address, parse_ip
 from cni_py.attachment.engine import Op, split_texts
 from cni_py.attachment.locks import nftables_lock
-from cni_py.errors import CniError, InvalidNetworkConfig, os_error, warn
+from cni_py.errors import CniError, InvalidNetworkConfig, warn
 from cni_py.kernel.nf_tables import Element, NftUnavailable
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import SHOWN_MAX, commit, put, take
 from cni_py.ports import chains, claims, successors
 from cni_py.ports.claims import Claimant
-from cni_py.ports.config import condition_id, vetted
 from cni_py.ports.draft import Draft
 from cni_py.ports.flows import forget_flows
-from cni_py.ports.mapping import Mapping, parse_mappings
+from cni_py.ports.mapping import MASQUERADED, Mapping, parse_mappings, separated
 from cni_py.ports.successors import Heir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from cni_py.attachment.context import Kernel
-    from cni_py.attachment.naming import Attachment
-
-
-def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", only: str = "") -> None:
-    """GC: take out the published ports of attachments of `network` that are not valid, record or not, and let heirs take over.
-
-    With `only` those of one attachment, by its hex. CniError.
-    """
-    living = {key.hex for key in valid}
-    with nftables_lock():
-        draft = Draft(kernel.nft)
-        try:
-            evicted = {only} if only else claims.holders_in(draft, network) - living
-            for hexed in evicted:
-                claims.evict(draft, hexed)
-        except NftUnavailable:
-            return  # then nothing of ours can be there
-        waiting = [heir for hexed in evicted for heir in successors.waiting_at(hexed) if heir.key.hex not in evicted]
-        for heir in waiting:
-            _promote(draft, heir)
-        try:
-            commit(kernel, draft.changes(), lambda: chains_of(waiting))
-        except OSError as error:
-            raise os_error("cannot remove elements of the nftables table cni_py", error) from error
-        for hexed in evicted:
-            successors.forget_heirs(hexed)
-    forget_flows(kernel, draft.taken_out(), added=False)
 
 
 class GuardAddress(Op):
@@ -82,13 +52,6 @@ class GuardAddress(Op):
         found = kernel.nft.get(set_name, (element.key,)).get(element.key)
         lost = f"nftables set {set_name} has lost {self.address}: others may reach it directly"
         return None if found == element else lost
-
-
-MASQUERADED = {  # values of PublishPorts.clients in words, with the container's addresses
-    "subnet": "; clients in the subnet of {} and on the host's loopback are masqueraded",
-    "all": "; all clients of {} are masqueraded",
-    "none": "",
-}
 
 
 class PublishPorts(Op):
@@ -130,7 +93,7 @@ class PublishPorts(Op):
     def chains(self) -> str:
         """The chains that our elements jump to."""
         inside = [ruleset.inside_chain(parse_address(address)) for address in self.addresses]
-        return mapping_chains(self.conditions(), parse_mappings(self.ports)) + "".join(inside)
+        return successors.mapping_chains(self.conditions(), parse_mappings(self.ports)) + "".join(inside)
 
     def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
         """The elements that masquerade clients, with their maps."""
@@ -204,9 +167,9 @@ class PublishPorts(Op):
                 draft.remove(set_name, element.key)
         waiting = successors.waiting_at(kernel.key.hex) if bequeath else []
         for heir in waiting:
-            _promote(draft, heir)
+            successors.promote(draft, heir)
         try:  # the heirs' chains: one that only waited never needed its own
-            commit(kernel, draft.changes(), lambda: chains_of(waiting))
+            commit(kernel, draft.changes(), lambda: successors.chains_of(waiting))
         except (CniError, OSError) as error:
             if not waiting:
                 raise
@@ -230,44 +193,3 @@ class PublishPorts(Op):
             if draft.get(set_name, element.key) != element:
                 return f"nftables map {set_name} has lost the container's address"
         return None
-
-
-def separated(fields: "dict[str, object]", name: str) -> "dict[str, object]":
-    """For translated(): the field was one text, its parts separated by ", ", and is a list of texts now."""
-    value = fields.get(name)
-    return {**fields, name: value.split(", ")} if isinstance(value, str) else fields
-
-
-def mapping_chains(conditions: dict[int, str], mappings: "Iterable[Mapping]") -> str:
-    """Text for the chains that mappings need, from words that may come from a file and are vetted again."""
-    texts = {}
-    for mapping in mappings:
-        family, condition = mapping.family, mapping.condition(conditions.get(mapping.family, ""))
-        name = condition_id(family, condition)
-        words = vetted([condition], f"conditionsV{family}")
-        if mapping.share:
-            texts["shared", family, name] = ruleset.shared_chain(family, name or str(family), words)
-        elif condition:
-            texts["", family, name] = ruleset.conditions_chain(family, name, words)
-    return "".join(texts.values())
-
-
-def chains_of(heirs: "Iterable[Heir]") -> str:
-    """The same for what heirs wait for."""
-    return "".join(mapping_chains(heir.conditions, heir.mappings) for heir in heirs)
-
-
-def _promote(draft: Draft, heir: Heir) -> None:
-    """The heir gets what it waits for, or goes on waiting for another attachment of its container that holds it."""
-    who = Claimant(heir.key, heir.conditions)
-    waiting: dict[str, list[Mapping]] = {}
-    for mapping in heir.mappings:
-        try:
-            holder = claims.obtain(draft, who, mapping)
-        except CniError as error:  # a third party was quicker: this DEL must not fail for it
-            warn(f"{heir.key.label} does not get {mapping}: {error}")
-            continue
-        if holder:
-            waiting.setdefault(holder, []).append(mapping)
-    for holder, parts in waiting.items():
-        successors.wait_for(holder, Heir(heir.key, heir.conditions, parts))

@@ -1,4 +1,4 @@
-"""Which attachment of the same container takes a host port over when its holder is DELeted.
+"""Which attachment of the same container takes a host port over when its holder is DELeted, and how.
 
 A file in the folder of the holder's record, /run/cni-py/attachments/<hex of the holder>/heirs/<hex of the successor>, written and
 read under the lock of nftables.
@@ -8,14 +8,25 @@ import os
 
 from cni_py import files
 from cni_py.attachment.holders import HEX, record_of
+from cni_py.attachment.locks import nftables_lock
 from cni_py.attachment.records import fields_in, named_in
+from cni_py.errors import CniError, os_error, warn
+from cni_py.kernel.nf_tables import NftUnavailable
+from cni_py.nftables import ruleset
+from cni_py.nftables.elements import commit
+from cni_py.ports import claims
+from cni_py.ports.claims import Claimant
+from cni_py.ports.config import condition_id, vetted
+from cni_py.ports.draft import Draft
+from cni_py.ports.flows import forget_flows
 from cni_py.ports.mapping import Mapping, parse_mappings
 from cni_py.protocol import gojson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
 
 
@@ -113,3 +124,64 @@ def _unlink(folder: str, name: str) -> None:
         except OSError:
             pass  # gone, or other files are still in it
         remove = os.rmdir
+
+
+def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", only: str = "") -> None:
+    """GC: take out the published ports of attachments of `network` that are not valid, record or not, and let heirs take over.
+
+    With `only` those of one attachment, by its hex. CniError.
+    """
+    living = {key.hex for key in valid}
+    with nftables_lock():
+        draft = Draft(kernel.nft)
+        try:
+            evicted = {only} if only else claims.holders_in(draft, network) - living
+            for hexed in evicted:
+                claims.evict(draft, hexed)
+        except NftUnavailable:
+            return  # then nothing of ours can be there
+        waiting = [heir for hexed in evicted for heir in waiting_at(hexed) if heir.key.hex not in evicted]
+        for heir in waiting:
+            promote(draft, heir)
+        try:
+            commit(kernel, draft.changes(), lambda: chains_of(waiting))
+        except OSError as error:
+            raise os_error("cannot remove elements of the nftables table cni_py", error) from error
+        for hexed in evicted:
+            forget_heirs(hexed)
+    forget_flows(kernel, draft.taken_out(), added=False)
+
+
+def mapping_chains(conditions: dict[int, str], mappings: "Iterable[Mapping]") -> str:
+    """Text for the chains that mappings need, from words that may come from a file and are vetted again."""
+    texts = {}
+    for mapping in mappings:
+        family, condition = mapping.family, mapping.condition(conditions.get(mapping.family, ""))
+        name = condition_id(family, condition)
+        words = vetted([condition], f"conditionsV{family}")
+        if mapping.share:
+            texts["shared", family, name] = ruleset.shared_chain(family, name or str(family), words)
+        elif condition:
+            texts["", family, name] = ruleset.conditions_chain(family, name, words)
+    return "".join(texts.values())
+
+
+def chains_of(heirs: "Iterable[Heir]") -> str:
+    """The same for what heirs wait for."""
+    return "".join(mapping_chains(heir.conditions, heir.mappings) for heir in heirs)
+
+
+def promote(draft: Draft, heir: Heir) -> None:
+    """The heir gets what it waits for, or goes on waiting for another attachment of its container that holds it."""
+    who = Claimant(heir.key, heir.conditions)
+    waiting: dict[str, list[Mapping]] = {}
+    for mapping in heir.mappings:
+        try:
+            holder = claims.obtain(draft, who, mapping)
+        except CniError as error:  # a third party was quicker: this DEL must not fail for it
+            warn(f"{heir.key.label} does not get {mapping}: {error}")
+            continue
+        if holder:
+            waiting.setdefault(holder, []).append(mapping)
+    for holder, parts in waiting.items():
+        wait_for(holder, Heir(heir.key, heir.conditions, parts))

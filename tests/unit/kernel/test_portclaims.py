@@ -19,7 +19,7 @@ from cni_py.errors import CniError, PortInUse
 from cni_py.kernel import libnftables, netlink, nf_tables
 from cni_py.nftables import masquerade, spoof_check
 from cni_py.nftables.elements import sweep
-from cni_py.ports import publish
+from cni_py.ports import publish, successors
 from cni_py.ports.leftovers import withdraw_unrecorded
 
 SUBNET = "198.51.100"
@@ -295,8 +295,8 @@ def test_garbage_collection_without_nf_tables_finds_nothing() -> None:
     netlink.Socket.request = refuse  # type: ignore[assignment, method-assign]  # this process is ours alone
     kernel = Kernel(Attachment("net1", "c1", "eth0"), "")
     sweep(kernel, "net1", [], ("masquerade4", nf_tables.INET))
-    publish.sweep_ports(kernel, "net1", [])
-    publish.sweep_ports(kernel, "net1", [], kernel.key.hex)
+    successors.sweep_ports(kernel, "net1", [])
+    successors.sweep_ports(kernel, "net1", [], kernel.key.hex)
 
 
 @pytest.mark.netns
@@ -405,7 +405,7 @@ def test_garbage_is_found_by_comment_where_no_record_is() -> None:
     masquerade.masquerade([parse_address("198.51.100.1/24")])[0].apply(stale.kernel)
     Record(stale.key, "portmap").remove()
     kernel = Kernel(Attachment("net1", "", ""), "")
-    publish.sweep_ports(kernel, "net1", [living.key])
+    successors.sweep_ports(kernel, "net1", [living.key])
     sweep(kernel, "net1", [living.key], ("masquerade4", nf_tables.INET))
     assert stale.key.hex not in run("nft list table inet cni_py")
     assert living.check() is None
