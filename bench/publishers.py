@@ -397,9 +397,8 @@ def main() -> int:
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
     bench = Bench(options)
-    idle = (
-        rows_of(ports(bench)) if not options.last else []
-    )  # first: ended connections keep numbers of ports for a minute
+    # First: ended connections keep numbers of ports for a minute
+    idle = rows_of(ports(bench)) if not options.last else []
     rows = rows_of(traffic(bench)) if not options.last else []
     rows += rows_of([last_port(bench)]) + idle
     show(rows)

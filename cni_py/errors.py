@@ -25,11 +25,12 @@ def warn(text: str) -> None:
     """Write a line to stderr. A stderr that is full or closed is ignored."""
     try:
         sys.stderr.write(f"cni-py: {text}\n")
+    # Full; closed; None, as Python sets it for a descriptor closed at the start
     except (
         OSError,
         ValueError,
         AttributeError,
-    ):  # full; closed; None, as Python sets it for a descriptor closed at the start
+    ):
         # Its buffer keeps the text, and the interpreter would try to write it again, and fail again, at its end.
         sys.stderr = None
 

@@ -34,6 +34,7 @@ TUNED: dict[str, object] = {"cniVersion": "1.0.0", "name": "pair", "type": "tuni
 # Modules that a call may load, beyond what the interpreter starts with.
 OS = {"os", "os.path", "posixpath", "genericpath", "stat", "_stat", "_collections_abc"}
 OS |= {"errno"} if sys.version_info >= (3, 13) else set()  # posixpath of 3.13 loads it
+# _sha256 is a part of _sha2 since 3.12
 C_MODULES = {
     "_json",
     "_sha256",
@@ -42,7 +43,7 @@ C_MODULES = {
     "_struct",
     "errno",
     "fcntl",
-}  # _sha256 is a part of _sha2 since 3.12
+}
 SETNS = {"_ctypes"}  # before os.setns() of 3.12
 
 
@@ -63,9 +64,8 @@ CALL = (
 )
 LINKS = ours("interface", "interface.common", "kernel.inet", "kernel.rtnl", "kernel.sysctl")
 NFTABLES = ours("nftables", "nftables.elements", "nftables.ruleset", "kernel.nf_tables", "attachment.holders")
-BACKENDS = ours(
-    "iptables", "iptables.names", "kernel.xtables", "plugins.backends", "backend", "ipam", "ipam.leaving"
-)  # which one is to be used
+# Which one is to be used
+BACKENDS = ours("iptables", "iptables.names", "kernel.xtables", "plugins.backends", "backend", "ipam", "ipam.leaving")
 FILTERS = NFTABLES | BACKENDS | {"_sha512"}
 HOST_LOCAL = ours("plugins.host_local", "ipam", "ipam.ranges", "ipam.reservations")
 FORWARDING = ours("plugins.firewall", "nftables.policy", "iptables.forward", "iptables.forward_rules", "iptables.tool")

@@ -18,13 +18,14 @@ from cni_py.run import MODULES
 from tests.lacking import missing
 
 ROOT = Path(__file__).parent.parent
+# With plugins/, which is the package cni_py.plugins
 CHECKED = (
     "cni_py",
     "portfwd",
     "tests",
     "netns-fixtures",
     "bench",
-)  # with plugins/, which is the package cni_py.plugins
+)
 TIMEOUT_S = 300
 
 BANNED = {  # on the direct path: what makes a start slow (python -X importtime)

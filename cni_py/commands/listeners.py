@@ -69,7 +69,8 @@ def wanted(chain: Chain) -> list[Mapping]:
 def mappings_of(port: Object, families: set[int]) -> list[Mapping]:
     """The mappings of one element of portMappings; none for an element that portmap will refuse."""
     try:
-        host_ip = parse_ip(netconf.string(port, "hostIP")) if netconf.string(port, "hostIP") else b""
+        stated = netconf.string(port, "hostIP")
+        host_ip = parse_ip(stated) if stated else b""
         number = netconf.integer(port, "hostPort")
         protocol = netconf.string(port, "protocol").lower()
     except (ValueError, CniError):

@@ -132,9 +132,8 @@ class JoinBridge(Op):
         bridge, port = kernel.host.link(self.bridge), kernel.host.link(self.name)
         if bridge is None or port is None or port.master != bridge.index:
             return f"{self.name} is not a port of bridge {self.bridge}"
-        if (
-            self.hairpin and not port.hairpin
-        ):  # a chained portmap may have turned it on (ports.host_clients.ReflectToPort)
+        # A chained portmap may have turned it on (ports.host_clients.ReflectToPort)
+        if self.hairpin and not port.hairpin:
             return f"hairpin of {self.name} is off"
         if port.isolated != self.isolated:
             return f"isolated of {self.name} is {'on' if port.isolated else 'off'}"

@@ -224,9 +224,8 @@ class Socket:
 
     def _dump(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         if self._unfinished:
-            self._read_dump(
-                self._unfinished
-            )  # a socket has one dump at a time: EBUSY otherwise (__netlink_dump_start())
+            # A socket has one dump at a time: EBUSY otherwise (__netlink_dump_start())
+            self._read_dump(self._unfinished)
         for _ in range(_DUMP_ATTEMPTS):
             self._send(kind, flags, body)
             self._unfinished = self._seq

@@ -138,9 +138,8 @@ class PublishPorts(Op):
             commit(kernel, changes, self.chains)
         except CniError as error:
             if self.conditions4 or self.conditions6:
-                why = error.details.partition("\n")[
-                    0
-                ]  # what follows is our own text, with a caret in a wrong line of it
+                # What follows is our own text, with a caret in a wrong line of it
+                why = error.details.partition("\n")[0]
                 texts = " and ".join(f'"{text[:SHOWN_MAX]}"' for text in self.conditions().values() if text)
                 raise InvalidNetworkConfig("nftables does not take the conditions", f"{texts}: {why}") from error
             raise

@@ -108,9 +108,8 @@ def parser() -> argparse.ArgumentParser:
     _with_socket(_json(_command(commands, "ls", ls)))
     _add_stats(_command(commands, "stats", stats))
     _add_run(_command(commands, "run", run))
-    commands.add_parser(
-        "serve", help=COMMANDS["serve"], add_help=False
-    )  # the service has options of its own: see main()
+    # The service has options of its own: see main()
+    commands.add_parser("serve", help=COMMANDS["serve"], add_help=False)
     _with_socket(_command(commands, "reload", reload))
     return top
 

@@ -167,9 +167,8 @@ class Following:
             except BlockingIOError:
                 break
             except OSError as error:
-                if (
-                    error.errno != errno.ENOBUFS
-                ):  # messages were lost, which does no harm: all addresses are read anyway
+                # Messages were lost, which does no harm: all addresses are read anyway
+                if error.errno != errno.ENOBUFS:
                     raise
         self._names_due = True
         self._look_soon()

@@ -43,10 +43,11 @@ def interface_of(control: Control) -> int:
 def port_of(control: Control) -> int:
     """The port that a datagram came to, of a socket that bind.tell_port() has prepared; 0 if not told."""
     for level, kind, data in control:
+        # struct sockaddr_in, sockaddr_in6
         if (level, kind) in (
             (IPPROTO_IP, IP_ORIGDSTADDR),
             (IPPROTO_IPV6, IPV6_ORIGDSTADDR),
-        ):  # struct sockaddr_in, _in6
+        ):
             return int.from_bytes(data[2:4], "big")
     return 0
 

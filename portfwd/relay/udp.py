@@ -349,9 +349,8 @@ class UdpPort:
         for number in errors_of(upstream) if upstream is not None else ():
             if flow.upstream is not upstream:
                 break
-            if (
-                number != errno.EMSGSIZE
-            ):  # the path MTU shrank: the kernel remembers that itself (ip(7) IP_MTU_DISCOVER)
+            # The path MTU shrank: the kernel remembers that itself (ip(7) IP_MTU_DISCOVER)
+            if number != errno.EMSGSIZE:
                 self._target_failed(flow, OSError(number, os.strerror(number)), now)
 
     # From targets to clients

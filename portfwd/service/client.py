@@ -53,9 +53,8 @@ class Client:
     def _ask(self, request: Json, fds: Sequence[int]) -> bytes:
         data = memoryview(json.dumps(request, separators=(",", ":")).encode() + b"\n")
         try:
-            with contextlib.suppress(
-                BrokenPipeError, ConnectionResetError
-            ):  # the answer, sent before hanging up, says why
+            # The answer, sent before hanging up, says why
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 data = data[self._sock.sendmsg([data], rights.message(fds)) :]
                 self._sock.sendall(data)
             return self._line()

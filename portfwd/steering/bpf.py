@@ -160,9 +160,8 @@ def put(table: int, key: bytes, value: int) -> None:
 def take(table: int, key: bytes) -> None:
     """Delete an entry; a missing one is no error. OSError."""
     with contextlib.suppress(FileNotFoundError):
-        _element(
-            MAP_DELETE_ELEM, table, key, 0
-        )  # the kernel refuses attributes that a command does not use unless they are 0 (EINVAL)
+        # The kernel refuses attributes that a command does not use unless they are 0 (EINVAL)
+        _element(MAP_DELETE_ELEM, table, key, 0)
 
 
 def _element(command: int, table: int, key: bytes, value: int) -> None:

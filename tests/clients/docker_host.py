@@ -91,9 +91,8 @@ class DockerHost:
         network = [f"--bip={GATEWAY4}/24", "--ipv6", f"--fixed-cidr-v6={SUBNET6}", "--ip6tables", "--experimental"]
         lean = ["--storage-driver=vfs", f"--userland-proxy-path={self.proxy}"]  # overlayfs is not to be had everywhere
         if "--oom-score-adjust" in self.host.run("dockerd", "--help").stdout:
-            lean.append(
-                "--oom-score-adjust=0"
-            )  # a lower score, which Docker gave itself until 25.0, needs CAP_SYS_RESOURCE
+            # A lower score, which Docker gave itself until 25.0, needs CAP_SYS_RESOURCE
+            lean.append("--oom-score-adjust=0")
         command = ["dockerd", "--host=unix:///run/docker.sock", *places, *outside, *network, *lean]
         dockerd = self.host.popen("sh", "-c", f'exec "$@" >{LOG} 2>&1 </dev/null', "sh", *command)
         self.host.started.append(dockerd)

@@ -100,9 +100,8 @@ def make_layer(busybox: bytes) -> bytes:
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
         add_file(tar, "init", INIT.encode(), 0o755)
-        add_file(
-            tar, "www/cgi-bin/index.cgi", WHO.encode(), 0o755
-        )  # busybox httpd's page for a folder without index.html
+        # busybox httpd's page for a folder without index.html
+        add_file(tar, "www/cgi-bin/index.cgi", WHO.encode(), 0o755)
     return buffer.getvalue()
 
 

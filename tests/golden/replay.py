@@ -37,13 +37,14 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 ETC_CNI = "/etc/cni/"
 TIMEOUT_S = 30
 ANY_FAILURE = 999  # what Go answers for most failures
+# What ours say instead, where the specification has a code (cni_py/errors.py); no client minds
 SPECIFIC = (
     2,
     4,
     5,
     6,
     7,
-)  # what ours say instead, where the specification has a code (cni_py/errors.py); no client minds
+)
 RULESETS = Path(__file__).with_name("rulesets")
 COUNTERS = re.compile(r"\[\d+:\d+\]")
 HOST_VETH = re.compile(r"\bveth[0-9a-f]{8}\b")

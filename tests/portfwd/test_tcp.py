@@ -369,9 +369,8 @@ def test_a_target_that_does_not_answer_is_given_up_in_time(service: Publisher) -
     node.run(["nft", rules], check=True)
     service.publish(HOST, PORT, (HOST, INSIDE), connect_timeout_s=0.3)
     try:
-        assert (
-            node.python(refused) == "ConnectionResetError"
-        )  # a TimeoutError, if the relay waited as long as the kernel
+        # A TimeoutError, if the relay waited as long as the kernel
+        assert node.python(refused) == "ConnectionResetError"
         assert service.stats(f"m{PORT}")["failed"] == 1
     finally:
         node.run(["nft", "delete table ip hole"], check=True)

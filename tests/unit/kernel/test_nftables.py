@@ -129,9 +129,8 @@ def test_messages_are_those_of_libnftables_byte_for_byte(number: int) -> None:
     for add in (True, False):
         text = words if add else words.partition(" : ")[0].partition(" comment ")[0]
         sent = sent_by_nft(f"{'add' if add else 'delete'} element {name} cni_py {set_name} '{{ {text} }}'")
-        if (
-            set_name.startswith("range") and add
-        ):  # nft marks the start of an empty interval set; the kernel needs it not
+        # nft marks the start of an empty interval set; the kernel needs it not
+        if set_name.startswith("range") and add:
             wanted = [Element(port(0), end=True), *wanted]
         [(_, _, ours)] = Change(add, set_name, wanted, family).messages()
         assert list(map(without_numbers, sent)) == [without_numbers(ours)]
