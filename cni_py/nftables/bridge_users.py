@@ -51,7 +51,15 @@ class Users:
         if self._ports is None:
             found = ports(self._kernel, self._bridge, self._is_gone)
             self._ports = [port for port in found if not is_own(self._kernel, port)]
-        return any(is_isolated(self._kernel, op, port) or may_need(port.alias[:HEX], op) for port in self._ports)
+        return any(
+            (is_isolated(self._kernel, op, port) or may_need(port.alias[:HEX], op)) and self._is_there(port)
+            for port in self._ports
+        )
+
+    def _is_there(self, port: "Link") -> bool:
+        """Whether a port is still there: another DEL may have removed it, and then its record, since the ports were read."""
+        link = self._kernel.host.link(port.name)
+        return link is not None and link.index == port.index
 
 
 def ports(kernel: "Kernel", name: str, is_gone: "Callable[[str], bool]") -> "list[Link]":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -58,3 +59,13 @@ class MacvlanNetwork(BridgeNetwork):
 
     def gateway(self, family: int) -> str:
         return CLIENT[family]
+
+    def wait_for_end_of(self, link: str) -> None:
+        """A macvlan makes its master promiscuous, and goes with its namespace: some time after the last user."""
+        super().wait_for_end_of(link)
+        deadline = time.monotonic() + 5
+        while (
+            "promiscuity 0" not in self.lab["host"].run(["ip", "-d", "link", "show", "dev", "lan0"], check=True).stdout
+        ):
+            assert time.monotonic() < deadline, "lan0 is still promiscuous"
+            time.sleep(0.02)

@@ -110,11 +110,11 @@ def test_the_hosts_own_namespace(net: BridgeNetwork, living: str) -> None:
     assert not released(before, net.state(), but=net.a)
 
 
-@pytest.mark.parametrize("kind", [*ODD, *PATHS])
-def test_what_is_no_namespace(net: BridgeNetwork, kind: str) -> None:
+@pytest.mark.parametrize("what", [*ODD, *PATHS])
+def test_what_is_no_namespace(net: BridgeNetwork, what: str) -> None:
     net.lab["host"].run(["sh", "-c", "rm -rf /run/odd; mkdir /run/odd; touch /run/odd/file"], check=True)
-    net.lab["host"].run(["sh", "-c", ODD.get(kind, "true")], check=True)
-    path = PATHS.get(kind, "/run/odd/path")
+    net.lab["host"].run(["sh", "-c", ODD.get(what, "true")], check=True)
+    path = PATHS.get(what, "/run/odd/path")
     chain = whole_chain(net)
     refused = net.run("ADD", chain.confs[0], netns=path)
     assert refused.code in (3, 4, 8, 999)

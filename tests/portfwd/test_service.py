@@ -61,6 +61,13 @@ class Service:
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.at_rest = 0  # its open descriptors without mappings and clients
+        self.seen: list[int] = []  # counts of its open descriptors
+
+    def rests(self) -> bool:
+        """Whether the count has been the same for a while: it is at_rest then."""
+        self.seen.append(self.descriptors())
+        self.at_rest = self.seen[-1]
+        return self.seen[-9:] == [self.at_rest] * 9
 
     def descriptors(self) -> int:
         """How many it has open."""
@@ -159,7 +166,7 @@ def shared(lan: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servi
     service = Service(lan["host"], tmp_path_factory.mktemp("service"))
     service.start()
     assert until(lambda: not lan["host"].python(control_clients, service.path))  # the first one has been seen to leave
-    service.at_rest = service.descriptors()
+    assert until(service.rests)
     try:
         yield service
     finally:
