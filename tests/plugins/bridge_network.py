@@ -193,7 +193,7 @@ class BridgeNetwork:
 
     def wait_for_end_of(self, link: str) -> None:
         """The kernel removes the links of a namespace some time after its last user."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while link in self.links("host"):
             assert time.monotonic() < deadline, f"{link} is still there"
             time.sleep(0.02)
