@@ -19,6 +19,7 @@ import ipaddress
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -342,8 +343,14 @@ def reserved_socket(port: Json) -> socket.socket | None:
 
 
 def stop_reserver(container: Container) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.kill(int(container.reserver_file.read_text()), signal.SIGKILL)
+    """End the process that reserve_ports() started, and wait until its sockets are closed."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        process = os.pidfd_open(int(container.reserver_file.read_text()))
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], PLUGIN_S)
+        finally:
+            os.close(process)
     shutil.rmtree(STATE / container.id, ignore_errors=True)
 
 
