@@ -6,7 +6,6 @@ iptables' modules are loaded only where the configuration names that backend, or
 from cni_py.attachment import records
 from cni_py.backend import BACKENDS, chosen
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable, warn
-from cni_py.ipam.leaving import known_addresses
 from cni_py.iptables.names import (
     ENTRIES,
     GO_CHECKS,
@@ -107,6 +106,8 @@ def forget_elements(call: "Call") -> None:
 
     They are asked for by their keys. Where the addresses are not known either, GC finds them by their comments.
     """
+    from cni_py.ipam.leaving import known_addresses
+
     hexed = call.key.hex
     try:
         for ip in known_addresses(call):

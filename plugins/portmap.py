@@ -31,16 +31,9 @@ from cni_py import backend
 from cni_py.addr import Address
 from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.errors import InvalidNetworkConfig, warn
-from cni_py.ipam import leaving
-from cni_py.iptables import names
-from cni_py.kernel import sock_diag
-from cni_py.kernel.nf_tables import INET
-from cni_py.nftables import elements
-from cni_py.plugins import backends
-from cni_py.ports import chains, index, relay, successors
+from cni_py.ports import chains
 from cni_py.ports.config import PortmapConf
 from cni_py.ports.mapping import container_addresses, is_served, mappings
-from cni_py.ports.plan import plan
 from cni_py.protocol import netconf
 
 TYPE_CHECKING = False
@@ -54,6 +47,8 @@ def add(call: Call) -> "Result":
 
     The operations themselves claim the ports: see ports/__init__.
     """
+    from cni_py.ports.plan import plan
+
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
         raise InvalidNetworkConfig(
@@ -70,6 +65,8 @@ def add(call: Call) -> "Result":
     call.hand_out([address.packed for address in addresses])
     warn_of_unserved(conf, addresses)
     if not steps:
+        from cni_py.plugins import backends
+
         backends.take_out_unrecorded(call, addresses)
     else:
         call.begin()
@@ -86,6 +83,8 @@ def beside_listeners(call: Call, conf: PortmapConf, steps: "list[Op]") -> "list[
     addresses = container_addresses(earlier, call.ifname)
     if conf.userland_proxy == "always":  # portfwd listens in both families, whichever the container has
         addresses = addresses and [Address(bytes(4), 32), Address(bytes(16), 128)]
+    from cni_py.kernel import sock_diag
+
     wanted = mappings(conf, addresses)
     listeners = sock_diag.waiting((one.protocol, one.first, one.last) for one in wanted)
     if not listeners:
@@ -114,13 +113,18 @@ def withdraw(call: Call) -> None:
     """Undo what the record lists; of one that is lost or damaged, what the kernel and portfwd say."""
     call.undo_recorded()
     if not call.is_recorded:
+        from cni_py.ipam.leaving import known_addresses
         from cni_py.ports import leftovers
 
-        leftovers.withdraw_lost(call, leaving.known_addresses(call), certain=call.record is not None)
+        leftovers.withdraw_lost(call, known_addresses(call), certain=call.record is not None)
 
 
 def check(call: Call) -> None:
     """Compare with the kernel."""
+    from cni_py.iptables import names
+    from cni_py.plugins import backends
+    from cni_py.ports.plan import plan
+
     conf = PortmapConf(call.conf)
     if conf.prev_result is None:
         raise InvalidNetworkConfig("Required prevResult missing")
@@ -135,6 +139,8 @@ def check(call: Call) -> None:
 
 def gc(call: Call) -> None:
     """Take away what stale attachments left."""
+    from cni_py.plugins import backends
+
     call.finish_delete(collect_garbage(call) + call.run_all(sweep_elements, backends.sweep_ports, sweep_chains))
 
 
@@ -147,6 +153,10 @@ def sweep_chains(call: Call) -> None:
 
 def sweep_elements(call: Call) -> None:
     """Take out our nftables elements, and portfwd's mappings, of stale attachments whose record is lost."""
+    from cni_py.kernel.nf_tables import INET
+    from cni_py.nftables import elements
+    from cni_py.ports import index, relay, successors
+
     valid = call.valid_attachments
     if valid is not None:
         successors.sweep_ports(call.kernel, call.conf.name, valid)
@@ -158,8 +168,12 @@ def sweep_elements(call: Call) -> None:
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     if netconf.string(call.conf.raw, "userlandProxy") == "always":
+        from cni_py.ports import relay
+
         relay.require()
     else:
+        from cni_py.plugins import backends
+
         backends.require(call.kernel, backend.chosen(PortmapConf(call.conf).asked_backend))
 
 

@@ -2,9 +2,8 @@
 
 import errno
 
-from cni_py.attachment import holders
-from cni_py.attachment.holders import HEX
 from cni_py.attachment.locks import nftables_lock
+from cni_py.attachment.naming import HEX
 from cni_py.errors import os_error
 from cni_py.kernel.nf_tables import INET, Change, Element, NftUnavailable
 from cni_py.nftables import ruleset
@@ -58,7 +57,7 @@ def take(kernel: "Kernel", set_name: str, key: bytes, family: int = INET) -> Non
             found = kernel.nft.get(set_name, (key,), family).get(key)
         except NftUnavailable:
             return  # then nothing of ours can be there
-        if found is not None and found.comment[: holders.HEX] == kernel.key.hex:
+        if found is not None and found.comment[:HEX] == kernel.key.hex:
             kernel.nft.transaction([Change(False, set_name, [found], family)])
 
 
@@ -80,9 +79,9 @@ def sweep(
                     element
                     for element in kernel.nft.dump(set_name, family)
                     if (
-                        element.comment[: holders.HEX] == only
+                        element.comment[:HEX] == only
                         if only
-                        else network_of(element) == network and element.comment[: holders.HEX] not in living
+                        else network_of(element) == network and element.comment[:HEX] not in living
                     )
                 ]
                 if stale:
@@ -106,7 +105,7 @@ def sweep_one(kernel: "Kernel", hexed: str, *sets: str, family: int = INET) -> N
     with nftables_lock():
         try:
             for name in sets:
-                own = [one for one in kernel.nft.dump(name, family) if one.comment[: holders.HEX] == hexed]
+                own = [one for one in kernel.nft.dump(name, family) if one.comment[:HEX] == hexed]
                 changes += [Change(False, name, own, family)] if own else []
         except NftUnavailable:
             return  # then nothing of ours can be there

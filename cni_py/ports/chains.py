@@ -5,7 +5,6 @@ by_iptables is loaded only where a netlink message says that there is such a cha
 
 from cni_py.addr import ip_text
 from cni_py.attachment import naming
-from cni_py.ipam.leaving import is_gone, known_addresses
 from cni_py.iptables.names import (
     ENTRIES,
     GO_HOSTPORT,
@@ -43,6 +42,8 @@ def forget_ports(call: "Call") -> None:
 
     With it what Go made for the container's interface while the network had another name.
     """
+    from cni_py.ipam.leaving import is_gone, known_addresses
+
     addresses = known_addresses(call)
     obsolete = chain_name(OBSOLETE, call.key.network, call.key.container_id)
     if concerned(call.kernel, ENTRIES, obsolete, own=chain_name(PUBLISH, call.key.network, call.key.container_id)):

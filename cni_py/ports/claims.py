@@ -16,8 +16,7 @@ folder of the holder's record, and takes over in the transaction that removes th
 
 import sys
 
-from cni_py.attachment import holders
-from cni_py.attachment.holders import HEX
+from cni_py.attachment.naming import HEX
 from cni_py.kernel.nf_tables import Element, NftUnavailable, mark
 from cni_py.nftables.elements import network_of
 from cni_py.ports.config import condition_id
@@ -195,6 +194,7 @@ def obtain(draft: Draft, who: Claimant, mapping: Mapping) -> str:
     if draft.blind:
         claim(draft, who, mapping)
         return ""
+    from cni_py.attachment import holders
     from cni_py.ports import conflicts
 
     release(draft, who, mapping)
@@ -222,6 +222,7 @@ def dead_holders(kernel: "Kernel", mappings: "Sequence[Mapping]") -> set[str]:
 
     PortInUse when another container that may be alive has one.
     """
+    from cni_py.attachment import holders
     from cni_py.ports import conflicts
 
     draft, dead = Draft(kernel.nft), set()
@@ -271,6 +272,8 @@ def _is_served_by_other(draft: Draft, who: Claimant, mapping: Mapping) -> bool:
         found = {comment[:HEX] for _, comment in holders_of(draft, mapping)}
     else:
         found = {_holder(draft, mapping)}
+    from cni_py.attachment import holders
+
     others = [record for hexed in found - {"", who.key.hex} if (record := holders.record_of(hexed)) is not None]
     return any(record.key.container_id == who.key.container_id for record in others)
 

@@ -4,7 +4,7 @@ from cni_py import backend
 from cni_py.addr import Address, ip_text
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.kernel import sysctl
-from cni_py.ports import host_clients, index, publish, relay
+from cni_py.ports import host_clients, index, publish
 from cni_py.ports.config import PortmapConf
 from cni_py.ports.mapping import container_addresses, mappings, relays
 
@@ -21,10 +21,12 @@ def plan(conf: PortmapConf, earlier: "Result", ifname: str) -> "list[Op]":
     steps = guards if conf.block_direct else []
     if conf.userland_proxy == "always":
         refuse_what_needs_nat(conf)
-        return listed(steps + relay.relay(relays(conf, addresses), required=True), addresses)
-    steps += plan_nat(conf, addresses, earlier)
-    if conf.userland_proxy == "auto":
-        steps += relay.relay(relays(conf, addresses), required=False)
+    else:
+        steps += plan_nat(conf, addresses, earlier)
+    if conf.userland_proxy != "never":
+        from cni_py.ports.relay import relay
+
+        steps += relay(relays(conf, addresses), required=conf.userland_proxy == "always")
     return listed(steps, addresses)
 
 

@@ -9,12 +9,11 @@ from cni_py.errors import CniError, InvalidNetworkConfig, warn
 from cni_py.kernel.nf_tables import Element, NftUnavailable
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import SHOWN_MAX, commit, put, take
-from cni_py.ports import chains, claims, successors
+from cni_py.ports import chains, claims
 from cni_py.ports.claims import Claimant
 from cni_py.ports.draft import Draft
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.mapping import MASQUERADED, Mapping, parse_mappings, separated
-from cni_py.ports.successors import Heir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +91,8 @@ class PublishPorts(Op):
 
     def chains(self) -> str:
         """The chains that our elements jump to."""
+        from cni_py.ports import successors
+
         inside = [ruleset.inside_chain(parse_address(address)) for address in self.addresses]
         return successors.mapping_chains(self.conditions(), parse_mappings(self.ports)) + "".join(inside)
 
@@ -132,8 +133,10 @@ class PublishPorts(Op):
         for set_name, element in self.hairpins(who.comment):
             draft.put(set_name, element)
         changes = draft.changes()
+        if waiting:
+            from cni_py.ports import successors
         for holder, parts in waiting.items():
-            successors.wait_for(holder, Heir(who.key, who.conditions, parts))
+            successors.wait_for(holder, successors.Heir(who.key, who.conditions, parts))
         try:
             commit(kernel, changes, self.chains)
         except CniError as error:
@@ -155,6 +158,8 @@ class PublishPorts(Op):
         forget_flows(kernel, mappings, added=False)
 
     def _withdraw(self, kernel: "Kernel", mappings: list[Mapping], *, bequeath: bool = True) -> None:
+        from cni_py.ports import successors
+
         draft = Draft(kernel.nft)
         who = Claimant(kernel.key, self.conditions())
         claims.read_ahead(draft, who, mappings)

@@ -13,11 +13,9 @@ import os
 
 from cni_py import files
 from cni_py.addr import ip_text, parse_ip
-from cni_py.attachment import holders
 from cni_py.attachment.engine import Fields, Op, listed
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse, warn
-from cni_py.ports import successors
 from cni_py.ports.config import RANGE_MIN
 from cni_py.ports.mapping import is_for_nat
 from cni_py.protocol.gojson import Object, decode, encode
@@ -329,6 +327,9 @@ class RelayPorts(Op):
             warn(f"portfwd, for {key.label}: {note}")
 
     def undo(self, kernel: "Kernel") -> None:
+        from cni_py.attachment import holders
+        from cni_py.ports import successors
+
         try:
             service = Service.connect(ALWAYS_S if self.required else AUTO_S)
         except Untrusted as error:  # which has nothing of ours
@@ -376,7 +377,8 @@ def clear_or_wait(
 
     Returns what is left to ask for, and whether it makes sense to ask again.
     """
-    from cni_py.ports import conflicts
+    from cni_py.attachment import holders
+    from cni_py.ports import conflicts, successors
 
     dead: set[str] = set()
     waited = False
@@ -400,6 +402,8 @@ def clear_or_wait(
 
 def _succeed(service: Service, heir: "Attachment") -> None:
     """The next network of the same container is served. What fails is said: the DEL at hand must not fail for it."""
+    from cni_py.attachment import holders
+
     record = holders.record_of(heir.hex)
     for op in listed(record, RelayPorts):
         try:
