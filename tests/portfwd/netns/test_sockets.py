@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,20 @@ def test_a_namespace_is_opened_once_and_nothing_is_left_open(there: Places) -> N
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_path_that_names_another_namespace_is_noticed_after_a_second(there: Places, tmp_path: Path) -> None:
-    name = tmp_path / "web"
-    place = Place(path=str(name))
+@contextlib.contextmanager
+def renamed(there: Places, name: Path) -> Iterator[int]:
+    """A name that led to one container, which is open, leads to another; the first one's pid."""
     with container("old") as old, container("new") as new:
         name.symlink_to(f"/proc/{old}/ns/net")
-        assert reached(there, place) == "old"
+        assert reached(there, Place(path=str(name))) == "old"
         name.unlink()
         name.symlink_to(f"/proc/{new}/ns/net")
+        yield old
+
+
+def test_a_path_that_names_another_namespace_is_noticed_after_a_second(there: Places, tmp_path: Path) -> None:
+    place = Place(path=str(tmp_path / "web"))
+    with renamed(there, tmp_path / "web") as old:
         pass_time(there, LOOK_S / 2)
         assert reached(there, place) == "old", "stat(2) at most once per second"
         pass_time(there, LOOK_S / 2)
@@ -88,13 +95,8 @@ def test_a_path_that_names_another_namespace_is_noticed_after_a_second(there: Pl
 
 
 def test_after_a_failed_connection_it_is_noticed_at_once(there: Places, tmp_path: Path) -> None:
-    name = tmp_path / "web"
-    place = Place(path=str(name))
-    with container("old") as old, container("new") as new:
-        name.symlink_to(f"/proc/{old}/ns/net")
-        assert reached(there, place) == "old"
-        name.unlink()
-        name.symlink_to(f"/proc/{new}/ns/net")
+    place = Place(path=str(tmp_path / "web"))
+    with renamed(there, tmp_path / "web"):
         there.forget(place)
         assert reached(there, place) == "new"
 

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from lab import Lab
@@ -23,12 +23,6 @@ from tests.portfwd.stage import BULK, WAIT_S, Log, Stage, descriptors_left
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
 WORDS = 8
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 def answered_before_the_reset() -> tuple[bytes, str]:
@@ -323,7 +317,7 @@ def test_a_connection_that_cannot_be_watched_is_cut(machine: Lab) -> None:
 # Out of descriptors
 
 
-def backlog_without_descriptors(steered: bool) -> tuple[int, int, list[object], str]:
+def backlog_without_descriptors(steered: bool) -> tuple[int, int, list[object]]:
     """One descriptor is left: enough for a client, not for its target's socket."""
     with Stage(Steering()) as stage:
         server = stage.publish(steer="always" if steered else "never")
@@ -336,7 +330,7 @@ def backlog_without_descriptors(steered: bool) -> tuple[int, int, list[object], 
         for _ in range(10 - refused):
             stage.accepted(target)
         alive = [client for client in clients if not is_reset(client)]
-        return refused, len(alive), dead, ""
+        return refused, len(alive), dead
 
 
 def is_reset(client: socket.socket) -> bool:
@@ -353,7 +347,7 @@ def is_reset(client: socket.socket) -> bool:
 
 @pytest.mark.parametrize("steered", [False, True])
 def test_who_waits_in_the_backlog_is_not_reset_for_want_of_descriptors(machine: Lab, steered: bool) -> None:
-    refused, alive, dead, _ = machine["host"].python(backlog_without_descriptors, steered)
+    refused, alive, dead = machine["host"].python(backlog_without_descriptors, steered)
     assert refused <= 1
     assert alive == 10 - refused
     assert dead == []  # it is not the target's fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from lab import Lab
@@ -16,12 +16,6 @@ from portfwd.relay.bind import NoSuchFamily
 from portfwd.steering.lookup import Range, Steering
 from tests.portfwd.stage import WAIT_S, Stage, mapping_of
 from tests.portfwd.talk import HOST, INSIDE, PORT
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 class Refusing(Steering):

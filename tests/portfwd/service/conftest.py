@@ -8,23 +8,15 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
-from tests.conftest import need_root
 from tests.portfwd.service.running import Service, control_clients
 from tests.portfwd.talk import until
 
 
-@pytest.fixture(scope="module")
-def lan() -> Iterator[Lab]:
-    need_root()
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
-
-
 @pytest.fixture
-def idle(lan: Lab, tmp_path: Path) -> Iterator[Service]:
+def idle(machine: Lab, tmp_path: Path) -> Iterator[Service]:
     """One that is not running yet."""
     tmp_path.chmod(0o700)
-    service = Service(lan["host"], tmp_path)
+    service = Service(machine["host"], tmp_path)
     try:
         yield service
     finally:
@@ -33,10 +25,12 @@ def idle(lan: Lab, tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def shared(lan: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(lan["host"], tmp_path_factory.mktemp("service"))
+def shared(machine: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(machine["host"], tmp_path_factory.mktemp("service"))
     service.start()
-    assert until(lambda: not lan["host"].python(control_clients, service.path))  # the first one has been seen to leave
+    assert until(
+        lambda: not machine["host"].python(control_clients, service.path)
+    )  # the first one has been seen to leave
     assert until(service.rests)
     try:
         yield service

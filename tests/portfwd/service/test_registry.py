@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
@@ -17,12 +17,6 @@ from portfwd.service.store import Store
 from tests.portfwd.stage import mapping_of, started
 
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 def inside(machine: Lab, state: object, work: Callable[[Registry], T]) -> T:

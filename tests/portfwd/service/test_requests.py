@@ -198,19 +198,19 @@ def ask_as_nobody(path: str) -> bytes:
         return peer.recv(1000)
 
 
-def test_another_user_is_refused_twice(lan: Lab) -> None:
+def test_another_user_is_refused_twice(machine: Lab) -> None:
     """By the modes of the folder and the socket, and, whatever those have become, by the credentials."""
     with tempfile.TemporaryDirectory() as name:  # where others could reach it: pytest's folders are closed
-        service = Service(lan["host"], Path(name))
+        service = Service(machine["host"], Path(name))
         service.start()
         try:
             with pytest.raises(PermissionError):
-                lan["host"].python(ask_as_nobody, service.path)
+                machine["host"].python(ask_as_nobody, service.path)
             os.chmod(name, 0o755)
             with pytest.raises(PermissionError):
-                lan["host"].python(ask_as_nobody, service.path)
+                machine["host"].python(ask_as_nobody, service.path)
             os.chmod(service.path, 0o666)
-            answer = json.loads(lan["host"].python(ask_as_nobody, service.path))
+            answer = json.loads(machine["host"].python(ask_as_nobody, service.path))
             assert answer["ok"] is False
             assert "root and its own user" in answer["error"]["msg"]
             assert "refused a command of user 65534" in service.log.read_text()
