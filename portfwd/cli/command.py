@@ -152,7 +152,8 @@ def _add_publish(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--wait",
         action="store_true",
-        help="publish also for a container, namespace or process that does not exist yet; clients are reset until it does",
+        help="publish also for a container, namespace, process, interface or host name that does not exist yet; "
+        "clients are reset, or the ports stay closed, until it does",
     )
     _with_socket(_json(one))
 

@@ -1,4 +1,4 @@
-"""`portfwd run`: this process serves the mappings itself, until a signal: no service, no files, no BPF program."""
+"""`portfwd run`: this process serves the mappings itself, until a signal: no service, no stored mappings, no BPF program."""
 
 from __future__ import annotations
 

@@ -42,12 +42,6 @@ FAULTS = {  # what breaks the disk, what mends it, what is said, what cannot be 
 }
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
-
-
 def mapping(name: str, port: int, target: int = 80, owner: str = "") -> Mapping:
     raw = {"id": name, "protocol": "tcp", "host_ips": ["127.0.0.1"], "first": port, "last": port, "owner": owner}
     return Mapping.from_json({**raw, "targets": [{"address": "127.0.0.1", "port": target}]})

@@ -22,12 +22,6 @@ from tests.portfwd.talk import HOST, INSIDE, PORT
 MEGABYTE = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
-
-
 @pytest.fixture
 def service(machine: Lab) -> Iterator[Publisher]:
     with serving(machine["host"]) as publisher:

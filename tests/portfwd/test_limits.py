@@ -37,12 +37,6 @@ LIMIT = 301
 PATIENCE_S = 10.0
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
-
-
 def ask(verb: str, **fields: object) -> dict[str, object]:
     return exchange(SOCKET, {"verb": verb, **fields})
 

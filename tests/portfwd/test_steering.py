@@ -22,8 +22,8 @@ from lab import Lab
 from runtime import Network, Plugins, mapping
 
 from portfwd.steering import bpf
-from portfwd.steering import reserved as reserving
 from portfwd.steering.lookup import prefixes
+from portfwd.steering.reserved import bits, read, spans, write
 from tests.portfwd import talk
 from tests.portfwd.publisher import SOCKET, STATE, Publisher, exchange, serving
 
@@ -380,10 +380,10 @@ some_spans = st.lists(st.tuples(ports, ports).map(lambda two: (min(two), max(two
 
 @given(some_spans)
 def test_the_list_of_the_kernel_is_read_and_written(wanted: list[tuple[int, int]]) -> None:
-    found = reserving.bits(wanted)
-    spans = reserving.spans(found)
-    assert reserving.read(reserving.write(found)) == found == reserving.bits(spans)
-    assert all(last + 1 < first for (_, last), (first, _) in itertools.pairwise(spans))
+    found = bits(wanted)
+    runs = spans(found)
+    assert read(write(found)) == found == bits(runs)
+    assert all(last + 1 < first for (_, last), (first, _) in itertools.pairwise(runs))
 
 
 @given(st.tuples(ports, ports).map(lambda two: (min(two), max(two))))
@@ -391,10 +391,10 @@ def test_prefixes_are_the_range_and_nothing_else(span: tuple[int, int]) -> None:
     found = list(prefixes(*span))
     assert len(found) <= 30
     after = span[0]
-    for start, bits in found:
+    for start, length in found:
         assert start == after
-        assert start % (1 << 16 - bits) == 0
-        after += 1 << 16 - bits
+        assert start % (1 << 16 - length) == 0
+        after += 1 << 16 - length
     assert after == span[1] + 1
 
 

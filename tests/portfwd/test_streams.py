@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from lab import Lab
 from node import Node
 
@@ -18,12 +16,6 @@ CLOSED = "<&- >&- 2>&-"
 FULL = "</dev/null >/dev/full 2>/dev/full"
 PUBLISH = "publish 127.0.0.1:8080:80 --to 127.0.0.1"
 PROXY = "-proxy -proto tcp -host-ip 127.0.0.1 -host-port 8081 -container-ip 127.0.0.1 -container-port 80 3>/run/status"
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 def command(words: str, streams: str) -> list[str]:

@@ -24,12 +24,6 @@ MEGABYTE = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def service(machine: Lab) -> Iterator[Publisher]:
     with serving(machine["host"]) as publisher:
         yield publisher
@@ -43,33 +37,21 @@ def relayed(service: Publisher) -> Iterator[Publisher]:
     service.ask("remove", ids=[f"m{PORT}"], drain_s=0.0)
 
 
-def both_halves() -> tuple[bytes, bytes]:
+def halves(first: str) -> tuple[bytes, bytes]:
+    """What the other side gets of who ends first, and what that one gets after its end."""
     with talk.pair() as (client, server):
-        client.sendall(b"question")
-        client.shutdown(socket.SHUT_WR)
-        asked = talk.read_all(server)
-        server.sendall(b"answer" * 100_000)
-        server.shutdown(socket.SHUT_WR)
-        return asked, talk.read_all(client)
+        one, other = (client, server) if first == "client" else (server, client)
+        one.sendall(b"question")
+        one.shutdown(socket.SHUT_WR)
+        asked = talk.read_all(other)
+        other.sendall(b"answer" * 100_000)
+        other.shutdown(socket.SHUT_WR)
+        return asked, talk.read_all(one)
 
 
-def test_a_client_that_has_said_all_still_gets_its_answer(relayed: Publisher) -> None:
-    asked, answered = relayed.node.python(both_halves)
-    assert (asked, answered) == (b"question", b"answer" * 100_000)
-
-
-def other_halves() -> tuple[bytes, bytes]:
-    with talk.pair() as (client, server):
-        server.sendall(b"welcome")
-        server.shutdown(socket.SHUT_WR)
-        greeted = talk.read_all(client)
-        client.sendall(b"thanks" * 100_000)
-        client.shutdown(socket.SHUT_WR)
-        return greeted, talk.read_all(server)
-
-
-def test_a_server_that_has_said_all_still_hears_the_client(relayed: Publisher) -> None:
-    assert relayed.node.python(other_halves) == (b"welcome", b"thanks" * 100_000)
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_who_has_said_all_still_gets_the_answer(relayed: Publisher, first: str) -> None:
+    assert relayed.node.python(halves, first) == (b"question", b"answer" * 100_000)
 
 
 def reset_by(who: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 from lab import Lab
@@ -17,12 +16,6 @@ from portfwd.relay.listener import BACK_OFF_S, Listener
 from portfwd.relay.poller import Poller
 from tests.portfwd.stage import descriptors_left
 from tests.portfwd.talk import HOST, PORT
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 class Taker:

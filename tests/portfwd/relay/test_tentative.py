@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -26,12 +25,6 @@ CABLE = "ip link add e0 type veth peer name e1 netns c1; sysctl -qw net.ipv6.nei
 # No carrier: the check does not begin.
 UNPLUGGED = f"ip link set e0 up; ip addr add {CHECKED}/64 dev e0; ip addr add {OLD}/64 dev e0 nodad preferred_lft 0"
 PLUGGED = f"ip -n c1 link set e1 up; ip -n c1 addr add {TWICE}/64 dev e1 nodad"
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 def mapping(ip: str, protocol: str = "tcp") -> Mapping:

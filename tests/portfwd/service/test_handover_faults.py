@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 from lab import Lab
@@ -16,12 +15,6 @@ from portfwd.relay.tcp import TcpPort
 from portfwd.service import handover
 from tests.portfwd.stage import BULK, WAIT_S, Stage, descriptors_left, mapping_of
 from tests.portfwd.talk import HOST, INSIDE, PORT
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 def handed_over(stage: Stage, then: Stage) -> None:

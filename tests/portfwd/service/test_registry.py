@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
@@ -13,15 +13,10 @@ from portfwd.errors import NotFound, PortfwdError, PortInUse, Usage
 from portfwd.mapping import Mapping
 from portfwd.service.registry import Registry
 from portfwd.service.requests import Publish, Remove
+from portfwd.service.store import Store
 from tests.portfwd.stage import mapping_of, started
 
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Lab]:
-    with Lab.from_yaml("lan.yaml") as lab:
-        yield lab
 
 
 def inside(machine: Lab, state: object, work: Callable[[Registry], T]) -> T:
@@ -140,3 +135,19 @@ def test_sockets_come_with_one_new_mapping(machine: Lab, tmp_path: object) -> No
     assert file.startswith("a descriptor that came along is not a socket")
     assert other.startswith("the socket given is bound to 127.0.0.1 port 8086, which is not the mapping's")
     assert name == "a"
+
+
+def test_what_waits_is_tried_again(machine: Lab, tmp_path: object) -> None:
+    Store(str(tmp_path)).save([one("a", 8080), one("b", 8082)])
+
+    def retry() -> list[list[str]]:
+        """What is published and what waits: at the start, while the port is somebody's, and when it is free."""
+        with socket.create_server(("127.0.0.1", 8082)) as other, started(str(tmp_path)) as registry:
+            found = [[*registry.relay.mappings, *registry.waiting]]
+            registry.retry()
+            found.append(list(registry.waiting))
+            other.close()
+            registry.retry()
+            return [*found, [*registry.relay.mappings], list(registry.waiting)]
+
+    assert machine["host"].python(retry) == [["a", "b"], ["b"], ["a", "b"], []]
