@@ -215,6 +215,13 @@ class Lab:
         """The comparable state of a node: see snapshot.py."""
         return self[name].python(snapshot.take)
 
+    def _await_end(self, keeper: subprocess.Popen[bytes]) -> None:
+        """Wait for the programs, which the end of the lab kills, and for the keeper, which ends when they are waited for."""
+        for node in self.nodes.values():
+            for program in node.programs:
+                program.wait(START_S)
+        keeper.wait(START_S)
+
     def close(self) -> None:
         """End everything. A second call is harmless."""
         for program in self.background:
@@ -224,10 +231,10 @@ class Lab:
             self.channel.close()  # the keeper ends, and with it its pid namespace; then unshare(1), its parent
         if self.keeper is not None and self.keeper.returncode is None:
             try:
-                self.keeper.wait(START_S)
+                self._await_end(self.keeper)
             except subprocess.TimeoutExpired:
                 self.keeper.kill()
-                self.keeper.wait(START_S)
+                self._await_end(self.keeper)
         for node in self.nodes.values():
             node.close()
         self.nodes.clear()

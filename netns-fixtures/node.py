@@ -1,7 +1,7 @@
 """One machine or container of a lab: its namespaces, and how a program or a function runs in them.
 
-Such a process is a child of this one and dies with it (PR_SET_PDEATHSIG). It is also in the lab's pid namespace, so that it dies
-with the lab. A function runs in a forked child, which first checks that it is not in the machine's network namespace.
+Such a process is a child of this one and in the lab's pid namespace, so that it dies with the lab, and the lab with this process.
+A function runs in a forked child, which first checks that it is not in the machine's network namespace.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -84,6 +84,7 @@ class Node:
     mount: int
     pids: int  # a descriptor of the lab's pid namespace
     machine: tuple[int, int]  # device and inode number of the network namespace that must not be changed
+    programs: list[subprocess.Popen[bytes]] = field(default_factory=list)  # those that were not waited for, at least
 
     @property
     def netns(self) -> str:
@@ -104,18 +105,26 @@ class Node:
         stdout: int | IO[bytes] | None = None,
         stderr: int | IO[bytes] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a program in this node's network and mount namespace and the lab's pid namespace; it dies with this process."""
+        """Start a program in this node's network and mount namespace and the lab's pid namespace; it dies with the lab.
+
+        It is a child of this process, so that nobody else has to reap it: the lab's pid namespace remains until that is done
+        (zap_pid_ns_processes, kernel/pid_namespace.c), and the machine's init may take seconds.
+        """
         me = f"/proc/{os.getpid()}/fd"
-        # nsenter needs no setpriv: when this process dies, the lab's pid namespace ends, with it the program, then nsenter.
-        namespaces = [f"--pid={me}/{self.pids}", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}"]
-        return subprocess.Popen(
-            ["nsenter", *namespaces, "--", *DIE_WITH_PARENT, *args],
-            env={"PATH": PATH, "LANG": "C.UTF-8", **(env or {})},
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        home = self._bear_in_the_lab()
+        try:
+            program = subprocess.Popen(
+                ["nsenter", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}", "--", *args],
+                env={"PATH": PATH, "LANG": "C.UTF-8", **(env or {})},
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        finally:
+            bear_at_home(home)
+        self.programs[:] = [*(one for one in self.programs if one.returncode is None), program]
+        return program
 
     def run(
         self,
@@ -173,21 +182,25 @@ class Node:
         return value
 
     def _fork(self) -> int:
-        """Fork a child into the lab's pid namespace.
+        """Fork a child into the lab's pid namespace."""
+        home = self._bear_in_the_lab()
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                bear_at_home(home)
+        return pid
+
+    def _bear_in_the_lab(self) -> int:
+        """From now on this thread's children begin in the lab's pid namespace; a descriptor of the one where they did before.
 
         setns(CLONE_NEWPID) takes effect for children only (pid_namespaces(7)), so this process enters, forks and goes back.
         To enter in the child would need a second fork, and a fork of a large process is what a call costs.
         """
         home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        pid = -1
-        try:
-            enter(self.pids, CLONE_NEWPID)
-            pid = os.fork()
-        finally:
-            if pid != 0:
-                enter(home, CLONE_NEWPID)
-            os.close(home)
-        return pid
+        enter(self.pids, CLONE_NEWPID)
+        return home
 
     def _child(self, write: int, unblocked: set[int], call: Callable[[], object]) -> None:
         """The forked child."""
@@ -213,6 +226,12 @@ class Node:
     def close(self) -> None:
         os.close(self.net)
         os.close(self.mount)
+
+
+def bear_at_home(home: int) -> None:
+    """The end of Node._bear_in_the_lab()."""
+    enter(home, CLONE_NEWPID)
+    os.close(home)
 
 
 def read_all(fd: int, deadline: float) -> bytes | None:

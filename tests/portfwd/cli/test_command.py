@@ -352,7 +352,7 @@ class Running:
         self.first = self.process.stdout.readline().decode()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        self.lab["host"].python(os.kill, inside_pid(self.lab), number)  # self.process is nsenter, outside the lab
+        self.process.send_signal(number)
         _, complaints = self.process.communicate(timeout=10)
         return self.process.returncode, complaints.decode()
 
