@@ -103,6 +103,11 @@ class Service:
         """As if it had just started for the first time."""
         self.ask("remove", ids=self.names())
 
+    def await_successor(self) -> None:
+        """Wait until the process that start() made has ended, which it does when another serves."""
+        assert self.process is not None
+        self.process.wait(WAIT_S)
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """End it; the exit status."""
         assert self.process is not None

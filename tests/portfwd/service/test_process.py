@@ -148,7 +148,7 @@ def test_a_reload_answers_when_the_successor_serves(idle: Service) -> None:
     idle.publish(raw(8080))
     before = idle.pid()
     assert idle.ask("reload")["ok"] is True
-    assert until(lambda: not os.path.exists(f"/proc/{before}"))
+    idle.await_successor()
     assert idle.names() == ["m8080"]
     assert idle.pid() != before
     assert Path(idle.path + ".lock").read_text().strip() == str(idle.ask_pid())
@@ -159,7 +159,7 @@ def test_sighup_is_a_reload(idle: Service) -> None:
     idle.start()
     before = idle.pid()
     os.kill(before, signal.SIGHUP)
-    assert until(lambda: not os.path.exists(f"/proc/{before}"))
+    idle.await_successor()
     assert idle.answers()
 
 
