@@ -162,7 +162,14 @@ def is_closed(place: Namespaces, address: str) -> bool:
 def test_a_container_that_is_restarted_has_its_ports_again(docker: DockerHost, way: str) -> None:
     with docker.running("web", *PUBLISHED):
         docker.host.run("docker", "restart", "--time=5", "web")
-        assert ask(docker.host, "::1", WEB) == f"web {GATEWAY6}"
+        # docker restart does not wait until the server listens; until then a client is reset
+        assert wait_for("the server", lambda: answered(docker.host, "::1")) == f"web {GATEWAY6}"
+
+
+def answered(host: Namespaces, address: str) -> str | None:
+    """Who the web page says it was asked by, when there is one."""
+    said = ask(host, address, WEB)
+    return None if said == "! ConnectionResetError" else said
 
 
 def test_a_port_in_use_fails_the_start_and_names_the_holder(docker: DockerHost, way: str) -> None:
