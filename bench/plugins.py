@@ -4,10 +4,14 @@
 
 Needs root; everything happens in namespaces of its own. There is a side for each way to run ours that this installation has
 (direct, chain, warm: bench/sides.py), and one for the Go plugins with their fastest backends, each on a host of its own. All get
-the same configuration (isGateway, ipMasq, hairpinMode, one TCP port, ingressPolicy same-bridge, a tuning that tunes nothing),
-with IPv4 alone and with dual stack, and take turns, a round each: ADD of the whole chain, DEL in reverse. Before anything is timed the
-results of one round of each are compared. Then the same while every processor is kept busy; 100 ADDs and 100 DELs at once; one
-more attachment on a host with 10 and on a host with 1,000 attachments, of 10 ports each; VERSION beside a bare interpreter.
+the same configuration: isGateway, ipMasq, hairpinMode, one TCP port, ingressPolicy same-bridge, a tuning that tunes nothing.
+Results of one round of each are compared before anything is timed. Then they take turns, a round each: ADD of the whole chain,
+DEL in reverse. Measured are
+
+    IPv4 alone and dual stack, each idle and with every processor kept busy
+    100 ADDs at once, then 100 DELs at once
+    one more attachment on a host with 10 and on a host with 1,000 attachments, of 10 ports each
+    VERSION, beside a bare interpreter
 
 Times are of whole processes, from exec to exit: wall time (medians), and processor time of the process, of those that it waited
 for, and of the service that it called (means). "chain" is the sum of a round's processes. Ratios are to Go.
@@ -53,9 +57,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--ports", type=int, default=10, help="of each attachment where growth is measured")
     parser.add_argument("--json", help="also write all figures to this file")
     found = parser.parse_args()
+    counts = ("rounds", "bursts", "burst_size", "large", "small", "ports")
+    others = [f"--{name.replace('_', '-')} {getattr(found, name)}" for name in counts if given(parser, found, name)]
+    found.command = f'make bench BENCH="{" ".join(others)}"' if others else "make bench"
     for name in ("ours", "go", "cni_py", "older_go"):
         setattr(found, name, os.path.abspath(getattr(found, name)) if getattr(found, name) else "")
     return found
+
+
+def given(parser: argparse.ArgumentParser, found: argparse.Namespace, name: str) -> bool:
+    """Whether an option has another value than its usual one."""
+    return bool(getattr(found, name) != parser.get_default(name))
 
 
 def times_of(sides: list[Side]) -> dict[str, Times]:
@@ -132,6 +144,7 @@ def main() -> int:
         report = Report(
             machine={**machine.described(), **ways.versions()},
             date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            command=asked.command,
             load=[round(value, 1) for value in os.getloadavg()],
             absent=ways.absent,
             chains=[],

@@ -32,6 +32,7 @@ class Report(TypedDict):
 
     machine: dict[str, str]
     date: str
+    command: str
     load: list[float]  # the machine's load averages before the run
     absent: dict[str, str]  # a way, and why it was not measured
     chains: list[Chain]
@@ -40,12 +41,16 @@ class Report(TypedDict):
     growth: Growth | None
 
 
-WALL_ONLY = ("ADDs", "DELs", "bridge VERSION")
+WALL_ONLY = (  # what has a target for wall time alone
+    "ADDs",
+    "DELs",
+    "bridge VERSION",
+)
 Target = Callable[[Row], float | None]
 
 
 def verdict(row: Row, most: float | None) -> str:
-    """Whether a row's ratios are what they should be; empty without a target or ratios. Many at once have one for wall time only."""
+    """Whether a row's ratios are what they should be; empty without a target or ratios."""
     if most is None or row["wall_ratio"] is None or row["cpu_ratio"] is None:
         return ""
     wall, cpu = row["wall_ratio"] <= most, row["cpu_ratio"] <= most
@@ -73,6 +78,7 @@ def lines(rows: Sequence[Row], target: Target = target) -> list[str]:
 def printed(report: Report) -> str:
     """The whole report."""
     found = [f"{name}: {value}" for name, value in report["machine"].items()]
+    found += [f"date: {report['date']}", f"command: {report['command']}", f"load averages before: {report['load']}"]
     found += [f"not measured: {way}: {reason}" for way, reason in report["absent"].items()]
     found.append("results were equal before timing; ratios to the Go plugins' medians")
     for chain in report["chains"] + report["bursts"]:

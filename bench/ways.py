@@ -34,7 +34,7 @@ class Ways:
     def look(self, scratch: str) -> None:
         """Ask the installation; a folder with native launchers is made below `scratch`."""
         if not os.access(f"{self.ours}/chain", os.X_OK):
-            self.absent["chain"] = f"{self.ours} has no executable `chain`"
+            self.absent["chain"] = "the installed plugins have no `chain`"
         if subprocess.run([self.cni_py, "serve", "--help"], capture_output=True, check=False).returncode:
             self.absent["warm"] = "cni-py has no command `serve`"
         else:
