@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drawing import drawing
 from figures import GROWTH_MAX, TARGETS, VERSION_MAX, Row
-from report import Chain, Report
+from report import Chain, Parts, Report
 
 PART = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 WAYS = ("direct", "chain", "warm")
@@ -118,6 +118,24 @@ def growth(report: Report) -> str:
     return table(head, ([row["side"], row["step"].split()[1], times(row), ratios(row)] for row in rows))
 
 
+def by_part(report: Report) -> str:
+    """Parts of direct calls; a column for each step, in the order of calls."""
+    steps = report["parts"]
+    parts = sorted({part for found in steps.values() for part in found}, key=lambda part: -weight(steps, part))
+    rows = [[part, *(cell(found.get(part)) for found in steps.values())] for part in parts]
+    return table(["", *steps], rows)
+
+
+def weight(steps: Parts, part: str) -> float:
+    """Its processor time in all steps."""
+    return sum(found[part][1] for found in steps.values() if part in found)
+
+
+def cell(figures: Sequence[float] | None) -> str:
+    """Wall and processor time of a part."""
+    return "-" if figures is None else f"{figures[0]:.1f} / {figures[1]:.1f}"
+
+
 def generated(report: Report, before: Report | None = None) -> dict[str, str]:
     """All parts by name."""
     chains, bursts = report["chains"], report["bursts"]
@@ -131,6 +149,7 @@ def generated(report: Report, before: Report | None = None) -> dict[str, str]:
         "starts": starts(report),
         "growth": growth(report),
         "before": "",
+        "parts": by_part(report),
     }
     if before is not None:
         parts["before"] = beside_targets(before["chains"], ("chain ADD", "chain DEL"), ratios)

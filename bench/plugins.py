@@ -30,6 +30,7 @@ from pathlib import Path
 import figures
 import machine
 import measures
+import parts
 from hosts import busy, enter_private_namespaces
 from report import Chain, Growth, Report, printed
 from sides import FAMILIES, Side, Times
@@ -151,11 +152,14 @@ def main() -> int:
             bursts=[],
             starts=[],
             growth=None,
+            parts={},
         )
         for way, reason in ways.absent.items():
             print(f"not measured: {way}: {reason}", file=sys.stderr)
         for family in FAMILIES:
             measure_family(ways, family, asked, report)
+        interpreter = machine.interpreter(ways.ours)
+        report["parts"] = parts.measure(ways.ours, interpreter, next(iter(FAMILIES)), asked.rounds, scratch)
         if asked.large:
             report["growth"] = measure_growth(ways, asked)
     print(printed(report))

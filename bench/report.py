@@ -39,6 +39,7 @@ class Report(TypedDict):
     bursts: list[Chain]
     starts: list[Row]  # ratios are to a bare interpreter
     growth: Growth | None
+    parts: Parts  # of direct calls, IPv4, idle
 
 
 WALL_ONLY = (  # what has a target for wall time alone
@@ -46,6 +47,7 @@ WALL_ONLY = (  # what has a target for wall time alone
     "DELs",
     "bridge VERSION",
 )
+Parts = dict[str, dict[str, list[float]]]  # of a step: a part's wall and processor time in milliseconds
 Target = Callable[[Row], float | None]
 
 

@@ -64,10 +64,10 @@ def made_up() -> Chain:
 def test_whole_lists_come_last_and_are_held_to_their_targets() -> None:
     rows = made_up()["rows"]
     assert [row["step"] for row in rows] == ["bridge ADD"] * 2 + ["chain ADD"] * 3 + ["chain DEL"] * 3
-    report = Report(
-        machine={}, date="", command="", load=[], absent={}, chains=[made_up()], bursts=[], starts=[], growth=None
+    nothing = Report(
+        machine={}, date="", command="", load=[], absent={}, chains=[], bursts=[], starts=[], growth=None, parts={}
     )
-    lines = [line.split() for line in printed(report).splitlines()]
+    lines = [line.split() for line in printed({**nothing, "chains": [made_up()]}).splitlines()]
     assert {" ".join(words[:3]): " ".join(words[words.index("target") :]) for words in lines if "target" in words} == {
         "chain ADD direct": "target 0.75: wall NOT met, CPU NOT met",
         "chain DEL direct": "target 0.7: wall met, CPU NOT met",
@@ -119,24 +119,11 @@ def test_the_document_shows_the_figures_that_lie_beside_it() -> None:
 
 
 def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_path: Path) -> None:
-    command = Path(sys.executable).with_name("cni-py")
-    words = [
-        "--ours",
-        our_bin_dir,
-        "--cni-py",
-        command,
-        "--go",
-        tmp_path,
-        "--rounds",
-        "1",
-        "--bursts",
-        "1",
-        "--burst-size",
-        "2",
-    ]
-    found = tmp_path / "found.json"
+    command, found = Path(sys.executable).with_name("cni-py"), tmp_path / "found.json"
+    folders = ["--ours", our_bin_dir, "--cni-py", command, "--go", tmp_path, "--json", found]
+    counts = ["--rounds", "1", "--bursts", "1", "--burst-size", "2", "--large", "0"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench/plugins.py"), *words, "--large", "0", "--json", str(found)],
+        [sys.executable, str(ROOT / "bench/plugins.py"), *map(str, folders), *counts],
         capture_output=True,
         text=True,
         timeout=300,
@@ -146,3 +133,4 @@ def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_pat
     report = json.loads(found.read_text())
     steps = {(chain["family"], row["step"]) for chain in report["chains"] + report["bursts"] for row in chain["rows"]}
     assert {("IPv4", "chain ADD"), ("IPv4", "DELs"), ("dual stack", "chain DEL")} <= steps
+    assert report["parts"]["bridge ADD"].keys() >= {"interpreter", "imports", "links, addresses, routes", "nftables"}
