@@ -85,15 +85,15 @@ def by_plugin(chain: Chain) -> str:
 def conditions(report: Report) -> str:
     """What it ran on."""
     rows = [[name, value] for name, value in report["machine"].items()]
-    others = [one["others"] for one in report["chains"] if one["others"] is not None]
     rows += [
         ["date", report["date"]],
         ["command", f"`{report['command']}`"],
         ["rounds", f"{report['chains'][0]['rounds']}, in turns"],
-        [
-            "others",
-            f"{min(others):.0%} to {max(others):.0%} of the processors were other processes' while ours were idle",
-        ],
+        *(
+            ["other processes had", f"{one['others']:.0%} of the processors: {one['family']}, {one['load']}"]
+            for one in [*report["chains"], *report["bursts"]]
+            if one["others"] is not None
+        ),
         *(["not measured", f"{way}: {reason}"] for way, reason in report["absent"].items()),
     ]
     return table(["", ""], rows)

@@ -37,6 +37,7 @@ from sides import FAMILIES, Side, Times
 from ways import Ways
 
 BUSY_S = 1800
+LOADS = ("idle", "busy")
 FULL_FAMILY = "dual stack"  # of the measurement of growth
 
 
@@ -48,6 +49,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--go", required=True, help="folder of the newest Go plugins")
     parser.add_argument("--older-go", default="", help="folder of Debian's own Go plugins, for --more")
     parser.add_argument("--more", action="store_true", help="also ours with iptables, and Debian's own Go plugins")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--bursts", type=int, default=5, help="0: none")
     parser.add_argument("--burst-size", type=int, default=100)
@@ -83,7 +86,7 @@ def measure_family(ways: Ways, family: str, asked: argparse.Namespace, report: R
     """One after the other and at once, idle and busy, and how VERSION does."""
     sides = ways.sides(family, asked.more)
     measures.compare(sides)
-    for load in ("idle", "busy"):
+    for load in asked.loads:
         others = machine.Others()
         with busy(os.cpu_count() or 1 if load == "busy" else 0, BUSY_S):
             measures.rounds(sides, asked.rounds)
@@ -93,7 +96,7 @@ def measure_family(ways: Ways, family: str, asked: argparse.Namespace, report: R
                 family=family,
                 load=load,
                 rounds=asked.rounds,
-                others=others.part() if load == "idle" else None,
+                others=others.part(),
                 rows=found,
             )
         )
@@ -156,10 +159,10 @@ def main() -> int:
         )
         for way, reason in ways.absent.items():
             print(f"not measured: {way}: {reason}", file=sys.stderr)
-        for family in FAMILIES:
+        for family in asked.families:
             measure_family(ways, family, asked, report)
         interpreter = machine.interpreter(ways.ours)
-        report["parts"] = parts.measure(ways.ours, interpreter, next(iter(FAMILIES)), asked.rounds, scratch)
+        report["parts"] = parts.measure(ways.ours, interpreter, asked.families[0], asked.rounds, scratch)
         if asked.large:
             report["growth"] = measure_growth(ways, asked)
     print(printed(report))

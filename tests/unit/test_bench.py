@@ -121,7 +121,20 @@ def test_the_document_shows_the_figures_that_lie_beside_it() -> None:
 def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_path: Path) -> None:
     command, found = Path(sys.executable).with_name("cni-py"), tmp_path / "found.json"
     folders = ["--ours", our_bin_dir, "--cni-py", command, "--go", tmp_path, "--json", found]
-    counts = ["--rounds", "1", "--bursts", "1", "--burst-size", "2", "--large", "0"]
+    counts = [
+        "--families",
+        "IPv4",
+        "--loads",
+        "idle",
+        "--rounds",
+        "1",
+        "--bursts",
+        "1",
+        "--burst-size",
+        "2",
+        "--large",
+        "0",
+    ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench/plugins.py"), *map(str, folders), *counts],
         capture_output=True,
@@ -131,6 +144,6 @@ def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_pat
     )
     assert (done.returncode, "not measured: go: there are no Go plugins" in done.stderr) == (0, True), done.stderr
     report = json.loads(found.read_text())
-    steps = {(chain["family"], row["step"]) for chain in report["chains"] + report["bursts"] for row in chain["rows"]}
-    assert {("IPv4", "chain ADD"), ("IPv4", "DELs"), ("dual stack", "chain DEL")} <= steps
+    steps = {row["step"] for chain in report["chains"] + report["bursts"] for row in chain["rows"]}
+    assert {"chain ADD", "chain DEL", "ADDs", "DELs"} <= steps
     assert report["parts"]["bridge ADD"].keys() >= {"interpreter", "imports", "links, addresses, routes", "nftables"}
