@@ -175,6 +175,17 @@ class Service:
         self.seen_ms, before = total, self.seen_ms
         return total - before
 
+    def late_ms(self) -> float:
+        """What it did after the last look, once it has nothing more to do: a call may end before its process here has."""
+        end = time.monotonic() + CALL_S
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as file:  # proc_tid_children(5)
+            while file.read():
+                if time.monotonic() > end:
+                    raise SystemExit("a call of the service does not end")
+                time.sleep(0.001)
+                file.seek(0)
+        return self.cpu_ms()
+
     def end(self) -> None:
         """End it."""
         self.process.terminate()

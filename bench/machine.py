@@ -37,9 +37,9 @@ def said(*words: str) -> str:
 
 
 def interpreter(folder: str) -> str:
-    """That of our executables, from the first line of one of them."""
+    """That of our executables, from the first line of one of them; empty where they are no scripts."""
     first = Path(folder, "bridge").read_bytes().partition(b"\n")[0].split()
-    return first[0][2:].decode() if first and first[0].startswith(b"#!") else "/usr/bin/python3"
+    return first[0][2:].decode() if first and first[0].startswith(b"#!") else ""
 
 
 class Others:

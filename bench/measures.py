@@ -79,7 +79,9 @@ def at_once(
                 spent, answer = running.ended(status, usage)
                 cpu += spent.cpu_ms
                 advance(side, walks, place, answer, active, found)
-        side.note(f"{verb}s", Spent((time.perf_counter() - begun) * 1000, cpu))
+        wall = (time.perf_counter() - begun) * 1000
+        late = side.service.late_ms() if side.service else 0.0
+        side.note(f"{verb}s", Spent(wall, cpu + late))
     return found
 
 

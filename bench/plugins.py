@@ -111,7 +111,7 @@ def measure_family(ways: Ways, family: str, asked: argparse.Namespace, report: R
             )
         )
     if not report["starts"]:
-        bare = measures.starts(sides, machine.interpreter(ways.ours), asked.rounds)
+        bare = measures.starts(sides, machine.interpreter(ways.scripts), asked.rounds)
         times = {**times_of(sides), "python3 -I -S -c pass": {"bridge VERSION": bare}}
         report["starts"] = figures.rows(times, "python3 -I -S -c pass")
     for side in sides:
@@ -161,8 +161,8 @@ def main() -> int:
             print(f"not measured: {way}: {reason}", file=sys.stderr)
         for family in asked.families:
             measure_family(ways, family, asked, report)
-        interpreter = machine.interpreter(ways.ours)
-        report["parts"] = parts.measure(ways.ours, interpreter, asked.families[0], asked.rounds, scratch)
+        interpreter = machine.interpreter(ways.scripts)
+        report["parts"] = parts.measure(ways.scripts, interpreter, asked.families[0], asked.rounds, scratch)
         if asked.large:
             report["growth"] = measure_growth(ways, asked)
     print(printed(report))

@@ -138,9 +138,10 @@ class Side:
             while True:
                 answer = self.timed(next(walk) if answer is None else walk.send(answer))
         except StopIteration as end:
-            last = [self.times[step][-1] for step in self.steps(verb)]
+            whole = total([self.times[step][-1] for step in self.steps(verb)])
             if not self.one_plugin:
-                self.times.setdefault(f"chain {verb}", []).append(total(last))
+                late = self.service.late_ms() if self.service else 0.0
+                self.times.setdefault(f"chain {verb}", []).append(Spent(whole.wall_ms, whole.cpu_ms + late))
             return end.value
 
     def version(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import machine
 from hosts import Service
 from sides import GO_BACKENDS, Side
 
@@ -29,10 +30,12 @@ class Ways:
     go: str
     older_go: str = ""
     warm: str = ""
+    scripts: str = ""  # executables that are Python, for the stopwatch
     absent: dict[str, str] = field(default_factory=dict)
 
     def look(self, scratch: str) -> None:
         """Ask the installation; a folder with native launchers is made below `scratch`."""
+        self.scripts = self.ours if machine.interpreter(self.ours) else self.installed("python", scratch)[0]
         if not os.access(f"{self.ours}/chain", os.X_OK):
             self.absent["chain"] = "the installed plugins have no `chain`"
         if subprocess.run([self.cni_py, "serve", "--help"], capture_output=True, check=False).returncode:
@@ -44,20 +47,25 @@ class Ways:
 
     def native(self, scratch: str) -> str:
         """The folder for the warm way."""
+        folder, error = self.installed("native", scratch)
+        if error:
+            self.absent["native launcher"] = f"warm runs with the executables of direct: {error}"
+        return folder
+
+    def installed(self, launcher: str, scratch: str) -> tuple[str, str]:
+        """A folder with executables of that kind; ours and the error, if they cannot be had."""
+        folder = f"{scratch}/{launcher}"
         words = [
             self.cni_py,
             "install",
-            "--launcher=native",
+            f"--launcher={launcher}",
             "--bin-dir",
-            f"{scratch}/bin",
+            folder,
             "--conf-dir",
-            f"{scratch}/net",
+            f"{scratch}/net.d",
         ]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return f"{scratch}/bin"
-        self.absent["native launcher"] = f"warm runs with the Python launcher: {done.stderr.strip()}"
-        return self.ours
+        return (self.ours, done.stderr.strip()) if done.returncode else (folder, "")
 
     def sides(self, family: str, more: bool = False) -> list[Side]:
         """Each on a host of its own; the last one is what ratios are to. `more`: also iptables, ours and Debian's Go plugins."""
