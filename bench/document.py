@@ -1,9 +1,9 @@
 """Write the tables and the picture of docs/performance.md from what bench/plugins.py found.
 
-    python3 bench/document.py [--figures docs/performance.json] [--before FILE] [--docs docs]
+    python3 bench/document.py [--figures docs/performance.json] [--docs docs]
 
-`--before` has figures of an earlier version of ours, which then stand beside the new ones. In the document each generated part
-stands between a line `<!-- bench: NAME -->` and a line `<!-- end -->`.
+In the document each generated part stands between a line `<!-- bench: NAME -->` and a line `<!-- end -->`. Where there is a file
+performance-before.json beside it, figures of an earlier version of ours, their ratios are in the document, too.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def generated(report: Report, before: Report | None = None) -> dict[str, str]:
         "parts": by_part(report),
     }
     if before is not None:
-        parts["before"] = beside_targets(before["chains"], ("chain ADD", "chain DEL"), ratios)
+        when = before["date"].split()[0]
+        parts["before"] = f"Ratios of an earlier version, of {when}:\n\n"
+        parts["before"] += beside_targets(before["chains"], ("chain ADD", "chain DEL"), ratios)
     return parts
 
 
@@ -165,11 +167,11 @@ def main() -> int:
     """Read, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", default="docs/performance.json")
-    parser.add_argument("--before")
     parser.add_argument("--docs", default="docs")
     asked = parser.parse_args()
     report: Report = json.loads(Path(asked.figures).read_text())
-    before: Report | None = json.loads(Path(asked.before).read_text()) if asked.before else None
+    earlier = Path(asked.docs, "performance-before.json")
+    before: Report | None = json.loads(earlier.read_text()) if earlier.exists() else None
     page = Path(asked.docs, "performance.md")
     page.write_text(filled(page.read_text(), generated(report, before)))
     Path(asked.docs, "performance.svg").write_text(drawing(report["chains"]))
