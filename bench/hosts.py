@@ -41,6 +41,7 @@ def enter_private_namespaces() -> None:
         os.environ[PRIVATE] = "1"
         namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         os.execvp("unshare", ["unshare", *namespaces, sys.executable, *sys.argv])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a first process has no default for it
     os.makedirs("/var/lib/cni", exist_ok=True)
 
 
