@@ -61,17 +61,21 @@ def options() -> argparse.Namespace:
     parser.add_argument("--ports", type=int, default=10, help="of each attachment where growth is measured")
     parser.add_argument("--json", help="also write all figures to this file")
     found = parser.parse_args()
-    counts = ("rounds", "bursts", "burst_size", "large", "small", "ports")
-    others = [f"--{name.replace('_', '-')} {getattr(found, name)}" for name in counts if given(parser, found, name)]
-    found.command = f'make bench BENCH="{" ".join(others)}"' if others else "make bench"
-    for name in ("ours", "go", "cni_py", "older_go"):
+    for name in ("ours", "go", "cni_py", "older_go", "json"):  # the way to them is another one on a host
         setattr(found, name, os.path.abspath(getattr(found, name)) if getattr(found, name) else "")
+    found.command = command(parser, found)
     return found
 
 
-def given(parser: argparse.ArgumentParser, found: argparse.Namespace, name: str) -> bool:
-    """Whether an option has another value than its usual one."""
-    return bool(getattr(found, name) != parser.get_default(name))
+def command(parser: argparse.ArgumentParser, found: argparse.Namespace) -> str:
+    """For people, without what `make bench` says itself."""
+    words = []
+    for name in ("families", "loads", "rounds", "bursts", "burst_size", "small", "large", "ports", "more"):
+        value = getattr(found, name)
+        if value != parser.get_default(name):
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *(f"'{one}'" if " " in str(one) else str(one) for one in values)]
+    return f'make bench BENCH="{" ".join(words)}"' if words else "make bench"
 
 
 def times_of(sides: list[Side]) -> dict[str, Times]:

@@ -120,7 +120,7 @@ def test_the_document_shows_the_figures_that_lie_beside_it() -> None:
 
 def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_path: Path) -> None:
     command, found = Path(sys.executable).with_name("cni-py"), tmp_path / "found.json"
-    folders = ["--ours", our_bin_dir, "--cni-py", command, "--go", tmp_path, "--json", found]
+    folders = ["--ours", our_bin_dir, "--cni-py", command, "--go", tmp_path, "--json", found.name]
     counts = [
         "--families",
         "IPv4",
@@ -137,6 +137,7 @@ def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_pat
     ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench/plugins.py"), *map(str, folders), *counts],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
