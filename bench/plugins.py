@@ -1,217 +1,177 @@
-"""Time our plugins beside the Go reference plugins: nerdctl's chain of bridge with host-local, portmap, firewall and tuning.
+"""Time our plugins beside the newest Go reference plugins: the chain of bridge with host-local, portmap, firewall and tuning.
 
-    python3 bench/plugins.py --ours DIR --go DIR [--rounds 30] [--json FILE]
+    python3 bench/plugins.py --ours DIR --cni-py PROGRAM --go DIR [--rounds 30] [--json FILE]
 
-Needs root; everything happens in namespaces of its own (unshare), with private /run and /var/lib/cni. There are three sides:
-ours with nftables (the default), ours with iptables, and the Go plugins, which know iptables alone, each on a host of its own.
-All get the same configuration and take turns, a round each: ADD of the whole chain (isGateway, ipMasq, hairpinMode, dual stack,
-one TCP port, ingressPolicy same-bridge, a tuning that tunes nothing), DEL in reverse. Before anything is timed the results of one
-round of each are compared. Times are of whole processes, from exec to exit, in milliseconds: medians, 90th percentiles, and
-ratios of the medians to Go's. "chain" is the sum of a round's processes. The last row is a bare interpreter, in the same turns.
+Needs root; everything happens in namespaces of its own. There is a side for each way to run ours that this installation has
+(direct, chain, warm: bench/sides.py), and one for the Go plugins with their fastest backends, each on a host of its own. All get
+the same configuration: isGateway, ipMasq, hairpinMode, one TCP port, ingressPolicy same-bridge, a tuning that tunes nothing.
+Results of one round of each are compared before anything is timed. Then they take turns, a round each: ADD of the whole chain,
+DEL in reverse. Measured are
+
+    IPv4 alone and dual stack, each idle and with every processor kept busy
+    100 ADDs at once, then 100 DELs at once
+    one more attachment on a host with 10 and on a host with 1,000 attachments, of 10 ports each
+    VERSION, beside a bare interpreter
+
+Times are of whole processes, from exec to exit: wall time (medians), and processor time of the process, of those that it waited
+for, and of the service that it called (means). "chain" is the sum of a round's processes. Ratios are to Go.
 """
 
+from __future__ import annotations
+
 import argparse
-import ctypes
 import json
 import os
-import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
-LIBC = ctypes.CDLL(None, use_errno=True)
-PRIVATE = "BENCH_PLUGINS_PRIVATE"
-NETWORK = {
-    "cniVersion": "1.0.0",
-    "bridge": "bench0",
-    "isGateway": True,
-    "ipMasq": True,
-    "hairpinMode": True,
-    "ipam": {
-        "type": "host-local",
-        "ranges": [[{"subnet": "192.0.2.0/24"}], [{"subnet": "2001:db8:2::/64"}]],
-        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-    },
-}
-CHAIN = ("bridge", "portmap", "firewall", "tuning")
-PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+import figures
+import machine
+import measures
+import parts
+from hosts import busy, enter_private_namespaces
+from report import Chain, Growth, Report, printed
+from sides import FAMILIES, Side, Times
+from ways import Ways
 
-Times = dict[str, list[float]]
+BUSY_S = 1800
+LOADS = ("idle", "busy")
+FULL_FAMILY = "dual stack"  # of the measurement of growth
 
 
-def enter_private_namespaces() -> None:
-    """Start this program again in new network and mount namespaces, with nothing of the machine's state in sight."""
-    if os.environ.get(PRIVATE) != "1":
-        os.environ[PRIVATE] = "1"
-        os.execvp("unshare", ["unshare", "-n", "-m", "--propagation", "private", sys.executable, *sys.argv])
-    for folder in ("/run", "/var/lib/cni"):
-        os.makedirs(folder, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-    os.makedirs("/run/netns")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ours", required=True, help="folder of our executables")
+    parser.add_argument("--cni-py", required=True, help="our command, for its service")
+    parser.add_argument("--go", required=True, help="folder of the newest Go plugins")
+    parser.add_argument("--older-go", default="", help="folder of Debian's own Go plugins, for --more")
+    parser.add_argument("--more", action="store_true", help="also ours with iptables, and Debian's own Go plugins")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--bursts", type=int, default=5, help="0: none")
+    parser.add_argument("--burst-size", type=int, default=100)
+    parser.add_argument(
+        "--large", type=int, default=1000, help="attachments of the full host; 0: do not measure growth"
+    )
+    parser.add_argument("--small", type=int, default=10)
+    parser.add_argument("--ports", type=int, default=10, help="of each attachment where growth is measured")
+    parser.add_argument("--json", help="also write all figures to this file")
+    found = parser.parse_args()
+    for name in ("ours", "go", "cni_py", "older_go", "json"):  # the way to them is another one on a host
+        setattr(found, name, os.path.abspath(getattr(found, name)) if getattr(found, name) else "")
+    found.command = command(parser, found)
+    return found
 
 
-class Side:
-    """One suite of plugins with its own network: its own bridge, addresses and state."""
+def command(parser: argparse.ArgumentParser, found: argparse.Namespace) -> str:
+    """For people, without what `make bench` says itself."""
+    words = []
+    for name in ("families", "loads", "rounds", "bursts", "burst_size", "small", "large", "ports", "more"):
+        value = getattr(found, name)
+        if value != parser.get_default(name):
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *(f"'{one}'" if " " in str(one) else str(one) for one in values)]
+    return f'make bench BENCH="{" ".join(words)}"' if words else "make bench"
 
-    def __init__(self, name: str, folder: str, backend: str = "") -> None:
-        self.name = name
-        self.folder = folder
-        self.backend = backend
-        subprocess.run(["ip", "netns", "add", f"host-{name}"], check=True)
-        self.host = os.open(f"/run/netns/host-{name}", os.O_RDONLY)
-        self.times: Times = {}
 
-    def config(self, plugin: str, previous: object) -> bytes:
-        """The configuration as a runtime would hand it over."""
-        config: dict[str, object] = {"cniVersion": "1.0.0", "name": f"bench-{self.name}", "type": plugin}
-        if plugin == "bridge":
-            config |= {**NETWORK, "bridge": f"{self.name}0"[:15]}
-        elif plugin == "portmap":
-            config["runtimeConfig"] = PORTS
-        elif plugin == "firewall":
-            config["ingressPolicy"] = "same-bridge"
-        if self.backend and plugin != "tuning":
-            config["ipMasqBackend" if plugin == "bridge" else "backend"] = self.backend
-        if previous is not None:
-            config["prevResult"] = previous
-        return json.dumps(config).encode()
+def times_of(sides: list[Side]) -> dict[str, Times]:
+    """By name, and forgotten by the sides."""
+    found = {side.name: side.times for side in sides}
+    for side in sides:
+        side.times = {}
+    return found
 
-    def call(self, verb: str, plugin: str, container_id: str, previous: object = None) -> object:
-        """Run one plugin and note how long it took; its result, None for verbs without."""
-        environ = {
-            "PATH": os.environ["PATH"],
-            "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": container_id,
-            "CNI_NETNS": f"/run/netns/{container_id}",
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": self.folder,
-        }
-        return self.timed(verb, plugin, environ, self.config(plugin, previous))
 
-    def timed(self, verb: str, plugin: str, environ: dict[str, str], config: bytes) -> object:
-        """Run the executable, note the milliseconds; the result of an ADD."""
-        begun = time.perf_counter()
-        done = subprocess.run(
-            [f"{self.folder}/{plugin}"],
-            env=environ,
-            input=config,
-            capture_output=True,
-            timeout=60,
-            check=False,
-            preexec_fn=self.enter,
+def measure_family(ways: Ways, family: str, asked: argparse.Namespace, report: Report) -> None:
+    """One after the other and at once, idle and busy, and how VERSION does."""
+    sides = ways.sides(family, asked.more)
+    measures.compare(sides)
+    for load in asked.loads:
+        others = machine.Others()
+        with busy(os.cpu_count() or 1 if load == "busy" else 0, BUSY_S):
+            measures.rounds(sides, asked.rounds)
+        found = figures.rows(times_of(sides), "go")
+        report["chains"].append(
+            Chain(
+                family=family,
+                load=load,
+                rounds=asked.rounds,
+                others=others.part(),
+                rows=found,
+            )
         )
-        took = (time.perf_counter() - begun) * 1000
-        if done.returncode:
-            raise SystemExit(f"{self.name}: {plugin} {verb} failed: {done.stdout.decode()}{done.stderr.decode()}")
-        self.times.setdefault(f"{plugin} {verb}", []).append(took)
-        return json.loads(done.stdout) if verb == "ADD" else None
-
-    def enter(self) -> None:
-        """Go to the side's own host, so that nothing of another one is in its way."""
-        if LIBC.setns(self.host, CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-
-    def round(self, number: int) -> dict[str, object]:
-        """VERSION, then ADD and DEL of the chain for one new container; returns the last result."""
-        container_id = f"{self.name}{number}"
-        subprocess.run(["ip", "netns", "add", container_id], check=True)
-        self.call("VERSION", "bridge", container_id)
-        result: object = None
-        for plugin in CHAIN:
-            result = self.call("ADD", plugin, container_id, result)
-        for plugin in reversed(CHAIN):
-            self.call("DEL", plugin, container_id, result)
-        for verb in ("ADD", "DEL"):
-            took = sum(self.times[f"{plugin} {verb}"][-1] for plugin in CHAIN)
-            self.times.setdefault(f"chain {verb}", []).append(took)
-        subprocess.run(["ip", "netns", "del", container_id], check=True)
-        assert isinstance(result, dict)
-        return result
+        print(f"  {family}, {load}: done", file=sys.stderr)
+    if asked.bursts:
+        others = machine.Others()
+        measures.bursts(sides, asked.burst_size, asked.bursts)
+        found = figures.rows(times_of(sides), "go")
+        report["bursts"].append(
+            Chain(
+                family=family, load=f"{asked.burst_size} at once", rounds=asked.bursts, others=others.part(), rows=found
+            )
+        )
+    if not report["starts"]:
+        bare = measures.starts(sides, machine.interpreter(ways.scripts), asked.rounds)
+        times = {**times_of(sides), "python3 -I -S -c pass": {"bridge VERSION": bare}}
+        report["starts"] = figures.rows(times, "python3 -I -S -c pass")
+    for side in sides:
+        if side.service is not None:
+            side.service.end()
 
 
-def comparable(result: dict[str, object]) -> object:
-    """A result without what must differ between two networks: names and MACs."""
-    interfaces = result["interfaces"]
-    assert isinstance(interfaces, list)
-    shape = [bool(interface.get("sandbox")) for interface in interfaces]
-    return [shape, result["ips"], result.get("routes"), result.get("dns", {})]
+def measure_growth(ways: Ways, asked: argparse.Namespace) -> Growth:
+    """Of ours alone."""
 
+    def make() -> list[Side]:
+        return [side for side in ways.sides(FULL_FAMILY) if side.name != "go"]
 
-def bare_python(times: Times) -> None:
-    """The interpreter's own start, the floor of everything of ours that is direct."""
-    begun = time.perf_counter()
-    subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", "pass"], check=True)
-    times.setdefault("python3 -I -S -c pass", []).append((time.perf_counter() - begun) * 1000)
-
-
-def p90(values: list[float]) -> float:
-    """The 90th percentile."""
-    return sorted(values)[round(0.9 * (len(values) - 1))]
-
-
-def measured(values: list[float], theirs: list[float]) -> dict[str, float]:
-    """Median, 90th percentile, ratio of the medians."""
-    middle = statistics.median(values)
-    return {
-        "ms": round(middle, 1),
-        "p90_ms": round(p90(values), 1),
-        "ratio": round(middle / statistics.median(theirs), 2),
-    }
-
-
-def table(sides: "list[Side]", bare: list[float]) -> list[dict[str, object]]:
-    """One row a step: each side's figures beside those of the last one."""
-    go = sides[-1].times
-    steps = sorted(go, key=lambda step: (step.startswith("chain"), step.split()[1]))
-    rows: list[dict[str, object]] = [
-        {"step": step, **{side.name: measured(side.times[step], go[step]) for side in sides}} for step in steps
-    ]
-    version = go["bridge VERSION"]
-    rows.append({"step": "python3 -I -S -c pass", "python": measured(bare, version)})
-    return rows
-
-
-def printed(rows: list[dict[str, object]], names: list[str]) -> None:
-    """As a table."""
-    print(f"{'step':22}" + "".join(f"{name + ' ms':>15}{'p90':>8}{'ratio':>7}" for name in names))
-    for row in rows:
-        cells = [row[name] for name in names if name in row] or [row["python"]]
-        figures = [tuple(cell.values()) for cell in cells if isinstance(cell, dict)]
-        print(f"{row['step']:22}" + "".join(f"{ms:>15}{high:>8}{ratio:>7}" for ms, high, ratio in figures))
+    hosts = measures.growth(make, (asked.small, asked.large), asked.ports, asked.rounds)
+    found = []
+    few, many = (times_of(sides) for sides in hosts.values())
+    for name, times in many.items():
+        found += figures.rows({name: times, "few": few[name]}, "few")
+    return Growth(
+        small=asked.small,
+        large=asked.large,
+        ports=asked.ports,
+        rows=[row for row in found if row["side"] != "few"],
+    )
 
 
 def main() -> int:
     """Compare, then time, then print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", required=True, help="folder of our executables")
-    parser.add_argument("--go", required=True, help="folder of the Go reference plugins")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--json", help="also write the rows to this file")
-    options = parser.parse_args()
+    asked = options()
     enter_private_namespaces()
-    ours, theirs = os.path.abspath(options.ours), os.path.abspath(options.go)
-    sides = [Side("nftables", ours, "nftables"), Side("iptables", ours, "iptables"), Side("go", theirs)]
-    bare: Times = {}
-    first = [comparable(side.round(0)) for side in sides]
-    if any(result != first[-1] for result in first):
-        raise SystemExit("results differ, nothing was timed:\n" + "\n".join(map(str, first)))
-    for side in sides:
-        side.times = {}
-    for number in range(1, options.rounds + 1):
-        turn = number % len(sides)
-        for side in sides[turn:] + sides[:turn]:
-            side.round(number)
-        bare_python(bare)
-    rows = table(sides, bare["python3 -I -S -c pass"])
-    print(
-        f"{options.rounds} rounds, interleaved; whole processes; results were equal before timing; ratios to Go's medians"
-    )
-    printed(rows, [side.name for side in sides])
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+    ways = Ways(asked.ours, asked.cni_py, asked.go, asked.older_go)
+    with tempfile.TemporaryDirectory() as scratch:
+        ways.look(scratch)
+        report = Report(
+            machine={**machine.described(), **ways.versions()},
+            date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            command=asked.command,
+            load=[round(value, 1) for value in os.getloadavg()],
+            absent=ways.absent,
+            chains=[],
+            bursts=[],
+            starts=[],
+            growth=None,
+            parts={},
+        )
+        for way, reason in ways.absent.items():
+            print(f"not measured: {way}: {reason}", file=sys.stderr)
+        for family in asked.families:
+            measure_family(ways, family, asked, report)
+        interpreter = machine.interpreter(ways.scripts)
+        report["parts"] = parts.measure(ways.scripts, interpreter, asked.families[0], asked.rounds, scratch)
+        if asked.large:
+            report["growth"] = measure_growth(ways, asked)
+    print(printed(report))
+    if asked.json:
+        Path(asked.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

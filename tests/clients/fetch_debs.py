@@ -1,6 +1,7 @@
 """Debian packages for the tests, unpacked into a directory and never installed: nothing of theirs is started.
 
     python3 tests/clients/fetch_debs.py [DIRECTORY]     downloads what is missing there, prints the directory
+    python3 tests/clients/fetch_debs.py --newest DIRECTORY    the same for Go plugins of Debian's testing, for the bench
 
 The directory is $CNI_PY_DEBS, or debs/ in $XDG_CACHE_HOME/cni-py, or .cache/debs in the checkout. All packages share
 one tree (usr/bin, usr/sbin, usr/lib/cni, ...), together with those of their dependencies that the machine lacks. Where
@@ -31,6 +32,9 @@ PACKAGES = (
     "ufw",
 )
 SPLIT_OFF = ("docker-cli",)  # the client, in a package of its own from Debian 13 on
+NEWEST = "containernetworking-plugins"  # needs glibc 2.34, so testing's runs on Debian 12, too
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+SIGNED_BY = f"[signed-by={KEYRING}] " if os.path.exists(KEYRING) else ""  # otherwise apt looks in trusted.gpg.d
 DOWNLOAD_S = 600  # 85 MB; a slow mirror is no reason to fail
 
 
@@ -63,6 +67,45 @@ def fetch(directory: Path | None = None, packages: tuple[str, ...] = PACKAGES) -
             unpack(needed, root)
             done.write_text("\n".join(sorted(have.union(needed, optional))) + "\n")
     return root
+
+
+def fetch_newest(root: Path) -> Path:
+    """Unpack testing's package NEWEST, whose version is then in the file `version` there; once.
+
+    apt gets sources, lists and a cache of its own, so that the machine's stay as they are. It checks the signature of the suite
+    and the checksums of the package as it always does.
+    """
+    if (root / "version").exists():
+        return root
+    root = root.absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    print(f"cni-py: fetching {NEWEST} of Debian's testing for the bench (20 MB, once)", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="cni-py-newest-") as folder:
+        Path(folder).chmod(0o755)  # apt downloads as a user of its own
+        for name in ("lists/partial", "cache/archives/partial"):
+            Path(folder, name).mkdir(parents=True)
+        Path(folder, "sources.list").write_text(f"deb {SIGNED_BY}{mirror()} testing main\n")
+        options = [
+            *("-o", f"Dir::Etc::SourceList={folder}/sources.list", "-o", "Dir::Etc::SourceParts=/dev/null"),
+            *("-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"),
+            *("-o", "Acquire::Languages=none", "-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false"),
+        ]
+        for words in (["update", "--error-on=any"], ["download", NEWEST]):
+            checked(["apt-get", "--quiet", "--quiet", *options, *words], folder)
+        (archive,) = Path(folder).glob("*.deb")
+        checked(["dpkg-deb", "--extract", str(archive), str(root)], folder)
+        version = checked(["dpkg-deb", "--field", str(archive), "Version"], folder)
+    (root / "version").write_text(version)
+    return root
+
+
+def mirror() -> str:
+    """From where this machine gets Debian itself."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
+    found = run_apt(command).split()
+    if not found:
+        raise Unavailable("apt has no source of Debian's packages: see sources.list(5)")
+    return found[0]
 
 
 def programs(root: Path) -> list[str]:
@@ -130,9 +173,15 @@ def unpack(packages: list[str], root: Path) -> None:
 def run_apt(command: list[str], folder: str = "/") -> str:
     """Run an apt command; when it fails, once more after an update: a fresh machine has no lists of packages."""
     done = run(command, folder)
-    if done.returncode:
-        run(["apt-get", "--quiet", "--quiet", "update"], "/")
-        done = run(command, folder)
+    if done.returncode == 0:
+        return done.stdout
+    run(["apt-get", "--quiet", "--quiet", "update"], "/")
+    return checked(command, folder)
+
+
+def checked(command: list[str], folder: str) -> str:
+    """What it prints. Unavailable when it fails."""
+    done = run(command, folder)
     if done.returncode:
         raise Unavailable(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
@@ -147,7 +196,10 @@ def run(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
 
 def main(arguments: list[str]) -> int:
     try:
-        print(fetch(Path(arguments[0]) if arguments else None))
+        if arguments[:1] == ["--newest"]:
+            print(fetch_newest(Path(arguments[1])))
+        else:
+            print(fetch(Path(arguments[0]) if arguments else None))
     except (Unavailable, OSError, subprocess.SubprocessError) as error:
         print(f"fetch_debs: {error}", file=sys.stderr)
         return 1
