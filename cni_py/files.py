@@ -1,9 +1,9 @@
 """Files below /run/cni-py: read with a limit, written atomically, without following links."""
 
 import errno
-import os
 
 from cni_py.errors import os_error
+from cni_py.lean import os
 
 S_IFMT, S_IFREG = 0o170000, 0o100000  # inode(7)
 FILE_MAX = 16 << 20  # bytes; the record of 60,000 published ports has 6 MB

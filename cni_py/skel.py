@@ -8,11 +8,11 @@
 The order of the checks is that of libcni's pkg/skel, since runtimes and their tests see which error comes first.
 """
 
-import os
 import sys
 
 from cni_py import version
 from cni_py.errors import CniError, DecodingFailure, IncompatibleCniVersion, InvalidEnvironment, InvalidNetns, os_error
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """An attachment, and the names made of it: of records, comments, aliases, links; its MAC addresses."""
 
-import os
-
 from cni_py import files
+from cni_py.lean import os
 from cni_py.sha import sha256
 
 HEX = 16  # digits of the digest that stands for an attachment, in comments and names of files

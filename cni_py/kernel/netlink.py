@@ -11,8 +11,9 @@ net/netlink/af_netlink.c, net/netfilter/nfnetlink.c.
 import _socket
 import _struct
 import errno
-import os
 import sys
+
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

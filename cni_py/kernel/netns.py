@@ -8,10 +8,10 @@ used again as well, when the namespace is gone. Only the cookie is never used tw
 
 import errno
 import fcntl
-import os
 
 from cni_py.errors import InvalidNetns
 from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ Sources: rtnetlink(7), Linux include/uapi/linux/{rtnetlink,if_link,if_bridge,vet
 
 import _struct
 import errno
-import os
 import time
 
 from cni_py.kernel.netlink import (
@@ -25,6 +24,7 @@ from cni_py.kernel.netlink import (
     u32,
 )
 from cni_py.kernel.netns import Enter
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
