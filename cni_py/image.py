@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import TypeAlias
 
-    # The file below the folder of the package; its time in nanoseconds and its size; where its code is and how long; which
+    # The file below the folder of the package; its time in nanoseconds and its size; where its code is, from the end of
+    # the file, and how long; which
     # modules of the image it imports at its top
     Entry: TypeAlias = tuple[str, int, int, int, int, tuple[str, ...]]
 
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 class Image:
     """An open image. A finder of sys.meta_path for the modules that are imported by a function."""
 
-    __slots__ = ("fd", "home", "index")
+    __slots__ = ("fd", "home", "index", "size")
 
-    def __init__(self, fd: int, home: str, index: "dict[str, Entry]") -> None:
+    def __init__(self, fd: int, home: str, size: int, index: "dict[str, Entry]") -> None:
         self.fd = fd
         self.home = home
+        self.size = size
         self.index = index
 
     def code(self, name: str) -> "CodeType | None":
@@ -47,7 +49,7 @@ class Image:
             seen = posix.stat(self.home + path)
             if seen.st_mtime_ns != modified_ns or seen.st_size != size:
                 return None
-            code = marshal.loads(posix.pread(self.fd, length, offset))
+            code = marshal.loads(posix.pread(self.fd, length, self.size + offset))
         except (OSError, ValueError, EOFError, TypeError):
             return None
         return code if type(code) is type(self.code.__code__) else None
@@ -112,8 +114,6 @@ class Loader(SourceFileLoader):
         return code if code is not None else super().get_code(fullname)
 
 
-def start(fd: int, home: str, index: "dict[str, Entry]") -> None:
-    """Import from the image from now on, beginning with the start of an executable."""
-    image = Image(fd, home, index)
-    sys.meta_path.insert(0, image)
-    image.load("cni_py.run")
+def start(fd: int, home: str, size: int, index: "dict[str, Entry]") -> None:
+    """Import from the image from now on. `home`: the folder of the package's folder, with a final slash."""
+    sys.meta_path.insert(0, Image(fd, home, size, index))  # type: ignore[arg-type]  # a finder needs find_spec() alone
