@@ -2,11 +2,11 @@
 
 Python looks for a module in each folder of sys.path, asks for its state twice, opens and reads its .pyc, and goes through some
 hundred lines of importlib for it. A call of a plugin loads 30 to 50 modules. With the image each costs one stat(2), which shows
-whether its source is still the one that the image was made from, and one pread(2).
+whether its source is still the one that the image was made from; modules that the same plugins load are read at once.
 
     12 bytes      magic number of the interpreter's bytecode, size of the file
-    marshalled    this module's code, and the index: module -> Entry
-    marshalled    the code of each module
+    marshalled    this module's code; module -> number of its group; where each group is
+    marshalled    each group: module -> Entry
 
 `cni-py install` writes it (commands/images.py). A launcher checks size, owner and magic number, runs the code of this module, and
 calls start() (commands/launchers.py). A module whose source has changed is loaded without the image, and so is everything where
@@ -25,57 +25,60 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import TypeAlias
 
-    # The file below the folder of the package; its time in nanoseconds and its size; where its code is, from the end of
-    # the file, and how long; which
-    # modules of the image it imports at its top
-    Entry: TypeAlias = tuple[str, int, int, int, int, tuple[str, ...]]
+    # Where the module's file is below the folder of the package; its time in nanoseconds and its size; the modules that it
+    # imports at its top; its code
+    Entry: TypeAlias = tuple[str, int, int, tuple[str, ...], CodeType]
+    # Where a group begins, from the end of the file (negative), and its length
+    Place: TypeAlias = tuple[int, int]
 
 
 class Image:
     """An open image. A finder of sys.meta_path for the modules that are imported by a function."""
 
-    __slots__ = ("fd", "home", "index", "size")
+    __slots__ = ("entries", "fd", "groups", "home", "places", "size")
 
-    def __init__(self, fd: int, home: str, size: int, index: "dict[str, Entry]") -> None:
+    def __init__(self, fd: int, home: str, size: int, groups: "dict[str, int]", places: "list[Place]") -> None:
         self.fd = fd
         self.home = home
         self.size = size
-        self.index = index
+        self.groups = groups
+        self.places = places
+        self.entries: dict[str, Entry] = {}
 
-    def code(self, name: str) -> "CodeType | None":
-        """The code of a module; None when its source is not the one it was made from."""
-        path, modified_ns, size, offset, length, _ = self.index[name]
+    def entry(self, name: str) -> "Entry | None":
+        """What the image has of a module, once; None when its source is not the one it was made from."""
         try:
-            seen = posix.stat(self.home + path)
-            if seen.st_mtime_ns != modified_ns or seen.st_size != size:
-                return None
-            code = marshal.loads(posix.pread(self.fd, length, self.size + offset))
-        except (OSError, ValueError, EOFError, TypeError):
+            if name not in self.entries:
+                offset, length = self.places[self.groups[name]]
+                self.entries.update(marshal.loads(posix.pread(self.fd, length, self.size + offset)))
+            entry = self.entries.pop(name)
+            seen = posix.stat(self.home + entry[0])
+        except (OSError, LookupError, ValueError, EOFError, TypeError):
+            self.groups.pop(name, None)
             return None
-        return code if type(code) is type(self.code.__code__) else None
+        del self.groups[name]
+        return entry if seen.st_mtime_ns == entry[1] and seen.st_size == entry[2] else None
 
     def load(self, name: str) -> None:
         """Import a module, and before it what it imports at its top. Nothing where the image does not have it as it is now.
 
         Thus the import statements in its text find all in sys.modules, and importlib's part is done once for many modules.
         """
-        if (code := self.code(name)) is None:
+        if (entry := self.entry(name)) is None:
             return
-        self.load_all(self.index[name][5])
-        path = self.home + self.index[name][0]
-        is_package = path.endswith("/__init__.py")
+        self.load_all(entry[3])
         module = type(sys)(name)
-        spec = ModuleSpec(name, SourceFileLoader(name, path), origin=path, is_package=is_package)
-        spec.has_location = True
-        module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, path
+        path = self.home + entry[0]
+        module.__spec__ = spec = spec_of(name, path, SourceFileLoader(name, path))
+        module.__loader__, module.__file__ = spec.loader, path
         package, _, last = name.rpartition(".")
         module.__package__ = package
-        if is_package:
+        if spec.submodule_search_locations is not None:
             module.__package__ = name
-            module.__path__ = spec.submodule_search_locations = [path[:-12]]
+            module.__path__ = spec.submodule_search_locations
         sys.modules[name] = module
         try:
-            exec(code, module.__dict__)
+            exec(entry[4], module.__dict__)
         except BaseException:
             sys.modules.pop(name, None)
             raise
@@ -90,15 +93,21 @@ class Image:
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
         """importlib's question of a finder. What the module imports at its top is loaded with it."""
-        if name not in self.index or (code := self.code(name)) is None:
+        if name not in self.groups or (entry := self.entry(name)) is None:
             return None
-        self.load_all(self.index[name][5])
-        path = self.home + self.index[name][0]
-        spec = ModuleSpec(name, Loader(name, path, code), origin=path, is_package=path.endswith("/__init__.py"))
-        spec.has_location = True
-        if spec.submodule_search_locations is not None:
-            spec.submodule_search_locations.append(path[:-12])
-        return spec
+        self.load_all(entry[3])
+        path = self.home + entry[0]
+        return spec_of(name, path, Loader(name, path, entry[4]))
+
+
+def spec_of(name: str, path: str, loader: SourceFileLoader) -> ModuleSpec:
+    """The specification of a module, as Python's own finder would have made it."""
+    is_package = path.endswith("/__init__.py")
+    spec = ModuleSpec(name, loader, origin=path, is_package=is_package)
+    spec.has_location = True
+    if is_package:
+        spec.submodule_search_locations = [path.rpartition("/")[0]]
+    return spec
 
 
 class Loader(SourceFileLoader):
@@ -114,6 +123,6 @@ class Loader(SourceFileLoader):
         return code if code is not None else super().get_code(fullname)
 
 
-def start(fd: int, home: str, size: int, index: "dict[str, Entry]") -> None:
+def start(fd: int, home: str, size: int, groups: "dict[str, int]", places: "list[Place]") -> None:
     """Import from the image from now on. `home`: the folder of the package's folder, with a final slash."""
-    sys.meta_path.insert(0, Image(fd, home, size, index))  # type: ignore[arg-type]  # a finder needs find_spec() alone
+    sys.meta_path.insert(0, Image(fd, home, size, groups, places))

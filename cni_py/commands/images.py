@@ -1,18 +1,22 @@
 """Write the image of all modules that plugins load, which cni_py/image.py describes, beside their .pyc files."""
 
 import ast
+import itertools
 import marshal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 
 import cni_py
 from cni_py import image
 from cni_py.commands.manifest import write
+from cni_py.run import MODULES
 
 PACKAGE = Path(cni_py.__file__).resolve().parent
 WITHOUT = ("commands", "conf")  # folders that no plugin loads anything from
 HEAD_MAX = 65536  # bytes that a launcher reads of the file's beginning
+VERSION = ("cni_py.run", "cni_py.version")  # loads these alone
+EVERY_CALL = (*VERSION, "cni_py.skel", "cni_py.attachment.locks")  # loads these, besides its plugin
 FIRST = 12  # bytes before the first marshalled object
 
 
@@ -32,23 +36,49 @@ def install() -> Path:
 def made() -> bytes:
     """The image of the sources as they are now."""
     paths = dict(sources())
-    entries: dict[str, image.Entry] = {}
-    codes: list[bytes] = []
-    end = 0
-    for name, path in paths.items():
-        state, text = path.stat(), path.read_bytes()
-        # Without docstrings (2), which no call reads
-        codes.append(marshal.dumps(compile(text, path, "exec", dont_inherit=True, optimize=2)))
-        needed = tuple(dict.fromkeys(imported(ast.parse(text).body, name, paths)))
-        where = str(path.relative_to(PACKAGE.parent))
-        entries[name] = (where, state.st_mtime_ns, state.st_size, end, len(codes[-1]), needed)
-        end += len(codes[-1])
+    entries = {name: _entry(name, path, paths) for name, path in paths.items()}
+    groups = grouped(entries)
+    blocks = [marshal.dumps({name: entries[name] for name in group}) for group in groups]
+    # Places are counted from the end of the file, so that the head does not depend on its own length
+    starts = list(itertools.accumulate(map(len, blocks), initial=-sum(map(len, blocks))))
     loader = compile(Path(image.__file__).read_bytes(), image.__file__, "exec", dont_inherit=True, optimize=2)
-    # Places in the file are counted from its end, so that the head does not depend on its own length
-    head = marshal.dumps((loader, {name: (*one[:3], one[3] - end, *one[4:]) for name, one in entries.items()}))
-    size = FIRST + len(head) + end
+    numbers = {name: number for number, group in enumerate(groups) for name in group}
+    head = marshal.dumps((loader, numbers, [(start, len(block)) for start, block in zip(starts, blocks)]))
+    size = FIRST + len(head) - starts[0]
     assert len(head) + FIRST <= HEAD_MAX, "the launchers read too little"
-    return MAGIC_NUMBER + size.to_bytes(FIRST - len(MAGIC_NUMBER), "little") + head + b"".join(codes)
+    return MAGIC_NUMBER + size.to_bytes(FIRST - len(MAGIC_NUMBER), "little") + head + b"".join(blocks)
+
+
+def _entry(name: str, path: Path, known: dict[str, Path]) -> "image.Entry":
+    state, text = path.stat(), path.read_bytes()
+    needed = tuple(dict.fromkeys(imported(ast.parse(text).body, name, known)))
+    # Without docstrings (2), which no call reads
+    code = compile(text, path, "exec", dont_inherit=True, optimize=2)
+    return str(path.relative_to(PACKAGE.parent)), state.st_mtime_ns, state.st_size, needed, code
+
+
+def grouped(entries: "dict[str, image.Entry]") -> list[list[str]]:
+    """The modules in groups: those that the same plugins load are together, and what is loaded by some calls only is alone."""
+    loaded = [closure((f"cni_py.plugins.{module}", *EVERY_CALL), entries) for module in MODULES.values()]
+    first = closure(VERSION, entries)
+    groups: dict[object, list[str]] = {}
+    for name in entries:
+        by = tuple(number for number, modules in enumerate(loaded) if name in modules)
+        groups.setdefault(by if name not in first else "first", []).append(name) if by else groups.setdefault(
+            name, [name]
+        )
+    return list(groups.values())
+
+
+def closure(names: Iterable[str], entries: "dict[str, image.Entry]") -> set[str]:
+    """Modules and all that is imported with them."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        if (one := waiting.pop()) not in found:
+            found.add(one)
+            waiting += entries[one][3]
+    return found
 
 
 def sources() -> Iterator[tuple[str, Path]]:

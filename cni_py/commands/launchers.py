@@ -46,10 +46,10 @@ try:
         head[:12] == MAGIC_NUMBER + state.st_size.to_bytes(8, 'little') and fd > 2
         and state.st_uid in (0, owner) and state.st_mode & 0o170022 == 0o100000
     ):
-        code, index = marshal.loads(head[12:])
+        code, *index = marshal.loads(head[12:])
         scope = {{'__name__': 'cni_py.image'}}
         exec(code, scope)
-        scope['start'](fd, {home!r} + '/', state.st_size, index)
+        scope['start'](fd, {home!r} + '/', state.st_size, *index)
 except Exception:
     pass
 {start}
