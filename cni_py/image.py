@@ -5,7 +5,7 @@ hundred lines of importlib for it. A call of a plugin loads 30 to 50 modules. Wi
 whether its source is still the one that the image was made from; modules that the same plugins load are read at once.
 
     12 bytes      magic number of the interpreter's bytecode, size of the file
-    marshalled    this module's code; module -> number of its group; where each group is
+    marshalled    this module's code; module -> number of its group; where each group is; extension module -> its file
     marshalled    each group: module -> Entry
 
 `cni-py install` writes it (commands/images.py). A launcher checks size, owner and magic number, runs the code of this module, and
@@ -17,13 +17,13 @@ import marshal
 import posix
 import sys
 from _frozen_importlib import ModuleSpec
-from _frozen_importlib_external import SourceFileLoader
+from _frozen_importlib_external import ExtensionFileLoader, SourceFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import CodeType
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     # Where the module's file is below the folder of the package; its time in nanoseconds and its size; the modules that it
     # imports at its top; its code
@@ -35,14 +35,23 @@ if TYPE_CHECKING:
 class Image:
     """An open image. A finder of sys.meta_path for the modules that are imported by a function."""
 
-    __slots__ = ("entries", "fd", "groups", "home", "places", "size")
+    __slots__ = ("entries", "extensions", "fd", "groups", "home", "places", "size")
 
-    def __init__(self, fd: int, home: str, size: int, groups: "dict[str, int]", places: "list[Place]") -> None:
+    def __init__(
+        self,
+        fd: int,
+        home: str,
+        size: int,
+        groups: "dict[str, int]",
+        places: "list[Place]",
+        extensions: "dict[str, str]",
+    ) -> None:
         self.fd = fd
         self.home = home
         self.size = size
         self.groups = groups
         self.places = places
+        self.extensions = extensions
         self.entries: dict[str, Entry] = {}
 
     def entry(self, name: str) -> "Entry | None":
@@ -93,11 +102,24 @@ class Image:
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
         """importlib's question of a finder. What the module imports at its top is loaded with it."""
+        if name in self.extensions:
+            return self.extension(name)
         if name not in self.groups or (entry := self.entry(name)) is None:
             return None
         self.load_all(entry[3])
         path = self.home + entry[0]
         return spec_of(name, path, Loader(name, path, entry[4]))
+
+    def extension(self, name: str) -> ModuleSpec | None:
+        """The same for a module of the standard library that is a shared object: the folders of sys.path are not listed."""
+        path = self.extensions[name]
+        try:
+            posix.stat(path)
+        except OSError:
+            return None  # the interpreter was replaced
+        spec = ModuleSpec(name, ExtensionFileLoader(name, path), origin=path)
+        spec.has_location = True
+        return spec
 
 
 def spec_of(name: str, path: str, loader: SourceFileLoader) -> ModuleSpec:
@@ -123,6 +145,6 @@ class Loader(SourceFileLoader):
         return code if code is not None else super().get_code(fullname)
 
 
-def start(fd: int, home: str, size: int, groups: "dict[str, int]", places: "list[Place]") -> None:
-    """Import from the image from now on. `home`: the folder of the package's folder, with a final slash."""
-    sys.meta_path.insert(0, Image(fd, home, size, groups, places))
+def start(fd: int, home: str, size: int, *index: "Any") -> None:
+    """Import from the image from now on. `home`: the folder of the package's folder, with a final slash; `index`: see above."""
+    sys.meta_path.insert(0, Image(fd, home, size, *index))

@@ -12,6 +12,7 @@ from cni_py.attachment.context import Kernel
 from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, os_error, warn
 from cni_py.kernel import netns as namespaces
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ class Call:
 
         A GC would undo it later: when another attachment may have the address already, and would lose its rules.
         """
-        if not self.kernel.has_container:
+        # A record of any plugin shows that the network had its present name when the interface was made: no need to look at it.
+        if os.path.exists(self.key.folder) or not self.kernel.has_container:
             return
         former: Attachment | None = above(OWNERSHIP).former(self.kernel, self.ifname)
         record = records.load(former, self.plugin) if former is not None else None

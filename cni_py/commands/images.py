@@ -4,7 +4,8 @@ import ast
 import itertools
 import marshal
 from collections.abc import Iterable, Iterator
-from importlib.util import MAGIC_NUMBER, cache_from_source
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import MAGIC_NUMBER, cache_from_source, find_spec
 from pathlib import Path
 
 import cni_py
@@ -13,6 +14,16 @@ from cni_py.commands.manifest import write
 from cni_py.run import MODULES
 
 PACKAGE = Path(cni_py.__file__).resolve().parent
+EXTENSIONS = (
+    "_json",
+    "_ctypes",
+    "_socket",
+    "_struct",
+    "_sha2",
+    "_sha256",
+    "_sha512",
+    "fcntl",
+)  # built in on some systems
 WITHOUT = ("commands", "conf")  # folders that no plugin loads anything from
 HEAD_MAX = 65536  # bytes that a launcher reads of the file's beginning
 VERSION = ("cni_py.run", "cni_py.version")  # loads these alone
@@ -43,10 +54,20 @@ def made() -> bytes:
     starts = list(itertools.accumulate(map(len, blocks), initial=-sum(map(len, blocks))))
     loader = compile(Path(image.__file__).read_bytes(), image.__file__, "exec", dont_inherit=True, optimize=2)
     numbers = {name: number for number, group in enumerate(groups) for name in group}
-    head = marshal.dumps((loader, numbers, [(start, len(block)) for start, block in zip(starts, blocks)]))
+    head = marshal.dumps((loader, numbers, list(zip(starts, map(len, blocks), strict=False)), extensions()))
     size = FIRST + len(head) - starts[0]
     assert len(head) + FIRST <= HEAD_MAX, "the launchers read too little"
     return MAGIC_NUMBER + size.to_bytes(FIRST - len(MAGIC_NUMBER), "little") + head + b"".join(blocks)
+
+
+def extensions() -> dict[str, str]:
+    """The extension modules of the standard library that plugins import, where they are files of their own."""
+    specs = {name: find_spec(name) for name in EXTENSIONS}
+    return {
+        name: spec.origin
+        for name, spec in specs.items()
+        if spec and spec.origin and isinstance(spec.loader, ExtensionFileLoader)
+    }
 
 
 def _entry(name: str, path: Path, known: dict[str, Path]) -> "image.Entry":
