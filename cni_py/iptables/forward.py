@@ -10,14 +10,17 @@ from cni_py.attachment.engine import Op, listed, split_texts
 from cni_py.iptables import names
 from cni_py.kernel.nf_tables import NF_DROP
 from cni_py.kernel.xtables import FILTER, NFPROTO, is_chain_name, legacy_tables
-from cni_py.nftables.policy import PLUGIN, POLICIES, KeepApart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from cni_py.iptables.tool import Rules
+    from cni_py.nftables.policy import KeepApart
     from cni_py.protocol.result import Result
+
+
+PLUGIN = "firewall"  # whose records they are
 
 
 def drops(kernel: Kernel, family: int) -> bool:
@@ -125,6 +128,8 @@ def concerned(kernel: Kernel, found: "Container[int]") -> list[int]:
 
 def without_kept(kernel: Kernel, plan: "Sequence[Op]") -> list[Op]:
     """CHECK: the plan without what keeps a bridge apart that nftables does not, and the Go plugin's rules do."""
+    from cni_py.nftables.policy import KeepApart
+
     return [op for op in plan if not (isinstance(op, KeepApart) and op.check(kernel) and is_policed(kernel, op))]
 
 
@@ -149,6 +154,7 @@ def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge
     if not families:
         return
     from cni_py.iptables import forward_rules, tool
+    from cni_py.nftables.policy import POLICIES
 
     taken = addresses_in_use()
 

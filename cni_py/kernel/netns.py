@@ -10,7 +10,6 @@ import errno
 import fcntl
 
 from cni_py.errors import InvalidNetns
-from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
 from cni_py.lean import os
 
 TYPE_CHECKING = False
@@ -98,6 +97,8 @@ def cookie(fd: int) -> int:
 
     Only a socket tells it (SO_NETNS_COOKIE), so one is made there.
     """
+    from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
+
     with Enter(fd):
         socket = Socket(NETLINK_ROUTE)
     try:
