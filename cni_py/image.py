@@ -59,7 +59,8 @@ class Image:
         try:
             if name not in self.entries:
                 offset, length = self.places[self.groups[name]]
-                self.entries.update(marshal.loads(posix.pread(self.fd, length, self.size + offset)))
+                block = posix.pread(self.fd, length, self.size + offset)
+                self.entries.update(marshal.loads(block))  # noqa: S302  as trusted as a .pyc: a launcher has looked whose it is
             entry = self.entries.pop(name)
             seen = posix.stat(self.home + entry[0])
         except (OSError, LookupError, ValueError, EOFError, TypeError):
@@ -87,7 +88,7 @@ class Image:
             module.__path__ = spec.submodule_search_locations
         sys.modules[name] = module
         try:
-            exec(entry[4], module.__dict__)
+            exec(entry[4], module.__dict__)  # noqa: S102  as importlib does
         except BaseException:
             sys.modules.pop(name, None)
             raise
@@ -124,10 +125,9 @@ class Image:
 
 def spec_of(name: str, path: str, loader: SourceFileLoader) -> ModuleSpec:
     """The specification of a module, as Python's own finder would have made it."""
-    is_package = path.endswith("/__init__.py")
-    spec = ModuleSpec(name, loader, origin=path, is_package=is_package)
+    spec = ModuleSpec(name, loader, origin=path, is_package=is_package(path))
     spec.has_location = True
-    if is_package:
+    if is_package(path):
         spec.submodule_search_locations = [path.rpartition("/")[0]]
     return spec
 
@@ -143,6 +143,11 @@ class Loader(SourceFileLoader):
         """The code from the image for the first time; for a reload() from the source."""
         code, self.ready = self.ready, None
         return code if code is not None else super().get_code(fullname)
+
+
+def is_package(path: str) -> bool:
+    """Whether a module's file is that of a package."""
+    return path.endswith("/__init__.py")
 
 
 def start(fd: int, home: str, size: int, *index: "Any") -> None:

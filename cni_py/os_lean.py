@@ -6,15 +6,9 @@ from one. What is not here is taken from it.
 
 import posix
 import sys
-from posix import *
+from posix import *  # noqa: F403  all of it, as `os` does
 
 SEEK_SET = 0
-environ = {
-    name.decode(sys.getfilesystemencoding(), "surrogateescape"): value.decode(
-        sys.getfilesystemencoding(), "surrogateescape"
-    )
-    for name, value in posix.environ.items()
-}
 
 
 def fsencode(name: str | bytes) -> bytes:
@@ -25,6 +19,9 @@ def fsencode(name: str | bytes) -> bytes:
 def fsdecode(name: str | bytes) -> str:
     """A file's name of bytes; a byte that is no text becomes half of a surrogate pair."""
     return name.decode(sys.getfilesystemencoding(), "surrogateescape") if isinstance(name, bytes) else name
+
+
+environ = {fsdecode(name): fsdecode(value) for name, value in posix.environ.items()}  # type: ignore[misc]  # bytes in posix
 
 
 class path:  # noqa: N801  the name of the standard module

@@ -79,15 +79,17 @@ def _entry(name: str, path: Path, known: dict[str, Path]) -> "image.Entry":
 
 
 def grouped(entries: "dict[str, image.Entry]") -> list[list[str]]:
-    """The modules in groups: those that the same plugins load are together, and what is loaded by some calls only is alone."""
+    """The modules in groups: those that the same plugins load are together, and what only some calls load is alone.
+
+    Of packages, which have little text, one module may be loaded and the others not: they are with what every call loads.
+    """
     loaded = [closure((f"cni_py.plugins.{module}", *EVERY_CALL), entries) for module in MODULES.values()]
-    first = closure(VERSION, entries)
+    first, packages = closure(VERSION, entries), [name for name, entry in entries.items() if image.is_package(entry[0])]
+    every = tuple(range(len(loaded)))
     groups: dict[object, list[str]] = {}
     for name in entries:
-        by = tuple(number for number, modules in enumerate(loaded) if name in modules)
-        groups.setdefault(by if name not in first else "first", []).append(name) if by else groups.setdefault(
-            name, [name]
-        )
+        by = every if name in packages else tuple(number for number in every if name in loaded[number])
+        groups.setdefault("VERSION" if name in first else by or name, []).append(name)
     return list(groups.values())
 
 

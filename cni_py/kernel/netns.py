@@ -8,6 +8,7 @@ used again as well, when the namespace is gone. Only the cookie is never used tw
 
 import errno
 import fcntl
+import posix
 
 from cni_py.errors import InvalidNetns
 from cni_py.lean import os
@@ -140,7 +141,7 @@ class Enter:
 
 def setns(fd: int) -> None:
     """Move this thread into the network namespace of `fd`. OSError; CLONE_NEWNET refuses a namespace of another kind."""
-    native: Callable[[int, int], None] | None = getattr(os, "setns", None)  # Python 3.12
+    native: Callable[[int, int], None] | None = getattr(posix, "setns", None)  # Python 3.12
     if native is not None:
         native(fd, CLONE_NEWNET)
         return
