@@ -7,11 +7,11 @@ Importing a YAML parser costs a plugin 40 ms, so it reads a compiled copy, confi
 when the file has changed. An unknown key or value in the file is an error.
 """
 
-import os
 import sys
 
 from cni_py import files
 from cni_py.errors import CniError, InvalidNetworkConfig, os_error
+from cni_py.lean import os
 from cni_py.protocol import gojson, netconf
 
 TYPE_CHECKING = False

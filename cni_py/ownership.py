@@ -12,14 +12,13 @@ may lead to a living one by now. The evidence, the strongest first:
 Without evidence the path counts as right, as with the Go plugins.
 """
 
-import os
-
 from cni_py.addr import ip_text, mac_text
 from cni_py.attachment import records
 from cni_py.attachment.naming import HEX
 from cni_py.errors import CniError
 from cni_py.ipam.reservations import Pool, holder
 from cni_py.kernel import inet
+from cni_py.lean import os
 from cni_py.protocol.result import Result, known_result
 
 TYPE_CHECKING = False

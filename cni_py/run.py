@@ -4,6 +4,7 @@ Clients run VERSION of every plugin of every configuration before anything else.
 `version`: neither `os` nor the plugin.
 """
 
+import gc
 import posix
 import sys
 
@@ -25,6 +26,7 @@ MODULES = {
 }
 LAUNCHER_MAX = 16384  # bytes; a launcher of ours is far smaller
 LINKS_MAX = 40  # MAXSYMLINKS, linux/namei.h
+GARBAGE = 100_000  # objects; Python has 700
 
 
 def main(plugin: str = "") -> None:
@@ -32,6 +34,8 @@ def main(plugin: str = "") -> None:
 
     An executable that was copied or linked under another name (cnv-bridge) runs `plugin`, which its text names.
     """
+    # A call ends before its garbage counts: the collector would look through all that the modules define, several times.
+    gc.set_threshold(GARBAGE)
     name = sys.argv[0].rpartition("/")[2]
     if name not in MODULES:
         name = plugin or _linked_to(sys.argv[0]) or name
@@ -90,11 +94,11 @@ def load(name: str) -> "Plugin":
 
 def is_own_launcher(path: str) -> bool:
     """Whether the executable at `path` is a launcher of this installation."""
-    import os
+    from cni_py.lean import os
 
     if path.rpartition("/")[2] not in MODULES:
         return False
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    home = __file__.rpartition("/")[0].rpartition("/")[0]
     with open(path, "rb") as file:
         text = file.read(LAUNCHER_MAX)
     return text.startswith(b"#!") and b"from cni_py.run import main" in text and os.fsencode(home) in text

@@ -8,11 +8,11 @@
 The order of the checks is that of libcni's pkg/skel, since runtimes and their tests see which error comes first.
 """
 
-import os
 import sys
 
 from cni_py import version
 from cni_py.errors import CniError, DecodingFailure, IncompatibleCniVersion, InvalidEnvironment, InvalidNetns, os_error
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -228,12 +228,12 @@ def _add(call: "Call", plugin: "Plugin") -> None:
         call.conf.check_common()
         result = plugin.add(call)
         text = _encode(to_json(result, call.conf.cni_version))
-        call.executor.finish()
+        call.finish()
         _catch_signals(None)
         _write(text)
     except BaseException:
         _catch_signals(None)
-        for failure in call.executor.roll_back():
+        for failure in call.roll_back():
             _complain(f"cni-py: {plugin.type}: while undoing a failed ADD of {call.key.label}: {failure}")
         raise
 

@@ -25,8 +25,6 @@ from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.errors import PluginNotAvailable
 from cni_py.kernel import rtnl
 from cni_py.plugins import backends
-from cni_py.plugins.bridge_conf import BridgeConf
-from cni_py.plugins.bridge_plan import bridge_mac, complete, plan, plan_bridge
 from cni_py.plugins.container import (
     ask_ipam,
     collect_addresses,
@@ -44,9 +42,16 @@ from cni_py.plugins.container import (
 from cni_py.protocol.netconf import boolean, string
 from cni_py.protocol.result import Interface, Result
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_py.plugins.bridge_conf import BridgeConf
+
 
 def add(call: Call) -> Result:
     """Connect the container."""
+    from cni_py.plugins.bridge_conf import BridgeConf
+    from cni_py.plugins.bridge_plan import complete, plan, plan_bridge
+
     conf = BridgeConf(call)
     conf.check_add()
     if conf.masquerade:
@@ -65,8 +70,10 @@ def add(call: Call) -> Result:
     return result
 
 
-def interfaces(call: Call, conf: BridgeConf, mac: bytes) -> list[Interface]:
+def interfaces(call: Call, conf: "BridgeConf", mac: bytes) -> list[Interface]:
     """The interfaces of the result: the bridge, the two ends, and the gateway's interface where it is in a VLAN."""
+    from cni_py.plugins.bridge_plan import bridge_mac
+
     found = [
         Interface(conf.bridge, mac_now(call, conf.bridge, bridge_mac(conf.bridge))),
         Interface(call.key.host_veth, mac_text(call.key.mac("host"))),

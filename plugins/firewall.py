@@ -125,7 +125,6 @@ def needed_result(conf: FirewallConf) -> "Result":
 def plan(conf: FirewallConf, backend: str) -> "list[Op]":
     """The operations that let the container's traffic pass and keep others out; none without addresses and policy."""
     from cni_py.iptables.forward import PassForwarded
-    from cni_py.nftables.policy import IsolatePort, KeepApart
 
     by_iptables = backend == "iptables"
     policy = conf.policy if conf.has_policy else ""
@@ -142,7 +141,11 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
                 always=by_iptables,
             )
         )
-    if policy and not by_iptables:
+    if not policy:
+        return steps
+    from cni_py.nftables.policy import IsolatePort, KeepApart
+
+    if not by_iptables:
         steps.append(KeepApart(bridge=conf.bridge, policy=policy))
     if policy == "isolated" and conf.port:
         steps.append(IsolatePort(name=conf.port))

@@ -16,7 +16,6 @@ only those get who ask for one by name. Example configuration: conf/host-local.c
 from cni_py.addr import Address, ip_text, parse_address, parse_ip
 from cni_py.attachment.call import Call, Plugin
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
-from cni_py.ipam.ranges import SETS_MAX, choose, parse_sets, range_of, set_text
 from cni_py.ipam.reservations import DATA_DIR, Pool, ReserveAddress, directory_of, holder, is_address
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object
@@ -75,6 +74,8 @@ def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes],
 
     Then the cursors of the sets before have moved on, as with the Go plugin.
     """
+    from cni_py.ipam.ranges import choose, range_of, set_text
+
     mine = pool.of_attachment(call.container_id, call.ifname)[1]
     chosen: list[Choice] = []
     try:
@@ -101,6 +102,8 @@ def choose_all(call: Call, range_sets: "list[RangeSet]", requested: list[bytes],
 
 def refuse_second(call: Call, ranges: "RangeSet", mine: list[str]) -> None:
     """CniError when one of the attachment's reservations, `mine`, is of this set."""
+    from cni_py.ipam.ranges import range_of
+
     for name in mine:
         if is_address(name) and range_of(ranges, parse_ip(name)):
             raise CniError(f"{name} has been allocated to {call.container_id}, duplicate allocation is not allowed")
@@ -150,6 +153,8 @@ def gc(call: Call) -> None:
 
 def status(call: Call) -> None:
     """PluginNotAvailable when a range set is full. Changes nothing, and does not wait for the lock."""
+    from cni_py.ipam.ranges import choose
+
     _, range_sets, _ = parse(call)
     with Pool(directory_of(call.conf), look=True) as pool:
         for number, ranges in enumerate(range_sets):
@@ -168,6 +173,8 @@ def resolver(path: str) -> DNS:
 
 def parse(call: Call) -> "tuple[Object, list[RangeSet], list[bytes]]":
     """The ipam object, its range sets in the order of the result, and the requested addresses. InvalidNetworkConfig."""
+    from cni_py.ipam.ranges import SETS_MAX, parse_sets
+
     ipam, runtime = call.conf.ipam, call.conf.runtime_config or Object()
     if ipam is None:
         raise InvalidNetworkConfig("IPAM config missing 'ipam' key: the configuration needs an object \"ipam\"")

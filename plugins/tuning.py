@@ -14,11 +14,10 @@ A failed ADD puts all back. DEL leaves the sysctls, since another network of the
 configuration: conf/tuning.conflist.
 """
 
-import os
-
 from cni_py import files
 from cni_py.attachment.call import Call, Plugin, collect_garbage
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable, warn
+from cni_py.lean import os
 from cni_py.plugins.tuning_conf import TuningConf, saved_path
 from cni_py.protocol.result import prev_result
 

@@ -7,11 +7,12 @@ import sys
 
 from cni_py import files
 from cni_py.addr import ip_text
-from cni_py.attachment import engine, naming, records
+from cni_py.attachment import naming, records
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, os_error, warn
 from cni_py.kernel import netns as namespaces
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,11 +72,11 @@ class Call:
     """One execution of one plugin."""
 
     __slots__ = (
+        "_executor",
         "args",
         "conf",
         "container_id",
         "dry_run",
-        "executor",
         "ifname",
         "kernel",
         "key",
@@ -113,7 +114,25 @@ class Call:
         self.record: Record | None = None  # DEL: the record whose operations were undone
         self.may_be_hosts = False  # DEL: whether the container's namespace can be the one we run in
         self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None)
-        self.executor: Executor = engine.Planner(self.kernel) if dry_run else engine.Executor(self.kernel)
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> "Executor":
+        """What applies operations and undoes them. A call that has nothing to do loads none."""
+        if self._executor is None:
+            from cni_py.attachment import engine
+
+            self._executor = engine.Planner(self.kernel) if self.dry_run else engine.Executor(self.kernel)
+        return self._executor
+
+    def finish(self) -> None:
+        """ADD has succeeded."""
+        if self._executor is not None:
+            self._executor.finish()
+
+    def roll_back(self) -> list[str]:
+        """ADD has failed: undo what it applied. Returns the failures in words."""
+        return self._executor.roll_back() if self._executor is not None else []
 
     def begin(self) -> bool:
         """ADD: write the attachment record, before the first effect.
@@ -124,6 +143,8 @@ class Call:
         stale = None if self.dry_run else records.load(self.key, self.plugin)
         dead = stale is not None and (not stale.done or stale.container_cookie != self.kernel.container_cookie)
         if stale is not None and dead:
+            from cni_py.attachment import engine
+
             failures = engine.undo_record(stale, self.kernel)
             if failures:
                 raise CniError(f"cannot undo an earlier ADD of {self.key.label}", "; ".join(failures))
@@ -149,6 +170,8 @@ class Call:
         self.record = record
         if record.damage:
             warn(f"the attachment record cannot be read, so DEL looks for what is marked: {record.damage}")
+        from cni_py.attachment import engine
+
         failures = engine.undo_record(record, self.kernel)
         if failures:
             raise CniError(f"DEL of {self.key.label} is incomplete", "; ".join(failures))
@@ -158,11 +181,14 @@ class Call:
 
         A GC would undo it later: when another attachment may have the address already, and would lose its rules.
         """
-        if not self.kernel.has_container:
+        # A record of any plugin shows that the network had its present name when the interface was made: no need to look at it.
+        if os.path.exists(self.key.folder) or not self.kernel.has_container:
             return
         former: Attachment | None = above(OWNERSHIP).former(self.kernel, self.ifname)
         record = records.load(former, self.plugin) if former is not None else None
         if former is not None and record is not None:
+            from cni_py.attachment import engine
+
             kernel = Kernel(former, self.netns)
             try:
                 failures = engine.undo_record(record, kernel)
@@ -174,7 +200,11 @@ class Call:
     @property
     def is_recorded(self) -> bool:
         """DEL: whether there was a record, and all of it could be read."""
-        return self.record is not None and engine.is_whole(self.record)
+        if self.record is None:
+            return False
+        from cni_py.attachment import engine
+
+        return engine.is_whole(self.record)
 
     def owns(self, kernel: Kernel) -> bool:
         """DEL: whether the namespace at CNI_NETNS is still the attachment's (see Kernel.is_own).
@@ -254,7 +284,7 @@ class Call:
             dry_run=self.dry_run,
         )
         call.kernel = self.kernel
-        call.executor = self.executor
+        call._executor = self.executor
         call.record = self.record
         return call
 

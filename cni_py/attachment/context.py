@@ -1,9 +1,8 @@
 """The kernel as one call sees it: the two namespaces and our nftables tables, each opened when first used."""
 
-import os
-
 from cni_py.errors import CniError, InvalidNetns, warn
 from cni_py.kernel import netns
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

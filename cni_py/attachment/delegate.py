@@ -5,11 +5,11 @@ file is one of our own executables, its plugin runs in this process, which saves
 """
 
 import errno
-import os
 import time
 
 from cni_py import version
 from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
+from cni_py.lean import os
 from cni_py.protocol import gojson
 from cni_py.protocol.netconf import integer, string
 from cni_py.protocol.result import from_json, to_json

@@ -243,17 +243,20 @@ def listed(record: "Record | None", cls: "type[AnyOp]") -> "list[AnyOp]":
 class Executor:
     """Applies plans for one plugin of one attachment, and can undo all that it has applied."""
 
-    __slots__ = ("applied", "before", "kernel", "record", "undo_calls")
+    __slots__ = ("applied", "before", "is_saved", "kernel", "record", "undo_calls")
 
     def __init__(self, kernel: "Kernel") -> None:
         self.kernel = kernel
         self.record: Record | None = None
+        self.is_saved = True  # False: the record is still to be written, before the first effect that is to be undone
         self.before: list[Encodable] | None = None  # the operations of an earlier ADD that still stands
         self.applied: list[Op] = []
         self.undo_calls: list[Callable[[], None]] = []
 
     def begin(self, key: "Attachment", plugin: str) -> None:
-        """Write the record, before the first effect: should the ADD be killed, the next call knows that it began."""
+        """Begin the record. It is written before the first effect that a later call would have to undo, which is mostly the
+        first of apply(): should the ADD be killed, that call knows it. What is shared is never undone.
+        """
         record = records.load(key, plugin) or records.Record(key, plugin)
         if record.done:
             self.before = list(record.ops)
@@ -262,8 +265,14 @@ class Executor:
         record.container_cookie = self.kernel.container_cookie
         record.container_file = "" if record.container_cookie else self.kernel.container_file
         record.host_cookie = self.kernel.host_cookie
-        record.save()
         self.record = record
+        self.is_saved = False
+
+    def save(self) -> None:
+        """Write the record as it is now. CniError."""
+        if self.record is not None:
+            self.record.save()
+        self.is_saved = True
 
     def apply(self, plan: "Sequence[Op]") -> None:
         """Record the owned operations, then apply all in order. CniError when one fails; roll_back() undoes them then."""
@@ -273,7 +282,7 @@ class Executor:
         new = [op for op in owned if op not in standing]
         if owned and self.record is not None:
             self.record.ops = [*self.record.ops, *(op.to_json() for op in new)]
-            self.record.save()
+            self.save()
         for op in plan:
             ours = op in new
             if ours:  # before apply(), which may fail half-way
@@ -282,11 +291,15 @@ class Executor:
                 self.applied.pop()
 
     def undone_by(self, undo: "Callable[[], None]") -> None:
-        """Call `undo` if the ADD fails later: for effects of another program, such as an IPAM plugin."""
+        """Call `undo` if the ADD fails later: for effects of another program, such as an IPAM plugin. CniError."""
+        if not self.is_saved:
+            self.save()
         self.undo_calls.append(undo)
 
     def finish(self) -> None:
         """The ADD has succeeded."""
+        if not self.is_saved:
+            self.save()
         if self.record is not None:
             self.record.finish()
 

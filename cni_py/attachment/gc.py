@@ -7,14 +7,13 @@
 Each under the lock of its attachment, which an ADD that is under way holds.
 """
 
-import os
-
 from cni_py import files
 from cni_py.attachment import engine, records
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.locks import Lock, attachment_lock
 from cni_py.attachment.naming import HEX
 from cni_py.errors import CniError, TryAgainLater, warn
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

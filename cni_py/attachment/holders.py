@@ -1,11 +1,10 @@
 """Holders of host ports: the record of an attachment that is known by its hex, and whether its namespace is gone."""
 
-import os
-
 from cni_py import files
 from cni_py.attachment import naming, records
 from cni_py.errors import InvalidNetns
 from cni_py.kernel import netns
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ code 11 ("try again later"), so that a runtime retries instead of hanging.
 import _signal
 import errno
 import fcntl
-import os
 
 from cni_py import files
 from cni_py.attachment import naming
 from cni_py.errors import TryAgainLater, os_error, warn
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

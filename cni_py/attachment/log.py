@@ -9,10 +9,10 @@
 A log that cannot be written never fails a call.
 """
 
-import os
 import time
 
 from cni_py.errors import CniError, warn
+from cni_py.lean import os
 from cni_py.protocol.netconf import string
 
 TYPE_CHECKING = False

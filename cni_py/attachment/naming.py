@@ -1,8 +1,7 @@
 """An attachment, and the names made of it: of records, comments, aliases, links; its MAC addresses."""
 
-import os
-
 from cni_py import files
+from cni_py.lean import os
 from cni_py.sha import sha256
 
 HEX = 16  # digits of the digest that stands for an attachment, in comments and names of files
@@ -60,10 +59,18 @@ def derived_mac(seed: str) -> bytes:
     return b"\x02" + digest[:5]
 
 
+_known: list[str] = []
+
+
 def boot_id() -> str:
-    """The kernel's id of this boot (proc_sys_kernel(5), random/boot_id)."""
-    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-        return file.read().decode().strip()
+    """The kernel's id of this boot (proc_sys_kernel(5), random/boot_id). Read once: a process ends with its boot."""
+    if not _known:
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _known.append(os.read(fd, 64).decode().strip())
+        finally:
+            os.close(fd)
+    return _known[0]
 
 
 def interface_name(key: Attachment) -> str:

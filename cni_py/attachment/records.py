@@ -12,11 +12,10 @@ Who owns an element of nftables is said by the record, not by the element's comm
 keeps the comment of the first time.
 """
 
-import os
-
 from cni_py import files
 from cni_py.attachment.naming import HEX, Attachment
 from cni_py.errors import CniError, os_error, warn
+from cni_py.lean import os
 from cni_py.protocol import gojson, netconf
 
 TYPE_CHECKING = False

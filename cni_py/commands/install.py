@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cni_py
-from cni_py.commands import default_network, outcome, overlaps, runtimes
+from cni_py.commands import default_network, images, outcome, overlaps, runtimes
 from cni_py.commands.launchers import START, launcher
 from cni_py.commands.leftovers import FORWARDING
 from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, link, write
@@ -109,10 +109,19 @@ def install(options: argparse.Namespace) -> int:
             install_plugin(target, manifest, target.bin_dir / plugin, text)
         install_network(target, manifest, wanted=options.network)
     if not target.dry_run:
-        compileall.compile_dir(Path(cni_py.__file__).parent, quiet=2)
+        compileall.compile_dir(images.PACKAGE, quiet=2)
+        install_image()
     warn_of_writers()
     tell_of_runtimes(target)
     return 0
+
+
+def install_image() -> None:
+    """Write the image of the modules. Where that is not possible, a call takes some milliseconds longer."""
+    try:
+        images.install()
+    except OSError as error:
+        note(f"cannot write {images.place()}: {error.strerror}; the plugins work without it, but start more slowly")
 
 
 def forwarding_off() -> list[str]:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import cni_py
+from cni_py.commands import images
 from cni_py.commands.report import LACKING, Failure
 from cni_py.run import LAUNCHER_MAX
 
@@ -25,7 +26,7 @@ LINKS_MAX = 40  # as the kernel follows
 # The package's folder comes last on the path, so that nothing in it can replace a module of the standard library.
 # The code for a package that cannot be loaded is a string: it is compiled only when it is needed.
 BODY = """\
-import sys
+import marshal, posix, sys
 sys.path.append({home!r})
 LOST = \"\"\"
 if issubclass(lost[0], Exception):
@@ -37,6 +38,20 @@ else:
     sys.__excepthook__(*lost)
 \"\"\"
 sys.excepthook = lambda *lost: exec(LOST)
+try:
+    from _frozen_importlib_external import MAGIC_NUMBER
+    fd = posix.open({image!r}, posix.O_RDONLY | posix.O_CLOEXEC)
+    head, state, owner = posix.pread(fd, {head_max}, 0), posix.fstat(fd), posix.stat({package!r}).st_uid
+    if (
+        head[:12] == MAGIC_NUMBER + state.st_size.to_bytes(8, 'little') and fd > 2
+        and state.st_uid in (0, owner) and state.st_mode & 0o170022 == 0o100000
+    ):
+        code, *index = marshal.loads(head[12:])
+        scope = {{'__name__': 'cni_py.image'}}
+        exec(code, scope)
+        scope['start'](fd, {home!r} + '/', state.st_size, *index)
+except Exception:
+    pass
 {start}
 main({plugin!r})
 """
@@ -49,7 +64,16 @@ def launcher(plugin: str) -> bytes:
     -I and -S ignore the user's environment and the site module, which also halves the interpreter's start-up time.
     """
     home = str(Path(cni_py.__file__).resolve().parent.parent)
-    body = os.fsencode(BODY.format(home=home, plugin=plugin, start=START.decode()))
+    body = os.fsencode(
+        BODY.format(
+            home=home,
+            package=str(images.PACKAGE),
+            image=str(images.place()),
+            head_max=images.HEAD_MAX,
+            plugin=plugin,
+            start=START.decode(),
+        )
+    )
     path = interpreter()
     python = os.fsencode(path)
     if not python or b"\\" in python or b"\n" in python:

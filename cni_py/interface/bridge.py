@@ -5,7 +5,7 @@ import errno
 from cni_py.addr import Address, mac_text, parse_address
 from cni_py.attachment.engine import Op
 from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, kernel_words, os_error
-from cni_py.interface.common import UP_LIMIT_S, broadcast_of, ipv6_off, need, set_sysctl
+from cni_py.interface.common import UP_LIMIT_S, broadcast_of, ipv6_off, need, need_index, set_sysctl
 from cni_py.kernel import inet, rtnl
 from cni_py.protocol.result import Route
 
@@ -124,7 +124,7 @@ class JoinBridge(Op):
 
     def apply(self, kernel: "Kernel") -> None:
         port = need(kernel.host, self.name)
-        kernel.host.set_link(port.index, master=need(kernel.host, self.bridge).index)
+        kernel.host.set_link(port.index, master=need_index(kernel.host, self.bridge))
         # A second request: the flags belong to the port, which exists only after the first (br_setport() in br_netlink.c).
         kernel.host.set_bridge_port(port.index, hairpin=self.hairpin, isolated=self.isolated)
 
@@ -191,8 +191,8 @@ class EnsureGatewayAddress(Op):
 
     def apply(self, kernel: "Kernel") -> bool:
         wanted = parse_address(self.address)
-        link = need(kernel.host, self.name)
-        held = [entry.address for entry in inet.addresses(kernel.host, link.index, wanted.family)]
+        index = need_index(kernel.host, self.name)
+        held = [entry.address for entry in inet.addresses(kernel.host, index, wanted.family)]
         if any(is_gateway(address, wanted) for address in held):
             return False
         foreign = [address for address in held if str(address) not in self.beside]
@@ -203,9 +203,9 @@ class EnsureGatewayAddress(Op):
                 f"it is {(conflicts or foreign)[0]}; {self._remedy(conflicts)}",
             )
         for address in conflicts:
-            inet.delete_address(kernel.host, link.index, address)
+            inet.delete_address(kernel.host, index, address)
         try:
-            inet.add_address(kernel.host, link.index, wanted, nodad=wanted.family == 6, broadcast=broadcast_of(wanted))
+            inet.add_address(kernel.host, index, wanted, nodad=wanted.family == 6, broadcast=broadcast_of(wanted))
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise ipv6_off(self.name, self.address, error) or os_error(self.failure(), error) from error

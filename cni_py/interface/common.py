@@ -29,6 +29,11 @@ def need(side: "Rtnl", name: str) -> "Link":
     return link
 
 
+def need_index(side: "Rtnl", name: str) -> int:
+    """The index of the link called `name`, which this call has seen before, or sees now. CniError when there is none."""
+    return side.index(name) or need(side, name).index
+
+
 def broadcast_of(address: Address) -> bytes | None:
     """The broadcast address as ip(8) sets it. None for IPv6, and for /31 and /32, which have none (RFC 3021)."""
     return address.broadcast() if address.family == 4 and address.prefixlen < 31 else None
@@ -164,10 +169,9 @@ class AddAddress(Op):
 
     def apply(self, kernel: "Kernel") -> None:
         address = parse_address(self.address)
-        link = need(kernel.container, self.ifname)
         inet.add_address(
             kernel.container,
-            link.index,
+            need_index(kernel.container, self.ifname),
             address,
             nodad=address.family == 6 and not self.dad,
             broadcast=broadcast_of(address),
@@ -211,9 +215,9 @@ class AddRoute(Op):
         return f"container: route {self.dst}{via} dev {self.ifname}"
 
     def apply(self, kernel: "Kernel") -> None:
-        link = need(kernel.container, self.ifname)
+        index = need_index(kernel.container, self.ifname)
         try:
-            inet.add_route(kernel.container, self.route(), link.index, beside="before")
+            inet.add_route(kernel.container, self.route(), index, beside="before")
         except FileExistsError:
             pass  # this very route is there: from IPAM and from isDefaultGateway, or made by the kernel with the address
         except OSError as error:
@@ -278,7 +282,7 @@ class ForgetNeighbour(Op):
     deed = "forget the old neighbour entry of {ip} on {name}"
 
     def apply(self, kernel: "Kernel") -> None:
-        inet.delete_neighbour(kernel.host, need(kernel.host, self.name).index, parse_ip(self.ip))
+        inet.delete_neighbour(kernel.host, need_index(kernel.host, self.name), parse_ip(self.ip))
 
 
 class AnnounceAddresses(Op):

@@ -8,7 +8,6 @@ that ADD changes and their values before it. So each of the two plugins can undo
 """
 
 import errno
-import os
 
 from cni_py import files
 from cni_py.attachment import records
@@ -16,6 +15,7 @@ from cni_py.attachment.engine import Op
 from cni_py.errors import CniError, os_error
 from cni_py.interface.common import set_sysctl
 from cni_py.kernel import linksettings, sysctl
+from cni_py.lean import os
 from cni_py.protocol import gojson
 
 TYPE_CHECKING = False

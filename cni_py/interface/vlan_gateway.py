@@ -4,12 +4,11 @@ The other end, `<bridge>.<vlan>`, has the gateway's address. The address cannot 
 VLAN than the container's port.
 """
 
-import os
-
 from cni_py.attachment.engine import Op
 from cni_py.errors import CniError
 from cni_py.interface.common import need
 from cni_py.kernel import rtnl
+from cni_py.lean import os
 from cni_py.sha import sha256
 
 TYPE_CHECKING = False

@@ -26,7 +26,6 @@ the power failed. Under the lock nobody else is between the two.
 """
 
 import errno
-import os
 import stat
 import time
 
@@ -36,6 +35,7 @@ from cni_py.attachment import naming
 from cni_py.attachment.engine import Op
 from cni_py.attachment.locks import Lock
 from cni_py.errors import InvalidNetworkConfig, IOFailure, os_error
+from cni_py.lean import os
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object
 from cni_py.sha import sha256

@@ -1,9 +1,9 @@
 """Reads resolv.conf(5): host-local's key `resolvConf` names a file with the DNS settings of the result."""
 
 import errno
-import os
 
 from cni_py.errors import IOFailure
+from cni_py.lean import os
 from cni_py.protocol.result import DNS
 
 S_IFMT, S_IFIFO = 0o170000, 0o010000  # inode(7)

@@ -1,29 +1,37 @@
-"""iptables' FORWARD chain lets the containers' traffic pass."""
+"""iptables' FORWARD chain lets the containers' traffic pass.
+
+The rules' text, and what runs iptables, are loaded where there is a chain to change: on most hosts there is none.
+"""
 
 from cni_py.addr import Address, by_family
 from cni_py.attachment import records
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.engine import Op, listed, split_texts
-from cni_py.iptables import forward_rules, names, tool
-from cni_py.iptables.tool import Rules
+from cni_py.iptables import names
 from cni_py.kernel.nf_tables import NF_DROP
 from cni_py.kernel.xtables import FILTER, NFPROTO, is_chain_name, legacy_tables
-from cni_py.nftables.policy import PLUGIN, POLICIES, KeepApart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
+    from cni_py.iptables.tool import Rules
+    from cni_py.nftables.policy import KeepApart
     from cni_py.protocol.result import Result
+
+
+PLUGIN = "firewall"  # whose records they are
 
 
 def drops(kernel: Kernel, family: int) -> bool:
     """Whether iptables' FORWARD drops what no rule accepts, as Docker and careful administrators have it."""
-    if kernel.nft.chain_policy(NFPROTO[family], FILTER, forward_rules.FORWARD) == NF_DROP:
+    if kernel.nft.chain_policy(NFPROTO[family], FILTER, names.FORWARD) == NF_DROP:
         return True
-    if FILTER not in legacy_tables(family) or not tool.is_there(family):
+    if FILTER not in legacy_tables(family):
         return False
-    return Rules.read(family, FILTER).policies.get((FILTER, forward_rules.FORWARD)) == "DROP"
+    from cni_py.iptables import tool
+
+    return tool.is_there(family) and tool.Rules.read(family, FILTER).policies.get((FILTER, names.FORWARD)) == "DROP"
 
 
 class PassForwarded(Op):
@@ -64,8 +72,11 @@ class PassForwarded(Op):
 
     def apply(self, kernel: Kernel) -> bool:
         needed = self.needed(kernel)
+        if not needed:
+            return False
+        from cni_py.iptables import forward_rules, tool
 
-        def decide(rules: Rules) -> None:
+        def decide(rules: "Rules") -> None:
             forward_rules.accept(rules, needed[rules.family], self.admin_chain)
             if self.policy:
                 forward_rules.police(rules, self.bridge, self.policy)
@@ -77,22 +88,28 @@ class PassForwarded(Op):
         if not is_chain_name(self.admin_chain):
             return
 
+        families = concerned(kernel, (4, 6) if self.policy else found)  # who left before may have had both
+        if not families:
+            return
         used = False
         if self.policy:
             from cni_py.nftables.bridge_users import Users
 
             used = Users(kernel, self.bridge, lambda _: False).need(self)
+        from cni_py.iptables import forward_rules, tool
 
-        def decide(rules: Rules) -> None:
+        def decide(rules: "Rules") -> None:
             own = found.get(rules.family, [])
             forward_rules.refuse(rules, own, self.admin_chain)
             if self.policy and not used:
                 forward_rules.release(rules, self.bridge, self.policy, own)
 
-        families = (4, 6) if self.policy else found  # who left before may have had both
-        tool.change(concerned(kernel, families), (FILTER,), decide)
+        tool.change(families, (FILTER,), decide)
 
     def check(self, kernel: Kernel) -> str | None:
+        from cni_py.iptables import forward_rules
+        from cni_py.iptables.tool import Rules
+
         for family, addresses in self.needed(kernel).items():
             rules = Rules.read(family, FILTER)
             for address in addresses:
@@ -105,18 +122,25 @@ class PassForwarded(Op):
 
 def concerned(kernel: Kernel, found: "Container[int]") -> list[int]:
     """The families of whose iptables a chain of the plugin is there: the others cost no process."""
-    chains = (forward_rules.ACCEPTED, forward_rules.STAGE_1)
-    return [family for family in names.concerned(kernel, *chains, table=FILTER) if family in found]
+    there = names.concerned(kernel, names.ACCEPTED, names.STAGE_1, table=FILTER)
+    return [family for family in there if family in found]
 
 
 def without_kept(kernel: Kernel, plan: "Sequence[Op]") -> list[Op]:
     """CHECK: the plan without what keeps a bridge apart that nftables does not, and the Go plugin's rules do."""
+    from cni_py.nftables.policy import KeepApart
+
     return [op for op in plan if not (isinstance(op, KeepApart) and op.check(kernel) and is_policed(kernel, op))]
 
 
 def is_policed(kernel: Kernel, op: "KeepApart") -> bool:
     """Whether iptables keeps the op's bridge apart."""
-    families = names.concerned(kernel, forward_rules.STAGE_1, table=FILTER)
+    families = names.concerned(kernel, names.STAGE_1, table=FILTER)
+    if not families:
+        return False
+    from cni_py.iptables import forward_rules
+    from cni_py.iptables.tool import Rules
+
     return any(forward_rules.is_policed(Rules.read(family, FILTER), op.bridge, op.policy) for family in families)
 
 
@@ -129,9 +153,12 @@ def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge
     families = concerned(kernel, found) if is_chain_name(admin_chain) else []
     if not families:
         return
+    from cni_py.iptables import forward_rules, tool
+    from cni_py.nftables.policy import POLICIES
+
     taken = addresses_in_use()
 
-    def decide(rules: Rules) -> None:
+    def decide(rules: "Rules") -> None:
         gone = [address for address in found[rules.family] if address.packed not in taken]
         forward_rules.refuse(rules, gone, admin_chain)
         for policy in POLICIES if bridge and gone else ():

@@ -9,6 +9,7 @@ both where FORWARD drops by policy and from other bridges; and chains that serve
 """
 
 from cni_py.addr import Address, parse_address
+from cni_py.iptables.names import ACCEPTED, FORWARD, STAGE_1
 from cni_py.kernel.xtables import FILTER
 
 TYPE_CHECKING = False
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 
     from cni_py.iptables.tool import Rule, Rules
 
-FORWARD = "FORWARD"
-ACCEPTED = "CNI-FORWARD"
-STAGE_1, STAGE_2 = "CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"
+STAGE_2 = "CNI-ISOLATION-STAGE-2"
 COMMENT = "CNI firewall plugin rules"
 SHARED = f"{COMMENT} (ingressPolicy: same-bridge|isolated)"
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 MASQUERADE, PUBLISH, OBSOLETE = "CNI-", "CNI-DN-", "CNI-SN-"  # how the names of an attachment's chains begin
 POSTROUTING, ENTRIES = "POSTROUTING", "CNI-HOSTPORT-DNAT"  # what leads to them
+FORWARD, ACCEPTED, STAGE_1 = "FORWARD", "CNI-FORWARD", "CNI-ISOLATION-STAGE-1"  # of the table filter
 NFPROTO_INET = 1  # linux/netfilter.h
 GO_MASQUERADE, GO_CHECKS = "cni_plugins_masquerade", "masq_checks"  # newer Go plugins' table and chain for ipMasq
 GO_HOSTPORT, GO_HOSTPORTS = "cni_hostport", "hostports"  # and for published ports
@@ -29,7 +30,7 @@ def concerned(kernel: "Kernel", *chains: str, table: str = NAT, own: str = "") -
     found = []
     for family in (4, 6):
         try:
-            there = any(xtables.may_hold(kernel.nft, family, table, chain) for chain in chains)
+            there = xtables.may_hold(kernel.nft, family, table, *chains)
         except NftUnavailable:  # then only iptables-legacy can have it
             there = table in xtables.legacy_tables(family)
         if there:

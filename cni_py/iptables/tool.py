@@ -9,11 +9,10 @@ Rules are tuples of words as iptables prints them (man iptables, iptables-save(8
 Both variants of iptables work, iptables-nft and iptables-legacy: whichever the host has under that name.
 """
 
-import os
-
 from cni_py import files
 from cni_py.attachment.locks import Lock
 from cni_py.errors import CniError, os_error
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ Sources: rtnetlink(7), Linux include/uapi/linux/{rtnetlink,if_addr,neighbour}.h.
 
 import _struct
 import errno
-import os
 
 from cni_py.addr import Address
 from cni_py.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, attr, attrs, nested, number, u32
 from cni_py.kernel.rtnl import wait
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

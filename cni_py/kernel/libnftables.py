@@ -3,10 +3,10 @@
 Loading it takes 18 to 22 ms, half of an ADD, so a call loads it only when a chain or table is missing.
 """
 
-import os
 import sys
 
 from cni_py.errors import CniError
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

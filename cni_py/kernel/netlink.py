@@ -11,8 +11,9 @@ net/netlink/af_netlink.c, net/netfilter/nfnetlink.c.
 import _socket
 import _struct
 import errno
-import os
 import sys
+
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _NLM_F_ACK_TLVS = 0x200
 
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
-_NLMSGERR_ATTR_MSG = 1
+_NLMSGERR_ATTR_MSG, _NLMSGERR_ATTR_OFFS = 1, 2
 
 NLA_F_NESTED = 0x8000
 _NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
@@ -62,6 +63,13 @@ _U32 = _struct.Struct("=I")
 _BUFFER = 65536
 _RECEIVE_TIMEOUT_S = 10  # never reached: turns a lost answer into an error instead of a hang
 _DUMP_ATTEMPTS = 50
+_AT = "refused_at"  # of an OSError
+
+
+def refused_at(error: OSError) -> int:
+    """Where in the refused message, its header included, the attribute begins that is wrong; 0 where the kernel does not say."""
+    place: int = getattr(error, _AT, 0)
+    return place
 
 
 class BatchError(OSError):
@@ -117,10 +125,11 @@ def text(payload: bytes | None) -> str:
 class Socket:
     """A netlink socket of the network namespace the process is in when it is made."""
 
-    __slots__ = ("_seq", "_socket", "_unfinished")
+    __slots__ = ("_buffer", "_seq", "_socket", "_unfinished")
 
     def __init__(self, protocol: int) -> None:
         self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
+        self._buffer = memoryview(bytearray(_BUFFER))
         self._seq = 0
         self._unfinished = 0  # sequence number of a dump that an exception (a signal's) cut off
         # CAP_ACK: an error does not repeat the whole request, which for a batch would fill the queue. EXT_ACK: the reason
@@ -213,7 +222,7 @@ class Socket:
         """
         while True:
             try:
-                data = self._socket.recv(_BUFFER, _socket.MSG_DONTWAIT)
+                data = self._received(_socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -271,10 +280,14 @@ class Socket:
         They answer a request that a signal's exception has interrupted.
         """
         try:
-            data = self._socket.recv(_BUFFER)
+            data = self._received()
         except BlockingIOError as error:
             raise OSError(errno.ETIMEDOUT, f"no netlink answer within {_RECEIVE_TIMEOUT_S} s") from error
         return [(kind, flags, body) for kind, flags, number, body in _messages(data) if number == seq]
+
+    def _received(self, flags: int = 0) -> bytes:
+        """The next datagram. Into one buffer: recv() would take 64 KiB from the system for each, and give them back."""
+        return bytes(self._buffer[: self._socket.recv_into(self._buffer, _BUFFER, flags)])
 
     def _grow_send_buffer(self, length: int) -> None:
         """A transaction is one datagram, and one larger than the send buffer (by default 208 KiB) is EMSGSIZE."""
@@ -307,7 +320,13 @@ def _messages(data: bytes) -> "Iterator[tuple[int, int, int, bytes]]":
 def _raise_refusal(flags: int, payload: bytes) -> None:
     """Raise what an acknowledgement or the end of a dump reports, if it reports an error."""
     if len(payload) >= _INT.size and _INT.unpack_from(payload)[0] < 0:
-        raise OSError(*_refusal(flags, payload))
+        refusal = OSError(
+            *_refusal(flags, payload)
+        )  # which makes a FileExistsError and its like, as no class of ours would
+        if flags & _NLM_F_ACK_TLVS:
+            at = attrs(payload[_tlv_offset(flags, payload) :]).get(_NLMSGERR_ATTR_OFFS)
+            setattr(refusal, _AT, number(at))
+        raise refusal
 
 
 def _refusal(flags: int, payload: bytes) -> tuple[int, str]:

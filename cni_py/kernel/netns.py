@@ -8,10 +8,10 @@ used again as well, when the namespace is gone. Only the cookie is never used tw
 
 import errno
 import fcntl
-import os
+import posix
 
 from cni_py.errors import InvalidNetns
-from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def cookie(fd: int) -> int:
 
     Only a socket tells it (SO_NETNS_COOKIE), so one is made there.
     """
+    from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
+
     with Enter(fd):
         socket = Socket(NETLINK_ROUTE)
     try:
@@ -139,7 +141,7 @@ class Enter:
 
 def setns(fd: int) -> None:
     """Move this thread into the network namespace of `fd`. OSError; CLONE_NEWNET refuses a namespace of another kind."""
-    native: Callable[[int, int], None] | None = getattr(os, "setns", None)  # Python 3.12
+    native: Callable[[int, int], None] | None = getattr(posix, "setns", None)  # Python 3.12
     if native is not None:
         native(fd, CLONE_NEWNET)
         return

@@ -24,12 +24,14 @@ from cni_py.kernel.netlink import (
     attrs,
     iter_attrs,
     nested,
+    refused_at,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+FIRST_ATTRIBUTE = 20  # bytes: behind struct nlmsghdr and struct nfgenmsg
 TABLE = "cni_py"
 INET, BRIDGE = 1, 7  # NFPROTO_*, linux/netfilter.h
 
@@ -248,23 +250,26 @@ class Nft:
             raise _unavailable(error) from error
         return list(_elements(answers))
 
-    def chain_policy(self, family: int, table: str, chain: str) -> int | None:
-        """The policy of a chain in any table: NF_DROP or NF_ACCEPT; None when there is no such chain.
+    def chain_policy(self, family: int, table: str, *chains: str) -> int | None:
+        """The policy of the first of these chains that is there, NF_DROP or NF_ACCEPT; None when the table has none of them.
 
         A chain without a hook has no policy: NF_ACCEPT.
         """
-        names = attr(NFTA_CHAIN_TABLE, table.encode() + b"\0") + attr(NFTA_CHAIN_NAME, chain.encode() + b"\0")
-        try:
-            answers = self.socket().request(NFT_MSG_GETCHAIN, 0, bytes((family, 0, 0, 0)) + names)
-        except OSError as error:
-            # ENOENT: no such table or chain; the others: no nf_tables, or none for the family, as in _unavailable().
-            if error.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
-                return None
-            raise CniError(f"cannot look for chain {chain} of table {table}", str(error)) from error
-        policies = [attrs(body[4:]).get(NFTA_CHAIN_POLICY) for kind, body in answers if kind == NFT_MSG_NEWCHAIN]
-        if not policies:
-            return None
-        return NF_ACCEPT if policies[0] is None else int.from_bytes(policies[0], "big")
+        for chain in chains:
+            names = attr(NFTA_CHAIN_TABLE, table.encode() + b"\0") + attr(NFTA_CHAIN_NAME, chain.encode() + b"\0")
+            try:
+                answers = self.socket().request(NFT_MSG_GETCHAIN, 0, bytes((family, 0, 0, 0)) + names)
+            except OSError as error:
+                # ENOENT: no such table or chain; the others: no nf_tables, or none for the family, as in _unavailable().
+                if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                    raise CniError(f"cannot look for chain {chain} of table {table}", str(error)) from error
+                if refused_at(error) == FIRST_ATTRIBUTE:
+                    return None  # it is the table that is not there (nf_tables_getchain())
+                continue
+            policies = [attrs(body[4:]).get(NFTA_CHAIN_POLICY) for kind, body in answers if kind == NFT_MSG_NEWCHAIN]
+            if policies:
+                return NF_ACCEPT if policies[0] is None else int.from_bytes(policies[0], "big")
+        return None
 
     def chains(self, family: int = INET) -> list[str]:
         """The names of the chains in our table."""

@@ -4,7 +4,7 @@
 for root alone, so a failure to read means nothing found and is no error.
 """
 
-import os
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

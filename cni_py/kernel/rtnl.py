@@ -8,7 +8,6 @@ Sources: rtnetlink(7), Linux include/uapi/linux/{rtnetlink,if_link,if_bridge,vet
 
 import _struct
 import errno
-import os
 import time
 
 from cni_py.kernel.netlink import (
@@ -25,6 +24,7 @@ from cni_py.kernel.netlink import (
     u32,
 )
 from cni_py.kernel.netns import Enter
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,10 +109,11 @@ class Link:
 class Rtnl:
     """An rtnetlink socket in the network namespace of `netns_fd`, or in that of the process."""
 
-    __slots__ = ("_cookie", "_socket")
+    __slots__ = ("_cookie", "_indexes", "_socket")
 
     def __init__(self, netns_fd: int | None = None) -> None:
         self._cookie = -1
+        self._indexes: dict[str, int] = {}
         if netns_fd is None:
             self._socket = Socket(NETLINK_ROUTE)
         else:
@@ -158,7 +159,19 @@ class Rtnl:
             if error.errno == errno.ENODEV or (error.errno == errno.EINVAL and isinstance(link, str)):
                 return None
             raise
-        return Link(answers[0][1])
+        found = Link(answers[0][1])
+        self._indexes[found.name] = found.index
+        return found
+
+    def index(self, name: str) -> int:
+        """The index of the link called `name` as it was when this socket last saw it; asked for if it did not. 0: none.
+
+        For a link that is only referred to. If it is another one by now, the kernel answers ENODEV: indexes are not used again
+        until 2,147,483,647 links have been made (dev_index_reserve()).
+        """
+        if name not in self._indexes:
+            self.link(name)
+        return self._indexes.get(name, 0)
 
     def links(self, master: int = 0) -> list[Link]:
         """All links, or the ports of one bridge: the kernel filters them (link_dump_filtered()).
@@ -219,6 +232,7 @@ class Rtnl:
 
         The caller waits for an RCU grace period, 12 to 36 ms, but others see no link after 4 ms (unregister_netdevice_many()).
         """
+        self._indexes.clear()
         index, name = _which(link)
         return self.delete(RTM_DELLINK, ifinfomsg(index) + name, (errno.ENODEV,))
 
@@ -239,6 +253,8 @@ class Rtnl:
         The kernel goes through the changes in an order of its own and keeps those that it has made when one is refused
         (do_setlink()): namespace, MAC, MTU, name, alias, flags, master.
         """
+        if netns_fd is not None:
+            self._indexes.clear()
         index, which = _which(link)
         flags = change = 0
         for bit, wanted in ((IFF_UP, up), (IFF_PROMISC, promisc)):
@@ -257,6 +273,7 @@ class Rtnl:
 
     def rename_link(self, index: int, name: str) -> None:
         """FileExistsError when the name is taken."""
+        self._indexes.clear()
         self.request(RTM_SETLINK, 0, ifinfomsg(index) + name_attr(name))
 
     # Bridge ports

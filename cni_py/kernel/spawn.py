@@ -5,8 +5,9 @@ that a call loads at its start imports this one: most calls start nothing.
 """
 
 import _signal
-import os
 import time
+
+from cni_py.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ A key is a path below net/, "ipv4/conf/eth0.10/arp_notify": with slashes interfa
 """
 
 import errno
-import os
+
+from cni_py.lean import os
 
 _REFUSALS = (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM)
 

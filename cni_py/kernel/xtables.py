@@ -1,5 +1,7 @@
 """What netlink and /proc tell about iptables' chains, without running it."""
 
+from cni_py.lean import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.kernel.nf_tables import Nft
@@ -10,15 +12,13 @@ NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 NFPROTO = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: linux/netfilter.h
 
 
-def may_hold(nft: "Nft", family: int, table: str, chain: str) -> bool:
-    """Whether iptables may have that chain. False is certain: running iptables would find none.
+def may_hold(nft: "Nft", family: int, table: str, *chains: str) -> bool:
+    """Whether iptables may have one of the chains. False is certain: running iptables would find none.
 
     Chains of iptables-nft are nf_tables chains, which netlink shows. Those of iptables-legacy are told by its program alone,
     so a table of it is a maybe.
     """
-    if nft.chain_policy(NFPROTO[family], table, chain) is not None:
-        return True
-    return table in legacy_tables(family)
+    return nft.chain_policy(NFPROTO[family], table, *chains) is not None or table in legacy_tables(family)
 
 
 def legacy_tables(family: int) -> list[str]:
@@ -27,10 +27,15 @@ def legacy_tables(family: int) -> list[str]:
     Naming a table to iptables-legacy makes it, with hooks that every packet then passes; reading this file does not.
     """
     try:
-        with open(f"/proc/self/net/{'ip' if family == 4 else 'ip6'}_tables_names") as file:
-            return file.read().split()
+        fd = os.open(f"/proc/self/net/{'ip' if family == 4 else 'ip6'}_tables_names", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []  # its module is not loaded
+    try:
+        return os.read(fd, 4096).decode().split()
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
 
 
 def is_chain_name(text: str) -> bool:

@@ -1,7 +1,6 @@
 """Operations of the firewall plugin: what a host's FORWARD rules must let pass, and which bridges are kept apart."""
 
 import errno
-import os
 
 from cni_py import files
 from cni_py.attachment import records
@@ -13,6 +12,7 @@ from cni_py.files import make_folder, run_dir
 from cni_py.kernel.nf_tables import BRIDGE, Change, Element, NftUnavailable, concat, ifname_key
 from cni_py.kernel.rtnl import check_name
 from cni_py.kernel.sysctl import bridged_packets_pass_ip_rules
+from cni_py.lean import os
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import commit, put, take
 

@@ -12,7 +12,6 @@ record is lost, and by the Go plugins.
 """
 
 import errno
-import os
 
 from cni_py import files
 from cni_py.addr import parse_ip
@@ -20,6 +19,7 @@ from cni_py.attachment import naming
 from cni_py.attachment.engine import Op, split_texts
 from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, os_error
+from cni_py.lean import os
 from cni_py.ports.publication import Publication, is_address
 from cni_py.protocol import gojson
 

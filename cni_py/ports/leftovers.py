@@ -10,8 +10,6 @@ index.py. It is removed in three cases:
 A container with several networks has several interfaces: what another interface of it publishes stays.
 """
 
-import os
-
 from cni_py import files
 from cni_py.addr import ip_text, parse_ip
 from cni_py.attachment import engine, holders, naming, records
@@ -22,6 +20,7 @@ from cni_py.errors import CniError, TryAgainLater
 from cni_py.ipam import leaving
 from cni_py.kernel import netns
 from cni_py.kernel.nf_tables import NftUnavailable
+from cni_py.lean import os
 from cni_py.ports import chains, index, successors
 
 TYPE_CHECKING = False

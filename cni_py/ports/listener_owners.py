@@ -11,12 +11,11 @@ There for the very container is what is held by
                           dockerd itself holds is in the way: it says nowhere for which container
 """
 
-import os
-
 from cni_py.addr import ip_text
 from cni_py.attachment import holders
 from cni_py.errors import CniError
 from cni_py.kernel import processes
+from cni_py.lean import os
 from cni_py.ports import relay
 
 TYPE_CHECKING = False

@@ -11,12 +11,11 @@ program of the host listens on are not free, but for what is there for this cont
 tells all mappings below `cni-py/portMappings`, in the form of runtimeConfig.portMappings; the record keeps them for CHECK.
 """
 
-import os
-
 from cni_py.attachment import holders, records
 from cni_py.attachment.engine import Op
 from cni_py.errors import CniError, InvalidNetworkConfig, PortInUse, warn
 from cni_py.kernel import sock_diag
+from cni_py.lean import os
 from cni_py.ports import claims, host_listeners, local_ports, sticky_ports
 from cni_py.ports.config import POD_ANNOTATIONS, PORT_MAX, Entry, PortmapConf
 from cni_py.ports.mapping import PROTOCOLS, Mapping

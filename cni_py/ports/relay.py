@@ -9,13 +9,13 @@ attachments that have no record any more when it starts.
 import _socket
 import _struct
 import errno
-import os
 
 from cni_py import files
 from cni_py.addr import ip_text, parse_ip
 from cni_py.attachment.engine import Fields, Op, listed
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import CniError, DecodingFailure, IOFailure, PluginNotAvailable, PortInUse, warn
+from cni_py.lean import os
 from cni_py.ports.config import RANGE_MIN
 from cni_py.ports.mapping import is_for_nat
 from cni_py.protocol.gojson import Object, decode, encode

@@ -6,10 +6,9 @@ The key says for which port of the container. What is remembered is a wish: whoe
 NAMES_MAX names are kept, those that were used last. A file that cannot be understood is told on stderr and written anew.
 """
 
-import os
-
 from cni_py import files
 from cni_py.errors import CniError
+from cni_py.lean import os
 from cni_py.protocol import gojson, netconf
 
 TYPE_CHECKING = False

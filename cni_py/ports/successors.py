@@ -4,14 +4,13 @@ A file in the folder of the holder's record, /run/cni-py/attachments/<hex of the
 read under the lock of nftables.
 """
 
-import os
-
 from cni_py import files
 from cni_py.attachment.holders import HEX, record_of
 from cni_py.attachment.locks import nftables_lock
 from cni_py.attachment.records import fields_in, named_in
 from cni_py.errors import CniError, os_error, warn
 from cni_py.kernel.nf_tables import NftUnavailable
+from cni_py.lean import os
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import commit
 from cni_py.ports import claims

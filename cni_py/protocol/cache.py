@@ -6,7 +6,6 @@ All runtimes of a host use one folder, so that cni-py-exec can DEL the ADD of an
 """
 
 import base64
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from cni_py import files
 from cni_py.errors import CniError, DecodingFailure, os_error
+from cni_py.lean import os
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object, decode, encode
 
