@@ -18,6 +18,7 @@ from cni_py.files import FILE_MAX
 from cni_py.files import read as read_file
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object, decode, encode
+from cni_py.protocol.injection import capabilities, injected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,12 +242,6 @@ def _name(file: Path) -> str:
     return file.name
 
 
-def capabilities(plugin: Object) -> list[str]:
-    """The capabilities that a plugin's configuration declares with `true`."""
-    declared = netconf.child(plugin, "capabilities") or Object()
-    return [name for name in declared if netconf.boolean(declared, name)]
-
-
 def request(
     network: Network,
     plugin: Object,
@@ -255,13 +250,6 @@ def request(
     extra: "Mapping[str, Encodable] | None" = None,
 ) -> bytes:
     """The plugin's configuration for its stdin. `extra`: more keys, such as cni.dev/valid-attachments."""
-    fields: dict[str, Encodable] = dict(plugin)
-    fields["name"] = network.name
-    fields["cniVersion"] = network.cni_version
-    given = {name: capability_args[name] for name in capabilities(plugin) if name in capability_args}
-    if given:
-        fields["runtimeConfig"] = given
-    if prev_result is not None:
-        fields["prevResult"] = prev_result
+    fields: dict[str, Encodable] = {**injected(plugin, network.name, network.cni_version, capability_args, prev_result)}
     fields.update(extra or {})
     return encode(fields).encode()

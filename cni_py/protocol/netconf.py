@@ -255,12 +255,19 @@ class NetConf:
     prevResult does not stop a DEL that does not need it.
     """
 
-    __slots__ = ("name", "raw", "text")
+    __slots__ = ("_text", "name", "raw")
 
-    def __init__(self, name: str, raw: Object, text: bytes) -> None:
+    def __init__(self, name: str, raw: Object, text: bytes | None = None) -> None:
         self.name = name
         self.raw = raw
-        self.text = text
+        self._text = text
+
+    @property
+    def text(self) -> bytes:
+        """The configuration as it was read from stdin, or for the stdin of another program."""
+        if self._text is None:
+            self._text = encode(self.raw).encode()
+        return self._text
 
     @classmethod
     def parse(cls, text: bytes) -> "NetConf":
