@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from cni_py.protocol.gojson import Encodable
+
     T = TypeVar("T")
 
 
@@ -95,28 +97,32 @@ def run(member: Member) -> None:
 
 
 def delete(call: Call) -> None:
-    """DEL of all, the last first; then nothing can be in the record any more."""
+    """DEL of all, the last first; then nothing of the list can be in the record any more."""
     listed = members(call)
-    withdraw_unlisted(call, {member.type for member in listed})
+    call.record = records.own(call.key, CHAIN)
+    before = withdraw_unlisted(call, {member.type for member in listed})
     for member in listed:
         if member.call.conf.ipam is not None:
             call.kernel.is_own = member.call.owns  # the plugin with the addresses knows best whose the namespace is
             break
     for member in reversed(listed):
         perform(member, run)
-    records.Record(call.key, CHAIN).remove()
+    (call.record or records.Record(call.key, CHAIN)).keep(before)
 
 
-def withdraw_unlisted(call: Call, listed: set[str]) -> None:
-    """Undo what plugins made that have left the list since. They come first: which was their place is not known any more."""
-    whole = records.own(call.key, CHAIN)
-    call.record = whole
-    if whole is None or whole.damage:
-        return
-    ops = [fields for fields in whole.ops if records.part_of(fields) not in listed]
-    failures = engine.undo_all(engine.readable(ops), call.kernel)
+def withdraw_unlisted(call: Call, listed: set[str]) -> "list[Encodable]":
+    """Undo what plugins made that have left the list since; first, since nobody knows any more which was their place.
+
+    Returns the operations before those of the list: a network may have two chains, which share the record.
+    """
+    ops = call.record.ops if call.record is not None else []
+    parts = [records.part_of(fields) for fields in ops]
+    first = next((number for number, part in enumerate(parts) if part in listed), len(ops)) if listed else 0
+    unlisted = [fields for fields, part in zip(ops, parts, strict=True) if part not in listed][first:]
+    failures = engine.undo_all(engine.readable(unlisted), call.kernel)
     if failures:
         raise CniError(f"DEL of {call.key.label} is incomplete", "; ".join(failures))
+    return ops[:first]
 
 
 def check(call: Call) -> None:

@@ -2,7 +2,8 @@
 
 Ours are taken from CNI_PY_BIN_DIR, or put into a temporary directory by the `cni-py install` of the environment that
 runs pytest. With CNI_GO_BIN_DIR (Debian's containernetworking-plugins) every test that asks for `plugins` or `cni` and is not
-marked `ours_alone` runs a second time with those, so that the contract is tested and not our habits.
+marked `ours_alone` runs a second time with those, so that the contract is tested and not our habits. With CNI_PY_CHAINED ours
+are run through the plugin `chain`, each as the only one of its list.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def plugins(request: pytest.FixtureRequest) -> Plugins:
     if request.param == GO:
         return Plugins(GO, Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
     our_directory: Path = request.getfixturevalue("our_bin_dir")
-    return Plugins(OURS, our_directory, ALL)
+    return Plugins(OURS, our_directory, ALL, chained=bool(os.environ.get("CNI_PY_CHAINED")))
 
 
 @pytest.fixture(autouse=True)

@@ -136,15 +136,19 @@ class Record:
         whole = own(self.key, self.file)
         if whole is None or whole.damage:
             return
-        whole.ops = [fields for fields in whole.ops if part_of(fields) != self.plugin]
-        if not whole.ops:
-            whole.remove()
+        whole.keep([fields for fields in whole.ops if part_of(fields) != self.plugin])
+
+    def keep(self, ops: "list[gojson.Encodable]") -> None:
+        """Write the file with these operations alone; remove it if there are none. A disk that refuses it is a warning."""
+        self.ops = ops
+        if not ops:
+            self.remove()
             return
-        path = whole.path + (".json" if whole.done else ".adding")
+        path = self.path + (".json" if self.done else ".adding")
         try:
-            files.write(path, gojson.encode(whole._fields(), None).encode())
+            files.write(path, gojson.encode(self._fields(), None).encode())
         except OSError as error:
-            warn(f"cannot take {self.plugin} out of the attachment record {path}: {error.strerror}")
+            warn(f"cannot write what is left of the attachment record {path}: {error.strerror}")
 
     def _fields(self) -> "dict[str, gojson.Encodable]":
         return {
