@@ -78,14 +78,14 @@ class Plugins:
             "CNI_PATH": str(self.directory),
             **env,
         }
-        chained = self.chained and not isinstance(conf, str)
+        chained = self.chained and not isinstance(conf, str) and plugin not in ("host-local", "static")
         inner, plugin, conf = (plugin, "chain", in_chain(conf)) if chained else ("", plugin, conf)
         done = lab["host"].run(
             [str(self.directory / plugin)],
             env={name: value for name, value in variables.items() if value is not None},
             input=conf if isinstance(conf, str) else json.dumps(conf),
         )
-        prefix = f"plugin type=\\\"{inner}\\\" failed ({verb.lower()}): "  # as it stands in JSON
+        prefix = f'plugin type=\\"{inner}\\" failed ({verb.lower()}): '  # as it stands in JSON
         return Outcome(done.returncode, done.stdout.replace(prefix, "", 1) if inner else done.stdout, done.stderr)
 
 

@@ -16,7 +16,19 @@ from tests.faults.crowd import Job, run_all
 
 OBSERVE = Path(__file__).with_name("observe.py")
 START = "from cni_py.run import main"
-PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "macvlan", "portmap", "ptp", "static", "tuning")
+PLUGINS = (
+    "bandwidth",
+    "bridge",
+    "chain",
+    "firewall",
+    "host-local",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "static",
+    "tuning",
+)
 FEW, MANY = 10, 200  # attachments
 AT_ONCE = 4
 FILL_S = 300
