@@ -78,8 +78,9 @@ class Plugins:
             "CNI_PATH": str(self.directory),
             **env,
         }
-        chained = self.chained and not isinstance(conf, str) and plugin not in ("host-local", "static")
-        inner, plugin, conf = (plugin, "chain", in_chain(conf)) if chained else ("", plugin, conf)
+        inner = ""
+        if self.chained and not isinstance(conf, str) and plugin not in ("host-local", "static"):
+            inner, plugin, conf = plugin, "chain", in_chain(conf)
         done = lab["host"].run(
             [str(self.directory / plugin)],
             env={name: value for name, value in variables.items() if value is not None},

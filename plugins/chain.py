@@ -17,11 +17,10 @@ Example configuration: conf/chain.conflist.
 
 from cni_py.attachment import delegate, engine, records
 from cni_py.attachment.call import Call, Plugin, collect_garbage
-from cni_py.attachment.records import CHAIN
 from cni_py.errors import CniError, os_error
 from cni_py.plugins.chain_conf import Member, members
 from cni_py.protocol.gojson import Object, decode, encode
-from cni_py.protocol.netconf import boolean
+from cni_py.protocol.netconf import CHAIN, boolean
 from cni_py.protocol.result import Result, to_json
 
 TYPE_CHECKING = False

@@ -7,11 +7,11 @@ The plugins stand as in the list of a *.conflist, and get what libcni injects in
 
 from cni_py import run, skel, version
 from cni_py.attachment import delegate
-from cni_py.attachment.records import CHAIN
 from cni_py.errors import CniError, InvalidNetworkConfig, warn
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object
 from cni_py.protocol.injection import capabilities, injected
+from cni_py.protocol.netconf import CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from cni_py import files
 from cni_py.addr import interface_mac, ip_text, mac_text
 from cni_py.attachment import delegate
 from cni_py.attachment.context import NetnsGone
-from cni_py.attachment.records import CHAIN
 from cni_py.errors import CniError, InvalidNetworkConfig, warn
 from cni_py.interface.common import AddVeth, pair_exists
-from cni_py.protocol.netconf import values
+from cni_py.protocol.netconf import CHAIN, values
 from cni_py.protocol.result import Interface, Result, dns_from_json, known_result, prev_result
 
 TYPE_CHECKING = False

@@ -15,6 +15,7 @@ from cni_py.attachment.context import Kernel
 from cni_py.attachment.locks import Lock, attachment_lock
 from cni_py.attachment.naming import HEX
 from cni_py.errors import CniError, TryAgainLater, warn
+from cni_py.protocol.netconf import CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def collect(call: "Call") -> list[CniError]:
         return []  # no list: the runtime has not said which attachments are valid
     valid = {key.hex for key in listed}
     failures = [failure for record in stale_records(call, valid) for failure in undo(record)]
-    plugins = dict.fromkeys((call.plugin, records.CHAIN))  # the network may have been one of a chain
+    plugins = dict.fromkeys((call.plugin, CHAIN))  # the network may have been one of a chain
     for folder in files.listed(f"{files.run_dir()}/attachments"):
         if len(folder) == HEX:
             for plugin in plugins:

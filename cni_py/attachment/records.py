@@ -22,13 +22,13 @@ from cni_py import files
 from cni_py.attachment.naming import HEX, Attachment
 from cni_py.errors import CniError, os_error, warn
 from cni_py.protocol import gojson, netconf
+from cni_py.protocol.netconf import CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
 
 SCHEMA = 1
-CHAIN = "chain"  # the plugin that runs a list of plugins, with one record for all of them
 PART_OF = "plugin"  # of an operation in that record: the plugin of the list that has made it
 SUFFIXES = (".adding.tmp", ".adding", ".json")  # of a record on disk; the first is half written
 

@@ -4,6 +4,7 @@ As libcni has it (libcni/conf.go, api.go; SPEC.md section 1 "Network configurati
 
     by name    *.conflist of the directory in lexical order, then *.conf and *.json, which hold a single plugin each
     drop-ins   <directory>/<network>/*.conf are appended to the list, unless loadOnlyInlinedPlugins is set
+    chain      a plugin of the type chain has a list of its own; `members` are the plugins as they are without it
     request    the plugin's object with name, cniVersion, the runtimeConfig it declares capabilities for, and prevResult
 """
 
@@ -56,6 +57,11 @@ class Network:
         """The plugins by name, in the order of ADD."""
         return [netconf.string(plugin, "type") for plugin in self.plugins]
 
+    @property
+    def members(self) -> tuple[Object, ...]:
+        """The plugins in the order of ADD, those of a chain in its place."""
+        return tuple(one for plugin in self.plugins for one in unchained(plugin))
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -74,7 +80,8 @@ def parse(text: bytes, source: str) -> Network:
     """The list in `text`; a single plugin's configuration counts as a list of one. CniError that names `source`."""
     try:
         raw = _object(text)
-        if netconf.lookup(raw, "plugins") is netconf.MISSING and netconf.string(raw, "type"):
+        kind = netconf.string(raw, "type")
+        if kind and (kind == netconf.CHAIN or netconf.lookup(raw, "plugins") is netconf.MISSING):
             return _of_single(raw, source)
         return _of_list(raw, text, source)
     except CniError as error:
@@ -155,7 +162,16 @@ def _checked(plugin: Object) -> Object:
         raise InvalidNetworkConfig('a plugin has no "type"')
     capabilities(plugin)  # libcni refuses these here, too (pkg/types.PluginConf)
     netconf.string(netconf.child(plugin, "ipam") or Object(), "type")
+    if netconf.string(plugin, "type") == netconf.CHAIN:
+        for one in unchained(plugin):
+            if _checked(one)["type"] == netconf.CHAIN:
+                raise InvalidNetworkConfig(f"a {netconf.CHAIN} cannot hold another {netconf.CHAIN}")
     return plugin
+
+
+def unchained(plugin: Object) -> list[Object]:
+    """The plugins of a chain; of another plugin, itself."""
+    return netconf.objects(plugin, "plugins") if netconf.string(plugin, "type") == netconf.CHAIN else [plugin]
 
 
 def read(path: str | Path, *, piped: bool = False) -> Network:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T", bound="Value")
 
+CHAIN = "chain"  # the type of our plugin that runs the plugins of a list
 INT64_MIN = -(1 << 63)  # Go's int
 IFNAME_MAX = 15  # bytes; IFNAMSIZ - 1, linux/if.h
 SHOWN_MAX = 40  # characters of a value in an error

@@ -72,7 +72,10 @@ class TwoWays:
         path = (env.get("CNI_PATH") or str(self.plugins.directory)).split(":")
         found = next(folder for folder in path if (Path(folder) / str(conf["type"])).exists())
         plugins = replace(self.plugins, directory=Path(found))
-        return plugins.run(self.lab, verb, str(conf["type"]), conf, self.id, **{"CNI_PATH": ":".join(path), **env})
+        given: dict[str, str | None] = {"CNI_PATH": ":".join(path), **env}
+        return plugins.run(
+            self.lab, verb, str(conf["type"]), conf, self.id, given.pop("CNI_NETNS", None), "eth0", **given
+        )
 
     def every(self, verb: str, way: str, confs: Sequence[Conf] | None = None, **env: str | None) -> list[Outcome]:
         """One after the other, until one fails."""
@@ -97,7 +100,7 @@ class TwoWays:
 
     def well(self, verb: str, way: str, **env: str | None) -> None:
         """ADD, DEL or CHECK; it must succeed."""
-        outcome = self.add(way, **env) if verb == "ADD" else self.every(verb, way, **env)[-1]
+        outcome = self.add(way, **env) if verb == "ADD" else self.every(verb, way, None, **env)[-1]
         assert outcome.status == 0, f"{verb} {way}: {outcome.stdout}{outcome.stderr}"
 
     def gc(self, way: str, *valid: str) -> None:
