@@ -39,7 +39,7 @@ def converted(path: Path, to: str, capsys: pytest.CaptureFixture[str], *options:
 def test_a_list_becomes_a_chain_and_a_list_again(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chain = converted(file, "chain", capsys)
     assert chain == {**LIST, "plugins": [JOINED]}
-    assert [*LIST] == [*dict(chain)]  # type: ignore[call-overload]  # the order of the keys
+    assert [*LIST] == [*dict(chain)]  # the order of the keys
     file.write_text(json.dumps(chain))
     assert converted(file, "chain", capsys) == chain
     assert converted(file, "list", capsys) == LIST
