@@ -171,7 +171,7 @@ class Call:
         """DEL: undo the operations of the record; without a record there is nothing to do. CniError with all failures."""
         record = records.load(self.key, self.plugin)
         if record is None:
-            records.Record(self.key, self.plugin).remove()  # half of a file, if a call was killed while it wrote it
+            records.remove_halves(self.key, self.plugin)
             self._undo_former()
             return
         self.record = record

@@ -216,6 +216,16 @@ def _fill(record: Record, text: bytes) -> bool:
     return True
 
 
+def remove_halves(key: Attachment, plugin: str) -> None:
+    """For an attachment without a record: remove half of a file, if a call was killed while it wrote the first one."""
+    if own(key, CHAIN) is None:
+        try:
+            files.remove_file(Record(key, CHAIN).path + SUFFIXES[0])
+        except OSError:
+            pass  # a GC removes it
+    Record(key, plugin).remove()
+
+
 def keys_of(network: str, plugin: str) -> list[Attachment]:
     """The attachments of `network` that `plugin` has a record of."""
     return [record.key for record in all_records(plugin) if record.key.network == network]
