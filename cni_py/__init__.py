@@ -42,6 +42,7 @@ protocol/       the CNI specification, and JSON as Go has it
   netconf     typed reading of a configuration
   result      results, in the form of each version
   conflist    network configuration lists
+  injection   what a runtime puts into a plugin's configuration
   cache       libcni's cache
 backend         /etc/cni-py/config.yaml: nftables or iptables
 attachment/     one attachment, from plan to undo
@@ -53,7 +54,7 @@ attachment/     one attachment, from plan to undo
   engine      operations: apply, record, undo, check
   gc          what stale attachments and killed calls left
   call        what a plugin is given
-  delegate    running the IPAM plugin
+  delegate    running the IPAM plugin, or one that is not ours
   log         the key `log`
 nftables/       our constant tables, and what changes in them
   ruleset     chains and rules, as text
@@ -129,6 +130,8 @@ plugins/        the CNI plugins (plugins/ of the source tree)
   tuning      tuning
   tuning_conf  its configuration
   tuning_plan  its operations
+  chain       runs a list of plugins in one process
+  chain_conf  its list, and what each plugin of it is given
   bandwidth   bandwidth
   bandwidth_conf  its configuration
   known_keys  every key, for notes on misspelt ones
@@ -139,6 +142,7 @@ commands/       cni-py and cni-py-exec
   portspec    -p
   chain       runs the plugins of a list
   describe    the result for people
+  convert     `cni-py convert`: list to chain, and back
   keys        notes on unknown keys
   overlaps    subnets that are taken
   listeners   ports that are taken

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MODULES = {
     "bandwidth": "bandwidth",
     "bridge": "bridge",
+    "chain": "chain",
     "firewall": "firewall",
     "host-local": "host_local",
     "loopback": "loopback",

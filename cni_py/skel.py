@@ -78,7 +78,7 @@ def _run(name: str, plugin: "Callable[[], Plugin]") -> int:
     if verb not in ("ADD", "DEL", "CHECK", "GC", "STATUS"):
         raise InvalidEnvironment(f"unknown CNI_COMMAND: {verb}")
     loaded = plugin()
-    _check_version(verb, conf.cni_version, loaded.versions or version.SUPPORTED)
+    check_version(verb, conf.cni_version, loaded.versions or version.SUPPORTED)
     return _dispatch(verb, loaded, conf)
 
 
@@ -132,7 +132,8 @@ def _check_ifname(value: str) -> None:
         raise InvalidEnvironment("interface name contains / or : or whitespace characters")
 
 
-def _check_version(verb: str, cni_version: str, supported: "Sequence[str]") -> None:
+def check_version(verb: str, cni_version: str, supported: "Sequence[str]") -> None:
+    """IncompatibleCniVersion for a configuration of a version in which a plugin does not have the verb, or does not speak."""
     if verb in SINCE:
         if not version.at_least(cni_version, SINCE[verb]):
             raise IncompatibleCniVersion(f"config version does not allow {verb}")

@@ -48,6 +48,11 @@ class Plugins:
     whose: str  # "ours" or "go"
     directory: Path
     versions: tuple[str, ...]  # of the specification that they support
+    chained: bool = False  # each plugin is run as the only one in the list of the plugin `chain`
+
+    def keeper(self, plugin: str) -> str:
+        """The plugin in whose record ours notes what `plugin` does."""
+        return "chain" if self.chained else plugin
 
     def run(
         self,
@@ -73,12 +78,42 @@ class Plugins:
             "CNI_PATH": str(self.directory),
             **env,
         }
+        inner = ""
+        if self.chained and not isinstance(conf, str) and plugin not in ("host-local", "static"):
+            inner, plugin, conf = plugin, "chain", in_chain(conf)
         done = lab["host"].run(
             [str(self.directory / plugin)],
             env={name: value for name, value in variables.items() if value is not None},
             input=conf if isinstance(conf, str) else json.dumps(conf),
         )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        prefix = f'plugin type=\\"{inner}\\" failed ({verb.lower()}): '  # as it stands in JSON
+        return Outcome(done.returncode, done.stdout.replace(prefix, "", 1) if inner else done.stdout, done.stderr)
+
+
+# Keys that a runtime gives to each plugin of a list, and so to a chain.
+RUNTIMES = ("cniVersion", "name", "runtimeConfig", "prevResult", "cni.dev/valid-attachments", "cni.dev/attachments")
+
+
+def in_chain(*confs: Mapping[str, object]) -> dict[str, object]:
+    """The plugins of a list, each with what a runtime has given it, as one plugin."""
+    sent: dict[str, object] = {}
+    for conf in confs:
+        runtime = conf.get("runtimeConfig")
+        merged = {**(sent.get("runtimeConfig") or {}), **runtime} if isinstance(runtime, dict) else {}  # type: ignore[dict-item]
+        sent |= {key: conf[key] for key in RUNTIMES if key in conf} | ({"runtimeConfig": merged} if merged else {})
+    plugins = []
+    for conf in confs:
+        runtime = conf.get("runtimeConfig")
+        declared = dict.fromkeys(runtime, True) if isinstance(runtime, dict) else {}
+        own = {key: value for key, value in conf.items() if key not in RUNTIMES}
+        plugins.append({**own, "capabilities": declared} if declared else own)
+    names = sent.get("runtimeConfig")
+    return {
+        **sent,
+        "type": "chain",
+        "capabilities": dict.fromkeys(names, True) if isinstance(names, dict) else {},
+        "plugins": plugins,
+    }
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from cni_py.attachment import delegate
 from cni_py.attachment.context import NetnsGone
 from cni_py.errors import CniError, InvalidNetworkConfig, warn
 from cni_py.interface.common import AddVeth, pair_exists
-from cni_py.protocol.netconf import values
+from cni_py.protocol.netconf import CHAIN, values
 from cni_py.protocol.result import Interface, Result, dns_from_json, known_result, prev_result
 
 TYPE_CHECKING = False
@@ -221,7 +221,7 @@ def sweep_pairs(call: "Call") -> None:
         if link.kind != "veth" or link.name != f"veth{hexed[:8]}" or not is_stale(link.alias):
             continue
         names = files.listed(f"{files.run_dir()}/attachments/{hexed}")
-        if not any(name.partition(".")[0] in PAIRING for name in names):
+        if not any(name.partition(".")[0] in (*PAIRING, CHAIN) for name in names):
             call.kernel.host.delete_link(link.index)
 
 

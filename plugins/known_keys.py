@@ -31,6 +31,7 @@ PLUGINS: dict[str, Keys] = {
         **dict.fromkeys(("disableContainerInterface", "portIsolation")),
         "vlanTrunk": dict.fromkeys(("id", "minID", "maxID")),
     },
+    "chain": dict.fromkeys(("plugins", "disableCheck", "disableGC")),
     "firewall": dict.fromkeys(("backend", "iptablesAdminChainName", "firewalldZone", "ingressPolicy")),
     "loopback": {},
     "macvlan": dict.fromkeys(("master", "mode", "mtu", "mac", "bcqueuelen", "linkInContainer")),

@@ -2,7 +2,8 @@
 
 Ours are taken from CNI_PY_BIN_DIR, or put into a temporary directory by the `cni-py install` of the environment that
 runs pytest. With CNI_GO_BIN_DIR (Debian's containernetworking-plugins) every test that asks for `plugins` or `cni` and is not
-marked `ours_alone` runs a second time with those, so that the contract is tested and not our habits.
+marked `ours_alone` runs a second time with those, so that the contract is tested and not our habits. With CNI_PY_CHAINED ours
+are run through the plugin `chain`, each as the only one of its list.
 """
 
 from __future__ import annotations
@@ -46,11 +47,14 @@ LONGEST = (
     "tests/golden/",
 )
 
+CHAINED = bool(os.environ.get("CNI_PY_CHAINED"))
+
 signals.restore()  # before pytest-xdist starts its workers
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ours_alone: not run with the Go plugins, which differ here by design")
+    config.addinivalue_line("markers", "unchained: about an executable of its own, so not run through chain")
     # scapy's IPsec layer names ciphers that the cryptography package is retiring, at import.
     config.addinivalue_line("filterwarnings", "ignore:.*has been moved to cryptography.hazmat.decrepit:Warning")
 
@@ -71,6 +75,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("quick"):
         items[:] = units_and_one_per_plugin(items)
+    if CHAINED:
+        items[:] = [item for item in items if not item.get_closest_marker("unchained")]
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
@@ -100,7 +106,8 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     terminalreporter.write_line(f"ran on {machine()}")
     if counts:
         terminalreporter.write_line(
-            f"executables tested: {counts[OURS]} tests with ours, {counts[GO]} with the Go plugins"
+            f"executables tested: {counts[OURS]} tests with ours{' (through chain)' * CHAINED}, "
+            f"{counts[GO]} with the Go plugins"
         )
     if golden:
         terminalreporter.write_line(
@@ -165,7 +172,7 @@ def plugins(request: pytest.FixtureRequest) -> Plugins:
     if request.param == GO:
         return Plugins(GO, Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
     our_directory: Path = request.getfixturevalue("our_bin_dir")
-    return Plugins(OURS, our_directory, ALL)
+    return Plugins(OURS, our_directory, ALL, CHAINED)
 
 
 @pytest.fixture(autouse=True)

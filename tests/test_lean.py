@@ -10,13 +10,25 @@ from pathlib import Path
 
 import pytest
 from lab import Lab
-from runtime import ALL, Network, Outcome, Plugins, mapping
+from runtime import ALL, Network, Outcome, Plugins, in_chain, mapping
 
 from tests.faults.crowd import Job, run_all
 
 OBSERVE = Path(__file__).with_name("observe.py")
 START = "from cni_py.run import main"
-PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "macvlan", "portmap", "ptp", "static", "tuning")
+PLUGINS = (
+    "bandwidth",
+    "bridge",
+    "chain",
+    "firewall",
+    "host-local",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "static",
+    "tuning",
+)
 FEW, MANY = 10, 200  # attachments
 AT_ONCE = 4
 FILL_S = 300
@@ -103,6 +115,10 @@ MAY_LOAD = {
     | {"_sha512"}
     | ours("interface.shaping", "kernel.tc", "plugins.bandwidth", "plugins.bandwidth_conf"),
 }
+JOINED = ("bridge", "portmap", "firewall", "tuning")
+MAY_LOAD["chain"] = {module for plugin in JOINED for module in MAY_LOAD[plugin]} | ours(
+    "plugins.chain", "plugins.chain_conf", "protocol.injection", "plugins.loopback"
+)
 # Netlink messages, and modules of ours, for a dual-stack network with ipMasq and two published ports
 MOST = {
     ("ADD", "bridge"): (40, 49),
@@ -111,6 +127,8 @@ MOST = {
     ("DEL", "portmap"): (22, 48),
     ("ADD", "firewall"): (12, 39),
     ("DEL", "firewall"): (12, 41),
+    ("ADD", "chain"): (71, 78),  # of bridge, portmap, firewall and tuning
+    ("DEL", "chain"): (49, 78),
     ("ADD", "loopback"): (4, 29),
     ("DEL", "loopback"): (2, 29),
     ("ADD", "host-local"): (0, 27),
@@ -224,6 +242,7 @@ def test_a_call_loads_and_sends_little_and_starts_nothing(observers: Observers, 
         costs |= add_and_delete(observers, network.bridge(), FIREWALL)
     costs |= add_and_delete(observers, {**network.bridge(), "name": "pair", "type": "ptp"}, LIMITED, TUNED)
     costs |= add_and_delete(observers, ON_LAN)
+    costs |= add_and_delete(observers, in_chain(network.bridge(), network.portmap("c1"), FIREWALL, TUNED))
     assert costs.keys() == MOST.keys()
     for (verb, plugin), cost in costs.items():
         assert not cost.modules - MAY_LOAD[plugin], f"{verb} {plugin}"

@@ -9,6 +9,7 @@ from cni_py import files
 from cni_py.addr import ip_text
 from cni_py.attachment import naming, records
 from cni_py.attachment.context import Kernel
+from cni_py.attachment.locks import attachment_lock
 from cni_py.attachment.naming import Attachment
 from cni_py.errors import CniError, os_error, warn
 from cni_py.kernel import netns as namespaces
@@ -76,12 +77,15 @@ class Call:
         "args",
         "conf",
         "container_id",
+        "dead",
         "dry_run",
         "ifname",
         "kernel",
         "key",
         "may_be_hosts",
         "netns",
+        "outer",
+        "part",
         "path",
         "plugin",
         "record",
@@ -113,6 +117,9 @@ class Call:
         self.key = Attachment(conf.name, container_id, ifname)
         self.record: Record | None = None  # DEL: the record whose operations were undone
         self.may_be_hosts = False  # DEL: whether the container's namespace can be the one we run in
+        self.outer: Call | None = None  # of a plugin of a chain's list: the chain's call
+        self.part = ""  # the plugin of the list whose operations this call's are
+        self.dead: bool | None = None  # ADD: what begin() has returned
         self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None)
         self._executor: Executor | None = None
 
@@ -138,18 +145,39 @@ class Call:
         """ADD: write the attachment record, before the first effect.
 
         If an earlier ADD of the attachment was killed, or its namespace is gone, its operations are undone first; the return
-        value tells whether there was one. CniError when something of it cannot be undone.
+        value tells whether there was one. So are those of an ADD for which this plugin was in a chain's list, or of one for
+        which it was not: its record is in another file. CniError when something of it cannot be undone.
         """
-        stale = None if self.dry_run else records.load(self.key, self.plugin)
-        dead = stale is not None and (not stale.done or stale.container_cookie != self.kernel.container_cookie)
+        if self.outer is not None and self.outer.dead is None:
+            self.outer.begin()  # the first plugin of the list that begins
+        find = records.load if self.outer is None else records.own
+        stale = None if self.dry_run else find(self.key, self.plugin)
+        dead = stale is not None and (
+            not stale.done or stale.container_cookie != self.kernel.container_cookie or stale.file != self.guard
+        )
         if stale is not None and dead:
-            from cni_py.attachment import engine
-
-            failures = engine.undo_record(stale, self.kernel)
+            failures = self._undo(stale)
             if failures:
                 raise CniError(f"cannot undo an earlier ADD of {self.key.label}", "; ".join(failures))
-        self.executor.begin(self.key, self.plugin)
-        return dead
+        if self.outer is None:
+            self.executor.begin(self.key, self.plugin)
+        self.dead = dead or (self.outer is not None and bool(self.outer.dead))
+        return self.dead
+
+    @property
+    def guard(self) -> str:
+        """The plugin whose lock this call holds."""
+        return self.plugin if self.outer is None else self.outer.plugin
+
+    def _undo(self, record: "Record") -> list[str]:
+        """Undo a record of this plugin; returns the failures in words. One in another file may be that of an ADD under way."""
+        from cni_py.attachment import engine
+
+        if record.file == self.guard:
+            return engine.undo_record(record, self.kernel)
+        with attachment_lock(self.key, record.file):
+            current = records.load(self.key, self.plugin)
+            return engine.undo_record(current, self.kernel) if current is not None else []
 
     def is_unfinished(self) -> bool:
         """Whether an earlier ADD of this plugin for this attachment began and was killed."""
@@ -158,21 +186,19 @@ class Call:
 
     def apply(self, plan: "Sequence[Op]") -> None:
         """Apply operations; they are undone if the ADD fails later. A dry run collects them. CniError."""
-        self.executor.apply(plan)
+        self.executor.apply(plan, self.part)
 
     def undo_recorded(self) -> None:
         """DEL: undo the operations of the record; without a record there is nothing to do. CniError with all failures."""
         record = records.load(self.key, self.plugin)
         if record is None:
-            records.Record(self.key, self.plugin).remove()  # half of a file, if a call was killed while it wrote it
+            records.remove_halves(self.key, self.plugin)
             self._undo_former()
             return
         self.record = record
         if record.damage:
             warn(f"the attachment record cannot be read, so DEL looks for what is marked: {record.damage}")
-        from cni_py.attachment import engine
-
-        failures = engine.undo_record(record, self.kernel)
+        failures = self._undo(record)
         if failures:
             raise CniError(f"DEL of {self.key.label} is incomplete", "; ".join(failures))
 
@@ -272,10 +298,22 @@ class Call:
 
     def delegated(self, ipam: str) -> "Call":
         """The same call for the IPAM plugin `ipam` in this process; its operations are applied and recorded with this call's."""
+        call = self._shared(ipam, self.conf)
+        call.record = self.record
+        call.outer, call.part = self.outer, self.part
+        return call
+
+    def member(self, plugin: str, conf: "NetConf") -> "Call":
+        """The same call for a plugin of this one's list (plugins/chain.py): one record and one roll-back for the whole list."""
+        call = self._shared(plugin, conf)
+        call.outer, call.part = self, plugin
+        return call
+
+    def _shared(self, plugin: str, conf: "NetConf") -> "Call":
         call = Call(
             self.verb,
-            ipam,
-            self.conf,
+            plugin,
+            conf,
             container_id=self.container_id,
             netns=self.netns,
             ifname=self.ifname,
@@ -285,7 +323,7 @@ class Call:
         )
         call.kernel = self.kernel
         call._executor = self.executor
-        call.record = self.record
+        call.may_be_hosts = self.may_be_hosts
         return call
 
     def run_all(self, *steps: "Callable[[Call], object]") -> list[CniError]:

@@ -219,7 +219,7 @@ def op_from_json(fields: object) -> Op:
         value = str(fields.get(field, ""))
         if "\0" in value or len(value.encode("utf-8", "replace")) > IFNAME_MAX:
             raise ValueError(f"{field} is no interface name: {value!r}")
-    return cls.from_json({field: value for field, value in fields.items() if field != "op"})
+    return cls.from_json({field: value for field, value in fields.items() if field not in ("op", records.PART_OF)})
 
 
 def readable(entries: "Iterable[object]") -> list[Op]:
@@ -241,23 +241,22 @@ def listed(record: "Record | None", cls: "type[AnyOp]") -> "list[AnyOp]":
 
 
 class Executor:
-    """Applies plans for one plugin of one attachment, and can undo all that it has applied."""
+    """Applies plans for one plugin of one attachment, or for a list of plugins, and can undo all that it has applied."""
 
-    __slots__ = ("applied", "before", "is_saved", "kernel", "record", "undo_calls")
+    __slots__ = ("applied", "before", "is_saved", "kernel", "record")
 
     def __init__(self, kernel: "Kernel") -> None:
         self.kernel = kernel
         self.record: Record | None = None
         self.is_saved = True  # False: the record is still to be written, before the first effect that is to be undone
         self.before: list[Encodable] | None = None  # the operations of an earlier ADD that still stands
-        self.applied: list[Op] = []
-        self.undo_calls: list[Callable[[], None]] = []
+        self.applied: list[Op | Callable[[], None]] = []  # what undoes another program's effects is a function
 
     def begin(self, key: "Attachment", plugin: str) -> None:
         """Begin the record. It is written before the first effect that a later call would have to undo, which is mostly the
         first of apply(): should the ADD be killed, that call knows it. What is shared is never undone.
         """
-        record = records.load(key, plugin) or records.Record(key, plugin)
+        record = records.own(key, plugin) or records.Record(key, plugin)
         if record.done:
             self.before = list(record.ops)
         record.done = False
@@ -274,14 +273,18 @@ class Executor:
             self.record.save()
         self.is_saved = True
 
-    def apply(self, plan: "Sequence[Op]") -> None:
-        """Record the owned operations, then apply all in order. CniError when one fails; roll_back() undoes them then."""
+    def apply(self, plan: "Sequence[Op]", part: str = "") -> None:
+        """Record the owned operations, then apply all in order. CniError when one fails; roll_back() undoes them then.
+
+        `part`: the plugin of a chain's list that they are of.
+        """
         owned = [op for op in plan if op.owned]
         standing = readable(self.before or ()) if owned else []
         # What an earlier ADD made that still stands is neither recorded twice nor undone when this ADD fails.
         new = [op for op in owned if op not in standing]
         if owned and self.record is not None:
-            self.record.ops = [*self.record.ops, *(op.to_json() for op in new)]
+            named = {records.PART_OF: part} if part else {}
+            self.record.ops = [*self.record.ops, *({**op.to_json(), **named} for op in new)]
             self.save()
         for op in plan:
             ours = op in new
@@ -291,10 +294,10 @@ class Executor:
                 self.applied.pop()
 
     def undone_by(self, undo: "Callable[[], None]") -> None:
-        """Call `undo` if the ADD fails later: for effects of another program, such as an IPAM plugin. CniError."""
+        """Call `undo`, in its turn, if the ADD fails later: for effects of another program, such as an IPAM plugin. CniError."""
         if not self.is_saved:
             self.save()
-        self.undo_calls.append(undo)
+        self.applied.append(undo)
 
     def finish(self) -> None:
         """The ADD has succeeded."""
@@ -305,13 +308,16 @@ class Executor:
 
     def roll_back(self) -> list[str]:
         """Undo all that this ADD has applied; returns the failures in words."""
-        failures = undo_all(self.applied, self.kernel)
-        for call in reversed(self.undo_calls):
+        failures = []
+        for step in reversed(self.applied):
+            if isinstance(step, Op):
+                failures += undo_all([step], self.kernel)
+                continue
             try:
-                call()
+                step()
             except CniError as error:
                 failures.append(str(error))
-        self.applied, self.undo_calls = [], []
+        self.applied = []
         if self.record is not None:
             self._restore_record(failures)
         return failures
@@ -330,18 +336,20 @@ class Executor:
 class Planner(Executor):
     """Collects the operations instead of applying them: for `cni-py-exec --plan`."""
 
-    __slots__ = ("plan",)
+    __slots__ = ("parts", "plan")
 
     def __init__(self, kernel: "Kernel") -> None:
         super().__init__(kernel)
         self.plan: list[Op] = []
+        self.parts: list[str] = []  # the plugin of a chain's list, for each operation
 
     def begin(self, key: "Attachment", plugin: str) -> None:
         """Nothing is written."""
 
-    def apply(self, plan: "Sequence[Op]") -> None:
+    def apply(self, plan: "Sequence[Op]", part: str = "") -> None:
         """Collect."""
         self.plan.extend(plan)
+        self.parts.extend([part] * len(plan))
 
 
 def apply_one(op: Op, kernel: "Kernel") -> bool | None:

@@ -14,6 +14,7 @@ from cni_py.attachment.locks import Lock, attachment_lock
 from cni_py.attachment.naming import HEX
 from cni_py.errors import CniError, TryAgainLater, warn
 from cni_py.lean import os
+from cni_py.protocol.netconf import CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ def collect(call: "Call") -> list[CniError]:
         return []  # no list: the runtime has not said which attachments are valid
     valid = {key.hex for key in listed}
     failures = [failure for record in stale_records(call, valid) for failure in undo(record)]
+    plugins = dict.fromkeys((call.plugin, CHAIN))  # the network may have been one of a chain
     for folder in files.listed(f"{files.run_dir()}/attachments"):
         if len(folder) == HEX:
-            sweep_folder(call, folder, folder in valid)
+            for plugin in plugins:
+                sweep_folder(call, plugin, folder, folder in valid)
     for name in files.listed(f"{files.run_dir()}/lock"):
-        if name.startswith(LOCK_PREFIX) and name[len(LOCK_PREFIX) + HEX :] == f"-{call.plugin}":
+        if name.startswith(LOCK_PREFIX) and name[len(LOCK_PREFIX) + HEX + 1 :] in plugins:
             sweep_lock(name)
     return failures
 
@@ -55,7 +58,7 @@ def undo(record: "Record") -> list[CniError]:
     """Undo the operations of the record, which is read again once its attachment is locked."""
     key, plugin = record.key, record.plugin
     try:
-        with attachment_lock(key, plugin):
+        with attachment_lock(key, record.file):
             current = records.load(key, plugin)
             if current is None:
                 return []
@@ -66,25 +69,20 @@ def undo(record: "Record") -> list[CniError]:
         return [error]
 
 
-def sweep_folder(call: "Call", hexed: str, is_valid: bool) -> None:
+def sweep_folder(call: "Call", plugin: str, hexed: str, is_valid: bool) -> None:
     """Remove a half-written record, and one that cannot be read, unless its attachment is valid or of another network."""
     folder = f"{files.run_dir()}/attachments/{hexed}"
-    present = [suffix for suffix in records.SUFFIXES if os.path.lexists(f"{folder}/{call.plugin}{suffix}")]
-    unread = present != [HALF_WRITTEN] and records.key_in(folder, call.plugin) is None
+    present = [suffix for suffix in records.SUFFIXES if os.path.lexists(f"{folder}/{plugin}{suffix}")]
+    unread = present != [HALF_WRITTEN] and records.key_in(folder, plugin) is None
     if not present or not (HALF_WRITTEN in present or unread):
         return
     try:
-        with Lock(files.lock_path(f"{LOCK_PREFIX}{hexed}-{call.plugin}"), hexed, 0, remove=True, needed=False):
-            remove(f"{folder}/{call.plugin}{HALF_WRITTEN}")
-            if (
-                unread
-                and not is_valid
-                and records.key_in(folder, call.plugin) is None
-                and not is_elsewhere(call, hexed)
-            ):
+        with Lock(files.lock_path(f"{LOCK_PREFIX}{hexed}-{plugin}"), hexed, 0, remove=True, needed=False):
+            remove(f"{folder}/{plugin}{HALF_WRITTEN}")
+            if unread and not is_valid and records.key_in(folder, plugin) is None and not is_elsewhere(call, hexed):
                 for suffix in records.SUFFIXES[1:]:
-                    if remove(f"{folder}/{call.plugin}{suffix}"):
-                        warn(f"removed the attachment record {folder}/{call.plugin}{suffix}, which cannot be read")
+                    if remove(f"{folder}/{plugin}{suffix}"):
+                        warn(f"removed the attachment record {folder}/{plugin}{suffix}, which cannot be read")
             os.rmdir(folder)
     except (TryAgainLater, OSError):
         pass  # a call holds the lock; other records are in the folder

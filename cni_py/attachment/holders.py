@@ -16,7 +16,7 @@ HEX = naming.HEX
 
 def record_of(hexed: str) -> "Record | None":
     """The portmap record of the attachment; None when there is none that can be read."""
-    key = records.key_in(f"{files.run_dir()}/attachments/{hexed}", PLUGIN)
+    key = records.key_of(f"{files.run_dir()}/attachments/{hexed}", PLUGIN)
     return records.load(key, PLUGIN) if key is not None else None
 
 

@@ -18,21 +18,24 @@ from cni_py.protocol.netconf import string
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
 
     from cni_py.attachment.call import Call
+
+    T = TypeVar("T")
 
 JOURNAL = "/run/systemd/journal/socket"
 
 
-def logged(call: "Call", perform: "Callable[[], int]") -> int:
+def logged(call: "Call", perform: "Callable[[], T]") -> "T":
     """Perform the call and log its end and its duration."""
     target = string(call.conf.raw, "log")
     begun = time.monotonic()
     outcome = "interrupted"
     try:
-        status = perform()
+        done = perform()
         outcome = "ok"
-        return status
+        return done
     except CniError as error:
         outcome = f"error {error.code}: {error}"
         raise

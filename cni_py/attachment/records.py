@@ -3,11 +3,15 @@ after the last is undone.
 
     /run/cni-py/attachments/<hex>/<plugin>.adding   an ADD is under way, or was killed
     /run/cni-py/attachments/<hex>/<plugin>.json     the ADD succeeded
+    /run/cni-py/attachments/<hex>/chain.json        the same of all plugins of a list that one process runs (plugins/chain)
     /run/cni-py/published/                          which attachments publish ports for an address: see ports/index
     /run/cni-py/lock/                               locks
 
 <hex> is the first quarter of the SHA-256 of network \\0 containerID \\0 ifname. /run is a tmpfs: records end with the boot, as
 do the kernel objects they describe. With its record a DEL or GC needs no namespace, no prevResult and no cache of libcni.
+In chain.json each operation names its plugin, under the key "plugin". load() gives a plugin its part of that file where it has
+none of its own, so that a network can change between a list and a chain while containers run.
+
 Who owns an element of nftables is said by the record, not by the element's comment: when a key is added again, the kernel
 keeps the comment of the first time.
 """
@@ -17,12 +21,14 @@ from cni_py.attachment.naming import HEX, Attachment
 from cni_py.errors import CniError, os_error, warn
 from cni_py.lean import os
 from cni_py.protocol import gojson, netconf
+from cni_py.protocol.netconf import CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
 
 SCHEMA = 1
+PART_OF = "plugin"  # of an operation in that record: the plugin of the list that has made it
 SUFFIXES = (".adding.tmp", ".adding", ".json")  # of a record on disk; the first is half written
 
 
@@ -35,13 +41,14 @@ def attachment_in(comment: str) -> "tuple[str, Attachment | None]":
 
 
 class Record:
-    """What one plugin made for one attachment."""
+    """What one plugin made for one attachment. `file`: whose file it is in, its own or CHAIN's; so also whose lock guards it."""
 
     __slots__ = (
         "container_cookie",
         "container_file",
         "damage",
         "done",
+        "file",
         "host_cookie",
         "key",
         "netns",
@@ -52,6 +59,7 @@ class Record:
     def __init__(self, key: Attachment, plugin: str) -> None:
         self.key = key
         self.plugin = plugin
+        self.file = plugin
         self.netns = ""
         self.container_cookie = 0
         self.container_file = ""  # device:inode of the namespace, where the kernel has no cookies
@@ -71,7 +79,7 @@ class Record:
     @property
     def path(self) -> str:
         """The path without .adding or .json."""
-        return f"{self.key.folder}/{self.plugin}"
+        return f"{self.key.folder}/{self.file}"
 
     def save(self) -> None:
         """Write the record as `.adding`, atomically."""
@@ -93,11 +101,14 @@ class Record:
         self.done = True
 
     def remove(self) -> None:
-        """Remove the file, and the attachment's folder if it was the last one in it.
+        """Remove the file, and the attachment's folder if it was the last one in it. Of a part: take it out of the file.
 
         A file that cannot be removed (a read-only file system) is a warning, not an error: its operations are undone, and
         undoing them again does nothing.
         """
+        if self.file != self.plugin:
+            self._take_out()
+            return
         for suffix in SUFFIXES:
             try:
                 files.remove_file(self.path + suffix)
@@ -107,6 +118,36 @@ class Record:
             os.rmdir(self.key.folder)
         except OSError:
             pass  # another plugin has a record in it, or there is no folder
+
+    def part(self, plugin: str) -> "Record | None":
+        """What one plugin of the list has made; None if that is nothing. Of a damaged or empty record every plugin has a part."""
+        ops = [fields for fields in self.ops if part_of(fields) == plugin]
+        if self.ops and not ops:
+            return None
+        found = Record(self.key, plugin)
+        for name in ("file", "netns", "container_cookie", "container_file", "damage", "host_cookie", "done"):
+            setattr(found, name, getattr(self, name))
+        found.ops = ops
+        return found
+
+    def _take_out(self) -> None:
+        """Write the file without this part. One that is damaged stays: a GC, or the DEL of the whole chain, removes it."""
+        whole = own(self.key, self.file)
+        if whole is None or whole.damage:
+            return
+        whole.keep([fields for fields in whole.ops if part_of(fields) != self.plugin])
+
+    def keep(self, ops: "list[gojson.Encodable]") -> None:
+        """Write the file with these operations alone; remove it if there are none. A disk that refuses it is a warning."""
+        self.ops = ops
+        if not ops:
+            self.remove()
+            return
+        path = self.path + (".json" if self.done else ".adding")
+        try:
+            files.write(path, gojson.encode(self._fields(), None).encode())
+        except OSError as error:
+            warn(f"cannot write what is left of the attachment record {path}: {error.strerror}")
 
     def _fields(self) -> "dict[str, gojson.Encodable]":
         return {
@@ -122,8 +163,22 @@ class Record:
         }
 
 
+def part_of(fields: object) -> str:
+    """The plugin that an operation in the record of a chain belongs to; "" if it names none."""
+    return str(fields.get(PART_OF, "")) if isinstance(fields, dict) else ""
+
+
 def load(key: Attachment, plugin: str) -> Record | None:
-    """The record of one plugin: the unfinished one if there is one, else the finished one, else None.
+    """The record of one plugin, or its part of the chain's; None when there is neither."""
+    record = own(key, plugin)
+    if record is None and plugin != CHAIN:
+        whole = own(key, CHAIN)
+        record = whole.part(plugin) if whole is not None else None
+    return record
+
+
+def own(key: Attachment, plugin: str) -> Record | None:
+    """The record in the plugin's own file: the unfinished one if there is one, else the finished one, else None.
 
     A file that cannot be read still tells that there was an ADD: its record has `damage`, and no operations.
     """
@@ -160,6 +215,16 @@ def _fill(record: Record, text: bytes) -> bool:
     return True
 
 
+def remove_halves(key: Attachment, plugin: str) -> None:
+    """For an attachment without a record: remove half of a file, if a call was killed while it wrote the first one."""
+    if own(key, CHAIN) is None:
+        try:
+            files.remove_file(Record(key, CHAIN).path + SUFFIXES[0])
+        except OSError:
+            pass  # a GC removes it
+    Record(key, plugin).remove()
+
+
 def keys_of(network: str, plugin: str) -> list[Attachment]:
     """The attachments of `network` that `plugin` has a record of."""
     return [record.key for record in all_records(plugin) if record.key.network == network]
@@ -184,7 +249,7 @@ def all_records(plugin: str) -> list[Record]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     for folder in folders:
-        key = key_in(f"{top}/{folder}", plugin)
+        key = key_of(f"{top}/{folder}", plugin)
         record = load(key, plugin) if key is not None else None
         if record is not None:
             found.append(record)
@@ -198,6 +263,18 @@ def key_in(folder: str, plugin: str) -> Attachment | None:
         if key is not None and key.folder == folder:
             return key
     return None
+
+
+def key_of(folder: str, plugin: str) -> Attachment | None:
+    """The same, also by the record of a chain, of which the plugin may have a part."""
+    return key_in(folder, plugin) or key_in(folder, CHAIN)
+
+
+def file_of(hexed: str, plugin: str) -> str:
+    """Whose file a record of the plugin is in, so whose lock guards it: CHAIN if the attachment has but that one."""
+    names = files.listed(f"{files.run_dir()}/attachments/{hexed}")
+    kinds = {name.partition(".")[0] for name in names}
+    return CHAIN if CHAIN in kinds and plugin not in kinds else plugin
 
 
 def fields_in(path: str) -> gojson.Object:

@@ -48,7 +48,7 @@ def adopt_all(entries: Iterable[Entry], *, dry_run: bool = False) -> Iterator[Ad
             unknown.errors.append(str(error))
             yield unknown
             continue
-        for plugin in network.plugins:
+        for plugin in network.members:
             kind = string(plugin, "type")
             if kind not in OPERATIONS:
                 continue  # DEL of the other plugins finds everything without a record

@@ -65,7 +65,7 @@ def requests_of(options: argparse.Namespace, network: Network) -> tuple[Object, 
     """The options -p, --ip, --mac and --args as capability arguments and CNI_ARGS. Failure 2 for one that no plugin takes."""
     asked = Object()
     pairs = [parse_pair(pair) for pair in options.args.split(";")] if options.args else []
-    random = any(plugin.get("randomHostPort") == "sticky" for plugin in network.plugins)
+    random = any(plugin.get("randomHostPort") == "sticky" for plugin in network.members)
     try:
         ports = [port for text in options.publish for port in portspec.parse(text, random=random)]
     except ValueError as error:

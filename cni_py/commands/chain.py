@@ -127,7 +127,7 @@ class Chain:
         if status != 0:
             error_object = error_in(stdout, status)
             raise PluginFailed(verb, name, error_object, place_in(self.network, error_object))
-        self.say(f"{verb} {name:<12} {(time.perf_counter() - started) * 1000:7.1f} ms")
+        self.say(f"{verb} {shown(plugin):<12} {(time.perf_counter() - started) * 1000:7.1f} ms")
         return stdout
 
     def add(self, added: list[str]) -> Object:
@@ -221,9 +221,18 @@ class Chain:
 
 
 def executables(plugin: Object) -> list[str]:
-    """The names of a plugin and, if it has one, its IPAM plugin."""
+    """The names of a plugin and, if it has one, its IPAM plugin; of a chain, also those of its plugins."""
     ipam = netconf.child(plugin, "ipam") or Object()
-    return [name for name in (netconf.string(plugin, "type"), netconf.string(ipam, "type")) if name]
+    names = [name for name in (netconf.string(plugin, "type"), netconf.string(ipam, "type")) if name]
+    inner = [one for one in conflist.unchained(plugin) if one is not plugin]
+    return [*names, *(name for one in inner for name in executables(one))]
+
+
+def shown(plugin: Object) -> str:
+    """The name of a plugin; of a chain, with those of its plugins."""
+    name = netconf.string(plugin, "type")
+    inner = [netconf.string(one, "type") for one in conflist.unchained(plugin) if one is not plugin]
+    return f"{name} ({', '.join(inner)})" if inner else name
 
 
 def executed(path: str, environ: dict[str, str], stdin: bytes, hushed: bool = False) -> tuple[int, bytes]:
@@ -282,8 +291,11 @@ def refuse_foreign(chain: Chain, plugin: Object) -> None:
 
 def planned(
     chain: Chain, plugin: Object, netns: str, prev_result: Object | None
-) -> tuple[list[tuple[Op, str]], Object]:
-    """The operations of one of our plugins, each with its line of the plan, and its predicted result. Failure 3, PluginFailed."""
+) -> tuple[dict[str, list[tuple[Op, str]]], Object]:
+    """The operations of one of our plugins, each with its line of the plan, and its predicted result. Failure 3, PluginFailed.
+
+    They are listed under the plugin's name; those of a chain under the names of its plugins.
+    """
     name = netconf.string(plugin, "type")
     refuse_foreign(chain, plugin)
     try:
@@ -291,7 +303,10 @@ def planned(
         call.conf.check_common()
         result = to_json(run.load(name).add(call), call.conf.cni_version)
         assert isinstance(call.executor, Planner)
-        plan = [(op, op.foretell(call.kernel)) for op in call.executor.plan]
+        plan: dict[str, list[tuple[Op, str]]]
+        plan = {netconf.string(one, "type"): [] for one in conflist.unchained(plugin)}
+        for op, part in zip(call.executor.plan, call.executor.parts, strict=True):
+            plan[part or name].append((op, op.foretell(call.kernel)))
     except CniError as error:
         raise PluginFailed("ADD", name, error, place_in(chain.network, error)) from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The network that `cni-py install` writes: conf/cni-py.conflist, adapted to this host.
+"""The network that `cni-py install` writes: conf/cni-py.conflist, adapted to this host. Its plugins run in one process (chain).
 
 IPv6 is switched off        the network has no IPv6 range and route
 other networks exist        it is written only with --network, under a name that sorts last: runtimes use the first network
@@ -28,7 +28,7 @@ def text(*, ipv6: bool) -> bytes:
     if ipv6:
         return written
     network = json.loads(written)
-    ipam = network["plugins"][0]["ipam"]
+    ipam = network["plugins"][0]["plugins"][0]["ipam"]
     ipam["ranges"] = [ranges for ranges in ipam["ranges"] if ":" not in ranges[0]["subnet"]]
     ipam["routes"] = [route for route in ipam["routes"] if ":" not in route["dst"]]
     return (json.dumps(network, indent=2) + "\n").encode()

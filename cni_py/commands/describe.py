@@ -45,13 +45,13 @@ def is_own(result: Result, interface: int | None, ifname: str) -> bool:
 
 def serves_loopback(network: Network) -> bool:
     """Whether NAT serves ports at 127.0.0.1: it needs source NAT, or the answers do not come back through the host."""
-    portmaps = [plugin for plugin in network.plugins if netconf.string(plugin, "type") == "portmap"]
+    portmaps = [plugin for plugin in network.members if netconf.string(plugin, "type") == "portmap"]
     return all(netconf.boolean(plugin, "snat", True) for plugin in portmaps)
 
 
 def is_relayed(network: Network) -> bool:
     """Whether portfwd relays the published ports, too: its socket exists, and no portmap has userlandProxy "never"."""
-    portmaps = [plugin for plugin in network.plugins if netconf.string(plugin, "type") == "portmap"]
+    portmaps = [plugin for plugin in network.members if netconf.string(plugin, "type") == "portmap"]
     asked = all(netconf.string(plugin, "userlandProxy") != "never" for plugin in portmaps)
     return asked and os.path.exists(f"{run_dir()}/portfwd.sock")
 

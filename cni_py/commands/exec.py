@@ -213,7 +213,7 @@ def refuse_taken(chain: Chain, target: Target, entry: Entry | None) -> None:
             f"{target.label} is already connected to {chain.network.name} as {chain.ifname} "
             f"(container ID {chain.container_id}): DEL it first, or choose another --ifname"
         )
-    makes_it = chain.network.types[0] != "loopback"  # its interface is lo, whatever CNI_IFNAME says
+    makes_it = chain.network.members[0]["type"] != "loopback"  # its interface is lo, whatever CNI_IFNAME says
     if makes_it and target.exists and namespaces.has_interface(target.path, chain.ifname):
         raise Failure(f"{target.label} already has an interface {chain.ifname}: choose another --ifname")
 
@@ -340,9 +340,10 @@ def status(chain: Chain) -> int:
 def versions(options: argparse.Namespace, chain: Chain) -> int:
     """Print the versions that every plugin supports, and its path."""
     quiet = replace(chain, say=lambda _: None)
+    inner = [netconf.string(plugin, "type") for plugin in chain.network.members]
     answers = {
-        name: answer_in(quiet.run("VERSION", plugin), "VERSION", name)
-        for name, plugin in zip(chain.network.types, chain.network.plugins, strict=True)
+        name: answer_in(quiet.run("VERSION", Object([("type", name)])), "VERSION", name)
+        for name in dict.fromkeys([*chain.network.types, *inner])
     }
     if options.json:
         chain.answer(encode({**answers}))
@@ -360,12 +361,12 @@ def plan(options: argparse.Namespace, chain: Chain, target: Target) -> int:
     prev_result: Object | None = None
     with namespaces.opened(target, options.create_netns, options.plan, chain.say) as path:
         for plugin in chain.network.plugins:
-            name = netconf.string(plugin, "type")
-            operations, prev_result = planned(chain, plugin, path, prev_result)
-            chain.say(f"{name}:")
-            for line in [text for _, text in operations] or ["nothing"]:
-                chain.say(f"  {line}")
-            told.append({"plugin": name, "operations": [{**op.to_json(), "text": text} for op, text in operations]})
+            plans, prev_result = planned(chain, plugin, path, prev_result)
+            for name, operations in plans.items():
+                chain.say(f"{name}:")
+                for line in [text for _, text in operations] or ["nothing"]:
+                    chain.say(f"  {line}")
+                told.append({"plugin": name, "operations": [{**op.to_json(), "text": text} for op, text in operations]})
     if options.json:
         chain.answer(encode(told))
     return 0

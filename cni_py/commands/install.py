@@ -178,7 +178,7 @@ def install_network(target: Target, manifest: Manifest, *, wanted: bool) -> None
     ours = conflist.parse(text, str(path))
     for sentence in overlaps.of_network(ours, folder):
         note(f"{sentence}: choose another subnet in {path} before the first container is connected")
-    if not ipv6 and any(subnet.version == 6 for plugin in ours.plugins for subnet in overlaps.subnets_of(plugin)):
+    if not ipv6 and any(subnet.version == 6 for plugin in ours.members for subnet in overlaps.subnets_of(plugin)):
         note(f"{path} has an IPv6 range, but IPv6 is disabled on this host: no container can be connected to it")
 
 

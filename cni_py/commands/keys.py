@@ -7,7 +7,7 @@ from cni_py.commands.report import did_you_mean
 from cni_py.errors import CniError
 from cni_py.plugins.known_keys import CAPABILITIES, COMMON, IPAM, LIST, PLUGINS, Keys
 from cni_py.protocol import netconf
-from cni_py.protocol.conflist import Network
+from cni_py.protocol.conflist import Network, unchained
 from cni_py.protocol.gojson import Object, decode
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ def _unknown_in(network: Network, text: str) -> Iterator[tuple[str, str, Keys]]:
     """(place, key, known keys of the place) for each unknown key."""
     for key in _unlike(_top(text), LIST):
         yield f"network {network.name}", key, LIST
-    for plugin in network.plugins:
+    for plugin in _all(network):
         name = netconf.string(plugin, "type")
         if name not in PLUGINS:
             continue  # not one of our plugins
@@ -77,6 +77,13 @@ def _unknown_in(network: Network, text: str) -> Iterator[tuple[str, str, Keys]]:
         kind = ipam.get("type")
         if isinstance(kind, str) and kind in IPAM:
             yield from _walk(ipam, IPAM[kind], f"{kind} (ipam of {name})")
+
+
+def _all(network: Network) -> Iterator[Object]:
+    """The plugins, chains and what is in them."""
+    for plugin in network.plugins:
+        yield plugin
+        yield from (one for one in unchained(plugin) if one is not plugin)
 
 
 def _decoded(text: str) -> "Value":

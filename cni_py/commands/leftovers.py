@@ -156,7 +156,7 @@ def folders(network: Network, kept: str, busy: str) -> Iterator[Left]:
     for path, why in ((run_dir, kept), (STATE_DIR, busy)):
         if path.is_dir() and any(path.iterdir()):
             yield Left(str(path), f"rm -r {quote(str(path))}", partial(remove_folder, path, busy), why)
-    ipam = [plugin.get("ipam") for plugin in network.plugins]
+    ipam = [plugin.get("ipam") for plugin in network.members]
     stated = [netconf.string(entry, "dataDir") for entry in ipam if isinstance(entry, Object)]
     addresses = Path(next(filter(None, stated), str(NETWORKS_DIR))) / network.name
     if addresses.is_dir():

@@ -37,7 +37,7 @@ def notes(chain: Chain, result: Object | None) -> list[str]:
 
 def listeners(chain: Chain, addresses: list[bytes] | None = None) -> list[Held]:
     """The programs that hold published ports and do not belong to the container; none where the network allows them."""
-    if not any(publishes_by_nat(plugin) for plugin in chain.network.plugins):
+    if not any(publishes_by_nat(plugin) for plugin in chain.network.members):
         return []
     asked = wanted(chain)
     found = in_the_way(asked, sock_diag.waiting((one.protocol, one.first, one.last) for one in asked))
@@ -83,7 +83,7 @@ def mappings_of(port: Object, families: set[int]) -> list[Mapping]:
 def families_of(chain: Chain) -> set[int]:
     """The families (4, 6) of the addresses in the configuration, --ip and CNI_ARGS; both if there is none."""
     named: set[int] = set()
-    for plugin in chain.network.plugins:
+    for plugin in chain.network.members:
         _collect(netconf.child(plugin, "ipam") or Object(), named)
     _collect(chain.capability_args.get("ips"), named)
     for key, value in chain.cni_args:

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import adopt, install, report, restore
+from cni_py.commands import adopt, convert, install, report, restore
 from cni_py.commands.report import Failure, Parser, complain
 
 DESCRIPTION = """\
 Install the CNI plugins for the container runtimes of this host, and uninstall them; put back rules that a firewall flushed;
-take over containers that the Go plugins connected.
+take over containers that the Go plugins connected; run a network's plugins in one process.
 
 exit status: 0 success, 1 the operation failed, 2 wrong usage, 3 something is missing here (root, a folder, nf_tables),
 130 interrupted
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     install.add_parsers(commands)
     restore.add_parser(commands)
     adopt.add_parser(commands)
+    convert.add_parser(commands)
     return top
 
 

@@ -24,7 +24,7 @@ def of_network(network: Network, conf_dir: str | Path) -> list[str]:
 
     The network's own bridge may have the subnet's addresses and routes.
     """
-    subnets = [one for plugin in network.plugins if plugin.get("type") in ON_THE_HOST for one in subnets_of(plugin)]
+    subnets = [one for plugin in network.members if plugin.get("type") in ON_THE_HOST for one in subnets_of(plugin)]
     if not subnets:
         return []
     used = [*of_host(bridges(network)), *of_others(conf_dir, network.name)]
@@ -89,13 +89,13 @@ def of_others(conf_dir: str | Path, exclude: str) -> list[tuple[Subnet, str]]:
             continue
         if network.name != exclude:
             owner = f"network {network.name} ({file})"
-            found += [(subnet, owner) for plugin in network.plugins for subnet in subnets_of(plugin)]
+            found += [(subnet, owner) for plugin in network.members for subnet in subnets_of(plugin)]
     return found
 
 
 def bridges(network: Network) -> set[str]:
     """The names of a network's bridges."""
-    names = (plugin.get("bridge", "cni0") for plugin in network.plugins if plugin.get("type") == "bridge")
+    names = (plugin.get("bridge", "cni0") for plugin in network.members if plugin.get("type") == "bridge")
     return {name for name in names if isinstance(name, str)}
 
 

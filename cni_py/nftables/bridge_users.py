@@ -119,7 +119,9 @@ def may_need(hexed: str, op: "Policy") -> bool:
 
 def has_record(hexed: str) -> bool:
     """Whether the plugin has a record of the attachment, or half of one."""
-    return any(entry.startswith(f"{PLUGIN}.") for entry in _entries(hexed))
+    key = naming.Attachment("", "", "")
+    key.hex = hexed
+    return any(entry.startswith(f"{PLUGIN}.") for entry in _entries(hexed)) or records.load(key, PLUGIN) is not None
 
 
 def has_port(kernel: "Kernel", name: str, hexed: str, is_gone: "Callable[[str], bool]") -> bool:

@@ -88,7 +88,8 @@ def _withdraw_all(call: Call, listed: "Sequence[Publication]", address: str) -> 
         if _is_of_another_host(call, publication):
             continue
         try:
-            failures += withdraw(publication, address)
+            locked = call.outer is not None and publication.hex == call.key.hex
+            failures += withdraw(publication, address, locked=locked)
         except CniError as error:
             failures.append(str(error))
     if failures:
@@ -140,13 +141,16 @@ def holds(path: str, ifname: str, address: str, *, unseen: bool) -> bool:
         os.close(fd)
 
 
-def withdraw(publication: "Publication", address: str = "") -> list[str]:
+def withdraw(publication: "Publication", address: str = "", *, locked: bool = False) -> list[str]:
     """Take away all that the attachment publishes; returns failures in words. Of what Go made, what leads to `address`.
 
-    Nothing is done where another call works on it: a DEL removes it, and an ADD is alive.
+    Nothing is done where another call works on it: a DEL removes it, and an ADD is alive. `locked`: this call, of a chain, holds
+    its lock.
     """
+    if locked:
+        return _withdraw(publication, address)
     try:
-        path = files.lock_path(f"attachment-{publication.hex}-{PLUGIN}")
+        path = files.lock_path(f"attachment-{publication.hex}-{records.file_of(publication.hex, PLUGIN)}")
         lock = Lock(path, f"attachment {publication.hex}", BUSY_S, remove=True).__enter__()
     except TryAgainLater:
         return []

@@ -4,6 +4,7 @@ As libcni has it (libcni/conf.go, api.go; SPEC.md section 1 "Network configurati
 
     by name    *.conflist of the directory in lexical order, then *.conf and *.json, which hold a single plugin each
     drop-ins   <directory>/<network>/*.conf are appended to the list, unless loadOnlyInlinedPlugins is set
+    chain      a plugin of the type chain has a list of its own; `members` are the plugins as they are without it
     request    the plugin's object with name, cniVersion, the runtimeConfig it declares capabilities for, and prevResult
 """
 
@@ -18,6 +19,7 @@ from cni_py.files import FILE_MAX
 from cni_py.files import read as read_file
 from cni_py.protocol import netconf
 from cni_py.protocol.gojson import Object, decode, encode
+from cni_py.protocol.injection import capabilities, injected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +57,11 @@ class Network:
         """The plugins by name, in the order of ADD."""
         return [netconf.string(plugin, "type") for plugin in self.plugins]
 
+    @property
+    def members(self) -> tuple[Object, ...]:
+        """The plugins in the order of ADD, those of a chain in its place."""
+        return tuple(one for plugin in self.plugins for one in unchained(plugin))
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -73,7 +80,8 @@ def parse(text: bytes, source: str) -> Network:
     """The list in `text`; a single plugin's configuration counts as a list of one. CniError that names `source`."""
     try:
         raw = _object(text)
-        if netconf.lookup(raw, "plugins") is netconf.MISSING and netconf.string(raw, "type"):
+        kind = netconf.string(raw, "type")
+        if kind and (kind == netconf.CHAIN or netconf.lookup(raw, "plugins") is netconf.MISSING):
             return _of_single(raw, source)
         return _of_list(raw, text, source)
     except CniError as error:
@@ -154,7 +162,16 @@ def _checked(plugin: Object) -> Object:
         raise InvalidNetworkConfig('a plugin has no "type"')
     capabilities(plugin)  # libcni refuses these here, too (pkg/types.PluginConf)
     netconf.string(netconf.child(plugin, "ipam") or Object(), "type")
+    if netconf.string(plugin, "type") == netconf.CHAIN:
+        for one in unchained(plugin):
+            if _checked(one)["type"] == netconf.CHAIN:
+                raise InvalidNetworkConfig(f"a {netconf.CHAIN} cannot hold another {netconf.CHAIN}")
     return plugin
+
+
+def unchained(plugin: Object) -> list[Object]:
+    """The plugins of a chain; of another plugin, itself."""
+    return netconf.objects(plugin, "plugins") if netconf.string(plugin, "type") == netconf.CHAIN else [plugin]
 
 
 def read(path: str | Path, *, piped: bool = False) -> Network:
@@ -241,12 +258,6 @@ def _name(file: Path) -> str:
     return file.name
 
 
-def capabilities(plugin: Object) -> list[str]:
-    """The capabilities that a plugin's configuration declares with `true`."""
-    declared = netconf.child(plugin, "capabilities") or Object()
-    return [name for name in declared if netconf.boolean(declared, name)]
-
-
 def request(
     network: Network,
     plugin: Object,
@@ -255,13 +266,6 @@ def request(
     extra: "Mapping[str, Encodable] | None" = None,
 ) -> bytes:
     """The plugin's configuration for its stdin. `extra`: more keys, such as cni.dev/valid-attachments."""
-    fields: dict[str, Encodable] = dict(plugin)
-    fields["name"] = network.name
-    fields["cniVersion"] = network.cni_version
-    given = {name: capability_args[name] for name in capabilities(plugin) if name in capability_args}
-    if given:
-        fields["runtimeConfig"] = given
-    if prev_result is not None:
-        fields["prevResult"] = prev_result
+    fields: dict[str, Encodable] = {**injected(plugin, network.name, network.cni_version, capability_args, prev_result)}
     fields.update(extra or {})
     return encode(fields).encode()

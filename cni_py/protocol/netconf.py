@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T", bound="Value")
 
+CHAIN = "chain"  # the type of our plugin that runs the plugins of a list
 INT64_MIN = -(1 << 63)  # Go's int
 IFNAME_MAX = 15  # bytes; IFNAMSIZ - 1, linux/if.h
 SHOWN_MAX = 40  # characters of a value in an error
@@ -255,12 +256,19 @@ class NetConf:
     prevResult does not stop a DEL that does not need it.
     """
 
-    __slots__ = ("name", "raw", "text")
+    __slots__ = ("_text", "name", "raw")
 
-    def __init__(self, name: str, raw: Object, text: bytes) -> None:
+    def __init__(self, name: str, raw: Object, text: bytes | None = None) -> None:
         self.name = name
         self.raw = raw
-        self.text = text
+        self._text = text
+
+    @property
+    def text(self) -> bytes:
+        """The configuration as it was read from stdin, or for the stdin of another program."""
+        if self._text is None:
+            self._text = encode(self.raw).encode()
+        return self._text
 
     @classmethod
     def parse(cls, text: bytes) -> "NetConf":

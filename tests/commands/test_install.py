@@ -133,7 +133,9 @@ def test_the_first_network_is_one_that_older_runtimes_know(cni_py_command: Comma
     assert cni_py_command("install") == 0
     network = json.loads((conf_dir / default_network.FILE).read_text())
     assert network["cniVersion"] == "1.0.0"
-    assert [plugin["type"] for plugin in network["plugins"]] == ["bridge", "portmap", "firewall", "tuning"]
+    (chain,) = network["plugins"]
+    assert chain["type"] == "chain"
+    assert [plugin["type"] for plugin in chain["plugins"]] == ["bridge", "portmap", "firewall", "tuning"]
 
 
 def test_what_was_changed_since_is_left_and_named(

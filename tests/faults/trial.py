@@ -135,11 +135,11 @@ def kill_add(trial: Trial, recover: Callable[[Trial], None], start: int = 0, ste
         assert not changed, f"{point}\n{changed}"
 
 
-def spoil_del(trial: Trial, how: str) -> None:
-    """A DEL that is killed or fails anywhere can be done again."""
+def spoil_del(trial: Trial, how: str, start: int = 0, step: int = 1) -> None:
+    """A DEL that is killed or fails anywhere can be done again. `start` and `step` choose among the points."""
     points = trial.points("DEL", "change")
     before = trial.state()
-    for number, point in points:
+    for number, point in points[start::step]:
         trial.good("ADD")
         trial.go("DEL", f"change:{number}:{how}")
         trial.good("DEL")

@@ -108,6 +108,7 @@ def test_without_rates_the_result_is_passed_on(net: VethAttachment, version: str
     assert not difference(before, state(net))
 
 
+@pytest.mark.unchained
 def test_versions_before_interfaces_are_refused(net: VethAttachment) -> None:
     known = json.loads(net.run("VERSION", {}).stdout)["supportedVersions"]
     assert known == list(net.plugins.versions[2:])

@@ -108,11 +108,11 @@ def test_del_without_a_readable_record_takes_the_interface_and_the_addresses(net
     """As when the Go plugin made them: an administrator may change over while containers run."""
     conf = net.conf(families=(4, 6))
     net.well("ADD", conf)
-    (record,) = [path for path in net.records() if path.endswith("/bridge.json")]
+    (record,) = [path for path in net.records() if path.endswith(f"/{net.plugins.keeper('bridge')}.json")]
     net.do("host", damage.format(record=record))
     net.well("DEL", conf)
     assert (net.reservations(), set(net.links(net.a))) == ({}, {"lo"})
-    assert not [path for path in net.records() if path.endswith("/bridge.json")]
+    assert not [path for path in net.records() if path.endswith(f"/{net.plugins.keeper('bridge')}.json")]
 
 
 def test_a_second_add_fails_and_the_first_one_stands(net: BridgeNetwork) -> None:

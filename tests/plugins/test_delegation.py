@@ -180,6 +180,7 @@ def test_what_is_no_file_is_passed_over_in_cni_path(net: BridgeNetwork, tmp_path
 
 
 @pytest.mark.ours_alone
+@pytest.mark.unchained
 def test_a_link_to_our_own_plugin_is_our_own(net: BridgeNetwork, tmp_path: Path) -> None:
     (tmp_path / "host-local").symlink_to(net.plugins.directory / "host-local")
     net.well("ADD", net.conf(), CNI_PATH=str(tmp_path))

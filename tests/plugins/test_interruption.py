@@ -73,7 +73,7 @@ def test_what_a_killed_add_has_begun_is_ended_by_del(net: BridgeNetwork, foreign
     with waiting as (ipam, bridge):
         net.do("host", f"kill -KILL {bridge}")
     net.do("host", f"kill -KILL {ipam}")
-    assert [path.rpartition("/")[2] for path in net.records()] == ["bridge.adding"]
+    assert [path.rpartition("/")[2] for path in net.records()] == [f"{net.plugins.keeper('bridge')}.adding"]
     net.well("DEL", waiting.conf, CNI_PATH=waiting.path)
     assert not difference(before, net.state())
 
@@ -93,7 +93,7 @@ def test_del_waits_for_an_add_that_is_under_way(net: BridgeNetwork, foreign: For
     with waiting as (_, bridge):
         thread.start()
         deadline = time.monotonic() + WAIT_S
-        while not net.lab["host"].python(waits_for_lock, net.attachment(net.a)):
+        while not net.lab["host"].python(waits_for_lock, f"{net.attachment(net.a)}-{net.plugins.keeper('bridge')}"):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert not deleted
@@ -103,9 +103,9 @@ def test_del_waits_for_an_add_that_is_under_way(net: BridgeNetwork, foreign: For
     assert not difference(before, net.state())
 
 
-def waits_for_lock(attachment: str) -> bool:
-    """Whether somebody waits for the lock of an attachment with the bridge plugin, see proc_locks(5); called inside the host."""
-    inode = Path(f"/run/cni-py/lock/attachment-{attachment}-bridge").stat().st_ino
+def waits_for_lock(name: str) -> bool:
+    """Whether somebody waits for the lock of an attachment, see proc_locks(5); called inside the host."""
+    inode = Path(f"/run/cni-py/lock/attachment-{name}").stat().st_ino
     lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     return any(" -> " in line and f":{inode} " in line for line in lines)
 
@@ -192,6 +192,7 @@ def test_one_line_a_call_is_logged(net: BridgeNetwork, log: Path) -> None:
     assert log.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.unchained
 def test_a_log_is_appended_to_and_a_line_stays_one_line(net: BridgeNetwork, log: Path, foreign: ForeignIpam) -> None:
     log.write_text("before\n", encoding="utf-8")
     foreign.adds("""printf '{"code": 123, "msg": "two\\\\nlines"}'; exit 1""")

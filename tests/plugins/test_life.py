@@ -252,7 +252,7 @@ def test_gc_removes_the_stale_and_nothing_of_the_valid_or_of_another_network(
     before, theirs = net.state(), other.state()
     net.well("ADD", conf, net.b)
     if how == "killed":
-        record = f"/{net.attachment(net.b)}/{net.plugin}.json"
+        record = f"/{net.attachment(net.b)}/{net.plugins.keeper(net.plugin)}.json"
         (path,) = [path for path in net.records() if path.endswith(record)]
         net.do("host", f"mv {path} {path.replace('.json', '.adding')}")
     if how == "namespace gone":

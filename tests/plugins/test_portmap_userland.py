@@ -241,7 +241,7 @@ def test_garbage_collection_withdraws(lab: Lab, plugins: Plugins, service: Publi
     network.attach("c1", WEB)
     network.attach("c2", mapping(8081, 80))
     if not recorded:
-        lab["host"].run(["sh", "-c", "rm /run/cni-py/attachments/*/portmap.json"], check=True)
+        lab["host"].run(["sh", "-c", f"rm /run/cni-py/attachments/*/{plugins.keeper('portmap')}.json"], check=True)
     conf = {**network.portmap("c1"), "cniVersion": "1.1.0"}
     valid = [{"containerID": "c2", "ifname": "eth0"}]
     outcome = plugins.run(lab, "GC", "portmap", {**conf, "cni.dev/valid-attachments": valid}, CNI_NETNS=None)

@@ -18,6 +18,7 @@ from tests.plugins.bridge_network import Conf, ours_alone
 EXECUTABLES = (
     "bandwidth",
     "bridge",
+    "chain",
     "firewall",
     "host-local",
     "loopback",
@@ -27,7 +28,8 @@ EXECUTABLES = (
     "static",
     "tuning",
 )
-CONF: Conf = {"cniVersion": "1.0.0", "name": "net", "type": "any"}
+CONF: Conf = {"cniVersion": "1.0.0", "name": "net", "type": "any", "plugins": [{"type": "loopback"}]}  # for chain
+pytestmark = pytest.mark.unchained
 every = pytest.mark.parametrize("name", EXECUTABLES)
 
 Env = dict[str, str | None]

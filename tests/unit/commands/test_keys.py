@@ -110,6 +110,10 @@ def noted(plugin: dict[str, object], **top: object) -> list[str]:
         ({"capabilities": {"portMaping": True}}, "bridge's capabilities does not know the key portMaping"),
         ({"ipam": {"type": "host-local", "range": []}}, "host-local (ipam of bridge) does not know the key range;"),
         ({"ipam": {"type": "host-local", "ranges": [[{"subnt": "x"}]]}}, "did you mean subnet?"),
+        (
+            {"type": "chain", "plugins": [{"type": "portmap", "snatt": 1}]},
+            "portmap does not know the key snatt; did you mean",
+        ),
         ({"ipam": {"type": "static", "addresses": [{"adress": "x"}]}}, "did you mean address?"),
     ],
 )
