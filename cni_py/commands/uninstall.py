@@ -65,7 +65,7 @@ def own_files(target: Target) -> list[Path]:
 
 
 def remove_image(target: Target) -> None:
-    """Remove the image of the modules. Plugins that were installed elsewhere from the same package work on, and start more slowly."""
+    """Remove the image of the modules. Plugins that this package has installed elsewhere go on without it, and start slower."""
     path = images.place()
     if path.exists():
         target.say(f"remove {path}")
