@@ -66,8 +66,7 @@ def own_files(target: Target) -> list[Path]:
 
 def remove_image(target: Target) -> None:
     """Remove the image of the modules. Plugins that this package has installed elsewhere go on without it, and start slower."""
-    path = images.place()
-    if path.exists():
+    for path in images.installed():
         target.say(f"remove {path}")
         if not target.dry_run:
             with contextlib.suppress(OSError):  # a read-only package: the image is of no use, and of no harm
