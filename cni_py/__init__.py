@@ -20,6 +20,9 @@ base            modules that all others may import
   version     versions of the specification; the reply to VERSION
   files       files below /run/cni-py, written atomically
   run         start of an executable: which plugin it is
+  image       the modules' code in one file
+  lean        `os`, or instead of it
+  os_lean     what plugins use of `os`
 kernel/         netlink, namespaces, sysctls, /proc
   netlink     messages, attributes, dumps, batches
   rtnl        links and bridge ports
@@ -151,6 +154,7 @@ commands/       cni-py and cni-py-exec
   install     `cni-py install`
   uninstall   `cni-py uninstall`
   launchers   text of the executables
+  images      writes the image of the modules
   manifest    which files were installed
   runtimes    where runtimes look for plugins
   default_network  the network that install writes

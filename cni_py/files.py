@@ -39,13 +39,18 @@ def read(path: str, *, follow: bool = False) -> bytes:
     # Not open(), whose object costs three more system calls and a buffer
     try:
         status = os.fstat(fd)
-        if status.st_mode & S_IFMT != S_IFREG:
+        if not is_ordinary(status):
             raise OSError(errno.EINVAL, "not an ordinary file")
         if status.st_size > FILE_MAX:
             raise OSError(errno.EFBIG, f"larger than {FILE_MAX >> 20} MiB")
         return os.read(fd, max(status.st_size, SMALL))
     finally:
         os.close(fd)
+
+
+def is_ordinary(status: "os.stat_result") -> bool:
+    """Whether it is an ordinary file. The module `stat` would cost more than its constants."""
+    return status.st_mode & S_IFMT == S_IFREG
 
 
 def write(path: str, text: bytes) -> None:

@@ -4,7 +4,6 @@ Clients run VERSION of every plugin of every configuration before anything else.
 `version`: neither `os` nor the plugin.
 """
 
-import gc
 import posix
 import sys
 
@@ -35,13 +34,15 @@ def main(plugin: str = "") -> None:
 
     An executable that was copied or linked under another name (cnv-bridge) runs `plugin`, which its text names.
     """
-    # A call ends before its garbage counts: the collector would look through all that the modules define, several times.
-    gc.set_threshold(GARBAGE)
     name = sys.argv[0].rpartition("/")[2]
     if name not in MODULES:
         name = plugin or _linked_to(sys.argv[0]) or name
     status = 0
     if posix.environ.get(b"CNI_COMMAND") != b"VERSION" or not _told_versions(name):
+        import gc
+
+        # A call ends before its garbage counts: the collector would look through all that the modules define, several times.
+        gc.set_threshold(GARBAGE)
         from cni_py import skel
 
         status = skel.main(name, load)

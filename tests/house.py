@@ -62,7 +62,7 @@ CNI_PY = House(
         "plugins",
         "commands",
     ),
-    base="errors addr sha version files run",
+    base="errors addr sha version files run image lean os_lean",
     elsewhere={"plugins": "plugins"},
     exempt={
         (

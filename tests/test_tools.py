@@ -65,7 +65,7 @@ PURE_PUBLISHER = (
 )
 EFFECTS = {"os", "posix", "fcntl", "time", "select", "_socket", "_signal", "_ctypes", "subprocess", "pathlib", "shutil"}
 ADDRESS_TEXT = {"AF_INET", "AF_INET6", "inet_ntop", "inet_pton"}  # of _socket, and pure
-BELOW_KERNEL = ("errors", "addr", "protocol.result")
+BELOW_KERNEL = ("errors", "addr", "lean", "protocol.result")
 FILE_LINES_MAX = 400
 PLUGIN_LINES_MAX = 150
 FUNCTION_LINES_MAX = 60

@@ -1,6 +1,7 @@
 """Write the image of all modules that plugins load, which cni_py/image.py describes, beside their .pyc files."""
 
 import ast
+import contextlib
 import itertools
 import marshal
 from collections.abc import Iterable, Iterator
@@ -36,18 +37,25 @@ def place() -> Path:
     return Path(cache_from_source(str(PACKAGE / "plugins.py"))).with_suffix(".image")
 
 
-def install() -> Path:
+def install() -> None:
     """Write the image. OSError."""
     path = place()
     path.parent.mkdir(exist_ok=True)
     write(path, made(), 0o644)
-    return path
+
+
+def installed() -> list[Path]:
+    """The images that there are: also those of interpreters that were upgraded since."""
+    return sorted(place().parent.glob("plugins.*.image"))
 
 
 def made() -> bytes:
     """The image of the sources as they are now."""
     paths = dict(sources())
-    entries = {name: _entry(name, path, paths) for name, path in paths.items()}
+    entries = {}
+    for name, path in paths.items():
+        with contextlib.suppress(SyntaxError, ValueError):  # somebody's file that no module of ours imports
+            entries[name] = _entry(name, path, paths)
     groups = grouped(entries)
     blocks = [marshal.dumps({name: entries[name] for name in group}) for group in groups]
     # Places are counted from the end of the file, so that the head does not depend on its own length
@@ -98,7 +106,7 @@ def closure(names: Iterable[str], entries: "dict[str, image.Entry]") -> set[str]
     found: set[str] = set()
     waiting = list(names)
     while waiting:
-        if (one := waiting.pop()) not in found:
+        if (one := waiting.pop()) in entries and one not in found:
             found.add(one)
             waiting += entries[one][3]
     return found

@@ -2,6 +2,7 @@
 
     <bin-dir>/<plugin>                   the launcher                                          launchers.py
     <bin-dir>/.cni-py/                   the list of written files, and the replaced plugins   manifest.py
+    <package>/__pycache__/plugins.cpython-311.image   the code of all modules, for faster starts          images.py
     <conf-dir>/10-cni-py.conflist        only if there is no network configuration, or asked   default_network.py
     which runtimes run the plugins                                                             runtimes.py
 
@@ -108,6 +109,7 @@ def install(options: argparse.Namespace) -> int:
         for plugin, text in texts.items():
             install_plugin(target, manifest, target.bin_dir / plugin, text)
         install_network(target, manifest, wanted=options.network)
+    target.say(f"write {images.place()}, the code of the plugins in one file")
     if not target.dry_run:
         compileall.compile_dir(images.PACKAGE, quiet=2)
         install_image()

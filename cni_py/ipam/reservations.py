@@ -26,7 +26,6 @@ the power failed. Under the lock nobody else is between the two.
 """
 
 import errno
-import stat
 import time
 
 from cni_py import files
@@ -230,7 +229,7 @@ class Pool:
             status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return True
-        return stat.S_ISREG(status.st_mode) and status.st_size == 0
+        return files.is_ordinary(status) and status.st_size == 0
 
     def of_attachment(self, container_id: str, ifname: str) -> "tuple[bytes, list[str]]":
         """The content and the names of an attachment's reservations; of those in the old form if it has no others."""
@@ -413,7 +412,7 @@ class Pool:
                 return b"", False
             raise
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            if not files.is_ordinary(os.fstat(fd)):
                 return b"", False
             return os.read(fd, CONTENT_MAX).strip(), self._is_dead(fd, stamp and is_address(name))
         finally:

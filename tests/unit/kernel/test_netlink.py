@@ -57,6 +57,7 @@ class PretendedKernel:
         self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = Socket.__new__(Socket)
         self.socket._socket = theirs
+        self.socket._buffer = memoryview(bytearray(65536))
         self.socket._seq = self.socket._unfinished = 0
 
     def answer(self, *messages: tuple[int, int, int, bytes]) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import posix
 import socket
 import subprocess
 from pathlib import Path
@@ -134,7 +135,7 @@ assert "ctypes" not in sys.modules, "ctypes"
 
 def test_a_python_that_has_setns_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "setns", lambda fd, kind: calls.append((fd, kind)), raising=False)
+    monkeypatch.setattr(posix, "setns", lambda fd, kind: calls.append((fd, kind)), raising=False)
     netns.setns(7)
     assert calls == [(7, netns.CLONE_NEWNET)]
 

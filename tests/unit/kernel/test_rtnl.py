@@ -50,6 +50,7 @@ class Recorder(Rtnl):
     """Keeps what it is asked to send."""
 
     def __init__(self) -> None:
+        self._indexes = {}
         self.sent: list[Message] = []
 
     def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
