@@ -120,8 +120,11 @@ class Record:
             pass  # another plugin has a record in it, or there is no folder
 
     def part(self, plugin: str) -> "Record | None":
-        """What one plugin of the list has made; None if that is nothing. Of a damaged or empty record every plugin has a part."""
-        ops = [fields for fields in self.ops if part_of(fields) == plugin]
+        """What one plugin of the list has made; None if that is nothing. Of a damaged or empty record every plugin has a part.
+
+        An operation that names no plugin is of a damaged record, too: it is in every part.
+        """
+        ops = [fields for fields in self.ops if part_of(fields) in (plugin, "")]
         if self.ops and not ops:
             return None
         found = Record(self.key, plugin)
@@ -135,7 +138,8 @@ class Record:
         whole = own(self.key, self.file)
         if whole is None or whole.damage:
             return
-        whole.keep([fields for fields in whole.ops if part_of(fields) != self.plugin])
+        left = [fields for fields in whole.ops if part_of(fields) != self.plugin]
+        whole.keep(left if any(map(part_of, left)) else [])
 
     def keep(self, ops: "list[gojson.Encodable]") -> None:
         """Write the file with these operations alone; remove it if there are none. A disk that refuses it is a warning."""

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from runtime import Plugins
 
+from cni_py.commands.convert import to_chain
+from cni_py.protocol.gojson import Object, decode
 from tests.clients import fetch_debs, image
 from tests.clients.containerd_host import (
     CLIENT4,
@@ -27,6 +29,7 @@ from tests.clients.containerd_host import (
     wait_for,
 )
 from tests.clients.cri_client import Pod, Port, Refused, Runtime
+from tests.conftest import CHAINED
 from tests.lacking import missing
 
 pytestmark = [pytest.mark.ours_alone, pytest.mark.xdist_group("cri")]
@@ -172,7 +175,9 @@ def node(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory)
         missing(str(error))
     try:
         entered.run("ctr", "--namespace", "k8s.io", "image", "import", str(archive))
-        entered.write_conflist(conflist())
+        listed = decode(json.dumps(conflist()).encode())
+        assert isinstance(listed, Object)
+        entered.write_conflist(to_chain(listed) if CHAINED else conflist())
         wait_for("the network's configuration", lambda: first_pod(entered))
         yield entered
     finally:

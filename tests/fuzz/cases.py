@@ -141,6 +141,18 @@ CONFS: dict[str, dict[str, Any]] = {
     },
     "loopback": {"prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "lo", "sandbox": NETNS}], "ips": []}},
 }
+CONFS["chain"] = {
+    "capabilities": {"portMappings": True, "mac": True, "ips": True},
+    "runtimeConfig": {"portMappings": PORT_MAPPINGS, "mac": "02:00:00:00:00:0b"},
+    "disableCheck": False,
+    "disableGC": False,
+    "plugins": [
+        {"type": "bridge", "isGateway": True, "ipMasq": True, "capabilities": {"mac": True, "ips": True}, "ipam": IPAM},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {"type": "firewall", "ingressPolicy": "same-bridge"},
+        {"type": "tuning", "mtu": 1400},
+    ],
+}
 
 ON_A_PAIR = ("portmap", "tuning", "bandwidth")  # whose container has a pair of links that leads to the host
 HOST_VETH = PREV_RESULT["interfaces"][1]["name"]

@@ -56,7 +56,7 @@ def test_del_withdraws_what_its_record_does_not_say(lab: Lab, plugins: Plugins, 
     """By the index, so neither the result nor the port mappings are needed."""
     network = RenamedNetwork(lab, plugins, backend=backend)
     network.attach("c1", *PORTS)
-    lab["host"].python(damage, how, "portmap")
+    lab["host"].python(damage, how, plugins.keeper("portmap"))
     network.ports["c1"] = []
     network.call("DEL", "portmap", "c1", known=False)
     assert not published(lab)
@@ -83,7 +83,7 @@ def test_del_withdraws_from_portfwd(lab: Lab, plugins: Plugins, service: Publish
     network = RenamedNetwork(lab, plugins, userlandProxy=use)
     network.attach("c1", mapping(WEB, 80))
     assert service.ask("list")["mappings"]
-    lab["host"].python(damage, how, "portmap")
+    lab["host"].python(damage, how, plugins.keeper("portmap"))
     network.call("DEL", "portmap", "c1", known=False)
     assert not service.ask("list")["mappings"]
 
@@ -105,7 +105,11 @@ def test_next_network_of_the_container_takes_over_from_a_lost_record(lab: Lab, p
     assert outcome.status == 0, outcome.stdout
     waiting = {**network.portmap("c1"), "name": "second", "prevResult": outcome.json}
     assert plugins.run(lab, "ADD", "portmap", waiting, "c1", ifname="eth1").status == 0
-    first = next(path for path in paths(lab, "portmap.json") if "heirs" in names_in(lab, path.rpartition("/")[0]))
+    first = next(
+        path
+        for path in paths(lab, f"{plugins.keeper('portmap')}.json")
+        if "heirs" in names_in(lab, path.rpartition("/")[0])
+    )
     lab["host"].run(["rm", first], check=True)
     network.call("DEL", "portmap", "c1")
     assert lab.fetch("client", HOST[4], WEB).name == "c1"
@@ -186,7 +190,7 @@ def test_a_del_after_a_killed_one_forgets_the_flows(lab: Lab, flowing: Network, 
 @pytest.mark.parametrize("how", ["lost record", "renamed", "GC"])
 def test_flows_end_however_the_ports_go(lab: Lab, plugins: Plugins, flowing: Any, backend: str, how: str) -> None:
     if how != "renamed":
-        lab["host"].run(["sh", "-c", f"rm {ATTACHMENTS}/*/portmap.json"], check=True)
+        lab["host"].run(["sh", "-c", f"rm {ATTACHMENTS}/*/{plugins.keeper('portmap')}.json"], check=True)
     if how == "GC":
         conf = {**flowing.portmap("c1"), "cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
         assert plugins.run(lab, "GC", "portmap", conf, CNI_NETNS=None).status == 0

@@ -287,7 +287,7 @@ def test_dead_sharer_is_taken_out_by_the_next_and_by_garbage_collection(
     lab.remove("c1")
     network.attach("c3", mapping(PORT, 80, host_ip=host_ip))
     assert asked(lab).keys() == {"c2", "c3"}
-    lab["host"].run(["sh", "-c", "rm /run/cni-py/attachments/*/portmap.json"], check=True)
+    lab["host"].run(["sh", "-c", f"rm /run/cni-py/attachments/*/{plugins.keeper('portmap')}.json"], check=True)
     conf = {"cniVersion": "1.1.0", "name": "lab", "type": "portmap"}
     valid = [{"containerID": "c3", "ifname": "eth0"}]
     outcome = plugins.run(lab, "GC", "portmap", {**conf, "cni.dev/valid-attachments": valid}, CNI_NETNS=None)

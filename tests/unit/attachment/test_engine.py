@@ -238,12 +238,27 @@ def test_an_add_beside_one_that_stands_never_undoes_what_that_one_made(executor:
     assert STATE == ["a"]
 
 
-def test_the_undo_of_another_program_runs_after_our_own(executor: Executor) -> None:
-    executor.begin(KEY, "bridge")
+def test_the_undo_of_another_program_runs_in_its_turn(executor: Executor) -> None:
+    executor.begin(KEY, "chain")
+    executor.apply(put("b"), "bridge")
     executor.undone_by(lambda: STATE.append("ipam DEL with " + ",".join(STATE)))
-    executor.apply(put("a"))
+    executor.apply(put("a"), "portmap")
     executor.roll_back()
-    assert STATE == ["ipam DEL with "]
+    assert STATE == ["ipam DEL with b"]
+
+
+def test_operations_of_a_chain_are_recorded_with_their_plugin(executor: Executor) -> None:
+    executor.begin(KEY, "chain")
+    for name, plugin in (("a", "bridge"), ("b", "portmap")):
+        executor.apply(put(name), plugin)
+    executor.finish()
+    for plugin in ("bridge", "portmap", "chain"):
+        assert [key.label for key in records.keys_of("net", plugin)] == [KEY.label]
+    part = records.load(KEY, "bridge")
+    assert part is not None
+    assert engine.is_whole(part)
+    assert engine.undo_record(part, executor.kernel) == []
+    assert STATE == ["b"]
 
 
 def test_a_planner_collects_and_touches_nothing() -> None:

@@ -155,3 +155,68 @@ def test_a_file_is_written_over_whatever_a_killed_call_left(tmp_path: Path) -> N
     files.write(str(tmp_path / "file"), b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["file"]
+
+
+# The record of a chain
+
+
+def chain_record(*ops: tuple[str, str]) -> Record:
+    record = Record(KEY, "chain")
+    record.netns, record.container_cookie, record.host_cookie = "/run/netns/x", 5, 1
+    record.ops = [{"op": op, **({"plugin": plugin} if plugin else {})} for op, plugin in ops]
+    record.save()
+    record.finish()
+    return record
+
+
+def test_a_plugin_has_a_part_of_a_chains_record_and_takes_it_out() -> None:
+    chain_record(("AddVeth", "bridge"), ("PublishPorts", "portmap"), ("TuneLink", "bridge"))
+    for plugin, ops in (("bridge", ["AddVeth", "TuneLink"]), ("portmap", ["PublishPorts"])):
+        (listed,) = records.all_records(plugin)
+        part = records.load(KEY, plugin)
+        assert part is not None
+        assert [op["op"] for op in part.ops if isinstance(op, dict)] == ops
+        assert (part.netns, part.container_cookie, part.done, part.file) == ("/run/netns/x", 5, True, "chain")
+        assert (listed.key.label, listed.ops) == (KEY.label, part.ops)
+        part.remove()
+        assert records.load(KEY, plugin) is None
+    assert records.load(KEY, "tuning") is None
+    assert not os.path.exists(KEY.folder)
+
+
+def test_a_record_of_its_own_comes_before_a_part() -> None:
+    chain_record(("AddVeth", "bridge"))
+    own = Record(KEY, "bridge")
+    own.ops = [{"op": "AddMacvlan"}]
+    own.save()
+    assert records.file_of(KEY.hex, "bridge") == "bridge"
+    assert records.file_of(KEY.hex, "portmap") == "chain"
+    for ops in ([{"op": "AddMacvlan"}], [{"op": "AddVeth", "plugin": "bridge"}]):
+        found = records.load(KEY, "bridge")
+        assert found is not None
+        assert found.ops == ops
+        found.remove()
+    assert not os.path.exists(KEY.folder)
+
+
+def test_a_damaged_record_of_a_chain_is_a_part_of_every_plugin_and_stays_until_the_chain_goes() -> None:
+    path = Path(chain_record(("AddVeth", "bridge")).path + ".json")
+    path.write_text("{")
+    for plugin in ("bridge", "portmap"):
+        part = records.load(KEY, plugin)
+        assert part is not None
+        assert part.damage
+        part.remove()
+    assert path.exists()
+    Record(KEY, "chain").remove()
+    assert not path.exists()
+
+
+def test_an_operation_that_names_no_plugin_goes_with_the_last_part() -> None:
+    chain_record(("Nonsense", ""), ("AddVeth", "bridge"), ("PublishPorts", "portmap"))
+    for plugin, count in (("portmap", 2), ("bridge", 2)):
+        part = records.load(KEY, plugin)
+        assert part is not None
+        assert len(part.ops) == count
+        part.remove()
+    assert not os.path.exists(KEY.folder)
