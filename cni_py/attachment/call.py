@@ -112,7 +112,7 @@ class Call:
         self.key = Attachment(conf.name, container_id, ifname)
         self.record: Record | None = None  # DEL: the record whose operations were undone
         self.may_be_hosts = False  # DEL: whether the container's namespace can be the one we run in
-        self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None)
+        self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None, hurried=verb == "DEL")
         self.executor: Executor = engine.Planner(self.kernel) if dry_run else engine.Executor(self.kernel)
 
     def begin(self) -> bool:
@@ -163,7 +163,7 @@ class Call:
         former: Attachment | None = above(OWNERSHIP).former(self.kernel, self.ifname)
         record = records.load(former, self.plugin) if former is not None else None
         if former is not None and record is not None:
-            kernel = Kernel(former, self.netns)
+            kernel = Kernel(former, self.netns, hurried=True)
             try:
                 failures = engine.undo_record(record, kernel)
             finally:

@@ -23,12 +23,24 @@ class Kernel:
 
     In a DEL or GC the path may lead to another namespace by now. `is_own` is asked before anything in it is touched. If it
     says no, or if the path leads to no network namespace, the container counts as gone.
+
+    `hurried`: links are deleted without waiting until the kernel has freed them, since the process ends soon.
     """
 
-    __slots__ = ("_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "is_own", "key", "netns_path")
+    __slots__ = (
+        "_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "hurried", "is_own", "key", "netns_path",
+    )  # fmt: skip
 
-    def __init__(self, key: "Attachment", netns_path: str, is_own: "Callable[[Kernel], bool] | None" = None) -> None:
+    def __init__(
+        self,
+        key: "Attachment",
+        netns_path: str,
+        is_own: "Callable[[Kernel], bool] | None" = None,
+        *,
+        hurried: bool = False,
+    ) -> None:
         self.key = key
+        self.hurried = hurried
         self.netns_path = netns_path
         self.is_own = is_own
         self._gone = ""  # why the container counts as gone
@@ -44,7 +56,7 @@ class Kernel:
         if self._host is None:
             from cni_py.kernel.rtnl import Rtnl
 
-            self._host = Rtnl()
+            self._host = Rtnl(hurried=self.hurried)
         return self._host
 
     @property
@@ -53,7 +65,7 @@ class Kernel:
         if self._container is None:
             from cni_py.kernel.rtnl import Rtnl
 
-            self._container = Rtnl(self.container_fd)
+            self._container = Rtnl(self.container_fd, hurried=self.hurried)
         return self._container
 
     @property
