@@ -15,6 +15,7 @@ import sys
 
 BEFORE = set(sys.modules) | {"builtins", "posix", "sys"}
 STARTS = ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen")
+BEGUN = posix.getpid()
 sent = 0
 started: "list[str]" = []
 real_import = builtins.__import__
@@ -27,7 +28,7 @@ def watch_netlink(*arguments: "object", **named: "object") -> object:
     socket = getattr(sys.modules.get("cni_py.kernel.netlink"), "Socket", None)
     if socket is not None and builtins.__import__ is watch_netlink:
         builtins.__import__ = real_import
-        real_send, real_batch = socket._send, socket.batch
+        real_send, real_batch, real_child = socket._send, socket.batch, socket.send_by_child
 
         def send(self: object, *message: object) -> None:
             count(1)
@@ -37,7 +38,11 @@ def watch_netlink(*arguments: "object", **named: "object") -> object:
             count(len(messages) + 2)  # and those that begin and end it
             return real_batch(self, messages, *rest)
 
-        socket._send, socket.batch = send, batch
+        def send_by_child(self: object, *message: object) -> object:
+            count(1)
+            return real_child(self, *message)
+
+        socket._send, socket.batch, socket.send_by_child = send, batch, send_by_child
     return module
 
 
@@ -52,6 +57,8 @@ def watch_starts(event: str, _arguments: "tuple[object, ...]") -> None:
 
 
 def report(status: int) -> None:
+    if posix.getpid() != BEGUN:
+        real_exit(status)
     found = {"modules": sorted(set(sys.modules) - BEFORE), "sent": sent, "started": started}
     path = posix.environ[b"CNI_TEST_REPORT"]
     fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND)

@@ -108,13 +108,25 @@ class Kernel:
         """Let the container count as gone from now on. Raises NetnsGone."""
         warn(f"{why}; it is left alone")
         self._gone = why
+        self.close_container()
+        raise NetnsGone(why)
+
+    def close_container(self) -> None:
+        """Close what is open in the container."""
         if self._container is not None:
             self._container.close()
             self._container = None
         if self._container_fd >= 0:
             os.close(self._container_fd)
             self._container_fd = -1
-        raise NetnsGone(why)
+
+    def of_another(
+        self, key: "Attachment", netns_path: str, is_own: "Callable[[Kernel], bool] | None" = None
+    ) -> "Kernel":
+        """For another attachment, with what is open of the host shared: a close() of nftables waits (see Nft.leave())."""
+        kernel = Kernel(key, netns_path, is_own)
+        kernel._host, kernel._nft = self.host, self.nft
+        return kernel
 
     @property
     def has_container(self) -> bool:

@@ -139,6 +139,10 @@ class Socket:
         """A second call is harmless."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._socket.fileno()
+
     def _set_timeout(self, wait_s: float) -> None:
         """The limit of a recv(), above 0."""
         seconds = int(wait_s)
