@@ -66,6 +66,7 @@ def report(status: int) -> None:
     real_exit(status)
 
 
+posix.sched_getaffinity = lambda _pid: set(range(1000))  # so many processors are never busy
 builtins.__import__ = watch_netlink  # type: ignore[assignment]  # takes what comes
 posix._exit = report  # type: ignore[assignment]  # run.main() ends with it
 sys.addaudithook(watch_starts)

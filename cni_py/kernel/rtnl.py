@@ -249,7 +249,12 @@ class Rtnl:
         we look from time to time. A refusal comes to us like any other. The last look waits for the lock of all links
         (rtnl_getlink()), so the kernel is through with the first part, for a veth's peer as well, when there is no link.
         A child that was killed or stopped may have sent nothing: None.
+
+        On a busy machine, such as one that starts a hundred containers at once, others use the time in which we wait, and a
+        new process waits in the queue for a processor longer than the kernel would hold us: None.
         """
+        if _is_busy():
+            return None
         try:
             pid, seq = self._socket.send_by_child(RTM_DELLINK, NLM_F_ECHO, ifinfomsg(index))
         except OSError:
@@ -380,6 +385,16 @@ class Rtnl:
             return None if found is None else found.operstate == "up"
 
         return wait(carries_traffic, limit_s)
+
+
+def _is_busy() -> bool:
+    """Whether there are more processes that could run now than two for each of our processors (proc_loadavg(5))."""
+    try:
+        with open("/proc/loadavg", "rb", 0) as file:
+            runnable = int(file.read(128).split()[3].partition(b"/")[0])
+    except (OSError, ValueError, IndexError):
+        return False
+    return runnable > 2 * len(os.sched_getaffinity(0))
 
 
 def _runs(child: int) -> bool:

@@ -6,7 +6,8 @@
           undo          one of a DEL, or of the ADD's own undo
           call          a call of a C function that may change something (EFFECTS); not with "-after"
           change        the same without what only asks the kernel: how often that is asked depends on how long it takes
-          child         a child process that a DEL forks, as soon as it runs, whatever the number: kill, stop or late
+          child         a child process that a DEL forks, as soon as it runs, whatever the number: kill, stop or late;
+                        busy: there are not enough processors for one
     HOW   fail          it is not done, and raises
           fail-after    it is done, and raises: an answer of the kernel that got lost
           kill          SIGKILL before it
@@ -75,7 +76,10 @@ def sabotage_all() -> None:
         return
     step, number, how = fault.split(":")
     if step == "child":
-        os.register_at_fork(after_in_child=CHILDREN[how])
+        if how == "busy":
+            os.sched_getaffinity = lambda _pid: set()
+        else:
+            os.register_at_fork(after_in_child=CHILDREN[how])
         return
     if step in ("call", "change"):
         sys.setprofile(
@@ -128,5 +132,6 @@ CHILDREN: "dict[str, Callable[[], object]]" = {
     "late": lambda: time.sleep(LATE_S),
 }
 BEGUN = os.getpid()
+os.sched_getaffinity = lambda _pid: set(range(1000))  # so many processors are never busy
 counted: "dict[str, int]" = {}
 sabotage_all()
