@@ -250,8 +250,8 @@ class Rtnl:
         (rtnl_getlink()), so the kernel is through with the first part, for a veth's peer as well, when there is no link.
         A child that was killed or stopped may have sent nothing: None.
 
-        On a busy machine, such as one that starts a hundred containers at once, others use the time in which we wait, and a
-        new process waits in the queue for a processor longer than the kernel would hold us: None.
+        On a busy machine others use the time in which we wait, and a new process waits longer for a processor than the kernel
+        would hold us: None.
         """
         if _is_busy():
             return None
@@ -388,13 +388,13 @@ class Rtnl:
 
 
 def _is_busy() -> bool:
-    """Whether there are more processes that could run now than two for each of our processors (proc_loadavg(5))."""
+    """Whether there are more processes that could run now than processors for us (proc_loadavg(5)). We are one of them."""
     try:
         with open("/proc/loadavg", "rb", 0) as file:
             runnable = int(file.read(128).split()[3].partition(b"/")[0])
     except (OSError, ValueError, IndexError):
         return False
-    return runnable > 2 * len(os.sched_getaffinity(0))
+    return runnable > len(os.sched_getaffinity(0))
 
 
 def _runs(child: int) -> bool:
