@@ -233,10 +233,11 @@ class Rtnl:
         Then, with the lock released, it holds the caller for an RCU grace period, 12 to 36 ms, until it may free the memory
         (rcu_barrier() in netdev_run_todo(), net/core/dev.c), and acknowledges the request last. Nobody else is held, and
         nobody can tell the difference. So where we are `hurried`, a child process makes the request, and we go on after the
-        first part: see _delete_by_child().
+        first part: see _delete_by_child(). It costs 2 ms of processor time. On a busy machine others use the time in which we
+        wait, and a new process waits longer for a processor than the kernel would hold us.
         """
         index, name = _which(link)
-        if self.hurried and index:
+        if self.hurried and index and not _is_busy():
             deleted = self._delete_by_child(index)
             if deleted is not None:
                 return deleted
@@ -249,12 +250,7 @@ class Rtnl:
         we look from time to time. A refusal comes to us like any other. The last look waits for the lock of all links
         (rtnl_getlink()), so the kernel is through with the first part, for a veth's peer as well, when there is no link.
         A child that was killed or stopped may have sent nothing: None.
-
-        On a busy machine others use the time in which we wait, and a new process waits longer for a processor than the kernel
-        would hold us: None.
         """
-        if _is_busy():
-            return None
         try:
             pid, seq = self._socket.send_by_child(RTM_DELLINK, NLM_F_ECHO, ifinfomsg(index))
         except OSError:
