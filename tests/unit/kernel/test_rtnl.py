@@ -397,6 +397,7 @@ def test_deleting_one_end_of_a_pair_deletes_both() -> None:
 @pytest.mark.netns
 @pytest.mark.parametrize("hurried", [False, True])
 def test_the_kernels_refusal_of_a_deletion_is_told(hurried: bool) -> None:
+    os.sched_getaffinity = lambda _pid: set(range(1000))  # so many processors are never busy
     host = Rtnl(hurried=hurried)
     lo = host.link("lo")
     assert lo is not None
