@@ -5,6 +5,7 @@ At the end of the process a line is appended to $CNI_TEST_REPORT: a Python dict 
     modules   what was imported, beyond what the interpreter starts with
     sent      netlink messages sent
     started   programs started, and forks
+    filters   sockets of NETLINK_NETFILTER: each may wait when it is closed
 
 It imports nothing that is not there anyway. What ships has no hook for this.
 """
@@ -16,7 +17,8 @@ import sys
 BEFORE = set(sys.modules) | {"builtins", "posix", "sys"}
 STARTS = ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen")
 BEGUN = posix.getpid()
-sent = 0
+NETLINK_NETFILTER = 12
+sent = filters = 0
 started: "list[str]" = []
 real_import = builtins.__import__
 real_exit = posix._exit
@@ -42,12 +44,20 @@ def watch_netlink(*arguments: "object", **named: "object") -> object:
             count(1)
             return real_child(self, *message)
 
+        real_init = socket.__init__
+
+        def init(self: object, protocol: int) -> None:
+            global filters  # noqa: PLW0603  the other one
+            filters += protocol == NETLINK_NETFILTER
+            real_init(self, protocol)
+
+        socket.__init__ = init
         socket._send, socket.batch, socket.send_by_child = send, batch, send_by_child
     return module
 
 
 def count(messages: int) -> None:
-    global sent  # noqa: PLW0603  the one number of this process
+    global sent  # noqa: PLW0603  a number of this process
     sent += messages
 
 
@@ -59,7 +69,7 @@ def watch_starts(event: str, _arguments: "tuple[object, ...]") -> None:
 def report(status: int) -> None:
     if posix.getpid() != BEGUN:
         real_exit(status)
-    found = {"modules": sorted(set(sys.modules) - BEFORE), "sent": sent, "started": started}
+    found = {"modules": sorted(set(sys.modules) - BEFORE), "sent": sent, "started": started, "filters": filters}
     path = posix.environ[b"CNI_TEST_REPORT"]
     fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND)
     posix.write(fd, f"{found}\n".encode())
