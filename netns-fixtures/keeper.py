@@ -230,21 +230,12 @@ def in_mounts_of(host: str, container: str, name: str) -> None:
         os.close(there)
 
 
-def reap(*_: object) -> None:
-    """Wait for every child that has ended; pid 1 also inherits the orphans of the lab."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
 def end(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     except (ChildProcessError, ProcessLookupError):
-        pass  # reap() has waited for it already
+        pass  # the kernel has collected it already
 
 
 def serve(channel: socket.socket) -> None:
@@ -268,7 +259,9 @@ def serve(channel: socket.socket) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGCHLD, reap)
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # the kernel collects what ends; pid 1 also inherits the orphans of the lab
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=0) as channel:
         try:

@@ -179,9 +179,8 @@ def sweep_ifbs(call: Call) -> None:
     if call.conf.valid_attachments is None:
         return
     is_stale = call.stale_marks()
-    for link in call.kernel.host.links():
-        if link.kind == "ifb" and link.name.startswith(IFB_PREFIX) and is_stale(link.alias):
-            call.kernel.host.delete_link(link.index)
+    ifbs = [link for link in call.kernel.host.links() if link.kind == "ifb" and link.name.startswith(IFB_PREFIX)]
+    call.kernel.host.delete_links([link.index for link in ifbs if is_stale(link.alias)])
 
 
 def status(call: Call) -> None:

@@ -216,13 +216,15 @@ def sweep_pairs(call: "Call") -> None:
     if call.conf.valid_attachments is None:
         return
     is_stale = call.stale_marks()
+    stale = []
     for link in call.kernel.host.links():
         hexed = link.alias.partition(" ")[0]
         if link.kind != "veth" or link.name != f"veth{hexed[:8]}" or not is_stale(link.alias):
             continue
         names = files.listed(f"{files.run_dir()}/attachments/{hexed}")
         if not any(name.partition(".")[0] in (*PAIRING, CHAIN) for name in names):
-            call.kernel.host.delete_link(link.index)
+            stale.append(link.index)
+    call.kernel.host.delete_links(stale)
 
 
 def marked_sets() -> tuple[tuple[str, int], ...]:

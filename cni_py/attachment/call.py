@@ -120,7 +120,7 @@ class Call:
         self.outer: Call | None = None  # of a plugin of a chain's list: the chain's call
         self.part = ""  # the plugin of the list whose operations this call's are
         self.dead: bool | None = None  # ADD: what begin() has returned
-        self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None)
+        self.kernel = Kernel(self.key, netns, self.owns if verb == "DEL" else None, hurried=verb == "DEL")
         self._executor: Executor | None = None
 
     @property
@@ -215,7 +215,7 @@ class Call:
         if former is not None and record is not None:
             from cni_py.attachment import engine
 
-            kernel = Kernel(former, self.netns)
+            kernel = Kernel(former, self.netns, hurried=True)
             try:
                 failures = engine.undo_record(record, kernel)
             finally:

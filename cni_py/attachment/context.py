@@ -22,12 +22,24 @@ class Kernel:
 
     In a DEL or GC the path may lead to another namespace by now. `is_own` is asked before anything in it is touched. If it
     says no, or if the path leads to no network namespace, the container counts as gone.
+
+    `hurried`: links are deleted without waiting until the kernel has freed them, since the process ends soon.
     """
 
-    __slots__ = ("_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "is_own", "key", "netns_path")
+    __slots__ = (
+        "_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "hurried", "is_own", "key", "netns_path",
+    )  # fmt: skip
 
-    def __init__(self, key: "Attachment", netns_path: str, is_own: "Callable[[Kernel], bool] | None" = None) -> None:
+    def __init__(
+        self,
+        key: "Attachment",
+        netns_path: str,
+        is_own: "Callable[[Kernel], bool] | None" = None,
+        *,
+        hurried: bool = False,
+    ) -> None:
         self.key = key
+        self.hurried = hurried
         self.netns_path = netns_path
         self.is_own = is_own
         self._gone = ""  # why the container counts as gone
@@ -43,7 +55,7 @@ class Kernel:
         if self._host is None:
             from cni_py.kernel.rtnl import Rtnl
 
-            self._host = Rtnl()
+            self._host = Rtnl(hurried=self.hurried)
         return self._host
 
     @property
@@ -52,7 +64,7 @@ class Kernel:
         if self._container is None:
             from cni_py.kernel.rtnl import Rtnl
 
-            self._container = Rtnl(self.container_fd)
+            self._container = Rtnl(self.container_fd, hurried=self.hurried)
         return self._container
 
     @property
@@ -95,13 +107,25 @@ class Kernel:
         """Let the container count as gone from now on. Raises NetnsGone."""
         warn(f"{why}; it is left alone")
         self._gone = why
+        self.close_container()
+        raise NetnsGone(why)
+
+    def close_container(self) -> None:
+        """Close what is open in the container."""
         if self._container is not None:
             self._container.close()
             self._container = None
         if self._container_fd >= 0:
             os.close(self._container_fd)
             self._container_fd = -1
-        raise NetnsGone(why)
+
+    def of_another(
+        self, key: "Attachment", netns_path: str, is_own: "Callable[[Kernel], bool] | None" = None
+    ) -> "Kernel":
+        """For another attachment, with what is open of the host shared: a close() of nftables waits (see Nft.leave())."""
+        kernel = Kernel(key, netns_path, is_own)
+        kernel._host, kernel._nft = self.host, self.nft
+        return kernel
 
     @property
     def has_container(self) -> bool:

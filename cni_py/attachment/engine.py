@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
     from cni_py.attachment.records import Record
+    from cni_py.kernel.rtnl import Link
     from cni_py.protocol.gojson import Encodable
 
     AnyOp = TypeVar("AnyOp", bound="Op")
@@ -189,6 +190,10 @@ class Op(Fields):
 
     def undo(self, kernel: "Kernel") -> None:
         """Undo apply(), if the object is ours; one that is gone is success. Nothing for an ensured operation."""
+
+    def own_link(self, kernel: "Kernel") -> "Link | None":
+        """The interface of the host that undo() deletes, if it is there and ours: a GC deletes those of many together."""
+        return None
 
     def check(self, kernel: "Kernel") -> str | None:
         """A sentence for the first difference from what apply() made; None when there is none."""

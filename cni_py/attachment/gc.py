@@ -9,7 +9,6 @@ Each under the lock of its attachment, which an ADD that is under way holds.
 
 from cni_py import files
 from cni_py.attachment import engine, records
-from cni_py.attachment.context import Kernel
 from cni_py.attachment.locks import Lock, attachment_lock
 from cni_py.attachment.naming import HEX
 from cni_py.errors import CniError, TryAgainLater, warn
@@ -18,7 +17,7 @@ from cni_py.protocol.netconf import CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cni_py.attachment.call import Call
     from cni_py.attachment.records import Record
@@ -33,7 +32,9 @@ def collect(call: "Call") -> list[CniError]:
     if listed is None:
         return []  # no list: the runtime has not said which attachments are valid
     valid = {key.hex for key in listed}
-    failures = [failure for record in stale_records(call, valid) for failure in undo(record)]
+    stale = list(stale_records(call, valid))
+    delete_links(call, stale)
+    failures = [failure for record in stale for failure in undo(call, record)]
     plugins = dict.fromkeys((call.plugin, CHAIN))  # the network may have been one of a chain
     for folder in files.listed(f"{files.run_dir()}/attachments"):
         if len(folder) == HEX:
@@ -54,7 +55,33 @@ def stale_records(call: "Call", valid: set[str]) -> "Iterator[Record]":
             yield record
 
 
-def undo(record: "Record") -> list[CniError]:
+def delete_links(call: "Call", stale: "Sequence[Record]") -> None:
+    """Delete the host's interfaces of stale attachments together, before the rest of each is undone.
+
+    An attachment that another call holds, or whose interface is in no record, is left to undo(). Its lock is not held until the
+    end: an ADD that comes meanwhile undoes the old interface itself, and a new one has another index.
+    """
+    found = []
+    kernel = call.kernel.of_another(call.key, "")
+    for record in stale if len(stale) > 1 else ():
+        try:
+            with attachment_lock(record.key, record.file, wait_s=0):
+                current = records.load(record.key, record.plugin)
+                kernel.key = record.key
+                for op in engine.readable(current.ops if current is not None else ()):
+                    link = op.own_link(kernel)
+                    if link is not None:
+                        found.append(link.index)
+        except (CniError, OSError):
+            continue
+    if found:
+        try:
+            kernel.host.delete_links(found)
+        except OSError:
+            pass  # undo() tells of it
+
+
+def undo(call: "Call", record: "Record") -> list[CniError]:
     """Undo the operations of the record, which is read again once its attachment is locked."""
     key, plugin = record.key, record.plugin
     try:
@@ -62,8 +89,11 @@ def undo(record: "Record") -> list[CniError]:
             current = records.load(key, plugin)
             if current is None:
                 return []
-            kernel = Kernel(key, current.netns, lambda kernel: current.is_of(kernel) is not False)
-            left = engine.undo_record(current, kernel)
+            kernel = call.kernel.of_another(key, current.netns, lambda kernel: current.is_of(kernel) is not False)
+            try:
+                left = engine.undo_record(current, kernel)
+            finally:
+                kernel.close_container()
             return [CniError(f"GC of {key.label} is incomplete", text) for text in left]
     except CniError as error:
         return [error]

@@ -131,13 +131,13 @@ class Lock:
         return (now.st_dev, now.st_ino) == (held.st_dev, held.st_ino)
 
 
-def attachment_lock(key: "naming.Attachment", plugin: str, *, needed: bool = False) -> Lock:
+def attachment_lock(key: "naming.Attachment", plugin: str, *, needed: bool = False, wait_s: float = WAIT_S) -> Lock:
     """The lock that a call holds from start to end: a DEL may come while an ADD of its attachment is under way.
 
     Each plugin of the chain has its own, since one plugin runs another (IPAM) for the same attachment.
     """
     path = files.lock_path(f"attachment-{key.hex}-{plugin}")
-    return Lock(path, f"attachment {key.label}", remove=True, needed=needed)
+    return Lock(path, f"attachment {key.label}", wait_s, remove=True, needed=needed)
 
 
 def nftables_lock() -> Lock:

@@ -112,15 +112,18 @@ class AddVeth(Op):
         # Else a router advertisement from the container could give the host a default route while it does not forward IPv6.
         set_sysctl(f"ipv6/conf/{self.name}/accept_ra", "0", optional=True)
 
-    def undo(self, kernel: "Kernel") -> None:
+    def own_link(self, kernel: "Kernel") -> "Link | None":
         link = kernel.host.link(self.name)
         if link is None or link.kind != "veth":
-            return
+            return None
         # The kernel takes an alias only in a second request. An ADD killed between the two leaves a pair without one; then
         # the name, with 32 bits of our hash, is the mark.
-        if link.alias and not link.alias.startswith(kernel.key.hex):
-            return
-        kernel.host.delete_link(link.index)
+        return link if not link.alias or link.alias.startswith(kernel.key.hex) else None
+
+    def undo(self, kernel: "Kernel") -> None:
+        link = self.own_link(kernel)
+        if link is not None:
+            kernel.host.delete_link(link.index)
 
     def check(self, kernel: "Kernel") -> str | None:
         link = kernel.host.link(self.name)

@@ -73,7 +73,7 @@ class AddMacvlan(Op):
         if not kernel.lives(self.cookie):
             from cni_py.attachment.context import Kernel
 
-            kernel = Kernel(kernel.key, self.netns)
+            kernel = Kernel(kernel.key, self.netns, hurried=kernel.hurried)
             if not kernel.lives(self.cookie):
                 return  # it went with its namespace
         for name in (kernel.key.host_veth, self.ifname):  # the first: an ADD was killed before it renamed the link

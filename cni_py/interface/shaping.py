@@ -17,6 +17,7 @@ from cni_py.kernel import tc
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
+    from cni_py.kernel.rtnl import Link
 
 
 def refused(what: str, error: OSError, lacking: int, option: str) -> CniError:
@@ -84,6 +85,9 @@ class AddIfb(Op):
             raise refused(what, error, errno.EOPNOTSUPP, "ifb (CONFIG_IFB)") from error
         kernel.host.set_link(self.name, alias=kernel.key.comment, up=True)
 
+    def own_link(self, kernel: "Kernel") -> "Link | None":
+        return own_ifb(kernel, self.name, nameless=True)
+
     def undo(self, kernel: "Kernel") -> None:
         delete_ifb(kernel, self.name, nameless=True)
 
@@ -94,12 +98,18 @@ class AddIfb(Op):
         return None if link.up else f"ifb {self.name} is down"
 
 
-def delete_ifb(kernel: "Kernel", name: str, *, nameless: bool) -> None:
-    """Delete an ifb device whose alias is ours, and with `nameless` also one without any alias."""
+def own_ifb(kernel: "Kernel", name: str, *, nameless: bool) -> "Link | None":
+    """The ifb device of that name if its alias is ours, or with `nameless` if it has none."""
     link = kernel.host.link(name)
     if link is None or link.kind != "ifb":
-        return
-    if link.alias.startswith(kernel.key.hex) or (nameless and not link.alias):
+        return None
+    return link if link.alias.startswith(kernel.key.hex) or (nameless and not link.alias) else None
+
+
+def delete_ifb(kernel: "Kernel", name: str, *, nameless: bool) -> None:
+    """Delete it."""
+    link = own_ifb(kernel, name, nameless=nameless)
+    if link is not None:
         kernel.host.delete_link(link.index)
 
 

@@ -53,17 +53,13 @@ class Flow:
         )
 
 
-def forget_udp(ip_length: int, ports: "Collection[int]", wrong: "Callable[[Flow], bool]") -> int:
-    """Delete the UDP flows of a family (addresses of 4 or 16 bytes) to one of `ports` that are `wrong`. Returns how many."""
-    socket = Socket(NETLINK_NETFILTER)
-    forgotten = 0
-    try:
-        for flow in list(_flows(socket, AF_INET if ip_length == 4 else AF_INET6, ports)):
-            if wrong(flow):
-                forgotten += _delete(socket, flow)
-    finally:
-        socket.close()
-    return forgotten
+def forget_udp(socket: Socket, ip_length: int, ports: "Collection[int]", wrong: "Callable[[Flow], bool]") -> int:
+    """Delete the UDP flows of a family (addresses of 4 or 16 bytes) to one of `ports` that are `wrong`. Returns how many.
+
+    `socket` is that of nftables, where there is one: each of NETLINK_NETFILTER waits when it is closed (see Nft.leave()).
+    """
+    flows = list(_flows(socket, AF_INET if ip_length == 4 else AF_INET6, ports))
+    return sum(_delete(socket, flow) for flow in flows if wrong(flow))
 
 
 def forget_udp_of(clients: "Collection[tuple[bytes, int]]", port: int) -> int:

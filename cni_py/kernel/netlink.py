@@ -8,6 +8,7 @@ Sources: Linux include/uapi/linux/netlink.h and nfnetlink.h, Documentation/users
 net/netlink/af_netlink.c, net/netfilter/nfnetlink.c.
 """
 
+import _signal
 import _socket
 import _struct
 import errno
@@ -63,6 +64,9 @@ _U32 = _struct.Struct("=I")
 _BUFFER = 65536
 _RECEIVE_TIMEOUT_S = 10  # never reached: turns a lost answer into an error instead of a hang
 _DUMP_ATTEMPTS = 50
+_DESCRIPTORS = 1 << 20  # no process has more, unless fs.nr_open was raised
+_FIRST_PIDS = "pid:[4026531836]"  # PID_NS_INIT_INO, include/uapi/linux/nsfs.h
+_CHILD_SIGNAL = 1 << _signal.SIGCHLD - 1  # in a mask of /proc/PID/status
 _AT = "refused_at"  # of an OSError
 
 
@@ -137,13 +141,22 @@ class Socket:
         # wish before; in return, what it does not understand in a GET is EINVAL.
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        timeout = _struct.pack("@ll", _RECEIVE_TIMEOUT_S, 0)
-        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeout)
+        self._set_timeout(_RECEIVE_TIMEOUT_S)
         self._socket.connect((0, 0))
 
     def close(self) -> None:
         """A second call is harmless."""
         self._socket.close()
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._socket.fileno()
+
+    def _set_timeout(self, wait_s: float) -> None:
+        """The limit of a recv(), above 0."""
+        seconds = int(wait_s)
+        timeout = _struct.pack("@ll", seconds, int((wait_s - seconds) * 1_000_000))
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeout)
 
     def netns_cookie(self) -> int:
         """The kernel's number of the socket's network namespace, never used twice in one boot; 0 before Linux 5.14."""
@@ -170,6 +183,40 @@ class Socket:
                     _raise_refusal(answer_flags, payload)
                     return answers
                 answers.append((answer, payload))
+
+    def send_by_child(self, kind: int, flags: int, body: bytes) -> tuple[int, int]:
+        """Let a child process send a message, so that the kernel holds the child. Returns its pid and the message's number.
+
+        The answers come to this socket. Nothing else stays open in the child: a runtime waits for the end of what we print,
+        and other calls for our locks. OSError when there can be no child, or nobody to collect it after our end.
+        """
+        if not orphans_are_collected():
+            raise OSError(errno.EAGAIN, "a child that outlives us would stay a zombie")
+        self._seq += 1
+        frame = _frame(kind, flags | NLM_F_REQUEST | NLM_F_ACK, self._seq, body)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.dup2(self._socket.fileno(), 0)
+                os.closerange(1, _DESCRIPTORS)
+                os.write(0, frame)
+            finally:
+                os._exit(0)
+        return pid, self._seq
+
+    def answered(self, seq: int, wait_s: float) -> bool:
+        """Whether a first answer to the message with that number comes within the time. OSError when it is a refusal."""
+        self._set_timeout(wait_s)
+        try:
+            answers = self._receive(seq)
+        except TimeoutError:
+            return False
+        finally:
+            self._set_timeout(_RECEIVE_TIMEOUT_S)
+        for answer, flags, payload in answers:
+            if answer == _NLMSG_ERROR:
+                _raise_refusal(flags, payload)
+        return bool(answers)
 
     def batch(self, messages: "Sequence[tuple[int, int, bytes]]") -> None:
         """Send (type, flags, body) messages as one nf_tables transaction: all of them take effect or BatchError is raised.
@@ -299,6 +346,27 @@ class Socket:
             # FORCE needs CAP_NET_ADMIN in the first user namespace, and who is rootless has not got it. Without force the
             # buffer gets up to twice net.core.wmem_max (sk_setsockopt()).
             self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, length + 1024)
+
+
+def orphans_are_collected() -> bool:
+    """Whether a child that outlives us is collected (wait(2)) when it ends, by the first process of our PID namespace.
+
+    In the namespace that the kernel begins with that is an init, which collects what it inherits. In another one it may be
+    any program, and zombies would pile up. It is an init if it ignores SIGCHLD, and the kernel collects for it
+    (do_notify_parent()), or blocks SIGCHLD, to read it from a descriptor or wait for it (systemd, tini, catatonit). One that
+    catches it may wait for its own children alone, as programs in Go do.
+    """
+    try:
+        if os.readlink("/proc/self/ns/pid") == _FIRST_PIDS:
+            return True
+        if os.readlink("/proc/self") != str(os.getpid()):  # the /proc of another PID namespace, and so is its 1
+            return False
+        with open("/proc/1/status", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return False
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith((b"SigIgn:", b"SigBlk:"))]
+    return any(mask & _CHILD_SIGNAL for mask in masks)
 
 
 def _frame(kind: int, flags: int, seq: int, body: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """Tracked UDP flows of a published port: forgotten when it is published and when it is withdrawn."""
 
-from cni_py.errors import warn
+from cni_py.errors import CniError, warn
 from cni_py.ports.mapping import ByPort, Mapping
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool
         if concerned:
             try:
                 _forget_flows(kernel, concerned, added=added)
-            except OSError as error:
+            except (OSError, CniError) as error:
                 warn(f"cannot look through the tracked UDP flows: {error}")
 
 
@@ -48,4 +48,4 @@ def _forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: boo
         return flow.replier != mapping.container_ip and (flow.dst in own or flow.dst[:1] == b"\x7f")
 
     ports = {port for mapping in mappings for port in mapping.ports}
-    forget_udp(len(mappings[0].container_ip), ports, wrong)
+    forget_udp(kernel.nft.socket(), len(mappings[0].container_ip), ports, wrong)

@@ -6,6 +6,8 @@
           undo          one of a DEL, or of the ADD's own undo
           call          a call of a C function that may change something (EFFECTS); not with "-after"
           change        the same without what only asks the kernel: how often that is asked depends on how long it takes
+          child         a child process that a DEL forks, as soon as it runs, whatever the number: kill, stop or late;
+                        busy: there are not enough processors for one
     HOW   fail          it is not done, and raises
           fail-after    it is done, and raises: an answer of the kernel that got lost
           kill          SIGKILL before it
@@ -19,6 +21,7 @@ import errno
 import os
 import signal
 import sys
+import time
 
 from cni_py.attachment import engine
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 # No open(): a file that was only made is seen by the call before its write().
 EFFECTS = {
     *("fsync", "ftruncate", "link", "mkdir", "rename", "rmdir", "setxattr", "symlink", "truncate", "unlink", "write"),
-    *("send", "sendmsg", "sendto", "setns", "posix_spawn", "waitpid"),
+    *("send", "sendmsg", "sendto", "setns", "fork", "posix_spawn", "waitpid"),
 }
 
 NFNL_SUBSYS_NFTABLES = 10  # linux/netfilter/nfnetlink.h
@@ -72,6 +75,12 @@ def sabotage_all() -> None:
     if not fault:
         return
     step, number, how = fault.split(":")
+    if step == "child":
+        if how == "busy":
+            os.sched_getaffinity = lambda _pid: set()
+        else:
+            os.register_at_fork(after_in_child=CHILDREN[how])
+        return
     if step in ("call", "change"):
         sys.setprofile(
             lambda frame, event, function: (
@@ -105,11 +114,24 @@ def count_call(event: str, function: object, step: str, number: int, how: str) -
     if event != "c_call" or name not in EFFECTS:
         return
     counted[step] = counted.get(step, 0) + 1
-    if how == "count":
+    if how == "count" and os.getpid() == BEGUN:  # a child has no stderr
         os.write(2, f"{step} {counted[step]}: {name}\n".encode())
     if counted[step] == number:
         strike(how, "fail", "kill")
 
 
+def stop() -> None:
+    os.write(2, f"{os.getpid()}\n".encode())
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+LATE_S = 0.3
+CHILDREN: "dict[str, Callable[[], object]]" = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": stop,
+    "late": lambda: time.sleep(LATE_S),
+}
+BEGUN = os.getpid()
+os.sched_getaffinity = lambda _pid: set(range(1000))  # so many processors are never busy
 counted: "dict[str, int]" = {}
 sabotage_all()

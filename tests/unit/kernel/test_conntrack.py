@@ -12,6 +12,10 @@ TCP, UDP = 6, 17
 LOOPBACK = {4: ("127.0.0.1", b"\x7f\0\0\1"), 16: ("::1", b"\0" * 15 + b"\1")}
 
 
+def nfnetlink() -> netlink.Socket:
+    return netlink.Socket(netlink.NETLINK_NETFILTER)
+
+
 def track(*ports: int) -> None:
     """Flows over the loopback, of both families, UDP and (listened to) TCP, to each of `ports`."""
     subprocess.run(
@@ -56,13 +60,13 @@ def test_only_wrong_udp_flows_to_the_ports_are_forgotten() -> None:
         return False
 
     for length, (_, packed) in LOOPBACK.items():
-        assert forget_udp(length, range(53, 54), none) == 0
+        assert forget_udp(nfnetlink(), length, range(53, 54), none) == 0
         assert asked.pop() == (packed, 53, packed)
         assert not asked
-    assert forget_udp(4, {53}, lambda _: True) == 1
-    assert forget_udp(16, range(50, 60), lambda flow: flow.dst_port == 55) == 1
+    assert forget_udp(nfnetlink(), 4, {53}, lambda _: True) == 1
+    assert forget_udp(nfnetlink(), 16, range(50, 60), lambda flow: flow.dst_port == 55) == 1
     assert tracked() == everything - {(4, UDP, 53), (16, UDP, 55)}
-    assert forget_udp(4, {53}, lambda _: True) == 0
+    assert forget_udp(nfnetlink(), 4, {53}, lambda _: True) == 0
 
 
 @pytest.mark.netns
@@ -105,13 +109,13 @@ def test_a_flow_that_ends_meanwhile_is_no_error() -> None:
     track(53)
 
     def end_it_first(_flow: Flow) -> bool:
-        assert forget_udp(4, {53}, lambda _: True) == 1
+        assert forget_udp(nfnetlink(), 4, {53}, lambda _: True) == 1
         return True
 
-    assert forget_udp(4, {53}, end_it_first) == 0
+    assert forget_udp(nfnetlink(), 4, {53}, end_it_first) == 0
 
 
 @pytest.mark.netns
 def test_no_flows_at_all() -> None:
-    assert forget_udp(4, {53}, lambda _: True) == 0
-    assert forget_udp(16, range(1, 65536), lambda _: True) == 0
+    assert forget_udp(nfnetlink(), 4, {53}, lambda _: True) == 0
+    assert forget_udp(nfnetlink(), 16, range(1, 65536), lambda _: True) == 0

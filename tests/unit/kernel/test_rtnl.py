@@ -51,6 +51,7 @@ class Recorder(Rtnl):
 
     def __init__(self) -> None:
         self._indexes = {}
+        self.hurried = False
         self.sent: list[Message] = []
 
     def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
@@ -392,6 +393,83 @@ def test_deleting_one_end_of_a_pair_deletes_both() -> None:
     host.add_veth("veth0a", "eth0", peer_netns_fd=there)
     assert host.delete_link("veth0a") is True
     assert container.link("eth0") is None
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("hurried", [False, True])
+def test_the_kernels_refusal_of_a_deletion_is_told(hurried: bool) -> None:
+    os.sched_getaffinity = lambda _pid: set(range(1000))  # so many processors are never busy
+    host = Rtnl(hurried=hurried)
+    lo = host.link("lo")
+    assert lo is not None
+    with pytest.raises(OSError, match="Operation not supported") as refusal:
+        host.delete_link(lo.index)
+    assert refusal.value.errno == errno.EOPNOTSUPP
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("echo", [netlink.NLM_F_ECHO, 0], ids=["echo", "before Linux 6.2"])
+def test_in_a_hurry_a_child_deletes_and_both_ends_are_gone(echo: int) -> None:
+    vars(rtnl)["NLM_F_ECHO"] = echo
+    there = new_netns()
+    host, container = Rtnl(hurried=True), Rtnl(there)
+    for _ in range(3):
+        host.add_veth("veth0a", "eth0", peer_netns_fd=there)
+        link = host.link("veth0a")
+        assert link is not None
+        assert host._delete_by_child(link.index) is True
+        assert (host.link("veth0a"), container.link("eth0")) == (None, None)
+
+
+class Counting(Rtnl):
+    """How many requests to delete links are sent."""
+
+    deletions = 0
+
+    def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
+        self.deletions += kind == rtnl.RTM_DELLINK
+        return super().request(kind, flags, body)
+
+
+def several(host: Rtnl) -> list[int]:
+    """Three pairs, and the indexes of one end of each."""
+    for name in ("a", "b", "c"):
+        host.add_veth(name, f"{name}-peer")
+    return [found.index for name in ("a", "b", "c") if (found := host.link(name)) is not None]
+
+
+@pytest.mark.netns
+def test_many_links_go_with_one_request_and_take_no_others_with_them() -> None:
+    host = Counting()
+    host.add_bridge("cni0")
+    indexes = several(host)
+    host.delete_link("b")  # somebody was quicker
+    host.deletions = 0
+    host.delete_links(indexes)
+    assert {link.name for link in host.links()} == {"lo", "cni0"}
+    assert host.deletions == 1
+    host.delete_links(indexes)
+    host.delete_links([])
+    assert {link.name for link in host.links()} == {"lo", "cni0"}
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("whose", ["that has the same number", "that cannot be deleted"])
+def test_a_link_in_the_group_is_no_reason_to_delete_it(whose: str) -> None:
+    host = Counting()
+    indexes = several(host)
+    os.urandom = lambda size: bytes([255] * size)
+    if whose == "that has the same number":
+        host.add_bridge("theirs")
+        theirs = host.link("theirs")
+        assert theirs is not None
+        host._set_group(theirs.index, 0xFFFF_FFFF)
+        host.delete_links(indexes)
+        assert {link.name for link in host.links()} == {"lo", "theirs"}
+    else:
+        with pytest.raises(OSError, match="Operation not supported"):
+            host.delete_links([*indexes, 1])
+        assert {link.name for link in host.links()} == {"lo"}
 
 
 @pytest.mark.netns
