@@ -37,9 +37,11 @@ def main(plugin: str = "") -> None:
         name = plugin or _linked_to(sys.argv[0]) or name
     status = 0
     if posix.environ.get(b"CNI_COMMAND") != b"VERSION" or not _told_versions(name):
-        from cni_py import skel
+        status = _by_service(name)
+        if status < 0:
+            from cni_py import skel
 
-        status = skel.main(name, load)
+            status = skel.main(name, load)
     try:
         sys.stderr.flush()
     except (OSError, AttributeError):  # full; None, if it was closed
@@ -57,6 +59,28 @@ def _told_versions(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _by_service(name: str) -> int:
+    """Let the warm service run the plugin (`cni-py serve`). The exit status; -1 if there is none, or it does not take the call.
+
+    With an argument (cni_py/launcher.c gives one when it has asked already) the service is not asked.
+    """
+    path = service_socket()
+    if len(sys.argv) > 1 or name not in MODULES:
+        return -1
+    try:
+        posix.stat(path)
+        from cni_py import warm
+    except (OSError, ImportError):
+        return -1
+    return warm.call(path, name, sys.path[-1])
+
+
+def service_socket() -> str:
+    """The socket of the warm service: below /run; without root, below XDG_RUNTIME_DIR."""
+    own = posix.environ.get(b"XDG_RUNTIME_DIR", b"") if posix.geteuid() != 0 else b""
+    return (own.decode("utf-8", "surrogateescape") or "/run") + "/cni-py/serve.sock"
 
 
 def _linked_to(path: str) -> str:

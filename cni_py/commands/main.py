@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import adopt, install, report, restore
+from cni_py.commands import adopt, install, report, restore, serve
 from cni_py.commands.report import Failure, Parser, complain
 
 DESCRIPTION = """\
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     install.add_parsers(commands)
     restore.add_parser(commands)
     adopt.add_parser(commands)
+    serve.add_parser(commands)
     return top
 
 
