@@ -24,6 +24,7 @@ MODULES = {
     "tuning": "tuning",
 }
 LAUNCHER_MAX = 16384  # bytes; a launcher of ours is far smaller
+NATIVE_END = b"\ncni-py launcher: the text of the one in Python\n"  # what follows the program in a compiled launcher
 LINKS_MAX = 40  # MAXSYMLINKS, linux/namei.h
 
 
@@ -119,6 +120,20 @@ def is_own_launcher(path: str) -> bool:
     if path.rpartition("/")[2] not in MODULES:
         return False
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    with open(path, "rb") as file:
-        text = file.read(LAUNCHER_MAX)
+    text = launcher_text(path)
     return text.startswith(b"#!") and b"from cni_py.run import main" in text and os.fsencode(home) in text
+
+
+def launcher_text(path: str) -> bytes:
+    """The beginning of the file at `path`, which is the whole of a launcher in Python. OSError.
+
+    A launcher that is compiled (launcher.c) ends with the text of one in Python. b"" for any other program.
+    """
+    with open(path, "rb", buffering=0) as file:
+        text: bytes = file.read(LAUNCHER_MAX)
+        if text.startswith(b"\x7fELF"):
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - LAUNCHER_MAX))
+            _, start, rest = file.read(LAUNCHER_MAX).partition(NATIVE_END)
+            text = rest if start else b""
+    return text
