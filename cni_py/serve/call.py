@@ -12,6 +12,7 @@ import _socket
 import errno
 import fcntl
 import os
+import posix
 import sys
 
 from cni_py import run, skel, warm
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 RECEIVE_S = 5.0
-CHANGED = 75  # exit status of a child that found the package changed; EX_TEMPFAIL, sysexits.h
 RIGHTS_MAX = 256  # bytes of control messages: the header and six descriptors need 40
+PROC_STATUS_MAX = 4096  # bytes
+CAPABILITIES_SIZE = 17  # a tab and 16 digits
 STATUS = b"?"  # in place of a plugin: asks for the statistics
 
 
@@ -46,14 +48,14 @@ class Request:
         self.fds = fds
 
 
-def serve(sock: _socket.socket, pid: int, loaded: "package.Stamps", report: "statistics.Report") -> "NoReturn":
-    """The whole life of a child. `pid` is the caller's; `loaded`: the package's stamps when it was loaded."""
+def serve(sock: _socket.socket, pid: int, report: "statistics.Report") -> "NoReturn":
+    """The whole life of a child. `pid` is the caller's."""
     status = 1
     try:
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGCHLD):
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        status = _serve(sock, pid, loaded, report)
+        status = _serve(sock, pid, report)
     except Refused as refusal:
         report.refused(str(refusal))
     except (OSError, ValueError) as error:
@@ -62,15 +64,13 @@ def serve(sock: _socket.socket, pid: int, loaded: "package.Stamps", report: "sta
         os._exit(status)
 
 
-def _serve(sock: _socket.socket, pid: int, loaded: "package.Stamps", report: "statistics.Report") -> int:
+def _serve(sock: _socket.socket, pid: int, report: "statistics.Report") -> int:
     request = receive(sock)
     if request.plugin == STATUS:
         sock.sendall(reply(warm.ANSWER, 0, report.told()))
         return 0
     if request.home != os.fsencode(package.HOME):
         raise Refused(f"a launcher of another installation, in {os.fsdecode(request.home)}")
-    if package.stamps() != loaded:
-        return CHANGED
     name = request.plugin.decode("ascii", "replace")
     if name not in run.MODULES:
         raise Refused(f"no plugin of ours: {name!r}")
@@ -109,17 +109,29 @@ def check_caller(pid: int) -> None:
     if pid <= 0:
         raise Refused("a caller in another pid namespace")
     for kind in ("pid", "user"):
-        theirs, ours = os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")
-        if not os.path.samestat(theirs, ours):
+        if namespace(pid, kind) != OURS[kind]:
             raise Refused(f"a caller in another {kind} namespace")
-    if capabilities("self") & ~capabilities(str(pid)):
+    if CAPABILITIES & ~capabilities(pid):
         raise Refused("a caller with fewer capabilities")
 
 
-def capabilities(pid: str) -> int:
+def namespace(pid: "int | str", kind: str) -> tuple[int, int]:
+    """Device and inode of a namespace that a process is in."""
+    state = os.stat(f"/proc/{pid}/ns/{kind}")
+    return state.st_dev, state.st_ino
+
+
+def capabilities(pid: "int | str") -> int:
     """The effective capabilities of a process, as bits (proc_pid_status(5))."""
-    with open(f"/proc/{pid}/status", "rb") as file:
-        return next(int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:"))
+    fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    _, _, rest = os.read(fd, PROC_STATUS_MAX).partition(b"\nCapEff:")
+    os.close(fd)
+    return int(rest[:CAPABILITIES_SIZE], 16)
+
+
+# Of the service, all its life; found out once
+OURS = {kind: namespace("self", kind) for kind in ("pid", "user", "net", "mnt")}
+CAPABILITIES = capabilities("self")
 
 
 # What it sent
@@ -179,16 +191,14 @@ def become(request: Request) -> None:
     os.dup2(stderr, 2)
     for fd in (*request.fds, null):
         os.close(fd)
-    os.environ.clear()
-    for entry in request.environment:
-        name, _, value = entry.partition(b"=")
-        if name:
-            os.environb[name] = value
+    # The dict behind os.environ, which the service has emptied. Programs are started with os.environ, not with libc's copy.
+    posix.environ.update(entry.partition(b"=")[::2] for entry in request.environment)
 
 
 def is_here(fd: int, kind: str) -> bool:
-    """Whether a descriptor is of the namespace that we are in."""
-    return os.path.samestat(os.fstat(fd), os.stat(f"/proc/self/ns/{kind}"))
+    """Whether a descriptor is of the namespace that the service is in."""
+    state = os.fstat(fd)
+    return (state.st_dev, state.st_ino) == OURS[kind]
 
 
 def follow_the_launcher(sock: _socket.socket) -> None:

@@ -1,6 +1,7 @@
 """The installed package: every module of it that a call may load, and whether it has changed since they were loaded."""
 
 import os
+import struct
 from collections.abc import Iterator
 
 import cni_py
@@ -12,7 +13,10 @@ LAZY = ("_ctypes", "ctypes", "fcntl", "importlib.util", "json", "traceback")
 TOP = f"{HOME}/cni_py"
 FOLDERS = (TOP, *(entry.path for entry in os.scandir(TOP) if entry.is_dir() and entry.name != "__pycache__"))
 
-Stamps = tuple[tuple[int, int], ...]  # inode and time of the last change (ns) of each folder
+# MODIFY, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF; linux/inotify.h
+CHANGES = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
+EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
+EVENTS_MAX = 1 << 16  # bytes
 
 
 def load() -> None:
@@ -36,16 +40,30 @@ def modules(folder: str, prefix: str) -> Iterator[str]:
             yield prefix + name[:-3]
 
 
-def stamps() -> Stamps:
-    """When an entry of each of the package's folders was last added, removed or replaced, as installers do it.
+class Watch:
+    """Tells when a file of the package is written, replaced, added or removed, with inotify(7). OSError.
 
-    A file that is edited in place is not seen. A missing folder counts as changed.
+    `fd` can be read then. What the interpreter adds itself, compiled modules, does not count.
     """
-    found = []
-    for folder in FOLDERS:
+
+    def __init__(self) -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        for folder in FOLDERS:
+            if self.fd < 0 or libc.inotify_add_watch(self.fd, os.fsencode(folder), CHANGES) < 0:
+                raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: cannot watch {folder}")
+
+    def has_changed(self) -> bool:
+        """Whether something has changed since this was asked."""
         try:
-            state = os.stat(folder)
-            found.append((state.st_ino, state.st_mtime_ns))
-        except OSError:
-            found.append((0, 0))
-    return tuple(found)
+            text = os.read(self.fd, EVENTS_MAX)
+        except BlockingIOError:
+            return False
+        while len(text) >= EVENT.size:
+            *_, size = EVENT.unpack_from(text)
+            if text[EVENT.size : EVENT.size + size].rstrip(b"\0") != b"__pycache__":
+                return True
+            text = text[EVENT.size + size :]
+        return False

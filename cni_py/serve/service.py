@@ -41,7 +41,7 @@ def main(path: str) -> int:
         say(f"cannot listen at {path}: {error.strerror or error}")
         return 1
     package.load()
-    return Service(listener).run()
+    return Service(listener, package.Watch()).run()
 
 
 def say(text: str) -> None:
@@ -55,14 +55,16 @@ def say(text: str) -> None:
 class Service:
     """The parent."""
 
-    def __init__(self, listener: sockets.Listener) -> None:
+    def __init__(self, listener: sockets.Listener, watch: package.Watch) -> None:
         self.listener = listener
-        self.loaded = self.seen = package.stamps()
+        self.watch = watch
+        self.environment = dict(os.environ)
+        os.environ.clear()  # a child gets its launcher's
         self.statistics = Statistics()
         self.children: set[int] = set()
         self.has_children = True  # some may be left of the time before the process began anew
         self.stopping = self.renewing = self.changed = False
-        self.quiet_since = 0.0
+        self.quiet = 0.0  # when the package counts as whole again
         self.wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> int:
@@ -70,18 +72,18 @@ class Service:
         for number in BLOCKED:
             _signal.signal(number, self._signalled)
         _signal.set_wakeup_fd(self.wakeup[1], warn_on_full_buffer=False)
-        # The collector would look at all that is loaded, and the children would have to copy each page of it.
+        # The collector would look at all that is loaded, and a child would copy each page of it. A child needs no collector.
         gc.collect()
         gc.freeze()
+        gc.disable()
         poll = select.poll()
         poll.register(self.listener.sock.fileno(), select.POLLIN)
         poll.register(self.wakeup[0], select.POLLIN)
-        sockets.notify("READY=1")
+        poll.register(self.watch.fd, select.POLLIN)
+        self._notify("READY=1")
         while not self.stopping:
             self._step(poll.poll(CHANGED_MS if self.changed else None))
-            if self.changed:
-                self._look_at_the_package()
-            if self.renewing:
+            if self.renewing or (self.changed and time.monotonic() > self.quiet):
                 self._begin_anew()
         self._drain(poll)
         self.listener.close()
@@ -96,17 +98,23 @@ class Service:
         if self.wakeup[0] in fds:
             os.read(self.wakeup[0], READ_MAX)
             self._reap()
+        if self.watch.fd in fds and self.watch.has_changed():
+            self.changed = True
+            self.quiet = time.monotonic() + QUIET_S
         if self.listener.sock.fileno() in fds:
             self._accept()
 
     def _drain(self, poll: "select.poll") -> None:
-        sockets.notify("STOPPING=1")
+        self._notify("STOPPING=1")
         deadline = time.monotonic() + DRAIN_S
         self._reap()
         while self.has_children and (left := deadline - time.monotonic()) > 0:
             self._step(poll.poll(1000 * left))
         if self.has_children:
             say("calls still run; they go on without the service")
+
+    def _notify(self, word: str) -> None:
+        sockets.notify(self.environment.get("NOTIFY_SOCKET", ""), word)
 
     # Calls
 
@@ -149,7 +157,7 @@ class Service:
         if pid == 0:
             _signal.set_wakeup_fd(-1)
             self.listener.sock.close()
-            call.serve(sock, caller, self.loaded, report)
+            call.serve(sock, caller, report)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
         if pid > 0:
             self.children.add(pid)
@@ -165,33 +173,21 @@ class Service:
     def _ended(self, pid: int, status: int) -> None:
         self.children.discard(pid)
         code = os.waitstatus_to_exitcode(status)
-        if code == call.CHANGED:
-            self.statistics.refuse("the package has changed")
-            self.changed = True
         lost = self.statistics.lost(pid)
         if lost:
             say(f"{' '.join(lost)}: process {pid} ended {f'by signal {-code}' if code < 0 else 'too early'}")
 
     # An upgrade
 
-    def _look_at_the_package(self) -> None:
-        """Begin anew when the package has been the same for QUIET_S."""
-        now, found = time.monotonic(), package.stamps()
-        if found != self.seen:
-            self.seen, self.quiet_since = found, now
-        elif now - self.quiet_since > QUIET_S:
-            self.renewing = True
-
     def _begin_anew(self) -> None:
         self.renewing = False
         words = [sys.executable, "-IS", "-c", TRY.format(home=package.HOME)]
-        if os.waitpid(os.posix_spawn(sys.executable, words, os.environ), 0)[1]:
+        if os.waitpid(os.posix_spawn(sys.executable, words, self.environment), 0)[1]:
             say(f"the package in {package.HOME} cannot be loaded: calls go direct")
             self.changed = True
-            self.quiet_since = time.monotonic() + AGAIN_S
+            self.quiet = time.monotonic() + AGAIN_S
             return
         say("beginning anew with the installed package")
-        sockets.notify("RELOADING=1")
         _signal.set_wakeup_fd(-1)
-        self.listener.pass_on()
-        os.execv(sys.executable, sys.orig_argv)  # noqa: S606  as it was started; children that run stay its children
+        environment = {**self.environment, **self.listener.pass_on()}
+        os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606  as it was started; children that run stay its children

@@ -29,12 +29,15 @@ class Listener:
             files.remove_file(self.path)
         self.sock.close()
 
-    def pass_on(self) -> None:
-        """Let it survive execve(2): listener() of the new program takes it. Our own descriptors may be lost by this."""
+    def pass_on(self) -> dict[str, str]:
+        """Let it survive execve(2). Environment with which listener() of the new program takes it.
+
+        Our own descriptors may be lost by this.
+        """
         fds = [os.dup(fd) for fd in (self.sock.fileno(), self.lock) if fd >= 0]
         for number, fd in enumerate(fds, FIRST_FD):
             os.dup2(fd, number)
-        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)))
+        return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
 
 
 def listener(path: str) -> Listener:
@@ -62,9 +65,8 @@ def listener(path: str) -> Listener:
     return Listener(sock, path, lock)
 
 
-def notify(word: str) -> None:
-    """Tell the service manager, if there is one."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
+def notify(path: str, word: str) -> None:
+    """Tell the service manager at `path` (NOTIFY_SOCKET), if there is one."""
     if not path.startswith(("/", "@")):
         return
     try:
