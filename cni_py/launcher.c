@@ -20,7 +20,8 @@
 
 #define FIELDS_SIZE 16384
 #define REQUEST_MAX (1 << 20)
-#define BEGIN_S 3
+#define MAGIC "cni-py\0\1"
+#define BEGIN_S 5
 enum { HEAD = 12, REPLY_HEAD = 6, FDS = 6 };
 
 /* Strings, each ended by a zero: plugin, folder of the package, interpreter, launcher in Python, error object if these are gone.
@@ -103,7 +104,7 @@ static size_t request(char *buffer)
 		end = (char *)memcpy(end, *entry, length) + length;
 	}
 	size = (uint32_t)(end - buffer - HEAD);
-	memcpy(buffer, "cni-py\0\1", 8);
+	memcpy(buffer, MAGIC, 8);
 	memcpy(buffer + 8, &size, 4);
 	return HEAD + size;
 }
@@ -137,7 +138,7 @@ static int hand_over(const char *data, size_t size)
 /* Asks the service; whether the plugin has begun. If not, it will not begin any more: see _began_meanwhile() in warm.py. */
 static int begun(void)
 {
-	static char buffer[REQUEST_MAX];
+	static char buffer[REQUEST_MAX], hello[8];
 	const char *own = geteuid() ? getenv("XDG_RUNTIME_DIR") : 0;
 	struct sockaddr_un address = {AF_UNIX, ""};
 	struct timeval limit = {BEGIN_S, 0}, none = {0, 0};
@@ -152,8 +153,8 @@ static int begun(void)
 	setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 	well = size && !connect(sock, (struct sockaddr *)&address, sizeof(address)) &&
-	       !getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) && peer.uid == geteuid() && hand_over(buffer, size) &&
-	       get(buffer, REPLY_HEAD) == REPLY_HEAD;
+	       !getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) && peer.uid == geteuid() &&
+	       get(hello, 8) == 8 && !memcmp(hello, MAGIC, 8) && hand_over(buffer, size) && get(buffer, REPLY_HEAD) == REPLY_HEAD;
 	if (!well) {
 		shutdown(sock, SHUT_RD);
 		well = get(buffer, REPLY_HEAD) == REPLY_HEAD;

@@ -1,5 +1,7 @@
 """The launcher's side of the warm service, `cni-py serve`: hand a call over, and wait for its end.
 
+    service -> launcher   MAGIC, when it has accepted the connection. Before that no descriptor is sent: one that lies with a
+                          service that hangs keeps a pipe open, and the runtime waits for its end
     launcher -> service   request: plugin, the package's folder, umask, environment; descriptors of stdin, stderr, working folder,
                           root folder, network and mount namespace (FDS)
     service -> launcher   BEGUN     the plugin begins. Nothing or anything else instead: it has not begun, and will not
@@ -31,7 +33,7 @@ BEGUN, ANSWER, ENDED = b"B", b"A", b"E"
 FDS = ("stdin", "stderr", ".", "/", "/proc/self/ns/net", "/proc/self/ns/mnt")
 O_PATH = 0o10000000  # include/uapi/asm-generic/fcntl.h
 SO_PEERCRED_BYTES = 12  # struct ucred: pid, uid, gid
-BEGIN_S = 3.0  # a service that is busy for longer is no help
+BEGIN_S = 5.0  # a service that is busy for longer is no help
 STOPPING = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 LOST = b"""{
     "code": 999,
@@ -80,13 +82,14 @@ def _began(sock: _socket.socket, path: str, request: bytes) -> bool:
             return False
         sock.settimeout(BEGIN_S)
         sock.connect(path)
-        if not _trusted(sock):
+        if not _trusted(sock) or _read(sock, len(MAGIC)) != MAGIC:
             return False
         fds += [posix.open(each, O_PATH | posix.O_CLOEXEC) for each in FDS[2:4]]
         fds += [posix.open(each, posix.O_RDONLY | posix.O_CLOEXEC) for each in FDS[4:]]
         rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 2, *fds))
         sent = sock.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], _socket.MSG_NOSIGNAL)
-        sock.sendall(request[sent:], _socket.MSG_NOSIGNAL)
+        if sent < len(request):
+            sock.sendall(request[sent:], _socket.MSG_NOSIGNAL)
         return _read(sock, REPLY_HEAD)[:1] == BEGUN
     except OSError:
         return _began_meanwhile(sock)

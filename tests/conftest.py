@@ -135,7 +135,8 @@ class Cni(Protocol):
     ) -> Outcome: ...
 
 
-def install_ours(directory: Path) -> Path:
+def install_ours(directory: Path, launcher: str = "python") -> Path:
+    """The folder of our executables. In Python they are texts, to which tests add lines."""
     given = os.environ.get("CNI_PY_BIN_DIR")
     if given:
         return Path(given).resolve()
@@ -146,7 +147,7 @@ def install_ours(directory: Path) -> Path:
         )
     bin_dir = directory / "bin"
     subprocess.run(
-        [command, "install", "--bin-dir", bin_dir, "--conf-dir", directory / "net.d"],
+        [command, "install", f"--launcher={launcher}", "--bin-dir", bin_dir, "--conf-dir", directory / "net.d"],
         check=True,
         timeout=60,
         capture_output=True,
@@ -158,6 +159,12 @@ def install_ours(directory: Path) -> Path:
 def our_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our executables as a user has them: installed."""
     return install_ours(tmp_path_factory.mktemp("cni-py"))
+
+
+@pytest.fixture(scope="session")
+def native_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our executables, compiled."""
+    return install_ours(tmp_path_factory.mktemp("cni-py-native"), "native")
 
 
 @pytest.fixture(scope="session")

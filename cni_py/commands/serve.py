@@ -66,7 +66,7 @@ def status(path: str) -> dict[str, Any]:
             sock.connect(path)
             sock.sendall(warm.MAGIC + len(body).to_bytes(4, sys.byteorder) + body)
             with sock.makefile("rb") as stream:
-                text = stream.read()[warm.REPLY_HEAD :]
+                text = stream.read()[len(warm.MAGIC) + warm.REPLY_HEAD :]
         return dict(json.loads(text))
     except OSError as error:
         raise Failure(f"no service answers at {path}: {error.strerror or error}", FAILED) from error

@@ -48,14 +48,14 @@ class Request:
         self.fds = fds
 
 
-def serve(sock: _socket.socket, pid: int, report: "statistics.Report") -> "NoReturn":
-    """The whole life of a child. `pid` is the caller's."""
+def serve(sock: _socket.socket, pid: int, report: "statistics.Report", closed: str) -> "NoReturn":
+    """The whole life of a child. `pid` is the caller's; `closed`: why only the statistics are to be had now, or ""."""
     status = 1
     try:
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGCHLD):
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        status = _serve(sock, pid, report)
+        status = _serve(sock, pid, report, closed)
     except Refused as refusal:
         report.refused(str(refusal))
     except (OSError, ValueError) as error:
@@ -64,11 +64,13 @@ def serve(sock: _socket.socket, pid: int, report: "statistics.Report") -> "NoRet
         os._exit(status)
 
 
-def _serve(sock: _socket.socket, pid: int, report: "statistics.Report") -> int:
+def _serve(sock: _socket.socket, pid: int, report: "statistics.Report", closed: str) -> int:
     request = receive(sock)
     if request.plugin == STATUS:
         sock.sendall(reply(warm.ANSWER, 0, report.told()))
         return 0
+    if closed:
+        raise Refused(closed)
     if request.home != os.fsencode(package.HOME):
         raise Refused(f"a launcher of another installation, in {os.fsdecode(request.home)}")
     name = request.plugin.decode("ascii", "replace")
@@ -78,7 +80,7 @@ def _serve(sock: _socket.socket, pid: int, report: "statistics.Report") -> int:
     become(request)
     follow_the_launcher(sock)
     report.begins(name, os.environ.get("CNI_COMMAND", ""))
-    sock.sendall(reply(warm.BEGUN))  # EPIPE: the launcher does not wait any more
+    begin(sock)
     skel.deliver = lambda text, status: answer(sock, text, status)
     status = skel.answer(name, run.load)
     try:
@@ -86,6 +88,8 @@ def _serve(sock: _socket.socket, pid: int, report: "statistics.Report") -> int:
     except (OSError, AttributeError):
         pass
     report.ended(status)
+    for fd in (0, 2):  # a runtime waits until nobody has them, and we are still here for a moment
+        os.close(fd)
     sock.sendall(reply(warm.ENDED, status))
     return status
 
@@ -212,6 +216,14 @@ def follow_the_launcher(sock: _socket.socket) -> None:
             raise Refused("")
     except BlockingIOError:
         pass
+
+
+def begin(sock: _socket.socket) -> None:
+    """Tell the launcher that the plugin begins. Refused when it does not wait any more, and has gone direct."""
+    try:
+        sock.sendall(reply(warm.BEGUN))
+    except OSError as error:
+        raise Refused("a caller that did not wait so long") from error
 
 
 def answer(sock: _socket.socket, text: bytes, status: int) -> None:

@@ -15,6 +15,7 @@ import select
 import sys
 import time
 
+from cni_py import warm
 from cni_py.serve import call, package, sockets
 from cni_py.serve.statistics import Report, Statistics
 
@@ -128,7 +129,7 @@ class Service:
             return
         sock = _socket.socket(fileno=fd)
         pid, uid = call.credentials(sock)
-        why = self._no_room(uid)
+        why = self._no_room(uid) or self._greet(sock)
         if why:
             self.statistics.refuse(why)
         else:
@@ -140,11 +141,15 @@ class Service:
         """Why no child is forked; "" if one is."""
         if uid != os.geteuid():
             return f"a caller of another user, {uid}"
-        if self.stopping:
-            return "the service ends"
-        if self.changed:
-            return "the package has changed"
         return "" if len(self.children) < AT_ONCE else f"{AT_ONCE} calls at once"
+
+    def _greet(self, sock: _socket.socket) -> str:
+        """Ask for the request, which comes while the child is forked. What is wrong, or ""."""
+        try:
+            sock.send(warm.MAGIC, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+        except OSError:
+            return "a caller that did not wait so long"
+        return ""
 
     def _fork(self, sock: _socket.socket, caller: int) -> None:
         report = Report(self.statistics)
@@ -157,7 +162,8 @@ class Service:
         if pid == 0:
             _signal.set_wakeup_fd(-1)
             self.listener.sock.close()
-            call.serve(sock, caller, report)
+            closed = "the service ends" if self.stopping else "the package has changed" if self.changed else ""
+            call.serve(sock, caller, report, closed)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
         if pid > 0:
             self.children.add(pid)

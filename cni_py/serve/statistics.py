@@ -56,6 +56,7 @@ class Statistics:
             elif kind == "e":
                 self._ended(self.under_way.pop(int(pid), ("?", "?")), int(words[0]), float(words[1]))
             else:
+                self.under_way.pop(int(pid), None)
                 self.refuse(" ".join(words))
 
     def _ended(self, key: Key, status: int, seconds: float) -> None:

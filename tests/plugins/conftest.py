@@ -40,9 +40,41 @@ def whose(item: pytest.Item) -> object:
 
 
 @pytest.fixture(scope="module")
-def shared_lab() -> Iterator[Lab]:
+def way(request: pytest.FixtureRequest) -> str:
+    """How ours are run in this module: as CNI_PY_WAY says, or as WAYS has it."""
+    return os.environ.get("CNI_PY_WAY") or WAYS.get(Path(request.node.path).stem, DIRECT)
+
+
+@pytest.fixture(scope="module")
+def plugins(request: pytest.FixtureRequest, way: str) -> Plugins:
+    """Those of the session, in other executables where the way has them."""
+    found: Plugins = request.getfixturevalue("either_plugins")
+    if found.whose == OURS and way == NATIVE:
+        return Plugins(OURS, request.getfixturevalue("native_bin_dir"), ALL)
+    return found
+
+
+@pytest.fixture
+def _count_ways(request: pytest.FixtureRequest, way: str) -> None:
+    request.node.user_properties.append(("way", way))
+
+
+@contextlib.contextmanager
+def lab_with_its_service(way: str) -> Iterator[Lab]:
     need_root()
-    with Lab.from_yaml("lan.yaml") as lab:
+    with Lab.from_yaml("lan.yaml") as lab, Warm(lab) if way != DIRECT else contextlib.nullcontext():
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def shared_lab(way: str) -> Iterator[Lab]:
+    with lab_with_its_service(way) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(way: str) -> Iterator[Lab]:
+    with lab_with_its_service(way) as lab:
         yield lab
 
 
