@@ -36,6 +36,7 @@ OURS, GO = "ours", "go"
 need_root = lacking.need_root
 
 counts: Counter[str] = Counter()  # tests that ran, by whose plugins
+ways: Counter[str] = Counter()  # tests of tests/plugins that ran with ours, by how these were run
 golden: Counter[str] = Counter()  # recorded answers of the Go plugins (tests/golden)
 
 # What takes longest begins first, so that in the end no worker is alone with it.
@@ -59,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "plugins" in metafunc.fixturenames:
         alone = metafunc.definition.get_closest_marker("ours_alone")
         whose = [OURS, GO] if os.environ.get("CNI_GO_BIN_DIR") and not alone else [OURS]
-        metafunc.parametrize("plugins", whose, indirect=True, scope="session")
+        metafunc.parametrize("plugins", whose, indirect=True, scope="module")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,6 +92,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         whose = dict(report.user_properties).get("plugins")
         if whose:
             counts[str(whose)] += 1
+        way = dict(report.user_properties).get("way")
+        if way:
+            ways[str(way)] += 1
     if report.when == "call":  # a failed comparison tells its numbers, too
         numbers = dict(report.user_properties).get("golden")
         golden.update(numbers if isinstance(numbers, dict) else {})
@@ -102,6 +106,9 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         terminalreporter.write_line(
             f"executables tested: {counts[OURS]} tests with ours, {counts[GO]} with the Go plugins"
         )
+    if ways:
+        listed = ", ".join(f"{number} {way}" for way, number in sorted(ways.items()))
+        terminalreporter.write_line(f"of tests/plugins ran: {listed} (CNI_PY_WAY, tests/plugins/conftest.py)")
     if golden:
         terminalreporter.write_line(
             f"golden answers: {golden['hold']} of {golden['all']} hold, {golden['named']} deviations named"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,18 @@ from runtime import ALL, Plugins
 
 from tests.conftest import GO, OURS, need_root
 from tests.plugins.bridge_network import BridgeNetwork, ForeignIpam
+from tests.warm import Warm
+
+DIRECT, PYTHON, NATIVE = "direct", "warm, python", "warm, native"
+# A sample of the modules, of each kind of thing that a call does. The way is no concern of the plugins, so that one of each is
+# enough; CNI_PY_WAY="warm, native" runs all of them so.
+WAYS = {
+    "test_life": NATIVE,
+    "test_interruption": NATIVE,
+    "test_firewall": NATIVE,
+    "test_delegation": PYTHON,
+    "test_portmap_hostile": PYTHON,
+}
 
 # What a copy of an executable does first: to it the kernel has no nfnetlink.
 NO_NFNETLINK = """
@@ -46,17 +60,18 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def plugins(request: pytest.FixtureRequest, way: str) -> Plugins:
-    """Those of the session, in other executables where the way has them."""
-    found: Plugins = request.getfixturevalue("either_plugins")
+def plugins(request: pytest.FixtureRequest, plugins: Plugins, way: str) -> Plugins:
+    """Those of the session, compiled where the way is that."""
+    found = plugins
     if found.whose == OURS and way == NATIVE:
         return Plugins(OURS, request.getfixturevalue("native_bin_dir"), ALL)
     return found
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _count_ways(request: pytest.FixtureRequest, way: str) -> None:
-    request.node.user_properties.append(("way", way))
+    if "plugins" in request.fixturenames and request.getfixturevalue("plugins").whose == OURS:
+        request.node.user_properties.append(("way", way))
 
 
 @contextlib.contextmanager
