@@ -20,6 +20,7 @@ base            modules that all others may import
   version     versions of the specification; the reply to VERSION
   files       files below /run/cni-py, written atomically
   run         start of an executable: which plugin it is
+  warm        hands a call to the warm service
 kernel/         netlink, namespaces, sysctls, /proc
   netlink     messages, attributes, dumps, batches
   rtnl        links and bridge ports
@@ -147,6 +148,8 @@ commands/       cni-py and cni-py-exec
   install     `cni-py install`
   uninstall   `cni-py uninstall`
   launchers   text of the executables
+  native      compiled executables (launcher.c)
+  serve       `cni-py serve`
   manifest    which files were installed
   runtimes    where runtimes look for plugins
   default_network  the network that install writes
@@ -156,6 +159,12 @@ commands/       cni-py and cni-py-exec
   adoption    records for what the Go plugins made
   restore     `cni-py restore`
   restoration  what the packet filters lost
+serve/          the warm service
+  service     its parent process
+  call        a child: one call
+  package     loading all modules, and noticing an upgrade
+  sockets     its socket; systemd
+  statistics  what --status tells
 """
 
 __version__ = "0.1.0"

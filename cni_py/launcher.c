@@ -24,7 +24,8 @@
 #define BEGIN_S 5
 enum { HEAD = 12, REPLY_HEAD = 6, FDS = 6 };
 
-/* Strings, each ended by a zero: plugin, folder of the package, interpreter, launcher in Python, error object if these are gone.
+/* Strings, each ended by a zero: plugin, folder of the package, interpreter, folder of the launchers in Python, error object if
+ * these are gone; then the names of all plugins, and an empty one.
  * Not static, so that the compiler does not take the text below for what is there. */
 char fields[FIELDS_SIZE] = "cni-py launcher: fields";
 
@@ -32,6 +33,7 @@ static const char LOST[] =
     "{\n    \"code\": 999,\n    \"msg\": \"the process of `cni-py serve` that ran this call was killed or has crashed: run DEL, "
     "which removes what it made\"\n}";
 extern char **environ;
+static const char *plugin;
 static int sock = -1;
 static volatile sig_atomic_t asked;
 
@@ -42,6 +44,18 @@ static const char *field(int number)
 	while (number--)
 		found += strlen(found) + 1;
 	return found;
+}
+
+/* An executable that is called as one of ours is that plugin; else, as the copy cnv-bridge, the one that it was written for. */
+static const char *chosen(const char *called)
+{
+	const char *name = strrchr(called, '/');
+
+	name = name ? name + 1 : called;
+	for (int i = 5; *field(i); i++)
+		if (!strcmp(name, field(i)))
+			return field(i);
+	return field(0);
 }
 
 static void stop(int number)
@@ -94,7 +108,7 @@ static size_t request(char *buffer)
 	uint32_t size;
 
 	umask(mask);
-	end += snprintf(end, FIELDS_SIZE, "%s%c%s%c%o", field(0), 0, field(1), 0, (unsigned)mask);
+	end += snprintf(end, FIELDS_SIZE, "%s%c%s%c%o", plugin, 0, field(1), 0, (unsigned)mask);
 	for (char **entry = environ; *entry; entry++) {
 		size_t length = strlen(*entry);
 
@@ -192,11 +206,13 @@ static int follow(void)
 	return status;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	static const int numbers[] = {SIGTERM, SIGINT, SIGHUP, SIGPIPE};
 	struct sigaction before[4], action = {.sa_handler = stop};
+	char script[FIELDS_SIZE];
 
+	plugin = chosen(argc ? argv[0] : "");
 	sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (sock > 2) { /* otherwise a standard stream is closed: its number would be given to what is opened next */
 		for (int i = 0; i < 4; i++) {
@@ -212,7 +228,8 @@ int main(void)
 	}
 	if (sock >= 0)
 		close(sock);
-	execl(field(2), field(2), "-IS", field(3), "direct", (char *)0);
+	snprintf(script, sizeof(script), "%s/%s", field(3), plugin);
+	execl(field(2), field(2), "-IS", script, "direct", (char *)0);
 	put(field(4), strlen(field(4)));
 	return 1;
 }

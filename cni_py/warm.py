@@ -29,6 +29,7 @@ MAGIC = b"cni-py\0\1"  # the last byte is the version of this protocol
 REQUEST_HEAD = 12  # bytes: MAGIC and the length of what follows, 4 bytes in the machine's order
 REQUEST_MAX = 1 << 20  # bytes
 REPLY_HEAD = 6  # bytes: kind, exit status, length of what follows (4)
+STATUS = b"?"  # in place of a plugin: what the service has done is the ANSWER (commands/serve)
 BEGUN, ANSWER, ENDED = b"B", b"A", b"E"
 FDS = ("stdin", "stderr", ".", "/", "/proc/self/ns/net", "/proc/self/ns/mnt")
 O_PATH = 0o10000000  # include/uapi/asm-generic/fcntl.h

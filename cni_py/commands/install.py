@@ -150,12 +150,12 @@ def install_plugin(target: Target, manifest: Manifest, path: Path, text: bytes) 
 
 
 def with_script(target: Target, manifest: Manifest, plugin: str, text: bytes, program: bytes) -> bytes:
-    """The compiled launcher; the one in Python is put where it finds it, in our folder."""
+    """The compiled launcher; the one in Python is put where that finds it, in our folder."""
     script = target.scripts / plugin
     if not target.dry_run and contents(script) != text:
         manifest.make_folder(script.parent)
         manifest.put(script, text, 0o755)
-    return native.launcher(program, plugin, script, text)
+    return native.launcher(program, plugin, target.scripts, text)
 
 
 def install_network(target: Target, manifest: Manifest, *, wanted: bool) -> None:

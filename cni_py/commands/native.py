@@ -13,7 +13,7 @@ from cni_py import version
 from cni_py.commands.launchers import GONE, interpreter
 from cni_py.commands.launchers import launcher as script_text
 from cni_py.commands.report import LACKING, Failure
-from cni_py.run import NATIVE_END
+from cni_py.run import MODULES, NATIVE_END
 
 AUTO, PYTHON, NATIVE = KINDS = ("auto", "python", "native")
 SOURCE = Path(cni_py.__file__).with_name("launcher.c")
@@ -61,10 +61,12 @@ def _built() -> tuple[bytes, str]:
 
 def _refuted(found: bytes, folder: Path) -> str:
     """What is wrong with a compiled launcher, by starting it; "" if it answers as the one in Python does."""
-    plugin, script = "bridge", folder / "script"
-    script.write_bytes(script_text(plugin))
+    plugin, text = "bridge", script_text("bridge")
+    scripts = folder / "scripts"
+    scripts.mkdir(exist_ok=True)
+    (scripts / plugin).write_bytes(text)
     path = folder / plugin
-    path.write_bytes(launcher(found, plugin, script, script.read_bytes()))
+    path.write_bytes(launcher(found, plugin, scripts, text))
     path.chmod(0o755)
     done = subprocess.run([path], env={"CNI_COMMAND": "VERSION"}, capture_output=True, timeout=TRY_S, check=False)
     if done.stdout == version.reply(version.spoken_by(plugin)).encode() and done.returncode == 0:
@@ -72,11 +74,13 @@ def _refuted(found: bytes, folder: Path) -> str:
     return f"the compiled executable answers {done.stdout!r}, status {done.returncode}"
 
 
-def launcher(compiled: bytes, plugin: str, script: Path, text: bytes) -> bytes:
-    """A plugin's executable: the program with its fields; at the end the text of the launcher in Python, which is at `script`."""
+def launcher(compiled: bytes, plugin: str, scripts: Path, text: bytes) -> bytes:
+    """A plugin's executable: the program with its fields, and at the end the text of the launcher in Python, one of `scripts`."""
     home = str(Path(cni_py.__file__).resolve().parent.parent)
     gone = json.dumps({"cniVersion": "1.1.0", "code": 999, "msg": GONE.format(plugin=plugin, python=interpreter())})
-    fields = b"".join(os.fsencode(field) + b"\0" for field in (plugin, home, interpreter(), str(script), gone))
+    fields = b"".join(
+        os.fsencode(field) + b"\0" for field in (plugin, home, interpreter(), str(scripts), gone, *MODULES, "")
+    )
     if len(fields) > FIELDS_SIZE:
         raise Failure(f"the paths of the interpreter and of the package are too long: {interpreter()}, {home}", LACKING)
     before, _, after = compiled.partition(FIELDS)

@@ -12,7 +12,6 @@ import cni_py
 from cni_py import run, warm
 from cni_py.commands import launchers, outcome
 from cni_py.commands.report import FAILED, Failure
-from cni_py.serve import call
 
 SUMMARY = "the warm service: run the calls of plugins without starting an interpreter for each"
 HELP = """\
@@ -59,7 +58,7 @@ def become_service(path: str) -> NoReturn:
 
 def status(path: str) -> dict[str, Any]:
     """What the service at `path` says. Failure when there is none."""
-    body = b"\0".join((call.STATUS, b"", b"0"))
+    body = b"\0".join((warm.STATUS, b"", b"0"))
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(STATUS_S)

@@ -27,7 +27,6 @@ RECEIVE_S = 5.0
 RIGHTS_MAX = 256  # bytes of control messages: the header and six descriptors need 40
 PROC_STATUS_MAX = 4096  # bytes
 CAPABILITIES_SIZE = 17  # a tab and 16 digits
-STATUS = b"?"  # in place of a plugin: asks for the statistics
 
 
 class Refused(Exception):
@@ -66,7 +65,7 @@ def serve(sock: _socket.socket, pid: int, report: "statistics.Report", closed: s
 
 def _serve(sock: _socket.socket, pid: int, report: "statistics.Report", closed: str) -> int:
     request = receive(sock)
-    if request.plugin == STATUS:
+    if request.plugin == warm.STATUS:
         sock.sendall(reply(warm.ANSWER, 0, report.told()))
         return 0
     if closed:
@@ -166,7 +165,7 @@ def receive(sock: _socket.socket) -> Request:
         body += part
     sock.settimeout(None)
     request = Request(body, fds)
-    if len(fds) != len(warm.FDS) and request.plugin != STATUS:
+    if len(fds) != len(warm.FDS) and request.plugin != warm.STATUS:
         raise Refused(f"{len(fds)} descriptors")
     return request
 

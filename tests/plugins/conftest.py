@@ -26,8 +26,9 @@ WAYS = {
     "test_portmap_hostile": PYTHON,
 }
 
-# What a copy of an executable does first: to it the kernel has no nfnetlink.
+# What a copy of an executable does first: it asks no service, and to it the kernel has no nfnetlink.
 NO_NFNETLINK = """
+sys.argv.append("direct")
 import _socket
 class socket(_socket.socket):
     def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
