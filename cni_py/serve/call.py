@@ -89,7 +89,10 @@ def _serve(sock: _socket.socket, pid: int, report: "statistics.Report", closed: 
     report.ended(status)
     for fd in (0, 2):  # a runtime waits until nobody has them, and we are still here for a moment
         os.close(fd)
-    sock.sendall(reply(warm.ENDED, status))
+    try:
+        sock.sendall(reply(warm.ENDED, status))
+    except OSError:
+        pass  # it has been killed
     return status
 
 

@@ -31,7 +31,7 @@ AGAIN_S = 8.0
 QUIET_S = 2.0  # an upgrade is over when nothing has changed for so long
 BLOCKED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGCHLD)
 # A process of its own says whether the new package can be loaded.
-TRY = "import sys; sys.path.append({home!r}); from cni_py.serve import package; package.load()"
+TRY = "import sys; sys.path.append({home!r}); from cni_py.serve import package, service; package.load()"
 
 
 def main(path: str) -> int:

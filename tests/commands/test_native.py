@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,12 +15,13 @@ from cni_py.run import MODULES, is_own_launcher, launcher_text
 from tests.commands.conftest import Command
 from tests.commands.test_install import GO, answer, put_plugin, tree
 
-pytestmark = pytest.mark.usefixtures("no_service")
+# What they do where a service is: tests/serve.
 
 
-@pytest.fixture
-def no_service() -> None:
-    """Tests of the executables' other half are in tests/serve; here they go direct."""
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
 
 
 def put_compiler(folder: Path, text: str) -> Path:
@@ -41,9 +43,9 @@ def test_compiled_executables_do_as_those_in_python(cni_py_command: Command, bin
         assert path.read_bytes().startswith(b"\x7fELF")
         assert is_own_launcher(str(path))
         assert launcher_text(str(path)) == script.read_bytes() == launchers.launcher(name)
-        for environ in ({"CNI_COMMAND": "VERSION"}, {"CNI_COMMAND": "ADD"}, {}):
-            ours, theirs = (answer(each, **environ) for each in (path, script))
-            assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
+    for environ in ({"CNI_COMMAND": "VERSION"}, {"CNI_COMMAND": "ADD"}, {}):
+        ours, theirs = (answer(each / "host-local", **environ) for each in (bin_dir, bin_dir / ".cni-py/scripts"))
+        assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
     assert cni_py_command("install") == 0  # and back
     assert is_own_launcher(str(bin_dir / "bridge"))
     assert (bin_dir / "bridge").read_bytes() == launchers.launcher("bridge")
