@@ -23,6 +23,7 @@ base            modules that all others may import
   image       the modules' code in one file
   lean        `os`, or instead of it
   os_lean     what plugins use of `os`
+  warm        hands a call to the warm service
 kernel/         netlink, namespaces, sysctls, /proc
   netlink     messages, attributes, dumps, batches
   rtnl        links and bridge ports
@@ -155,6 +156,8 @@ commands/       cni-py and cni-py-exec
   uninstall   `cni-py uninstall`
   launchers   text of the executables
   images      writes the image of the modules
+  native      compiled executables (launcher.c)
+  serve       `cni-py serve`
   manifest    which files were installed
   runtimes    where runtimes look for plugins
   default_network  the network that install writes
@@ -164,6 +167,12 @@ commands/       cni-py and cni-py-exec
   adoption    records for what the Go plugins made
   restore     `cni-py restore`
   restoration  what the packet filters lost
+serve/          the warm service
+  service     its parent process
+  call        a child: one call
+  package     loading all modules, and noticing an upgrade
+  sockets     its socket; systemd
+  statistics  what --status tells
 """
 
 __version__ = "0.1.0"

@@ -25,6 +25,7 @@ MODULES = {
     "tuning": "tuning",
 }
 LAUNCHER_MAX = 16384  # bytes; a launcher of ours is far smaller
+NATIVE_END = b"\ncni-py launcher: the text of the one in Python\n"  # what follows the program in a compiled launcher
 LINKS_MAX = 40  # MAXSYMLINKS, linux/namei.h
 GARBAGE = 100_000  # objects; Python has 700
 
@@ -39,13 +40,16 @@ def main(plugin: str = "") -> None:
         name = plugin or _linked_to(sys.argv[0]) or name
     status = 0
     if posix.environ.get(b"CNI_COMMAND") != b"VERSION" or not _told_versions(name):
-        import gc
+        status = _by_service(name)
+        if status < 0:
+            import gc
 
-        # A call ends before its garbage counts: the collector would look through all that the modules define, several times.
-        gc.set_threshold(GARBAGE)
-        from cni_py import skel
+            # A call ends before its garbage counts: the collector would look through all that the modules define, several times.
+            gc.set_threshold(GARBAGE)
+            from cni_py import skel
 
-        status = skel.main(name, load)
+
+            status = skel.main(name, load)
     try:
         sys.stderr.flush()
     except (OSError, AttributeError):  # full; None, if it was closed
@@ -63,6 +67,28 @@ def _told_versions(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _by_service(name: str) -> int:
+    """Let the warm service run the plugin (`cni-py serve`). The exit status; -1 if there is none, or it does not take the call.
+
+    With an argument (cni_py/launcher.c gives one when it has asked already) the service is not asked.
+    """
+    path = service_socket()
+    if len(sys.argv) > 1 or name not in MODULES:
+        return -1
+    try:
+        posix.stat(path)
+        from cni_py import warm
+    except (OSError, ImportError):
+        return -1
+    return warm.call(path, name, sys.path[-1])
+
+
+def service_socket() -> str:
+    """The socket of the warm service: below /run; without root, below XDG_RUNTIME_DIR."""
+    own = posix.environ.get(b"XDG_RUNTIME_DIR", b"") if posix.geteuid() != 0 else b""
+    return (own.decode("utf-8", "surrogateescape") or "/run") + "/cni-py/serve.sock"
 
 
 def _linked_to(path: str) -> str:
@@ -101,6 +127,20 @@ def is_own_launcher(path: str) -> bool:
     if path.rpartition("/")[2] not in MODULES:
         return False
     home = __file__.rpartition("/")[0].rpartition("/")[0]
-    with open(path, "rb") as file:
-        text = file.read(LAUNCHER_MAX)
+    text = launcher_text(path)
     return text.startswith(b"#!") and b"from cni_py.run import main" in text and os.fsencode(home) in text
+
+
+def launcher_text(path: str) -> bytes:
+    """The beginning of the file at `path`, which is the whole of a launcher in Python. OSError.
+
+    A launcher that is compiled (launcher.c) ends with the text of one in Python. b"" for any other program.
+    """
+    with open(path, "rb", buffering=0) as file:
+        text: bytes = file.read(LAUNCHER_MAX)
+        if text.startswith(b"\x7fELF"):
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - LAUNCHER_MAX))
+            _, start, rest = file.read(LAUNCHER_MAX).partition(NATIVE_END)
+            text = rest if start else b""
+    return text

@@ -43,8 +43,13 @@ def main(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) 
 
     Catches every exception: a plugin that ends without an error object on stdout is reported as "netplugin failed" only.
     """
-    name = plugin if isinstance(plugin, str) else plugin.type
     fill_closed_streams()
+    return answer(plugin, load)
+
+
+def answer(plugin: "Plugin | str", load: "Callable[[str], Plugin] | None" = None) -> int:
+    """As main(), when the standard streams are open."""
+    name = plugin if isinstance(plugin, str) else plugin.type
     try:
         return _run(name, lambda: load(plugin) if isinstance(plugin, str) and load else plugin)  # type: ignore[arg-type, return-value]  # one or the other
     except CniError as error:
@@ -292,16 +297,24 @@ def _encode(value: "object") -> str:
 
 def _print_error(error: CniError) -> None:
     try:
-        _write(_encode(error.to_json()))
+        _write(_encode(error.to_json()), 1)
     except CniError:
         _complain(str(error))  # stdout cannot be written to
 
 
-def _write(text: str) -> None:
-    data = text.encode("utf-8", "replace")
+def _to_stdout(text: bytes, _status: int) -> None:
+    while text:
+        text = text[os.write(1, text) :]
+
+
+# Writes what belongs on stdout, and is told the exit status that follows. OSError. In the warm service (serve/call) the
+# launcher writes, which has the stdout.
+deliver: "Callable[[bytes, int], None]" = _to_stdout
+
+
+def _write(text: str, status: int = 0) -> None:
     try:
-        while data:
-            data = data[os.write(1, data) :]
+        deliver(text.encode("utf-8", "replace"), status)
     except OSError as error:
         raise os_error("cannot write to stdout", error) from error
 

@@ -37,6 +37,7 @@ OURS, GO = "ours", "go"
 need_root = lacking.need_root
 
 counts: Counter[str] = Counter()  # tests that ran, by whose plugins
+ways: Counter[str] = Counter()  # tests of tests/plugins that ran with ours, by how these were run
 golden: Counter[str] = Counter()  # recorded answers of the Go plugins (tests/golden)
 
 # What takes longest begins first, so that in the end no worker is alone with it.
@@ -63,7 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "plugins" in metafunc.fixturenames:
         alone = metafunc.definition.get_closest_marker("ours_alone")
         whose = [OURS, GO] if os.environ.get("CNI_GO_BIN_DIR") and not alone else [OURS]
-        metafunc.parametrize("plugins", whose, indirect=True, scope="session")
+        metafunc.parametrize("plugins", whose, indirect=True, scope="module")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,6 +98,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         whose = dict(report.user_properties).get("plugins")
         if whose:
             counts[str(whose)] += 1
+        way = dict(report.user_properties).get("way")
+        if way:
+            ways[str(way)] += 1
     if report.when == "call":  # a failed comparison tells its numbers, too
         numbers = dict(report.user_properties).get("golden")
         golden.update(numbers if isinstance(numbers, dict) else {})
@@ -109,6 +113,9 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
             f"executables tested: {counts[OURS]} tests with ours{' (through chain)' * CHAINED}, "
             f"{counts[GO]} with the Go plugins"
         )
+    if ways:
+        listed = ", ".join(f"{number} {way}" for way, number in sorted(ways.items()))
+        terminalreporter.write_line(f"of tests/plugins ran: {listed} (CNI_PY_WAY, tests/plugins/conftest.py)")
     if golden:
         terminalreporter.write_line(
             f"golden answers: {golden['hold']} of {golden['all']} hold, {golden['named']} deviations named"
@@ -142,7 +149,8 @@ class Cni(Protocol):
     ) -> Outcome: ...
 
 
-def install_ours(directory: Path) -> Path:
+def install_ours(directory: Path, launcher: str = "python") -> Path:
+    """The folder of our executables. In Python they are texts, to which tests add lines."""
     given = os.environ.get("CNI_PY_BIN_DIR")
     if given:
         return Path(given).resolve()
@@ -153,7 +161,7 @@ def install_ours(directory: Path) -> Path:
         )
     bin_dir = directory / "bin"
     subprocess.run(
-        [command, "install", "--bin-dir", bin_dir, "--conf-dir", directory / "net.d"],
+        [command, "install", f"--launcher={launcher}", "--bin-dir", bin_dir, "--conf-dir", directory / "net.d"],
         check=True,
         timeout=60,
         capture_output=True,
@@ -165,6 +173,12 @@ def install_ours(directory: Path) -> Path:
 def our_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our executables as a user has them: installed."""
     return install_ours(tmp_path_factory.mktemp("cni-py"))
+
+
+@pytest.fixture(scope="session")
+def native_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our executables, compiled."""
+    return install_ours(tmp_path_factory.mktemp("cni-py-native"), "native")
 
 
 @pytest.fixture(scope="session")

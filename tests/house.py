@@ -60,9 +60,9 @@ CNI_PY = House(
         "ports",
         "skel ownership",
         "plugins",
-        "commands",
+        "commands serve",
     ),
-    base="errors addr sha version files run image lean os_lean",
+    base="errors addr sha version files run image lean os_lean warm",
     elsewhere={"plugins": "plugins"},
     exempt={
         (

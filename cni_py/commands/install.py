@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cni_py
-from cni_py.commands import default_network, images, outcome, overlaps, runtimes
+from cni_py.commands import default_network, images, native, outcome, overlaps, runtimes
 from cni_py.commands.launchers import START, launcher
 from cni_py.commands.leftovers import FORWARDING
 from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, link, write
@@ -73,6 +73,12 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         )
         add("--dry-run", action="store_true", help="print what would be done; change nothing")
         if name == "install":
+            add(
+                "--launcher",
+                choices=native.KINDS,
+                default=native.AUTO,
+                help="the executables: compiled ones start faster where `cni-py serve` runs; auto (default): these if cc works",
+            )
             add("--network", action="store_true", help="write the network cni-py even if there are other networks")
         else:
             add("--force", action="store_true", help="uninstall even while containers are connected")
@@ -99,6 +105,7 @@ def install(options: argparse.Namespace) -> int:
     """Write the executables, the network and the manifest, and list the runtimes. 0 also if everything was there already."""
     target = Target.of(options)
     texts = {plugin: launcher(plugin) for plugin in sorted(MODULES)}
+    program, why = native.program(options.launcher)
     manifest = Manifest(target.manifest, off=[] if target.manifest.exists() else forwarding_off())
     if not target.dry_run:
         manifest.make_folder(target.replaced(Path()))
@@ -106,7 +113,9 @@ def install(options: argparse.Namespace) -> int:
         before = Manifest.read(target.manifest)
         manifest.files, manifest.folders = before.files, before.folders + manifest.folders
         manifest.off = before.off or manifest.off
-        for plugin, text in texts.items():
+        target.say(f"place executables {why}")
+        for plugin, script in texts.items():
+            text = with_script(target, manifest, plugin, script, program) if program else script
             install_plugin(target, manifest, target.bin_dir / plugin, text)
         install_network(target, manifest, wanted=options.network)
     target.say(f"write {images.place()}, the code of the plugins in one file")
@@ -149,6 +158,15 @@ def install_plugin(target: Target, manifest: Manifest, path: Path, text: bytes) 
     manifest.save()
     if there != text:
         write(path, text, 0o755)
+
+
+def with_script(target: Target, manifest: Manifest, plugin: str, text: bytes, program: bytes) -> bytes:
+    """The compiled launcher; the one in Python is put where that finds it, in our folder."""
+    script = target.scripts / plugin
+    if not target.dry_run and contents(script) != text:
+        manifest.make_folder(script.parent)
+        manifest.put(script, text, 0o755)
+    return native.launcher(program, plugin, target.scripts, text)
 
 
 def install_network(target: Target, manifest: Manifest, *, wanted: bool) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import adopt, convert, install, report, restore
+from cni_py.commands import adopt, convert, install, report, restore, serve
 from cni_py.commands.report import Failure, Parser, complain
 
 DESCRIPTION = """\
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     restore.add_parser(commands)
     adopt.add_parser(commands)
     convert.add_parser(commands)
+    serve.add_parser(commands)
     return top
 
 

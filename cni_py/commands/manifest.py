@@ -2,6 +2,7 @@
 
 <bin-dir>/.cni-py/manifest.json      the written files with a hash of each, the folders that were made for them, and the
                                      sysctls of forwarding that were off at the first install
+<bin-dir>/.cni-py/scripts/<plugin>   the launcher in Python, beside a compiled one
 <bin-dir>/.cni-py/replaced/<plugin>  the plugin that was replaced, as a hard link: owner, mode and inode stay
 """
 
@@ -42,6 +43,11 @@ class Target:
     def manifest(self) -> Path:
         """The path of the manifest."""
         return self.folder / "manifest.json"
+
+    @property
+    def scripts(self) -> Path:
+        """Where the launchers in Python are that compiled ones start."""
+        return self.folder / "scripts"
 
     def replaced(self, path: Path) -> Path:
         """Where the plugin is kept that was at `path`."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from cni_py import files
 from cni_py.commands.launchers import START
 from cni_py.protocol.conflist import CONF_DIR
-from cni_py.run import LAUNCHER_MAX, MODULES
+from cni_py.run import MODULES, launcher_text
 
 ROOT = Path("/")
 PROGRAMS = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
@@ -275,8 +275,7 @@ def is_ours(plugin: str, folder: str, root: Path, bin_dir: Path) -> bool:
     if path.resolve() == bin_dir.resolve():
         return True
     try:
-        with open(path / plugin, "rb") as file:
-            return START in file.read(LAUNCHER_MAX)
+        return START in launcher_text(str(path / plugin))
     except OSError:
         return False
 

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
+CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 
 _KINDS = {  # by CLONE_NEW*
     0x00000080: "time",
-    0x00020000: "mount",
+    CLONE_NEWNS: "mount",
     0x02000000: "cgroup",
     0x04000000: "UTS",
     0x08000000: "IPC",
@@ -139,24 +140,24 @@ class Enter:
             os.close(self._back)
 
 
-def setns(fd: int) -> None:
-    """Move this thread into the network namespace of `fd`. OSError; CLONE_NEWNET refuses a namespace of another kind."""
+def setns(fd: int, kind: int = CLONE_NEWNET) -> None:
+    """Move this thread into the namespace of `fd`, which must be of that kind. OSError."""
     native: Callable[[int, int], None] | None = getattr(posix, "setns", None)  # Python 3.12
     if native is not None:
-        native(fd, CLONE_NEWNET)
+        native(fd, kind)
         return
     import _ctypes  # the package ctypes would cost 5 ms
 
     program = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]  # None is dlopen(3)'s NULL: what is loaded
     function = _ctypes.dlsym(program, "setns")
-    if _ctypes.call_function(function, (fd, CLONE_NEWNET)) != 0:
-        raise _setns_error(fd)
+    if _ctypes.call_function(function, (fd, kind)) != 0:
+        raise _setns_error(fd, kind)
 
 
-def _setns_error(fd: int) -> OSError:
+def _setns_error(fd: int, kind: int) -> OSError:
     """The error of setns(): called again through the package ctypes, since a bare call does not keep errno."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    number = ctypes.get_errno() if libc.setns(fd, CLONE_NEWNET) != 0 else errno.EAGAIN
-    return OSError(number, f"{os.strerror(number)}: cannot enter the network namespace")
+    number = ctypes.get_errno() if libc.setns(fd, kind) != 0 else errno.EAGAIN
+    return OSError(number, f"{os.strerror(number)}: cannot enter the {_KINDS.get(kind, 'network')} namespace")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PROBE_S = 0.01
+_INTERRUPTS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGALRM)
 
 
 class Process:
@@ -39,9 +40,16 @@ class Process:
         streams = [*self._files, *([stderr] if stderr >= 0 else []), *([kept] if kept >= 0 else [])]
         # A descriptor that has its number already is not closed on execve() either: posix_spawn() of glibc since 2.29.
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
-        # Python ignores SIGPIPE, and what is ignored stays so over execve(): pipes of a plugin that is a script would hang.
-        # SIGTERM, which a call ignores while it takes back an ADD, is meant to stay ignored: the child belongs to that.
-        self.pid = os.posix_spawn(argv[0], argv, environ, file_actions=actions, setsigdef=[_signal.SIGPIPE])
+        # A handler that raises after the start, and before the pid is noted, would leave the program alone.
+        unblocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            # Python ignores SIGPIPE, and what is ignored stays so over execve(): pipes of a plugin that is a script would hang.
+            # SIGTERM, which a call ignores while it takes back an ADD, is meant to stay ignored: the child belongs to that.
+            self.pid = os.posix_spawn(
+                argv[0], argv, environ, file_actions=actions, setsigmask=unblocked, setsigdef=[_signal.SIGPIPE]
+            )
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, unblocked)
 
     def __del__(self) -> None:
         if self.pid:

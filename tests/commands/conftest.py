@@ -48,10 +48,11 @@ def host(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def cni_py_command(bin_dir: Path, conf_dir: Path, bytecode: list[Path], host: Path) -> Command:
-    """cni_py_command("install", ...) -> exit status."""
+    """cni_py_command("install", ...) -> exit status. What is installed is in Python, unless the options say otherwise."""
 
     def run(command: str, *options: str) -> int:
-        return main([command, "--bin-dir", str(bin_dir), "--conf-dir", str(conf_dir), *options])
+        kind = ["--launcher=python"] if command == "install" else []
+        return main([command, "--bin-dir", str(bin_dir), "--conf-dir", str(conf_dir), *kind, *options])
 
     return run
 

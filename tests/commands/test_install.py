@@ -285,7 +285,7 @@ def test_two_at_once_wait_for_each_other(cni_py_command: Command, bin_dir: Path,
     put_plugin(bin_dir, "bridge")
     before = tree(tmp_path)
     command = Path(sys.executable).with_name("cni-py")
-    folders = ("--bin-dir", bin_dir, "--conf-dir", tmp_path / "net.d")
+    folders = ("--launcher=python", "--bin-dir", bin_dir, "--conf-dir", tmp_path / "net.d")
     both = [subprocess.Popen([command, "install", *folders], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     assert cni_py_command("uninstall") == 0

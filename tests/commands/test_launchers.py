@@ -113,7 +113,7 @@ def environment(folder: Path) -> Path:
 def installed_by(python: Path, folder: Path) -> Path:
     """The bridge launcher that the environment of an interpreter installs."""
     command = "import sys; from cni_py.commands.main import main; sys.exit(main())"
-    words = ["install", "--bin-dir", str(folder / "bin"), "--conf-dir", str(folder / "net.d")]
+    words = ["install", "--launcher=python", "--bin-dir", str(folder / "bin"), "--conf-dir", str(folder / "net.d")]
     subprocess.run([python, "-I", "-c", command, *words], check=True, timeout=60, capture_output=True)
     return folder / "bin" / "bridge"
 

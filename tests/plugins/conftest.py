@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,22 @@ from runtime import ALL, Plugins
 
 from tests.conftest import GO, OURS, need_root
 from tests.plugins.bridge_network import BridgeNetwork, ForeignIpam
+from tests.warm import Warm
 
-# What a copy of an executable does first: to it the kernel has no nfnetlink.
+DIRECT, PYTHON, NATIVE = "direct", "warm, python", "warm, native"
+# A sample of the modules, of each kind of thing that a call does. The way is no concern of the plugins, so that one of each is
+# enough; CNI_PY_WAY="warm, native" runs all of them so.
+WAYS = {
+    "test_life": NATIVE,
+    "test_interruption": NATIVE,
+    "test_firewall": NATIVE,
+    "test_delegation": PYTHON,
+    "test_portmap_hostile": PYTHON,
+}
+
+# What a copy of an executable does first: it asks no service, and to it the kernel has no nfnetlink.
 NO_NFNETLINK = """
+sys.argv.append("direct")
 import _socket
 class socket(_socket.socket):
     def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
@@ -40,9 +55,42 @@ def whose(item: pytest.Item) -> object:
 
 
 @pytest.fixture(scope="module")
-def shared_lab() -> Iterator[Lab]:
+def way(request: pytest.FixtureRequest) -> str:
+    """How ours are run in this module: as CNI_PY_WAY says, or as WAYS has it."""
+    return os.environ.get("CNI_PY_WAY") or WAYS.get(Path(request.node.path).stem, DIRECT)
+
+
+@pytest.fixture(scope="module")
+def plugins(request: pytest.FixtureRequest, plugins: Plugins, way: str) -> Plugins:
+    """Those of the session, compiled where the way is that."""
+    found = plugins
+    if found.whose == OURS and way == NATIVE:
+        return Plugins(OURS, request.getfixturevalue("native_bin_dir"), ALL)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _count_ways(request: pytest.FixtureRequest, way: str) -> None:
+    if "plugins" in request.fixturenames and request.getfixturevalue("plugins").whose == OURS:
+        request.node.user_properties.append(("way", way))
+
+
+@contextlib.contextmanager
+def lab_with_its_service(way: str) -> Iterator[Lab]:
     need_root()
-    with Lab.from_yaml("lan.yaml") as lab:
+    with Lab.from_yaml("lan.yaml") as lab, Warm(lab) if way != DIRECT else contextlib.nullcontext():
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def shared_lab(way: str) -> Iterator[Lab]:
+    with lab_with_its_service(way) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(way: str) -> Iterator[Lab]:
+    with lab_with_its_service(way) as lab:
         yield lab
 
 

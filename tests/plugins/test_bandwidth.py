@@ -358,7 +358,7 @@ def lacking(our_bin_dir: Path, directory: Path, kind: str) -> Plugins:
     before, start, after = (our_bin_dir / "bandwidth").read_text().partition(START)
     assert start
     patch = WITHOUT.format(kind=kind.encode() + b"\0", number=number)
-    (directory / "bandwidth").write_text(f"{before}{patch}{start}{after}")
+    (directory / "bandwidth").write_text(f"{before}sys.argv.append('direct')\n{patch}{start}{after}")  # no service
     (directory / "bandwidth").chmod(0o755)
     return Plugins(OURS, directory, ALL)
 

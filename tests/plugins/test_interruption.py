@@ -133,7 +133,7 @@ def add_with(net: BridgeNetwork, conf: Conf, shell: str) -> subprocess.Completed
     [
         '"$@" >/dev/full',
         '"$@" >&-',
-        '"$@" | exec sh -c "exec <&-; sleep 1"',
+        '(sleep 0.3; exec "$@") | exec sh -c "exec <&-; sleep 1"',  # later than its reader closes it
         '"$@" >/dev/full 2>/dev/full',
         '"$@" >&- 2>&-',
     ],

@@ -1,0 +1,77 @@
+"""The service's socket, made here or passed by systemd (sd_listen_fds(3)), and sd_notify(3)."""
+
+import _socket
+import errno
+import fcntl
+import os
+
+from cni_py import files
+
+FIRST_FD = 3  # SD_LISTEN_FDS_START, systemd/sd-daemon.h
+BACKLOG = 1024  # calls that wait; with more, connect(2) fails and the launcher goes direct
+# Of accept(2): errors that pass, or of a connection that has ended already
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EAGAIN, errno.EINTR)
+
+
+class Listener:
+    """A listening socket. With a `lock` it is ours: its file is removed in the end. Without, it is systemd's."""
+
+    __slots__ = ("lock", "path", "sock")
+
+    def __init__(self, sock: _socket.socket, path: str, lock: int) -> None:
+        self.sock = sock
+        self.path = path
+        self.lock = lock
+
+    def close(self) -> None:
+        """End listening."""
+        if self.lock >= 0:
+            files.remove_file(self.path)
+        self.sock.close()
+
+    def pass_on(self) -> dict[str, str]:
+        """Let it survive execve(2). Environment with which listener() of the new program takes it.
+
+        Our own descriptors may be lost by this.
+        """
+        fds = [os.dup(fd) for fd in (self.sock.fileno(), self.lock) if fd >= 0]
+        for number, fd in enumerate(fds, FIRST_FD):
+            os.dup2(fd, number)
+        return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
+
+
+def listener(path: str) -> Listener:
+    """The socket that we were passed, or a new one at `path`. OSError; EADDRINUSE when another service has it."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    if pid == str(os.getpid()) and count in ("1", "2"):
+        fds = range(FIRST_FD, FIRST_FD + int(count))
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        return Listener(_socket.socket(fileno=FIRST_FD), path, fds[1] if count == "2" else -1)
+    files.make_folders(os.path.dirname(path), 0o700)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EADDRINUSE, "another service listens there") from None
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    new = f"{path}.new"
+    files.remove_file(new)
+    umask = os.umask(0o177)
+    sock.bind(new)
+    os.umask(umask)
+    sock.listen(BACKLOG)
+    os.rename(new, path)  # in place of one that a killed service has left
+    return Listener(sock, path, lock)
+
+
+def notify(path: str, word: str) -> None:
+    """Tell the service manager at `path` (NOTIFY_SOCKET), if there is one."""
+    if not path.startswith(("/", "@")):
+        return
+    try:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        sock.sendto(word.encode(), "\0" + path[1:] if path.startswith("@") else path)
+        sock.close()
+    except OSError:
+        pass
