@@ -1,11 +1,12 @@
-"""Servers and clients for bench/publishers.py and ranges.py; each runs as a program of its own in one of the bench's namespaces.
+"""Servers and clients for bench/publishers.py, bulk.py and ranges.py; each runs as a program of its own in one of the bench's namespaces.
 
-load.py serve                                 ECHO, SINK, FIRST and LAST, until it is killed; but for SINK for UDP, too
+load.py serve                                 ECHO, SINK, SOURCE, FIRST and LAST, until it is killed; an ECHO for UDP, too
 load.py check HOST ECHO SINK                  who the server saw, and whether bytes arrive as they were sent
 load.py rtt HOST PORT COUNT                   median of the round trips of 64 bytes, in microseconds
 load.py connect HOST PORT CLIENTS COUNT       new connections per second, each with a question and an answer
 load.py flows HOST PORT COUNT                 the same of UDP, from a socket each
 load.py bulk HOST PORT MEGABYTES              bytes per second to the server
+load.py streams HOST PORT up MB CLIENTS       the same of several clients at once, who share MB; `down`: from SOURCE to the clients
 """
 
 import hashlib
@@ -14,13 +15,15 @@ import socket
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
-ECHO, SINK = 7001, 7002
+ECHO, SINK, SOURCE = 7001, 7002, 7003
 FIRST, LAST = 20000, 29999  # another ECHO each: the ends of a long range
 MEGABYTE = 1 << 20
 WORD = b"x" * 64
 SERVERS = 4  # processes that accept on ECHO
+STREAMS_MAX = 8  # and on SINK and SOURCE: bulk at once
 WAIT_S = 30.0
 
 
@@ -37,7 +40,8 @@ def serve() -> None:
         if os.fork() == 0:
             answer_datagrams(port)
     echoes = [(answer, listening(port)) for port in (ECHO, FIRST, LAST)]
-    for work, listener in echoes * SERVERS + [(swallow, listening(SINK))]:
+    ends = [(swallow, listening(SINK)), (pour, listening(SOURCE))]
+    for work, listener in echoes * SERVERS + ends * STREAMS_MAX:
         if os.fork() == 0:
             while True:
                 peer, address = listener.accept()
@@ -67,15 +71,39 @@ def answer(peer: socket.socket, client: str) -> None:
 
 
 def swallow(peer: socket.socket, _: str) -> None:
-    """Discard everything (tcp(7), MSG_TRUNC), then say how much it was; what begins with "hash" is hashed instead."""
-    size, digest = 0, hashlib.sha256()
-    hashing = peer.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL) == b"hash"
-    buffer = bytearray(MEGABYTE)
-    while got := peer.recv_into(buffer, MEGABYTE, 0 if hashing else socket.MSG_TRUNC):
+    """Discard everything, then say how much it was; what begins with "hash" is hashed instead."""
+    digest = hashlib.sha256()
+    if peer.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL) == b"hash":
+        while piece := peer.recv(MEGABYTE):
+            digest.update(piece)
+        peer.sendall(digest.hexdigest().encode())
+    else:
+        peer.sendall(str(discarded(peer)).encode())
+
+
+def discarded(peer: socket.socket) -> int:
+    """The number of bytes until the end of a stream."""
+    size, buffer = 0, bytearray(MEGABYTE)
+    while got := peer.recv_into(buffer, MEGABYTE, socket.MSG_TRUNC):  # tcp(7): nothing is copied
         size += got
-        if hashing:
-            digest.update(memoryview(buffer)[:got])
-    peer.sendall(digest.hexdigest().encode() if hashing else str(size).encode())
+    return size
+
+
+def pour(peer: socket.socket, _: str) -> None:
+    """Send as many megabytes as the question says, by sendfile(2) from a file in memory, and the end."""
+    send_bulk(peer, int(peer.recv(100)) * MEGABYTE)
+    peer.shutdown(socket.SHUT_WR)
+    peer.recv(1)
+
+
+def send_bulk(peer: socket.socket, total: int) -> None:
+    """Send so many bytes by sendfile(2) from a file in memory."""
+    block = os.memfd_create("bulk")
+    os.ftruncate(block, 16 * MEGABYTE)
+    left = total
+    while left:
+        left -= os.sendfile(peer.fileno(), block, 0, min(left, 16 * MEGABYTE))
+    os.close(block)
 
 
 def connect(host: str, port: int) -> socket.socket:
@@ -112,20 +140,30 @@ def round_trip(host: str, port: int, count: int) -> float:
 
 def connections(host: str, port: int, clients: int, count: int) -> float:
     """`clients` processes share `count` connections."""
+
+    def run() -> None:
+        for _ in range(count // clients):
+            with connect(host, port) as client:
+                client.send(WORD)
+                assert client.recv(len(WORD), socket.MSG_WAITALL) == WORD
+
+    return count // clients * clients / at_once(run, clients)
+
+
+def at_once(run: Callable[[], object], clients: int) -> float:
+    """Run it in so many processes; seconds until the last has ended."""
     begun = time.perf_counter()
     pids = []
     for _ in range(clients):
         pid = os.fork()
         if pid == 0:
-            failed = 0
-            for _ in range(count // clients):
-                with connect(host, port) as client:
-                    client.send(WORD)
-                    failed += client.recv(len(WORD), socket.MSG_WAITALL) != WORD
-            os._exit(1 if failed else 0)
+            try:
+                run()
+            finally:
+                os._exit(1 if sys.exc_info()[0] else 0)
         pids.append(pid)
-    assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids), "a connection failed"
-    return count // clients * clients / (time.perf_counter() - begun)
+    assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids), "a client failed"
+    return time.perf_counter() - begun
 
 
 def flows(host: str, port: int, count: int) -> float:
@@ -141,19 +179,29 @@ def flows(host: str, port: int, count: int) -> float:
 
 
 def bulk(host: str, port: int, megabytes: int) -> float:
-    """From a file in memory, by sendfile(2)."""
-    block = os.memfd_create("bulk")
-    os.ftruncate(block, 16 * MEGABYTE)
-    total = megabytes * MEGABYTE
+    """To SINK."""
     begun = time.perf_counter()
     with connect(host, port) as client:
         client.settimeout(None)
-        left = total
-        while left:
-            left -= os.sendfile(client.fileno(), block, 0, min(left, 16 * MEGABYTE))
+        send_bulk(client, megabytes * MEGABYTE)
         client.shutdown(socket.SHUT_WR)
-        assert int(client.recv(100)) == total, "bytes are missing"
-    return total / (time.perf_counter() - begun)
+        assert int(client.recv(100)) == megabytes * MEGABYTE, "bytes are missing"
+    return megabytes * MEGABYTE / (time.perf_counter() - begun)
+
+
+def download(host: str, port: int, megabytes: int) -> None:
+    """From SOURCE."""
+    with connect(host, port) as client:
+        client.settimeout(None)
+        client.sendall(str(megabytes).encode())
+        assert discarded(client) == megabytes * MEGABYTE, "bytes are missing"
+
+
+def streams(host: str, port: int, way: str, megabytes: int, clients: int) -> float:
+    """Bytes per second of all."""
+    share = megabytes // clients
+    move = download if way == "down" else bulk
+    return share * clients * MEGABYTE / at_once(lambda: move(host, port, share), clients)
 
 
 def main(mode: str, *words: str) -> None:
@@ -168,6 +216,8 @@ def main(mode: str, *words: str) -> None:
         print(flows(words[0], *map(int, words[1:3])))
     elif mode == "connect":
         print(connections(words[0], *map(int, words[1:4])))
+    elif mode == "streams":
+        print(streams(words[0], int(words[1]), words[2], *map(int, words[3:5])))
     else:
         print(bulk(words[0], int(words[1]), int(words[2])))
 

@@ -84,7 +84,7 @@ class Publisher:
 
     name: str
     address: str
-    ports: tuple[int, int]
+    ports: tuple[int, ...]
     figures: Figures = field(default_factory=dict)
     sessions: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -125,6 +125,12 @@ class Publisher:
                 os.kill(pid, signal.SIGKILL)
             process.wait()
         self.sessions.clear()
+
+
+def cpu_us(publisher: Publisher) -> float:
+    """What its threads have had of processors: the first field of schedstat, in nanoseconds (proc_pid_schedstat(5))."""
+    files = [path for pid in publisher.processes() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(path.read_text().split()[0]) for path in files) / 1000
 
 
 def pss_kb(pid: int) -> int:

@@ -20,7 +20,19 @@ import time
 from pathlib import Path
 
 from load import ECHO, FIRST, LAST
-from publishers import CONTAINER, HOST, LOAD, Bench, Publisher, client, enter_private_namespaces, rows_of, show, timed
+from publishers import (
+    CONTAINER,
+    HOST,
+    LOAD,
+    Bench,
+    Publisher,
+    client,
+    cpu_us,
+    enter_private_namespaces,
+    rows_of,
+    show,
+    timed,
+)
 
 PORTS = LAST - FIRST + 1
 SOME = 100
@@ -52,12 +64,6 @@ def start_of_docker(bench: Bench, one: Publisher) -> None:
         one.note(f"start of 10,000 {protocol} ports ms", each_ms * PORTS)
         one.note(f"memory of 10,000 {protocol} ports kB", one.memory_kb() / SOME * PORTS)
         one.end()
-
-
-def cpu_us(server: Publisher) -> float:
-    """What its threads have had of processors: the first field of schedstat, in nanoseconds (proc_pid_schedstat(5))."""
-    files = [path for pid in server.processes() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(int(path.read_text().split()[0]) for path in files) / 1000
 
 
 def speed(one: Publisher, where: str, port: int, server: Publisher) -> None:
