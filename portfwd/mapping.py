@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from sys import intern  # a host has thousands of mappings that share few addresses
 
 from portfwd import follow, values
 from portfwd.errors import Unfit, Usage
@@ -45,13 +46,16 @@ class Place:
         return self.path or (f"pid {self.pid}" if self.pid else f"container {self.container}" if self.container else "")
 
 
+HERE = Place()
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where to connect to: `port` serves the mapping's first port, `port` + 1 the second, and so on."""
 
     address: str  # in text form, without brackets; in a namespace 127.0.0.1 and ::1 mean that namespace's loopback
     port: int
-    place: Place = field(default_factory=Place)
+    place: Place = HERE
 
     def __str__(self) -> str:
         bracketed = f"[{self.address}]" if ":" in self.address else self.address
@@ -137,8 +141,8 @@ class Mapping:
             raise Usage("targets is a list of objects")
         return cls(
             id=values.text(raw, "id"),
-            protocol=values.text(raw, "protocol"),
-            host_ips=values.texts(raw, "host_ips"),
+            protocol=intern(values.text(raw, "protocol")),
+            host_ips=tuple(map(intern, values.texts(raw, "host_ips"))),
             first=values.integer(raw, "first"),
             last=values.integer(raw, "last"),
             targets=tuple(map(_target_from_json, targets)),
@@ -290,4 +294,4 @@ def _target_from_json(raw: object) -> Target:
     if unknown := sorted(map(repr, raw.keys() - {"address", "port", "path", "pid", "container"})):
         raise Usage(f"a target has no field {', '.join(unknown)}")
     place = Place(values.text(raw, "path", ""), values.integer(raw, "pid", 0), values.text(raw, "container", ""))
-    return Target(values.text(raw, "address"), values.integer(raw, "port"), place)
+    return Target(intern(values.text(raw, "address")), values.integer(raw, "port"), place or HERE)

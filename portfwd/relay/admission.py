@@ -23,7 +23,7 @@ class Admission:
     def __init__(self, mapping: Mapping, limit: int) -> None:
         self.limit = mapping.limit or limit
         self._per_client = mapping.limit_per_client
-        self._allowed = [plain_network(text) for text in mapping.allow]
+        self._allowed = tuple(map(plain_network, mapping.allow))
         self._judged: dict[str, bool] = {}
         self._present: dict[str, int] = {}  # only kept where there is a limit per client
         self.present = 0

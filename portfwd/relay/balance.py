@@ -12,6 +12,7 @@ from hashlib import blake2b
 from portfwd.mapping import Target
 
 DEAD_S = 10.0
+NONE: dict[Target, str] = {}
 
 
 class Balancer:
@@ -21,7 +22,7 @@ class Balancer:
 
     def __init__(self, targets: Sequence[Target], how: str, *, dead_s: float = DEAD_S) -> None:
         self._targets = tuple(dict.fromkeys(targets))  # one that is named twice is one: there are no weights
-        self._names = {target: str(target) for target in self._targets}
+        self._names = {target: str(target) for target in self._targets} if how == "source" else NONE
         self._how = how
         self._dead_s = dead_s
         self._dead_until: dict[Target, float] = {}
@@ -55,7 +56,7 @@ class Balancer:
 
     def failed(self, target: Target, now: float) -> None:
         """Count a target as dead for a while: it could not be reached."""
-        if target in self._names:
+        if target in self._targets:
             self._dead_until[target] = now + self._dead_s
 
     def worked(self, target: Target) -> None:

@@ -11,7 +11,7 @@ class Claims:
     __slots__ = ("_held", "_long")
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, int], list[Mapping]] = {}  # (protocol, port): those with few ports
+        self._held: dict[tuple[str, int], tuple[Mapping, ...]] = {}  # (protocol, port): those with few ports
         self._long: dict[str, Mapping] = {}  # by id
 
     def holder(self, mapping: Mapping) -> tuple[str, int] | None:
@@ -32,7 +32,7 @@ class Claims:
         if len(ports) > len(self._held):
             held = (each for (what, port), each in self._held.items() if what == protocol and port in ports)
         else:
-            held = (self._held.get((protocol, port), []) for port in ports)
+            held = (self._held.get((protocol, port), ()) for port in ports)
         return found | {one.id for each in held for one in each}
 
     def put(self, mapping: Mapping) -> None:
@@ -41,16 +41,17 @@ class Claims:
             self._long[mapping.id] = mapping
             return
         for port in mapping.ports:
-            self._held.setdefault((mapping.protocol, port), []).append(mapping)
+            key = mapping.protocol, port
+            self._held[key] = (*self._held.get(key, ()), mapping)
 
     def take(self, mapping: Mapping) -> None:
         """Remove all its ports."""
         self._long.pop(mapping.id, None)
         for port in mapping.ports if len(mapping.ports) < RANGE_MIN else ():
-            held = self._held.get((mapping.protocol, port), [])
-            held[:] = [other for other in held if other.id != mapping.id]
-            if not held:
-                self._held.pop((mapping.protocol, port), None)
+            key = mapping.protocol, port
+            left = tuple(other for other in self._held.pop(key, ()) if other.id != mapping.id)
+            if left:
+                self._held[key] = left
 
 
 def meet(one: range, other: range) -> bool:

@@ -117,7 +117,7 @@ class Connection:
         )
         self.deadline = self.server.poller.now + self.server.mapping.connect_timeout_s
         self.server.poller.watch(self.target.fileno(), EDGE, self.on_target)
-        self.server.connecting.add(self)
+        self.server.connecting[self] = None
         self._note_end()
         return True
 
@@ -191,7 +191,7 @@ class Connection:
         if connected:
             self._join(target)
         else:
-            self.server.connecting.add(self)
+            self.server.connecting[self] = None
 
     def _note_leg(self, target: socket.socket) -> None:
         try:

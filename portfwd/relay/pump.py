@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import socket
 from typing import TYPE_CHECKING, Protocol
@@ -24,7 +25,7 @@ BUFFER = 1 << 18  # bytes one recv may give; one buffer serves all connections, 
 BULK = 1 << 15  # bytes: after a read of so many more will come, so splice
 ROUNDS_MAX = 16  # steps of one direction before other connections have their turn
 
-_buffer = bytearray(BUFFER)
+_buffer = mmap.mmap(-1, BUFFER)  # its pages take memory as they are written to, those of a bytearray at once
 _view = memoryview(_buffer)
 
 

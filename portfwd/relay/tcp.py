@@ -33,6 +33,24 @@ ENDED_LOOK_MAX = 256  # of `ended`, how many are searched for one to cut
 class TcpPort:
     """See the module. Lacking when the kernel watches no more listeners."""
 
+    __slots__ = (
+        "_said",
+        "_tally",
+        "admission",
+        "balancer",
+        "connecting",
+        "connections",
+        "counters",
+        "cut_at",
+        "ended",
+        "listeners",
+        "mapping",
+        "pipes",
+        "places",
+        "poller",
+        "starving",
+    )
+
     def __init__(
         self,
         mapping: Mapping,
@@ -49,8 +67,9 @@ class TcpPort:
         self.counters = Counters()
         self.admission = Admission(mapping, CONNECTIONS_MAX)
         self.balancer = Balancer(mapping.targets, mapping.balance)
-        self.connections: set[Connection] = set()
-        self.connecting: set[Connection] = set()
+        # Dicts without values, since a host has thousands of ports: an empty set takes 216 bytes, an empty dict 64.
+        self.connections: dict[Connection, None] = {}
+        self.connecting: dict[Connection, None] = {}
         self.ended: dict[Connection, None] = {}  # of `connecting`, those whose client has ended its side, oldest first
         self.starving = False  # clients have waited for descriptors since the last sweep of the relay
         self.cut_at = 0.0  # while draining: when what is left is cut
@@ -164,7 +183,7 @@ class TcpPort:
 
     def _enter(self, connection: Connection) -> None:
         self.counters.active += 1
-        self.connections.add(connection)
+        self.connections[connection] = None
 
     def adopt(self, connection: Connection) -> None:
         """Serve a connection that a predecessor accepted, whatever the limits say now."""
@@ -173,13 +192,13 @@ class TcpPort:
 
     def dialled(self, connection: Connection) -> None:
         """Note that a connection is no longer connecting to a target."""
-        self.connecting.discard(connection)
+        self.connecting.pop(connection, None)
         self.ended.pop(connection, None)
 
     def left(self, connection: Connection) -> None:
         """Forget a connection that was closed."""
         if connection in self.connections:
-            self.connections.remove(connection)
+            del self.connections[connection]
             self.dialled(connection)
             self.counters.active -= 1
             self.admission.leave(connection.client_ip)

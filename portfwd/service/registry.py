@@ -38,6 +38,7 @@ log = logging.getLogger("portfwd")
 
 RETRY_S = 5.0
 SHOWN_MAX, NOTES_SHOWN = 500, 20  # characters of a mapping, and notes on a request, in the log
+Change = tuple[str, "Mapping | None"]  # the id of a mapping, and what it replaced
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -74,20 +75,22 @@ class Registry:
             return self._publish_all(request, asker, descriptors)
 
     def _publish_all(self, request: Publish, asker: int, descriptors: Sequence[int]) -> Json:
-        wanted = [dataclasses.replace(one, owner=owners.resolved(one.owner, asker)) for one in request.mappings]
+        wanted = [owned(one, owners.resolved(one.owner, asker)) for one in request.mappings]
         if request.must_exist:
             refuse_absent(self.relay.places, wanted)
         notes = [*absent_notes(self.relay.places, wanted), *tentative.notes(wanted)]
         done: dict[str, Mapping] = {}
+        published: list[Change] = []
         known, before = self.known(), self.relay.mappings
         with ExitStack() as undo:
             sockets = adopted(descriptors, undo)
+            undo.callback(self._take_all_back, published)
             if sockets and (len(wanted) > 1 or request.replace):
                 raise Usage("sockets come with one new mapping")
             for mapping in wanted:
                 try:
                     notes += self._publish(
-                        mapping, sockets, undo, replace=request.replace, must_exist=request.must_exist
+                        mapping, sockets, published, replace=request.replace, must_exist=request.must_exist
                     )
                 except PortfwdError as error:
                     if not request.may_fail or (isinstance(error, Usage) and not isinstance(error, Unfit)):
@@ -114,32 +117,32 @@ class Registry:
         self,
         mapping: Mapping,
         sockets: Sequence[socket.socket],
-        undo: ExitStack,
+        published: list[Change],
         *,
         replace: bool,
         must_exist: bool = False,
     ) -> list[str]:
-        """Publish or replace one mapping; `undo` takes that back. Returns notes for people. PortfwdError."""
+        """Publish or replace one mapping, which is added to `published` then. Returns notes for people. PortfwdError."""
         waiting = self.waiting.get(mapping.id)
         if waiting is not None and not replace and waiting.mapping.owner != mapping.owner:
             raise Usage(f"there is a mapping {mapping.id} already", f"it waits to be published: {waiting.why}")
         old = self.relay.mappings.get(mapping.id) if replace else None
-        with ExitStack() as one:
-            if old is not None:
-                notes: list[str] = []
-                # its addresses may have changed since the command looked
-                if mapping.follow and mapping.follow == old.follow:
-                    mapping = dataclasses.replace(mapping, host_ips=old.host_ips)
-                self.relay.replace(mapping)
-                one.callback(self._return_to, old)
-            else:
-                if mapping.follow:
-                    notes = self.following.publish(mapping, must_exist=must_exist)
-                else:
-                    notes = self.relay.publish(mapping, sockets)
-                one.callback(self._take_back, mapping.id)
+        if old is not None:
+            notes: list[str] = []
+            # its addresses may have changed since the command looked
+            if mapping.follow and mapping.follow == old.follow:
+                mapping = dataclasses.replace(mapping, host_ips=old.host_ips)
+            self.relay.replace(mapping)
+        elif mapping.follow:
+            notes = self.following.publish(mapping, must_exist=must_exist)
+        else:
+            notes = self.relay.publish(mapping, sockets)
+        try:
             self.owners.watch(mapping)
-            undo.callback(one.pop_all().close)
+        except BaseException:
+            self._take_back(mapping.id, old)
+            raise
+        published.append((mapping.id, old))
         return notes
 
     def _renamed(self, mapping: Mapping) -> None:
@@ -155,9 +158,18 @@ class Registry:
         with suppress(PortfwdError):
             self.owners.watch(old)
 
-    def _take_back(self, name: str) -> None:
-        self.owners.forget(name)
-        self.relay.remove(name, 0.0)
+    def _take_back(self, name: str, old: Mapping | None) -> None:
+        if old is not None:
+            self._return_to(old)
+        else:
+            self.owners.forget(name)
+            self.relay.remove(name, 0.0)
+
+    def _take_all_back(self, published: Sequence[Change]) -> None:
+        """Undo, the last first. An ExitStack goes on where one fails; it is made only now, since it is large."""
+        with ExitStack() as undo:
+            for change in published:
+                undo.callback(self._take_back, *change)
 
     def remove(self, request: Remove, asker: int) -> Json:
         """Remove mappings by id or by owner. NotFound, PortfwdError.
@@ -278,9 +290,7 @@ class Registry:
 
     def _one(self, mapping: Mapping) -> None:
         """Publish a mapping from disk as it is. PortfwdError."""
-        with ExitStack() as undo:
-            self._publish(mapping, [], undo, replace=False)
-            undo.pop_all()
+        self._publish(mapping, [], [], replace=False)
 
     def _elsewhere(self, mapping: Mapping, why: PortInUse) -> None:
         """Publish a sticky mapping on another port. Raises `why` when none is free."""
@@ -313,6 +323,11 @@ class Registry:
         log.info("%s: its owner, a process, has ended", name)
         with self.descriptors.for_commands():
             self._drop([name], 0.0)
+
+
+def owned(mapping: Mapping, owner: str) -> Mapping:
+    """The mapping with this owner."""
+    return mapping if mapping.owner == owner else dataclasses.replace(mapping, owner=owner)
 
 
 def refuse_absent(places: Places, mappings: Sequence[Mapping]) -> None:
