@@ -45,6 +45,7 @@ bench: tested
 		--json .cache/bench.json $(BENCH)
 	@if test -x $(DEBS)/usr/sbin/docker-proxy; then \
 		$(VENV)/bin/python bench/publishers.py --portfwd $(VENV)/bin/portfwd --debs $(DEBS) --json .cache/bench-publishers.json && \
+		$(VENV)/bin/python bench/bulk.py --portfwd $(VENV)/bin/portfwd --debs $(DEBS) --json .cache/bench-bulk.json && \
 		$(VENV)/bin/python bench/ranges.py --portfwd $(VENV)/bin/portfwd --debs $(DEBS) --json .cache/bench-ranges.json; \
 	else echo "not measured: portfwd: Debian's docker.io, podman and socat could not be unpacked in $(DEBS)" >&2; fi
 

@@ -123,8 +123,9 @@ def main() -> int:
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
     options.portfwd = os.path.abspath(options.portfwd)
+    machines = os.environ.setdefault("BENCH_CONGESTION", Path(CONTROL).read_text().strip())
     enter_private_namespaces()
-    names = options.congestion or list(dict.fromkeys([Path(CONTROL).read_text().strip(), "reno"]))
+    names = options.congestion or list(dict.fromkeys([machines, "reno"]))
     bench = Bench(options)
     server = Publisher("server", CONTAINER, PORTS)
     server.sessions = [bench.start(["ip", "netns", "exec", "container", sys.executable, "-I", LOAD, "serve"])]

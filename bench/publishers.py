@@ -5,7 +5,9 @@
 Needs root; everything happens in namespaces of its own (unshare): a client, a host, a container. On the host each publisher
 leads a port to the same server in the container. Before anything is timed it is checked that bytes arrive as they were sent.
 They take turns, a round each; figures are medians of the rounds, and ratios of medians. `direct` is the client at the
-container's own address, the limit of client, server and wire. docker-proxy, rootlessport and socat are Debian's.
+container's own address, the limit of client, server and wire. docker-proxy, rootlessport and socat are Debian's. The congestion
+control is reno, which a namespace may have: bbr, where the machine has it, would send by its clock, whoever relays. More on bulk
+is measured by bulk.py.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ HOST, CONTAINER = "198.51.100.1", "192.0.2.2"
 SETUP = """
 ip link set lo up
 sysctl -qw net.ipv4.ip_forward=1 net.ipv4.ip_local_port_range="1024 65535" net.ipv4.tcp_max_syn_backlog=8192
+sysctl -qw net.ipv4.tcp_congestion_control=reno
 ip netns add client; ip netns add container
+for name in client container; do ip netns exec $name sysctl -qw net.ipv4.tcp_congestion_control=reno; done
 ip link add lan type veth peer name eth0 netns client
 ip link add web type veth peer name eth0 netns container
 ip address add 198.51.100.1/24 dev lan; ip link set lan up
