@@ -48,7 +48,6 @@ def main(plugin: str = "") -> None:
             gc.set_threshold(GARBAGE)
             from cni_py import skel
 
-
             status = skel.main(name, load)
     try:
         sys.stderr.flush()
