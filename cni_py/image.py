@@ -87,11 +87,14 @@ class Image:
             module.__package__ = name
             module.__path__ = spec.submodule_search_locations
         sys.modules[name] = module
+        spec._initializing = True  # type: ignore[attr-defined]  # by which an import tells who is still half loaded
         try:
             exec(entry[4], module.__dict__)  # noqa: S102  as importlib does
         except BaseException:
             sys.modules.pop(name, None)
             raise
+        finally:
+            spec._initializing = False  # type: ignore[attr-defined]
         if package:
             setattr(sys.modules[package], last, module)
 

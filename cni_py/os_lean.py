@@ -7,6 +7,7 @@ from one. What is not here is taken from it.
 import posix
 import sys
 from posix import *  # noqa: F403  all of it, as `os` does
+from posix import _exit  # noqa: F401  which the line above leaves out
 
 SEEK_SET = 0
 

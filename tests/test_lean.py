@@ -123,7 +123,7 @@ MAY_LOAD["chain"] = {module for plugin in JOINED for module in MAY_LOAD[plugin]}
 # Netlink messages, and modules of ours, for a dual-stack network with ipMasq and two published ports
 MOST = {
     ("ADD", "bridge"): (34, 51),
-    ("DEL", "bridge"): (14, 46),
+    ("DEL", "bridge"): (15, 46),
     ("ADD", "portmap"): (24, 52),  # four of them dumps of ranges, for each protocol and family
     ("DEL", "portmap"): (20, 50),
     ("ADD", "firewall"): (10, 39),

@@ -297,6 +297,7 @@ class Rtnl:
         ours is a random one of the upper half, in which there must be no other link. Where that cannot be done the links are
         deleted one by one. Those that are gone already are passed over.
         """
+        self._indexes.clear()
         group = int.from_bytes(os.urandom(4), "big") | _UPPER_HALF
         present = set()
         try:
