@@ -12,6 +12,8 @@ from runtime import Network, Outcome, Plugins, mapping
 from tests.faults.crowd import Job, run_all
 from tests.warm import COMMAND, Warm, wait_until
 
+pytestmark = pytest.mark.xdist_group("serve calls")  # one host for all
+
 LOOPBACK: dict[str, object] = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 BRIDGED: dict[str, object] = {"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": {"type": "other-ipam"}}
 ENVIRONMENT = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "lo"}
