@@ -48,8 +48,9 @@ def test_a_chain_is_run_by_the_service(host: Lab, warm: Warm, launchers: Plugins
     network = Network(host, launchers)
     before = calls(warm, "bridge", "ADD"), calls(warm, "portmap", "DEL")
     network.attach("c1", mapping(8080, 80))
-    host.serve("c1", 80)
+    server = host.serve("c1", 80)
     assert host.fetch("client", "198.51.100.1", 8080).name == "c1"
+    server.stop()
     network.detach("c1")
     assert (calls(warm, "bridge", "ADD"), calls(warm, "portmap", "DEL")) == (before[0] + 1, before[1] + 1)
 

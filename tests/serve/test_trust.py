@@ -18,6 +18,8 @@ from cni_py.serve.sockets import BACKLOG
 from tests.serve.test_calls import ENVIRONMENT, LOOPBACK, calls
 from tests.warm import SOCKET, UNIT, Warm
 
+pytestmark = pytest.mark.xdist_group("serve trust")  # one host for all
+
 NOBODY = 65534
 SETPRIV = ["setpriv", "--bounding-set=-all,+net_admin,+sys_admin,+dac_override,+sys_chroot", "--"]
 OTHERS = {
@@ -28,8 +30,6 @@ OTHERS = {
 # Takes the socket's place in a mount namespace of its own, then runs a plugin; says how many connections brought data.
 FALSE_SERVICE = """
 import os, socket, subprocess, sys
-
-pytestmark = pytest.mark.xdist_group("serve trust")  # one host for all
 folder = os.path.dirname(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=777", "tmpfs", folder], check=True)
 said, told = os.pipe()
