@@ -134,9 +134,10 @@ static int hand_over(const char *data, size_t size)
 	union {
 		char bytes[CMSG_SPACE(sizeof(fds))];
 		struct cmsghdr head;
-	} control = {.head = {CMSG_LEN(sizeof(fds)), SOL_SOCKET, SCM_RIGHTS}};
-	struct iovec text = {(void *)data, size};
-	struct msghdr message = {0, 0, &text, 1, control.bytes, sizeof(control.bytes), 0};
+	} control = {.head = {.cmsg_len = CMSG_LEN(sizeof(fds)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+	struct iovec text = {.iov_base = (void *)data, .iov_len = size};
+	struct msghdr message = {
+	    .msg_iov = &text, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control.bytes)};
 	ssize_t sent = -1;
 
 	memcpy(CMSG_DATA(&control.head), fds, sizeof(fds));
@@ -154,7 +155,7 @@ static int begun(void)
 {
 	static char buffer[REQUEST_MAX], hello[8];
 	const char *own = geteuid() ? getenv("XDG_RUNTIME_DIR") : 0;
-	struct sockaddr_un address = {AF_UNIX, ""};
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct timeval limit = {BEGIN_S, 0}, none = {0, 0};
 	struct ucred peer = {0, (uid_t)-1, 0};
 	socklen_t length = sizeof(peer);

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cni_py import warm
 from cni_py.commands import launchers, native
 from cni_py.run import MODULES, is_own_launcher, launcher_text
 from tests.commands.conftest import Command
@@ -115,6 +116,14 @@ def test_without_a_compiler_that_works_they_are_in_python(
     assert (bin_dir / "bridge").read_bytes() == launchers.launcher("bridge")
     assert cni_py_command("install", "--launcher=native") == 3
     assert "no executable can be compiled: " in capsys.readouterr().err
+
+
+def test_both_kinds_speak_alike() -> None:
+    program, _ = native.program(native.NATIVE)
+    assert warm.LOST in program
+    assert warm.MAGIC in program
+    assert f"BEGIN_S {warm.BEGIN_S:g}\n" in native.SOURCE.read_text()
+    assert int(native.SOURCE.read_text().partition("FIELDS_SIZE ")[2].split()[0]) == native.FIELDS_SIZE
 
 
 def test_the_compiler_has_nothing_to_complain_about(tmp_path: Path) -> None:

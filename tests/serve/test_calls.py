@@ -12,6 +12,8 @@ from runtime import Network, Outcome, Plugins, mapping
 from tests.faults.crowd import Job, run_all
 from tests.warm import COMMAND, Warm, wait_until
 
+pytestmark = pytest.mark.xdist_group("serve calls")  # one host for all
+
 LOOPBACK: dict[str, object] = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 BRIDGED: dict[str, object] = {"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": {"type": "other-ipam"}}
 ENVIRONMENT = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1", "CNI_IFNAME": "lo"}
@@ -46,8 +48,9 @@ def test_a_chain_is_run_by_the_service(host: Lab, warm: Warm, launchers: Plugins
     network = Network(host, launchers)
     before = calls(warm, "bridge", "ADD"), calls(warm, "portmap", "DEL")
     network.attach("c1", mapping(8080, 80))
-    host.serve("c1", 80)
+    server = host.serve("c1", 80)
     assert host.fetch("client", "198.51.100.1", 8080).name == "c1"
+    server.stop()
     network.detach("c1")
     assert (calls(warm, "bridge", "ADD"), calls(warm, "portmap", "DEL")) == (before[0] + 1, before[1] + 1)
 

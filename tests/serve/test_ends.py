@@ -16,6 +16,8 @@ from snapshot import difference
 from tests.plugins.bridge_network import BridgeNetwork, ForeignIpam
 from tests.warm import Warm, wait_until
 
+pytestmark = pytest.mark.xdist_group("serve ends")  # one host for all
+
 LOST = "the process of `cni-py serve` that ran this call was killed or has crashed: run DEL, which removes what it made"
 
 

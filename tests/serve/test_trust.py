@@ -13,8 +13,12 @@ from lab import Lab
 from runtime import Plugins
 
 from cni_py import warm as protocol
+from cni_py.serve.service import DRAIN_S
+from cni_py.serve.sockets import BACKLOG
 from tests.serve.test_calls import ENVIRONMENT, LOOPBACK, calls
-from tests.warm import SOCKET, Warm
+from tests.warm import SOCKET, UNIT, Warm
+
+pytestmark = pytest.mark.xdist_group("serve trust")  # one host for all
 
 NOBODY = 65534
 SETPRIV = ["setpriv", "--bounding-set=-all,+net_admin,+sys_admin,+dac_override,+sys_chroot", "--"]
@@ -133,3 +137,11 @@ def test_who_says_nothing_is_not_waited_for_forever(host: Lab, warm: Warm) -> No
             return time.monotonic() - begun
 
     assert host["host"].python(idle) < 20
+
+
+def test_the_units_agree_with_the_executables() -> None:
+    socket_unit = UNIT.with_suffix(".socket").read_text()
+    assert f"\nListenStream={SOCKET}\n" in socket_unit
+    assert f"\nBacklog={BACKLOG}\n" in socket_unit
+    stop_s = int(UNIT.read_text().partition("TimeoutStopSec=")[2].split()[0])
+    assert stop_s > DRAIN_S
