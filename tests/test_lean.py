@@ -137,11 +137,11 @@ MOST = {
     ("ADD", "static"): (0, 24),
     ("DEL", "static"): (0, 24),
     ("ADD", "ptp"): (42, 50),
-    ("DEL", "ptp"): (14, 49),
+    ("DEL", "ptp"): (15, 49),
     ("ADD", "macvlan"): (14, 37),  # IPv4 alone
-    ("DEL", "macvlan"): (4, 37),
+    ("DEL", "macvlan"): (5, 37),
     ("ADD", "bandwidth"): (17, 34),  # both directions
-    ("DEL", "bandwidth"): (11, 34),
+    ("DEL", "bandwidth"): (12, 34),
     ("ADD", "tuning"): (2, 35),  # a MAC and a sysctl
     ("DEL", "tuning"): (1, 34),
 }

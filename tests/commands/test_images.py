@@ -39,6 +39,8 @@ class Site:
         return found
 
     def command(self, *words: str) -> subprocess.Popen[str]:
+        if words == ("install",):
+            words = ("install", "--launcher=python")
         folders = ["--bin-dir", str(self.home / "bin"), "--conf-dir", str(self.home / "net.d")]
         return subprocess.Popen(
             [sys.executable, "-c", INSTALL, *words, *folders],
@@ -170,8 +172,8 @@ def spoil_head(image: Path) -> None:
 
 
 def spoil_modules(image: Path) -> None:
-    data = image.read_bytes()
-    image.write_bytes(data[:-1_000_000] + b"\xff" * 1_000_000)
+    data, head = image.read_bytes(), images.HEAD_MAX
+    image.write_bytes(data[:head] + b"\xff" * (len(data) - head))
 
 
 def let_the_group_write(image: Path) -> None:
