@@ -77,11 +77,13 @@ class Image:
         if (entry := self.entry(name)) is None:
             return
         self.load_all(entry[3])
+        package, _, last = name.rpartition(".")
+        if package and package not in sys.modules:
+            __import__(package)  # its source has changed
         module = type(sys)(name)
         path = self.home + entry[0]
         module.__spec__ = spec = spec_of(name, path, SourceFileLoader(name, path))
         module.__loader__, module.__file__ = spec.loader, path
-        package, _, last = name.rpartition(".")
         module.__package__ = package
         if spec.submodule_search_locations is not None:
             module.__package__ = name

@@ -170,18 +170,16 @@ class Rtnl:
             if error.errno == errno.ENODEV or (error.errno == errno.EINVAL and isinstance(link, str)):
                 return None
             raise
-        found = Link(answers[0][1])
-        self._indexes[found.name] = found.index
-        return found
+        return Link(answers[0][1])
 
     def index(self, name: str) -> int:
-        """The index of the link called `name` as it was when this socket last saw it; asked for if it did not. 0: none.
+        """The index of the link called `name`, asked for once; 0: none. For a link that is only referred to.
 
-        For a link that is only referred to. If it is another one by now, the kernel answers ENODEV: indexes are not used again
-        until 2,147,483,647 links have been made (dev_index_reserve()).
+        link() does not count: it is asked what there is before a call, which may go then. A link that goes later is ENODEV for
+        whoever gives its index: those are not used again until 2,147,483,647 links have been made (dev_index_reserve()).
         """
-        if name not in self._indexes:
-            self.link(name)
+        if name not in self._indexes and (found := self.link(name)) is not None:
+            self._indexes[name] = found.index
         return self._indexes.get(name, 0)
 
     def links(self, master: int = 0) -> list[Link]:

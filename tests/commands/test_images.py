@@ -139,6 +139,15 @@ def test_a_module_whose_source_has_changed_is_read_from_it(site: Site, what: str
     assert {name.replace("__pycache__/", "").partition(".")[0] for name in called.opened} == {"plugins/bridge"}
 
 
+@pytest.mark.parametrize("package", ["", "kernel", "plugins"])
+def test_a_package_whose_text_has_changed_is_read_from_it(site: Site, package: str) -> None:
+    path = site.package / package / "__init__.py"
+    path.write_text(path.read_text() + "\nNEW = 1\n")
+    called = site.call()
+    assert (called.status, called.stdout, called.stderr) == (0, "", "")
+    assert {Path(name).name.partition(".")[0] for name in called.opened} == {"__init__"}
+
+
 def test_an_upgrade_without_an_installation_runs_the_new_sources(site: Site) -> None:
     """As pip does it: all files are new, and a module has gone with all imports of it, for another of a new name."""
     for path in site.package.rglob("*.py"):
