@@ -266,6 +266,7 @@ WRONG: dict[str, tuple[dict[str, object], int, str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_list_is_refused_before_anything_is_done(net: TwoWays, what: str) -> None:
     keys, code, text = WRONG[what]
+    net.well("DEL", LIST)  # makes the folder of locks
     before = net.state()
     conf: dict[str, Any] = {"cniVersion": "1.0.0", "name": net.name, "type": "chain", **keys}
     outcome = net.run("ADD", conf)
