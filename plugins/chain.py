@@ -72,12 +72,14 @@ def add_one(member: Member) -> Result:
         return member.ours.add(call)
     if call.dry_run:
         raise CniError(f"{path} is not ours: what it would do cannot be told without running it")
+    if call.begin():  # an earlier ADD was killed, perhaps in this plugin or after it
+        take_back(member)
     call.executor.undone_by(lambda: perform(member, take_back))
     return delegate.decode_result(execute(member, "ADD"), call.conf.cni_version)
 
 
 def take_back(member: Member) -> None:
-    """After a failed ADD, also its own: DEL of a plugin that is not ours."""
+    """After a failed or killed ADD, also its own: DEL of a plugin that is not ours."""
     execute(member, "DEL")
 
 
