@@ -72,12 +72,14 @@ def add_one(member: Member) -> Result:
         return member.ours.add(call)
     if call.dry_run:
         raise CniError(f"{path} is not ours: what it would do cannot be told without running it")
+    if call.begin():  # an earlier ADD was killed, perhaps in this plugin or after it
+        take_back(member)
     call.executor.undone_by(lambda: perform(member, take_back))
     return delegate.decode_result(execute(member, "ADD"), call.conf.cni_version)
 
 
 def take_back(member: Member) -> None:
-    """After a failed ADD, also its own: DEL of a plugin that is not ours."""
+    """After a failed or killed ADD, also its own: DEL of a plugin that is not ours."""
     execute(member, "DEL")
 
 
@@ -115,9 +117,9 @@ def withdraw_unlisted(call: Call, listed: set[str]) -> "list[Encodable]":
     Returns the operations before those of the list: a network may have two chains, which share the record.
     """
     ops = call.record.ops if call.record is not None else []
-    parts = [records.part_of(fields) for fields in ops]
-    first = next((number for number, part in enumerate(parts) if part in listed), len(ops)) if listed else 0
-    unlisted = [fields for fields, part in zip(ops, parts, strict=True) if part not in listed][first:]
+    is_listed = [records.part_of(fields) in listed for fields in ops]
+    first = is_listed.index(True) if True in is_listed else len(ops) if listed else 0
+    unlisted = [fields for fields, known in zip(ops[first:], is_listed[first:], strict=True) if not known]
     failures = engine.undo_all(engine.readable(unlisted), call.kernel)
     if failures:
         raise CniError(f"DEL of {call.key.label} is incomplete", "; ".join(failures))

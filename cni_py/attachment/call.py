@@ -180,7 +180,9 @@ class Call:
             return engine.undo_record(current, self.kernel) if current is not None else []
 
     def is_unfinished(self) -> bool:
-        """Whether an earlier ADD of this plugin for this attachment began and was killed."""
+        """Whether an earlier ADD of this plugin for this attachment began and was killed, and is not undone yet."""
+        if self.outer is not None and self.outer.dead is not None:
+            return False  # begin() of a plugin before it in the list has undone it
         record = records.load(self.key, self.plugin)
         return record is not None and not record.done
 

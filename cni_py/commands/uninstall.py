@@ -7,12 +7,14 @@ any, --force is needed.
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 from cni_py.commands import default_network, images, leftovers
 from cni_py.commands.manifest import Manifest, Target, alone, contents, digest, link
 from cni_py.commands.report import FAILED, LACKING, Failure, complain
+from cni_py.protocol.netconf import CHAIN
 
 NAMED_MAX = 10  # containers in a message
 
@@ -36,6 +38,8 @@ def uninstall(options: argparse.Namespace) -> int:
             off = manifest.off
             left = remove_all(target, manifest)
         remove_image(target)
+    if not target.dry_run:
+        warn_of_chains(target)
     if options.purge:
         clean = leftovers.purge(network, off, target.say, dry_run=target.dry_run)
         return 0 if clean and not left else FAILED
@@ -57,6 +61,16 @@ def refuse_connected(options: argparse.Namespace) -> None:
         )
     if not options.purge:
         complain(f"cni-py uninstall: note: the network of {who} remains until DEL by plugins that are installed then")
+
+
+def warn_of_chains(target: Target) -> None:
+    """Name the networks that cannot be used any more, since no other plugins have a chain."""
+    for network in default_network.read(default_network.files(target.conf_dir))[0]:
+        if CHAIN in network.types and not (target.bin_dir / CHAIN).exists():
+            convert = f"`cni-py convert {shlex.quote(network.source)} --to list --write`"
+            complain(
+                f"cni-py uninstall: note: network {network.name} needs the plugin {CHAIN}: {convert} makes it a list"
+            )
 
 
 def own_files(target: Target) -> list[Path]:

@@ -388,3 +388,30 @@ def test_a_plan_for_people_has_a_line_for_each_operation(hand: Hand) -> None:
     assert "  container: address 192.0.2.2/24 on eth0" in lines
     assert "new" not in hand.lab["host"].python(names, "/run/netns")
     assert hand.cache() == []
+
+
+# A network of the type chain
+
+
+@pytest.mark.ours_alone
+def test_a_chain_is_run_and_planned_as_the_list_that_is_in_it(hand: Hand, recorders: Path) -> None:
+    hand.bin_dir = recorders
+    declared = {"portMappings": True}
+    hand.define("joined", plugins=[{"type": "chain", "capabilities": declared, "plugins": hand.network["plugins"]}])
+    shown = hand.well("ADD", "joined", "c1", "-p", "8080:80", "--plan")
+    assert [line for line in shown.splitlines() if not line.startswith(" ")] == ["bridge:", "portmap:", "loopback:"]
+    assert len(planned_and_applied(hand, "ADD", "joined", "c1", "-p", "8080:80")) > 5
+    hand.check("joined", "c1")
+    taken = hand("ADD", "joined", "c2", "-p", "8080:80")
+    assert (taken.returncode, '(code 110): plugin type="portmap" failed (add): ' in taken.stderr) == (1, True)
+    assert links(hand.lab, "c2") == ["lo"]
+    text = hand.well("ADD", "joined", "c2", "-p", "8081:80")
+    assert text.startswith("ADD chain (bridge, portmap, loopback) ")
+    assert "8081/tcp leads to 80; answers at 198.51.100.1:8081" in text
+    versions = hand.well("VERSION", "joined").splitlines()
+    assert [line.split()[0] for line in versions] == ["chain", "bridge", "portmap", "loopback"]
+    for verb in ("STATUS", "GC"):
+        hand.well(verb, "joined")
+    for name in ("c1", "c2"):
+        hand.well("DEL", "joined", name)
+        assert links(hand.lab, name) == ["lo"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import cni_py
+from cni_py.commands import images
 
 HERE = Path(cni_py.__file__).resolve().parent
 WATCH = Path(__file__).with_name("watch_imports.py")

@@ -11,6 +11,7 @@ import pytest
 from lab import Lab
 
 from cni_py.commands import default_network
+from cni_py.commands.manifest import digest
 from cni_py.protocol import conflist
 from tests.commands.conftest import Command
 
@@ -208,3 +209,37 @@ def test_without_ipv6_in_the_kernel_there_is_no_range(lab: Lab) -> None:
     """ipv6.disable=1 leaves no /proc/sys/net/ipv6: something else lies there here."""
     install(lab, "mount -t tmpfs lab /proc/sys/net/ipv6 2>/dev/null || mount -t tmpfs lab /proc/sys/net")
     assert "fd00" not in on_host(lab, "cat /etc/cni/net.d/10-cni-py.conflist").stdout
+
+
+def test_a_network_of_an_earlier_version_stays_a_list_until_it_is_asked_for(
+    cni_py_command: Command, conf_dir: Path, bin_dir: Path
+) -> None:
+    assert cni_py_command("install") == 0
+    path, listed = conf_dir / default_network.FILE, conf_dir.parent / "list"
+    joined = path.read_text()
+    (plugin,) = json.loads(joined)["plugins"]
+    listed.write_text(json.dumps({**json.loads(joined), "plugins": plugin["plugins"]}))
+    manifest = bin_dir / ".cni-py/manifest.json"
+    before = json.loads(manifest.read_text())
+    before["files"][str(path)] = digest(listed.read_bytes())
+    manifest.write_text(json.dumps(before))
+    listed.rename(path)
+    assert cni_py_command("install") == 0
+    assert conflist.read(path).types == ["bridge", "portmap", "firewall", "tuning"]
+    assert cni_py_command("install", "--network") == 0
+    assert path.read_text() == joined
+
+
+def test_uninstall_names_the_networks_that_need_chain(
+    cni_py_command: Command, conf_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = {"cniVersion": "1.0.0", "name": "mine", "plugins": [{"type": "chain", "plugins": [{"type": "bridge"}]}]}
+    put(conf_dir, "20-mine.conflist", json.dumps(mine))
+    put(conf_dir, "30-list.conflist", network("plain"))
+    assert cni_py_command("install", "--network") == 0
+    capsys.readouterr()
+    assert cni_py_command("uninstall") == 0
+    told = capsys.readouterr().err
+    assert "network mine needs the plugin chain" in told
+    assert f"`cni-py convert {conf_dir}/20-mine.conflist --to list --write`" in told
+    assert "plain" not in told

@@ -204,6 +204,21 @@ def test_a_failure_anywhere_undoes_the_whole_list(net: TwoWays, tmp_path: Path, 
     assert not place or (tmp_path / "theirs/calls").read_text().split() == ["ADD", "DEL"]
 
 
+def test_an_add_after_a_killed_one_takes_back_what_others_made(net: TwoWays, tmp_path: Path) -> None:
+    net.warm()
+    net.members = [{"type": "theirs"}, net.bridge()]
+    before = net.state()
+    body = """[ $CNI_COMMAND = ADD ] && echo '{"cniVersion": "1.1.0"}'; exit 0"""
+    path = net.script(tmp_path / "x", "theirs", body)
+    for _ in range(2):
+        net.well("ADD", CHAIN, CNI_PATH=path)
+        rename = f'for f in $(grep -l {net.name} -r /run/cni-py/attachments); do mv "$f" "${{f%json}}adding"; done'
+        net.lab["host"].run(["sh", "-c", rename], check=True)
+    net.well("DEL", CHAIN, CNI_PATH=path)
+    assert (tmp_path / "x/calls").read_text().split() == ["ADD", "DEL", "ADD", "DEL"]
+    assert not difference(before, net.state())
+
+
 def test_the_first_del_that_fails_ends_it_and_it_can_be_repeated(net: TwoWays, tmp_path: Path) -> None:
     net.warm()
     before = net.state()
@@ -266,6 +281,7 @@ WRONG: dict[str, tuple[dict[str, object], int, str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_list_is_refused_before_anything_is_done(net: TwoWays, what: str) -> None:
     keys, code, text = WRONG[what]
+    net.well("DEL", LIST)  # makes the folder of locks
     before = net.state()
     conf: dict[str, Any] = {"cniVersion": "1.0.0", "name": net.name, "type": "chain", **keys}
     outcome = net.run("ADD", conf)
