@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from cni_py.errors import CniError
 from portfwd.errors import PortfwdError
 from portfwd.relay.bind import set_keepalive
-from portfwd.relay.poller import DEAF, EDGE, ERROR, HANGUP, READ, URGENT, WRITE
+from portfwd.relay.poller import EDGE, ERROR, HANGUP, READ, URGENT, WRITE
 from portfwd.relay.pump import Direction
 
 if TYPE_CHECKING:
@@ -234,31 +234,17 @@ class Connection:
                 # Pass an urgent byte on in its place in the stream, like any other: the relay cannot know when the target wants
                 # to read it out of turn.
                 out.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        if events & ~WRITE and out.writable:
+        if events & ~WRITE:
             out.readable = True
             out.pump()  # also before a reset is passed on: what the peer sent before it goes first, as far as it can now
-        elif events & ~WRITE and not out.deaf:
-            self._hear(out, deaf=True)
         if events & ERROR and self.up is not None:
             self.abort()
             return
         if events & WRITE and not back.writable:
             back.writable = True
             back.pump()
-            if back.deaf and back.writable:
-                self._hear(back, deaf=False)
         elif self.up is not None and self.up.pending and not self.up.ended:
             self.up.pump()  # the PROXY protocol's header: nothing of the client's may have come to send it with
-
-    def _hear(self, direction: Direction, *, deaf: bool) -> None:
-        """Be deaf to what comes for a direction while its other end takes no bytes, or hear of it again.
-
-        A sender that is faster than its reader would wake us for each of its packets, for nothing. What comes meanwhile is
-        reported after the change. So nothing is read until then: a reader must know of an urgent byte before it comes to it.
-        """
-        direction.deaf = deaf
-        direction.readable = False
-        self.server.poller.change(direction.src_fd, DEAF if deaf else EDGE)
 
     def go_on_later(self) -> None:
         """Pump again in the next round: others have their turn first."""

@@ -33,8 +33,6 @@ log = logging.getLogger("portfwd")
 READ, WRITE, HANGUP, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLERR
 URGENT = select.EPOLLPRI  # tcp(7): reads end before an urgent byte
 EDGE = READ | WRITE | HANGUP | URGENT | select.EPOLLET  # a connection
-# A connection from which nothing is read now. Without URGENT: new bytes wake those who wait for that, too (sock_def_readable()).
-DEAF = WRITE | select.EPOLLET
 LEVEL = READ  # a listener, or a UDP socket: read in batches, asked again while there is more
 EVENTS_MAX = 512  # of one round, so that timers and the control socket do not wait long
 FAULT_S = 1.0  # how long a descriptor is not watched after its callback has raised: it would be reported again at once
@@ -62,10 +60,6 @@ class Poller(selectors.EpollSelector):
         self._watched[fd] = callback
         if events != EDGE:
             self._levels[fd] = events
-
-    def change(self, fd: int, events: int) -> None:
-        """Watch a descriptor for other events (EDGE, DEAF). What there is of them already is reported anew."""
-        self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         """Stop watching."""

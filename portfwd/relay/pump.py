@@ -110,7 +110,6 @@ class Direction:
     __slots__ = (
         "carrier",
         "counters",
-        "deaf",
         "dst",
         "dst_fd",
         "ended",
@@ -148,7 +147,6 @@ class Direction:
             False  # src has closed, or sent an urgent byte: a short read does not mean that the queue is empty
         )
         self.writable = True  # until the kernel says otherwise
-        self.deaf = False  # what comes from src is not reported: dst takes no bytes
         self.pending = b""  # what was read and could not be sent
         self.pipe: Pipe | None = None
         self.ended = 0  # 1: src has sent all it will; 2: dst has been told

@@ -16,7 +16,6 @@ from cni_py.errors import CniError
 from portfwd.mapping import Place
 from portfwd.netns.sockets import Places
 from portfwd.relay import pump
-from portfwd.relay.connection import Connection
 from portfwd.relay.tcp import TcpPort
 from portfwd.steering.lookup import Steering
 from tests.portfwd import talk
@@ -24,7 +23,6 @@ from tests.portfwd.stage import BULK, WAIT_S, Log, Stage, descriptors_left
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
 WORDS = 8
-PIECES = 60
 
 
 def answered_before_the_reset() -> tuple[bytes, str]:
@@ -192,42 +190,6 @@ def test_bulk_does_not_keep_others_waiting(machine: Lab) -> None:
     assert max(moved) <= most
     assert moved[0] > 0
     assert heard == bytes(range(WORDS))
-
-
-def flood_beside_a_hung_target(urgent: bool) -> tuple[int, int, int]:
-    """A client sends on in small pieces while its target does not read, which reads all of it later. How often that woke us."""
-    woken = 0
-    on_client = Connection.on_client
-
-    def counting(self: Connection, events: int) -> None:
-        nonlocal woken
-        woken += 1
-        on_client(self, events)
-
-    Connection.on_client = counting  # type: ignore[method-assign]  # this process ends with the function
-    with Stage() as stage:
-        server = stage.publish()
-        client, target = stage.pair()
-        (connection,) = server.connections
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sent = client.send(b"first")
-        while connection.up is None or connection.up.writable:
-            sent += client.send(BULK[: 1 << 16])
-            stage.poller.select(0.01)
-        before = woken
-        for number in range(PIECES):
-            sent += client.send(b"piece", socket.MSG_OOB if urgent and number == PIECES // 2 else 0)
-            stage.poller.select(0)
-        woken -= before
-        client.shutdown(socket.SHUT_WR)
-        return woken, sent, len(stage.all_of(target)[0])
-
-
-@pytest.mark.parametrize("urgent", [False, True])
-def test_a_client_whose_target_hangs_does_not_wake_us_for_each_packet(machine: Lab, urgent: bool) -> None:
-    woken, sent, received = machine["host"].python(flood_beside_a_hung_target, urgent)
-    assert woken < 3
-    assert received == sent
 
 
 def gone_at_once() -> tuple[dict[str, int], int]:
