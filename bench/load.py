@@ -1,4 +1,4 @@
-"""Servers and clients for bench/publishers.py, bulk.py and ranges.py; each runs as a program of its own in one of the bench's namespaces.
+"""Servers and clients for bench/publishers.py, bulk.py and ranges.py; each is a program of its own in one of their namespaces.
 
 load.py serve                                 ECHO, SINK, SOURCE, FIRST and LAST, until it is killed; an ECHO for UDP, too
 load.py check HOST ECHO SINK                  who the server saw, and whether bytes arrive as they were sent
@@ -6,7 +6,7 @@ load.py rtt HOST PORT COUNT                   median of the round trips of 64 by
 load.py connect HOST PORT CLIENTS COUNT       new connections per second, each with a question and an answer
 load.py flows HOST PORT COUNT                 the same of UDP, from a socket each
 load.py bulk HOST PORT MEGABYTES              bytes per second to the server
-load.py streams HOST PORT up MB CLIENTS       the same of several clients at once, who share MB; `down`: from SOURCE to the clients
+load.py streams HOST PORT up MB CLIENTS       the same of several clients at once, who share MB; `down`: from SOURCE to them
 """
 
 import hashlib
