@@ -39,7 +39,7 @@ fuzz: tested
 	CNI_PY_FUZZ=random $(VENV)/bin/pytest -n 2 -q tests/fuzz
 
 bench: tested
-	@rm -rf .cache/bin && $(VENV)/bin/cni-py install --bin-dir .cache/bin --conf-dir .cache/net.d >/dev/null
+	@rm -rf .cache/bin && $(VENV)/bin/cni-py install --launcher=python --bin-dir .cache/bin --conf-dir .cache/net.d >/dev/null
 	@$(VENV)/bin/python tests/clients/fetch_debs.py --newest $(NEWEST) >/dev/null || true
 	@$(VENV)/bin/python bench/plugins.py --ours .cache/bin --cni-py $(VENV)/bin/cni-py --go $(NEWEST)/usr/lib/cni --older-go $(GO) \
 		--json .cache/bench.json $(BENCH)

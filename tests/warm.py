@@ -54,17 +54,15 @@ class Warm:
         return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
 
     def signal(self, name: str) -> None:
-        self.lab[self.node].run(["kill", f"-{name}", str(self.pid)], check=True)
-        if name == "CONT":  # nsenter has stopped with its child
-            assert self.process is not None
-            self.process.send_signal(signal.SIGCONT)
+        assert self.process is not None
+        self.process.send_signal(getattr(signal, f"SIG{name}"))
 
     @property
     def pid(self) -> int:
-        """In the lab's pid namespace, where nsenter's child became the service."""
+        """In the lab's pid namespace."""
         assert self.process is not None
-        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(re.findall(r"^NSpid:.*?(\d+)$", Path(f"/proc/{child}/status").read_text(), re.MULTILINE)[0])
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"^NSpid:.*?(\d+)$", status, re.MULTILINE)[0])
 
     def ended(self) -> str:
         """Wait for its end; what it wrote to stderr."""

@@ -50,6 +50,8 @@ try:
         scope = {{'__name__': 'cni_py.image'}}
         exec(code, scope)
         scope['start'](fd, {home!r} + '/', state.st_size, *index)
+    else:
+        posix.close(fd)
 except Exception:
     pass
 {start}

@@ -181,9 +181,8 @@ def become(request: Request) -> None:
     stdin, stderr, folder, root, network, mounts = request.fds
     moved = not is_here(mounts, "mnt")
     if moved:
-        netns.setns(
-            mounts, netns.CLONE_NEWNS
-        )  # possible for a process with one thread, which shares its root with nobody
+        # Possible for a process with one thread, which shares its root with nobody
+        netns.setns(mounts, netns.CLONE_NEWNS)
     if moved or not os.path.samestat(os.fstat(root), os.stat("/")):
         os.fchdir(root)
         os.chroot(".")
