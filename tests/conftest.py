@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 OURS, GO = "ours", "go"
+OF_OUR_OWN = ("chain",)  # executables
 need_root = lacking.need_root
 
 counts: Counter[str] = Counter()  # tests that ran, by whose plugins
@@ -78,7 +79,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = units_and_one_per_plugin(items)
     if CHAINED:
         items[:] = [item for item in items if not item.get_closest_marker("unchained")]
+    items[:] = [item for item in items if not is_unknown_to_go(item)]
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def is_unknown_to_go(item: pytest.Item) -> bool:
+    """Whether a test is of an executable of our own, `name`, beside the Go plugins."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return parameters.get("plugins") == GO and parameters.get("name") in OF_OUR_OWN
 
 
 def units_and_one_per_plugin(items: list[pytest.Item]) -> list[pytest.Item]:

@@ -146,7 +146,7 @@ MOST = {
     ("DEL", "tuning"): (1, 34),
 }
 # Where a child waits until the kernel has freed the interface
-FORKING = {("DEL", plugin) for plugin in ("bridge", "ptp", "macvlan", "bandwidth")}
+FORKING = {("DEL", plugin) for plugin in ("bridge", "chain", "ptp", "macvlan", "bandwidth")}
 
 
 @dataclass(frozen=True, slots=True)

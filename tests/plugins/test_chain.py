@@ -18,7 +18,7 @@ from tests.plugins.two_ways import CHAIN, LIST, OTHER, WAYS, TwoWays, read
 
 pytestmark = [pytest.mark.ours_alone, pytest.mark.unchained]
 COMMAND = Path(sys.executable).with_name("cni-py")
-ways = pytest.mark.parametrize("way", WAYS)
+ways = pytest.mark.parametrize("form", WAYS)
 PASS_ON = "python3 -c 'import json,sys; print(json.dumps(json.load(open(sys.argv[1]))[\"prevResult\"]))' "
 
 
@@ -40,15 +40,15 @@ def test_every_version_has_the_result_and_the_state_of_a_list(net: TwoWays) -> N
         net.warm()
         before = net.state()
         found: dict[str, Any] = {}
-        for way in WAYS:
-            net.well("ADD", way)
-            found[way] = net.result, net.state(records=False)
+        for form in WAYS:
+            net.well("ADD", form)
+            found[form] = net.result, net.state(records=False)
             if net.version >= "0.4.0":
-                net.well("CHECK", way)
+                net.well("CHECK", form)
             if net.version < "0.4.0":
                 net.result = None  # as libcni has it
-            net.well("DEL", way)
-            assert not difference(before, net.state()), f"{net.version} {way}"
+            net.well("DEL", form)
+            assert not difference(before, net.state()), f"{net.version} {form}"
         assert found[LIST][0] == found[CHAIN][0], net.version
         assert not difference(found[LIST][1], found[CHAIN][1])
 
@@ -65,29 +65,29 @@ def test_there_is_one_record(net: TwoWays) -> None:
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @ways
-def test_a_network_changes_over_with_containers_running(net: TwoWays, way: str, backend: str) -> None:
+def test_a_network_changes_over_with_containers_running(net: TwoWays, form: str, backend: str) -> None:
     net.members[0] |= {"ipMasqBackend": backend}
     net.members[1] |= {"backend": backend}
     net.members[2] |= {"backend": backend, "ingressPolicy": "same-bridge"}
     net.warm()
     before = net.state()
     for known in (True, False):
-        net.well("ADD", way)
-        net.well("CHECK", OTHER[way])
+        net.well("ADD", form)
+        net.well("CHECK", OTHER[form])
         if not known:
             net.result = None
-        net.well("DEL", OTHER[way], **({} if known else {"CNI_NETNS": ""}))
-        net.well("DEL", OTHER[way])
+        net.well("DEL", OTHER[form], **({} if known else {"CNI_NETNS": ""}))
+        net.well("DEL", OTHER[form])
         assert not difference(before, net.state())
 
 
 @ways
-def test_garbage_collection_knows_both(net: TwoWays, way: str) -> None:
+def test_garbage_collection_knows_both(net: TwoWays, form: str) -> None:
     net.warm()
     net.gc(LIST)  # with it go chains of subnets that other tests have left
     before = net.state()
     for collecting in WAYS:
-        net.well("ADD", way)
+        net.well("ADD", form)
         with_one = net.state()
         net.gc(collecting, net.id)
         assert not difference(with_one, net.state())
@@ -97,27 +97,27 @@ def test_garbage_collection_knows_both(net: TwoWays, way: str) -> None:
 
 
 @ways
-def test_a_killed_add_is_taken_back_by_the_other_way(net: TwoWays, way: str) -> None:
+def test_a_killed_add_is_taken_back_by_the_other_way(net: TwoWays, form: str) -> None:
     """Its record still says .adding."""
     net.warm()
     before = net.state()
     for verb in ("ADD", "DEL"):
-        net.well("ADD", way)
+        net.well("ADD", form)
         rename = f'for f in $(grep -l {net.name} -r /run/cni-py/attachments); do mv "$f" "${{f%json}}adding"; done'
         net.lab["host"].run(["sh", "-c", rename], check=True)
         if verb == "ADD":
-            net.well("ADD", OTHER[way])
-            net.well("CHECK", OTHER[way])
-        net.well("DEL", OTHER[way])
+            net.well("ADD", OTHER[form])
+            net.well("CHECK", OTHER[form])
+        net.well("DEL", OTHER[form])
         assert not difference(before, net.state())
 
 
 @ways
-def test_del_without_a_readable_record_finds_what_is_marked(net: TwoWays, way: str) -> None:
+def test_del_without_a_readable_record_finds_what_is_marked(net: TwoWays, form: str) -> None:
     net.warm()
     before = net.state()
     for damage in ("rm", "truncate -s 99"):
-        net.well("ADD", way)
+        net.well("ADD", form)
         net.lab["host"].run(["sh", "-c", f"{damage} /run/cni-py/attachments/*/*.json"], check=True)
         net.well("DEL", CHAIN)
         assert not difference(before, net.state())
@@ -172,17 +172,17 @@ def test_a_plugin_of_others_gets_what_libcni_would_give_it(net: TwoWays, tmp_pat
     net.members[1:] = [theirs, net.tuning()]
     body = f'[ "$CNI_COMMAND" = ADD ] && {PASS_ON}{tmp_path}/SIDE/ADD.json; exit 0'
     asked: dict[str, Any] = {}
-    for way in WAYS:
-        folder = tmp_path / way
-        path = net.script(folder, "theirs", body.replace("SIDE", way))
-        net.well("ADD", way, CNI_PATH=path)
-        net.well("CHECK", way, CNI_PATH=path)
-        net.well("DEL", way, CNI_PATH=path)
+    for form in WAYS:
+        folder = tmp_path / form
+        path = net.script(folder, "theirs", body.replace("SIDE", form))
+        net.well("ADD", form, CNI_PATH=path)
+        net.well("CHECK", form, CNI_PATH=path)
+        net.well("DEL", form, CNI_PATH=path)
         environment = (folder / "environment").read_text().replace(str(folder), "FOLDER")
         stdins = {verb: read(folder / f"{verb}.json") for verb in ("ADD", "CHECK", "DEL")}
         for stdin in stdins.values():
             assert stdin.pop("capabilities", {"mac": True}) == {"mac": True}
-        asked[way] = environment, (folder / "calls").read_text(), stdins
+        asked[form] = environment, (folder / "calls").read_text(), stdins
     assert asked[LIST] == asked[CHAIN]
 
 

@@ -403,5 +403,6 @@ def seen(wanted: list[tuple[str, int, int]], refused: bool) -> list[tuple[str, i
 
 def test_our_own_network_refuses() -> None:
     conflist = json.loads((Path(__file__).parents[2] / "conf/cni-py.conflist").read_text())
-    (portmap,) = [plugin for plugin in conflist["plugins"] if plugin["type"] == "portmap"]
+    (chain,) = conflist["plugins"]
+    (portmap,) = [plugin for plugin in chain["plugins"] if plugin["type"] == "portmap"]
     assert portmap["hostListener"] == "refuse"
