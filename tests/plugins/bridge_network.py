@@ -67,10 +67,12 @@ class BridgeNetwork:
         return name
 
     def close(self) -> None:
+        # A namespace's end leaves its links to the kernel for a while: the next test would see the host's ends of them.
+        ports = f"for port in $(ip -br link show master {self.bridge} | cut -d @ -f 1); do ip link delete $port; done"
+        forget = f"{ports}; ip link delete {self.bridge}; rm -rf /var/lib/cni/networks/{self.name}"
+        self.lab["host"].run(["sh", "-c", forget])
         for container_id in self.containers:
             self.lab.remove(container_id)
-        forget = f"ip link delete {self.bridge}; rm -rf /var/lib/cni/networks/{self.name}"
-        self.lab["host"].run(["sh", "-c", forget])
 
     @property
     def containers(self) -> list[str]:

@@ -132,9 +132,10 @@ class TwoWays:
         self.result = None
 
     def close(self) -> None:
+        ports = f"for port in $(ip -br link show master tw{self.number} | cut -d @ -f 1); do ip link delete $port; done"
+        self.lab["host"].run(["sh", "-c", f"{ports}; ip link delete tw{self.number}"])
         if self.id in self.lab.nodes:
             self.lab.remove(self.id)
-        self.lab["host"].run(["sh", "-c", f"ip link delete tw{self.number}"])
 
     def script(self, folder: Any, name: str, body: str) -> str:
         """A plugin of somebody else in a folder: a shell script that keeps its stdin and its verb. Returns CNI_PATH."""

@@ -45,10 +45,10 @@ class VethAttachment:
             self.host_veths.append(name)
 
     def close(self) -> None:
-        if self.id in self.lab.nodes:
-            self.lab.remove(self.id)
         links = " ".join(self.host_veths)
         self.lab["host"].run(["sh", "-c", f"for link in {links}; do ip link delete $link; done"])
+        if self.id in self.lab.nodes:
+            self.lab.remove(self.id)
 
     def host(self, command: str) -> str:
         """What a command on the host prints; it must succeed."""
