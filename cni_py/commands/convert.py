@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from cni_py.commands import keys, outcome
+from cni_py.commands import keys, outcome, runtimes
 from cni_py.commands.manifest import write
 from cni_py.commands.report import FAILED, LACKING, Failure, complain
 from cni_py.errors import CniError
@@ -35,7 +35,7 @@ examples:
   cni-py convert cni-py --to list
   cni-py convert /etc/cni/net.d/10-mynet.conflist --to chain --write
 """
-BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
+BIN_DIRS = runtimes.NERDCTL  # all that runtimes look in by default
 SWITCHES = ("disableCheck", "disableGC")  # keys of a list that a chain has, too
 WRITERS = {  # keys of lists that a program has written, which reads and writes them again
     "nerdctl": ("nerdctlID", "nerdctlLabels"),
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise Failure(f"cannot read {path}: {error.strerror}", LACKING) from error
     if options.to == "chain" and not (options.force or is_installed()):
-        where = " nor ".join(BIN_DIRS)
+        where = ", ".join(BIN_DIRS)
         raise Failure(f"there is no plugin {CHAIN} in {where}: run `cni-py install` first, or add --force", LACKING)
     new = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
     if not options.write:
@@ -149,7 +149,7 @@ def with_plugins(raw: Object, plugins: "list[Value]") -> Object:
 
 
 def is_installed() -> bool:
-    """Whether a runtime will find the plugin chain in one of the usual folders."""
+    """Whether the plugin chain is in one of the folders in which runtimes look."""
     return any(os.path.isfile(f"{folder}/{CHAIN}") for folder in BIN_DIRS)
 
 
