@@ -139,7 +139,7 @@ def launcher_text(path: str) -> bytes:
         text: bytes = file.read(LAUNCHER_MAX)
         if text.startswith(b"\x7fELF"):
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - LAUNCHER_MAX))
-            _, start, rest = file.read(LAUNCHER_MAX).partition(NATIVE_END)
+            file.seek(max(0, file.tell() - LAUNCHER_MAX - len(NATIVE_END)))
+            _, start, rest = file.read().partition(NATIVE_END)
             text = rest if start else b""
     return text

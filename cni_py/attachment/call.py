@@ -142,7 +142,7 @@ class Call:
         return self._executor.roll_back() if self._executor is not None else []
 
     def begin(self) -> bool:
-        """ADD: write the attachment record, before the first effect.
+        """ADD: begin the attachment record, which is written before the first effect that is to be undone.
 
         If an earlier ADD of the attachment was killed, or its namespace is gone, its operations are undone first; the return
         value tells whether there was one. So are those of an ADD for which this plugin was in a chain's list, or of one for

@@ -388,9 +388,8 @@ def _messages(data: bytes) -> "Iterator[tuple[int, int, int, bytes]]":
 def _raise_refusal(flags: int, payload: bytes) -> None:
     """Raise what an acknowledgement or the end of a dump reports, if it reports an error."""
     if len(payload) >= _INT.size and _INT.unpack_from(payload)[0] < 0:
-        refusal = OSError(
-            *_refusal(flags, payload)
-        )  # which makes a FileExistsError and its like, as no class of ours would
+        # Not a class of ours: OSError makes a FileExistsError and its like
+        refusal = OSError(*_refusal(flags, payload))
         if flags & _NLM_F_ACK_TLVS:
             at = attrs(payload[_tlv_offset(flags, payload) :]).get(_NLMSGERR_ATTR_OFFS)
             setattr(refusal, _AT, number(at))
