@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ from lab import Lab
 from runtime import Plugins
 
 from cni_py import files
-from cni_py.commands import runtimes
+from cni_py.commands import images, runtimes
 from cni_py.commands.main import main
 from tests.commands.hand import NETWORK, Hand
 
 Command = Callable[..., int]
+IMAGE = functools.cache(images.made)  # the same each time
 
 
 @pytest.fixture
@@ -31,9 +33,10 @@ def conf_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bytecode(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders that would have been compiled: once for all tests is enough, and pip has done it."""
+    """The folders that would have been compiled: once for all tests is enough, and pip has done it. So is one image."""
     folders: list[Path] = []
     monkeypatch.setattr(compileall, "compile_dir", lambda folder, quiet: folders.append(folder))
+    monkeypatch.setattr(images, "made", IMAGE)
     return folders
 
 

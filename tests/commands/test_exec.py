@@ -278,7 +278,8 @@ def test_an_interrupted_add_is_taken_back(hand: Hand, tmp_path: Path, signal: st
     )
     wait = "for _ in $(seq 200); do [ -e /run/asleep ] && break; sleep 0.05; done"
     done = hand.lab["host"].run(
-        ["bash", "-c", f"{command} &\n{wait}\nkill -{signal} $!\nwait $!"], env={"PYTHONPATH": str(HOME)}
+        ["bash", "-c", f"rm -f /run/asleep /run/stopped\n{command} &\n{wait}\nkill -{signal} $!\nwait $!"],
+        env={"PYTHONPATH": str(HOME)},
     )
     assert done.returncode == 130, done.stderr
     assert "cni-py-exec: interrupted" in done.stderr
@@ -370,6 +371,23 @@ def test_a_plan_without_a_bridge_is_what_the_add_after_it_applies(hand: Hand, re
     assert {str(op["op"]) for op in plan} >= names_of_some
     hand.well("DEL", name, "c1")
     assert "eth0" not in links(hand.lab, "c1")
+
+
+@pytest.mark.ours_alone
+def test_a_plan_has_the_rules_of_addresses_that_are_still_to_come(hand: Hand) -> None:
+    ipam = {"type": "static", "addresses": [{"address": "198.51.100.9/24", "gateway": "198.51.100.1"}]}
+    hand.define("lan", plugins=[{"type": "macvlan", "master": "lan0", "ipam": ipam}, {"type": "sbr"}])
+    planned = hand.well("ADD", "lan", "c1", "--plan").splitlines()
+    wanted = ["container: table 100: default via 198.51.100.1", "container: rule from 198.51.100.9/32 lookup 100"]
+    assert [line.strip() for line in planned[-2:]] == wanted
+    hand.well("ADD", "lan", "c1")
+    hand.well("DEL", "lan", "c1")
+    hand.define(
+        "lan", plugins=[{"type": "macvlan", "master": "lan0", "ipam": ipam}, {"type": "vrf", "vrfname": "blue"}]
+    )
+    planned = hand.well("ADD", "lan", "c1", "--plan").splitlines()
+    wanted = ["container: VRF blue, table 1", "container: eth0 into VRF blue"]
+    assert [line.strip() for line in planned[-2:]] == wanted
 
 
 def recorded() -> list[dict[str, object]]:

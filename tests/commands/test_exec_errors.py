@@ -88,6 +88,12 @@ ERRORS: dict[str, tuple[list[dict[str, object]], int, str]] = {
         1,
         'incompatible CNI versions (/etc/cni/net.d/60-bad.conflist): config is "1.0"',
     ),
+    "a chain of nothing": ([{"type": "chain", "plugins": []}], 7, 'chain needs "plugins"'),
+    "a chain with a type in capitals": (
+        [{"type": "chain", "plugins": [{"Type": "portmap"}]}],
+        7,
+        "must be called as chained",
+    ),
     "capabilities that are none": ([{**BRIDGE, "args": []}], 6, "args must be an object {...}, not []"),
 }
 

@@ -90,7 +90,7 @@ def test_uninstall_leaves_no_trace(cni_py_command: Command, tmp_path: Path) -> N
 def test_uninstall_puts_back_the_very_files(cni_py_command: Command, tmp_path: Path, bin_dir: Path) -> None:
     os.chown(put_plugin(bin_dir, "bridge", 0o750), os.getuid(), NOBODY if os.geteuid() == 0 else -1)
     (bin_dir / "portmap").symlink_to("/usr/lib/cni/portmap")
-    put_plugin(bin_dir, "vlan")  # one that we have not
+    put_plugin(bin_dir, "vrf")  # one that we have not
     before, inode = tree(tmp_path), (bin_dir / "bridge").stat().st_ino
     assert cni_py_command("install") == 0
     assert (bin_dir / ".cni-py" / "replaced" / "bridge").read_bytes() == GO
@@ -115,6 +115,32 @@ def test_a_dry_run_tells_and_changes_nothing(
     installed = tree(tmp_path)
     assert cni_py_command("uninstall", "--dry-run") == 0
     assert tree(tmp_path) == installed
+
+
+def test_a_folder_with_two_names_gets_its_plugins_back(
+    cni_py_command: Command, bin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A symbolic link, "..", and another place since the installation: then nothing may be thrown away."""
+    put_plugin(bin_dir, "bridge")
+    (tmp_path / "link").symlink_to(bin_dir)
+    for name in (tmp_path / "link", bin_dir / ".." / "bin"):
+        assert cni_py_command("install", "--bin-dir", str(name)) == 0
+        assert cni_py_command("uninstall") == 0
+        assert (bin_dir / "bridge").read_bytes() == GO
+        assert not (bin_dir / ".cni-py").exists()
+    cni_py_command("install")
+    moved = bin_dir.rename(bin_dir.with_name("moved"))
+    for _ in range(2):
+        assert cni_py_command("uninstall", "--bin-dir", str(moved)) == 1
+        assert f"{moved}/.cni-py is left as it is" in capsys.readouterr().err
+    assert (moved / ".cni-py/replaced/bridge").read_bytes() == GO
+
+
+def test_uninstall_without_a_folder_of_replaced_plugins(cni_py_command: Command, bin_dir: Path, tmp_path: Path) -> None:
+    cni_py_command("install")
+    (bin_dir / ".cni-py/replaced").rmdir()  # empty: rsync and git leave such a folder out
+    assert cni_py_command("uninstall") == 0
+    assert tree(tmp_path) == {}
 
 
 @pytest.mark.parametrize("name", ["05-mine.conflist", "99-mine.conf", "mine.json"])
@@ -279,6 +305,17 @@ def test_without_permission_it_says_what_to_do(
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
     assert cni_py_command("install") == 3
     assert f"{bin_dir}: Permission denied; run this as root, or choose other folders" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_the_file(
+    cni_py_command: Command, bin_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert cni_py_command("install") == 1
+    assert f"{bin_dir}/.cni-py/manifest.json: No space left on device" in capsys.readouterr().err
 
 
 def test_two_at_once_wait_for_each_other(cni_py_command: Command, bin_dir: Path, tmp_path: Path) -> None:

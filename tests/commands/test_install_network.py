@@ -85,11 +85,13 @@ def test_runtimes_speak_the_newest_version_that_they_know(cni_py_command: Comman
 
 
 def test_one_of_the_version_before_is_brought_up_to_date_when_asked(
-    cni_py_command: Command, conf_dir: Path, capsys: Strings, monkeypatch: pytest.MonkeyPatch
+    cni_py_command: Command, conf_dir: Path, tmp_path: Path, capsys: Strings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "other-name").symlink_to(conf_dir)
     with monkeypatch.context() as patch:
         patch.setattr(default_network, "text", lambda *, ipv6: network("cni-py", "10.87.0.0/16").encode())
-        cni_py_command("install")
+        conf_dir.mkdir(parents=True)
+        cni_py_command("install", "--conf-dir", str(tmp_path / "other-name"))
     path = conf_dir / default_network.FILE
     before = path.read_text()
     assert cni_py_command("install") == 0

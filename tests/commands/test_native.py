@@ -65,7 +65,7 @@ def test_a_compiled_executable_under_other_names(cni_py_command: Command, bin_di
     assert not is_own_launcher(str(tmp_path / "portmap"))
 
 
-def test_a_compiled_executable_whose_interpreter_is_gone(
+def test_a_compiled_executable_whose_interpreter_or_script_is_gone(
     cni_py_command: Command, bin_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
@@ -73,12 +73,14 @@ def test_a_compiled_executable_whose_interpreter_is_gone(
     monkeypatch.setattr(native, "_built", native._built.__wrapped__)
     python.symlink_to(launchers.interpreter())
     assert cni_py_command("install", "--launcher=native") == 0
-    python.unlink()
-    done = answer(bin_dir / "bridge", CNI_COMMAND="ADD")
-    assert (done.returncode, done.stderr) == (1, "")
-    error = json.loads(done.stdout)
-    assert error["code"] == 999
-    assert str(python) in error["msg"]
+    shutil.rmtree(bin_dir / ".cni-py/scripts")
+    for lost in (bin_dir / ".cni-py/scripts", python):
+        done = answer(bin_dir / "bridge", CNI_COMMAND="ADD")
+        assert (done.returncode, done.stderr) == (1, "")
+        error = json.loads(done.stdout)
+        assert error["code"] == 999
+        assert str(lost) in error["msg"]
+        python.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +92,9 @@ def test_a_compiled_executable_whose_interpreter_is_gone(
             'while [ "$1" != -o ]; do shift; done; echo "#!/bin/sh" >"$2"; chmod +x "$2"',
             "the compiled executable answers b''",
         ),
+        ('while [ "$1" != -o ]; do shift; done; echo >"$2"', "/bridge: Exec format error"),
     ],
-    ids=["none", "broken", "wrong"],
+    ids=["none", "broken", "wrong", "no program"],
 )
 def test_without_a_compiler_that_works_they_are_in_python(
     cni_py_command: Command,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,124 @@ def ruleset(lab: Lab) -> list[str]:
     return sorted(line.strip(" \t,}") for line in re.split(r"\n|, |\{ (?=.* : )", text))
 
 
+def links(lab: Lab) -> list[object]:
+    """Links, addresses and routes of the host, but for the numbers of links that were made anew."""
+    found: list[object] = []
+    for command in ("ip -j link", "ip -j addr", "ip -j route show table all", "ip -6 -j route"):
+        listed = json.loads(lab["host"].run(command.split(), check=True).stdout)
+        for each in listed:
+            each.pop("ifindex", None)
+        # The kernel's anycast routes depend on which came first, forwarding or the address
+        found.append(sorted(str(each) for each in listed if each.get("type") != "anycast"))
+    ports = lab["host"].run(["bridge", "-d", "link"], check=True).stdout
+    ports = re.sub(r" mcast_n_groups \d+", "", ports)  # how many there are at the moment, with iproute2 6.15
+    found.append(sorted(re.sub(r"^\d+: |@\w+(?=: )|state \w+", "", ports, flags=re.MULTILINE).split("\n")))
+    found.append(lab["host"].run(["sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet"], check=True).stdout)
+    return found
+
+
+def settled(lab: Lab, wanted: list[object]) -> bool:
+    """Whether the links are so within the seconds that the kernel takes for link-local addresses."""
+    end = time.monotonic() + 10
+    while links(lab) != wanted:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def port_vlans(lab: Lab) -> list[str]:
+    """Of each port, in an order of ours: the kernel's is that in which links were made."""
+    shown = lab["host"].run(["bridge", "-j", "-d", "vlan"]).stdout
+    return sorted(map(json.dumps, json.loads(shown))) if shown.startswith("[{") else []
+
+
+def at_rest(lab: Lab) -> list[object]:
+    """The links once no address is tentative."""
+    while "tentative" in lab["host"].run(["ip", "addr"], check=True).stdout:
+        time.sleep(0.05)
+    return links(lab)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link delete cni0",
+        "ip address delete 192.0.2.1/24 dev cni0",
+        "ip address flush dev cni0 scope global",
+        "ip link set cni0 down",
+        "for port in /sys/class/net/cni0/brif/*; do ip link set ${port##*/} nomaster; done",
+        "ip link delete cni0; nft flush ruleset",
+    ],
+)
+def test_what_was_taken_from_links_comes_back(machine: Lab, network: Guarded, damage: str) -> None:
+    index = re.compile(r"comment \"\d+ filtered")  # of the bridge
+    rules, before = [index.sub("", line) for line in ruleset(machine)], at_rest(machine)
+    machine["host"].run(["sh", "-c", damage], check=True)
+    assert links(machine) != before
+    restore(machine)
+    assert settled(machine, before), difference({"": before}, {"": links(machine)})
+    assert [index.sub("", line) for line in ruleset(machine)] == rules
+    assert reached(machine) == ["c1"] * 4
+    assert restore(machine).strip() == "restored 0 of 2 attachments"
+
+
+@pytest.mark.debian_kernel
+def test_port_options_vlans_and_point_to_point_links_come_back(machine: Lab, plugins: Plugins) -> None:
+    """VLANs where the kernel has them."""
+    host = machine["host"]
+    ipam = {"type": "host-local", "subnet": "203.0.113.0/25"}
+    filtering = host.run(["ip", "link", "add", "cniv", "type", "bridge", "vlan_filtering", "1"]).returncode == 0
+    bridge: dict[str, object] = {
+        "cniVersion": "1.0.0",
+        "name": "ports",
+        "type": "bridge",
+        "bridge": "cniv",
+        "mtu": 1400,
+    }
+    bridge |= {"isGateway": True, "portIsolation": True, "macspoofchk": True, "promiscMode": False, "ipam": ipam}
+    if filtering:
+        bridge |= {"vlan": 100, "vlanTrunk": [{"minID": 7, "maxID": 9}]}
+        host.run(["ip", "link", "delete", "cniv"], check=True)
+    pair: dict[str, object] = {
+        "cniVersion": "1.0.0",
+        "name": "pair",
+        "type": "ptp",
+        "ipam": {**ipam, "subnet": "203.0.113.128/25"},
+    }
+    made = [(bridge, "c1", "eth1"), (pair, "c2", "eth1")]
+    for conf, name, ifname in made:
+        assert plugins.run(machine, "ADD", str(conf["type"]), conf, name, ifname=ifname).status == 0
+    before, vlans = at_rest(machine), port_vlans(machine)
+    veth = json.loads(host.run(["ip", "-j", "-4", "addr", "show", "to", "203.0.113.129"], check=True).stdout)[0][
+        "ifname"
+    ]
+    host.run(["ip", "link", "delete", "cniv"], check=True)
+    host.run(["ip", "address", "delete", "203.0.113.129/32", "dev", veth], check=True)
+    restore(machine)
+    assert settled(machine, before), difference({"": before}, {"": links(machine)})
+    assert port_vlans(machine) == vlans
+    for conf, name, ifname in made:
+        assert plugins.run(machine, "DEL", str(conf["type"]), conf, name, ifname=ifname).status == 0
+    host.run(["ip", "link", "delete", "cniv"], check=True)
+
+
+def test_what_somebody_put_in_its_place_stays(machine: Lab, network: Guarded) -> None:
+    before = at_rest(machine)
+    script = (
+        "ip address delete 192.0.2.1/24 dev cni0; ip address add 192.0.2.250/24 dev cni0; ip link add br9 type bridge"
+    )
+    machine["host"].run(
+        ["sh", "-c", script + "; ip link set $(ls /sys/class/net/cni0/brif | head -1) master br9"], check=True
+    )
+    moved = links(machine)
+    assert restore(machine).strip() == "restored 0 of 2 attachments"
+    assert links(machine)[1] == moved[1]
+    machine["host"].run(["sh", "-c", "ip link delete br9; ip address delete 192.0.2.250/24 dev cni0"], check=True)
+    restore(machine)
+    assert settled(machine, before)
+
+
 def reached(lab: Lab, port: int = WEB) -> list[str]:
     """Who answers on a port, from the LAN and from the host, in both families."""
     ways = [("client", HOST4), ("client", HOST6), ("host", HOST4), ("host", "127.0.0.1")]
@@ -98,6 +218,7 @@ def reached(lab: Lab, port: int = WEB) -> list[str]:
         "flush map inet cni_py specific4",
         "flush map inet cni_py claims4",
         "flush map inet cni_py claims6",
+        "delete map inet cni_py claims4",
         "flush map inet cni_py hairpin4",
         "flush map inet cni_py masquerade6",
         "flush set inet cni_py local_links",
@@ -114,6 +235,55 @@ def test_what_was_removed_comes_back(machine: Lab, network: Guarded, damage: str
     assert reached(machine) == ["c1"] * 4
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete chain inet cni_py policies",
+        "flush map inet cni_py conditional_any4; delete chain inet cni_py shared4",
+    ],
+)
+def test_chain_that_is_gone_while_its_sets_are_there_comes_back(machine: Lab, empty: Guarded, damage: str) -> None:
+    network = empty
+    network.ports["c1"] = [mapping(WEB, 80)]
+    previous = {"prevResult": network.plugins.run(machine, "ADD", "bridge", network.bridge()).json}
+    firewall = {"cniVersion": "1.0.0", "name": "lab", "type": "firewall", "ingressPolicy": "same-bridge", **previous}
+    shared = {**network.portmap("c1"), "ports": {f"{WEB}/tcp": {"share": True}}, **previous}
+    for verb in ("ADD", "CHECK"):
+        for plugin, conf in (("portmap", shared), ("firewall", firewall)):
+            done = network.plugins.run(machine, verb, plugin, conf)
+            assert done.status == 0, done.stdout
+    before = ruleset(machine)
+    nft(machine, damage)
+    restore(machine)
+    assert by_table(ruleset(machine)) == by_table(before)
+    assert reached(machine) == ["c1"] * 4
+    assert network.plugins.run(machine, "DEL", "firewall", firewall).status == 0
+    network.results["c1"] = previous["prevResult"]
+    network.detach("c1")
+    nft(machine, "flush ruleset")  # other tests know the order of what is in a table
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flush chain inet cni_py published4; delete map inet cni_py any4",
+        "flush chain inet cni_py loopback_guard; delete set inet cni_py local_links",
+        "flush chain bridge cni_py prerouting; delete set bridge cni_py spoof_checked",
+    ],
+)
+def test_add_makes_what_is_missing_of_a_table(machine: Lab, empty: Guarded, damage: str) -> None:
+    network = empty
+    network.attach("c1", mapping(OTHER, 80))
+    before = nft(machine, "-s list ruleset").count("chain")
+    nft(machine, damage)
+    network.attach("c2", mapping(WEB, 80))
+    assert reached(machine) == ["c2"] * 4
+    assert nft(machine, "-s list ruleset").count("chain") == before
+    for name in ("c1", "c2"):
+        network.detach(name)
+    nft(machine, "flush ruleset")
+
+
 def by_table(lines: object) -> list[list[str]]:
     """The lines of each table; in which order the tables were made is no difference."""
     assert isinstance(lines, list)
@@ -123,6 +293,12 @@ def by_table(lines: object) -> list[list[str]]:
             tables.append([])
         tables[-1].append(line)
     return sorted(tables)
+
+
+def test_rules_that_no_attachment_owns_are_told(machine: Lab, network: Guarded) -> None:
+    nft(machine, "flush chain inet cni_py published4")
+    assert restore(machine) == "restored: rules of table inet cni_py\nrestored 0 of 2 attachments\n"
+    assert restore(machine) == "restored 0 of 2 attachments\n"
 
 
 def test_traffic_flows_again_and_del_leaves_nothing(machine: Lab, empty: Guarded) -> None:
@@ -229,6 +405,34 @@ def test_a_dead_attachment_and_an_unfinished_one_are_left_out(machine: Lab, netw
     network.detach("c4")
 
 
+def test_what_the_kernel_refuses_for_one_does_not_stop_the_others(machine: Lab, network: Guarded) -> None:
+    """All are one transaction; where it is refused, it is tried without those that it is refused for."""
+    path = (
+        machine["host"]
+        .run(["sh", "-c", "grep -l c2 /run/cni-py/attachments/*/portmap.json"], check=True)
+        .stdout.strip()
+    )
+    machine["host"].run(["sed", "-i.kept", 's/"conditions4":""/"conditions4":"no such condition"/', path], check=True)
+    nft(machine, "flush ruleset")
+    found = report(machine, status=1)
+    assert "no such condition" in found["c2", "portmap"]["errors"][0]
+    assert found["c2", "bridge"]["putBack"]
+    assert reached(machine) == ["c1"] * 4
+    machine["host"].run(["mv", f"{path}.kept", path], check=True)
+    assert not report(machine)["c2", "portmap"]["errors"]
+
+
+def test_a_call_that_works_on_an_attachment_is_waited_for(machine: Lab, network: Guarded) -> None:
+    folder = machine["host"].run(["sh", "-c", "grep -l c2 /run/cni-py/attachments/*/portmap.json"], check=True).stdout
+    lock = f"/run/cni-py/lock/attachment-{folder.split('/')[-2]}-portmap"
+    with machine["host"].popen(["flock", lock, "sh", "-c", "echo; sleep 0.5"], stdout=subprocess.PIPE) as call:
+        assert call.stdout is not None
+        call.stdout.readline()
+        nft(machine, "flush ruleset")
+        assert report(machine)["c2", "portmap"]["putBack"]
+        assert call.poll() is not None
+
+
 def test_a_damaged_record_costs_the_others_nothing(machine: Lab, network: Guarded) -> None:
     path = (
         machine["host"]
@@ -269,4 +473,4 @@ def test_rules_of_iptables_come_back_too(empty: Guarded) -> None:
         assert sorted(host.run(["iptables", "-t", "nat", "-S"], check=True).stdout.split()) == sorted(before.split())
         assert empty.lab.fetch("client", HOST4, WEB).name == "c1"
     finally:
-        host.run(["rm", "-r", "/etc/cni-py"], check=True)
+        host.run(["rm", "/etc/cni-py/config.yaml"], check=True)

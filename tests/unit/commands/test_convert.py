@@ -55,6 +55,8 @@ def test_plugins_beside_a_chain_go_into_it_and_its_switches_go_to_the_list(
     assert chain["capabilities"] == {"ips": True, "portMappings": True, "mac": True}
     file.write_text(json.dumps({"name": "n", "plugins": [{**JOINED, "disableGC": True}]}))
     assert dict(converted(file, "list", capsys))["disableGC"] is True  # type: ignore[call-overload]  # as above
+    file.write_text(json.dumps({**LIST, "plugins": [{**JOINED, "disableCheck": False}]}))
+    assert converted(file, "list", capsys) == LIST
 
 
 def test_a_file_is_replaced_and_the_one_before_kept(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +81,7 @@ REFUSED: dict[str, tuple[dict[str, object], str, int, str]] = {
     "one chain": ({"name": "n", **JOINED}, "list", 1, "holds one plugin"),
     "a key of the chain": ({"name": "n", "plugins": [{**JOINED, "log": "x"}]}, "list", 1, 'has the key "log"'),
     "no plugins": ({"name": "n", "plugins": []}, "chain", 1, "has no plugins"),
+    "no plugins in a chain": ({"name": "n", "plugins": [{"type": "chain"}]}, "list", 1, "has no plugins"),
     "a chain in a chain": (
         {"name": "n", "plugins": [{**JOINED, "plugins": [JOINED]}]},
         "list",

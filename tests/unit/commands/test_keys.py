@@ -24,12 +24,13 @@ READERS = {
     *("optional_string", "optional_boolean", "optional_integer", "_optional_ip", "_one_of", "_ip"),
 }
 SOURCES = {  # where the keys of each plugin are read, beside <plugin>*.py
+    "dhcp": ("ipam/dhcp.py", "ipam/dhcp_options.py"),
     "host-local": ("ipam/ranges.py",),
     "portmap": ("ports/config.py", "ports/mapping.py"),
 }
 RUNTIMES = {  # read there too, but of what a runtime sends: runtimeConfig, args.cni, prevResult
     *("portMappings", "containerPort", "hostPort", "protocol", "hostIP", "ipRanges", "ips", "bandwidth", "cni"),
-    *("io.kubernetes.cri.pod-annotations", "runtimeConfig", "mac"),
+    *("io.kubernetes.cri.pod-annotations", "runtimeConfig", "mac", "deviceID"),
 }
 OF_THE_REFERENCE = {"name"}  # accepted without being read, as by the Go plugins
 
@@ -41,6 +42,7 @@ def modules_of(plugin: str) -> list[Path]:
         *FOLDER.glob(f"{name}.py"),
         *FOLDER.glob(f"{name}_*.py"),
         *(CORE / file for file in SOURCES.get(plugin, ())),
+        *(FOLDER.glob("device_conf.py") if plugin == "host-device" else ()),
     ]
 
 

@@ -12,9 +12,10 @@ import pytest
 from cni_py import files
 from cni_py.attachment.naming import Attachment
 from cni_py.attachment.records import Record
-from cni_py.commands import leftovers, overlaps, restoration
+from cni_py.commands import leftovers, overlaps
 from cni_py.commands.leftovers import Left
 from cni_py.protocol import cache, conflist
+from cni_py.restore import restoration
 
 TEXT = b'{"cniVersion": "1.0.0", "name": "cni-py", "plugins": [{"type": "bridge", "bridge": "cni-py0"}]}'
 OURS = conflist.parse(TEXT, "a")

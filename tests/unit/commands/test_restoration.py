@@ -10,11 +10,12 @@ from cni_py import files
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.naming import Attachment
 from cni_py.attachment.records import Record
-from cni_py.commands import outcome, restoration
+from cni_py.commands import outcome
 from cni_py.commands.adoption import Adopted
-from cni_py.commands.restoration import Restored
 from cni_py.nftables import ruleset
 from cni_py.protocol.gojson import Object
+from cni_py.restore import restoration
+from cni_py.restore.outcome import Restored
 
 KEY = Attachment("lab", "web", "eth0")
 
