@@ -2,5 +2,5 @@
 
 A leaked address: `reservations` adds and removes the files, `leaving` finds what a DEL has to release.
 
-Floor 6 of 11. May import: attachment, backend, protocol, kernel, base.
+Floor 6 of 13. May import: attachment, backend, protocol, kernel, base.
 """

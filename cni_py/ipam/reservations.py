@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 DATA_DIR = "/var/lib/cni/networks"
 STAMP = "user.cni_py.boot"
 CURSOR = "last_reserved_ip."
+OPERATOR = b"operator: "  # how the content of `cni-py ipam reserve` begins: no container ID has a space, and a GC passes it over
 MACHINE_ID = "/etc/machine-id"  # machine-id(5)
 HELD: "dict[str, Pool]" = {}  # by directory: the pools that this process has locked, for flock(2) would wait for ourselves
 DEPTH_MAX = 8  # folders within folders
@@ -252,6 +253,21 @@ class Pool:
             self._scan()
         return dict(self._found)
 
+    def listed(self) -> "Iterator[tuple[str, bytes, bool]]":
+        """Every reservation, read anew: the address, the content, whether it is of an earlier boot. Nothing is written."""
+        for name in self._walk(self.fd, "") if self.fd >= 0 else ():
+            if is_address(name):
+                yield name, *self._read(name)
+
+    def is_of_another_machine(self, name: str) -> bool:
+        """Whether the reservation's stamp names another machine, or none and another boot: the directory is shared."""
+        try:
+            stamp = os.getxattr(f"/proc/self/fd/{self.fd}/{name}", STAMP).decode("utf-8", "replace")
+        except OSError:
+            return False
+        machine = stamp.partition("/")[0]
+        return bool(machine and self.boot) and machine != self.boot.partition("/")[0]
+
     def cursor(self, number: int) -> bytes | None:
         """The address that range set `number` gave out last; None when that is not known."""
         try:
@@ -414,7 +430,10 @@ class Pool:
         try:
             if not files.is_ordinary(os.fstat(fd)):
                 return b"", False
-            return os.read(fd, CONTENT_MAX).strip(), self._is_dead(fd, stamp and is_address(name))
+            content = os.read(fd, CONTENT_MAX).strip()
+            if content.startswith(OPERATOR):  # not an attachment's: it outlives the boot
+                return content, False
+            return content, self._is_dead(fd, stamp and is_address(name))
         finally:
             os.close(fd)
 

@@ -13,7 +13,7 @@ from cni_py.attachment import naming
 from cni_py.errors import TryAgainLater
 from cni_py.ipam import reservations
 from cni_py.ipam.ranges import Range, choose
-from cni_py.ipam.reservations import STAMP, DirectoryLock, Pool, ReserveAddress, holder, is_over
+from cni_py.ipam.reservations import OPERATOR, STAMP, DirectoryLock, Pool, ReserveAddress, holder, is_over
 
 
 class Machine:
@@ -208,6 +208,16 @@ def test_what_an_earlier_boot_reserved_is_reclaimed_and_what_this_one_did_is_not
     assert set(machine.files()) == {"lock", "10.1.2.3"}
     machine.reserve("10.1.2.2", "c1")  # the same container, restarted
     assert set(machine.files()) == {"lock", "10.1.2.2", "10.1.2.3"}
+
+
+def test_an_operators_reservation_outlives_a_boot(machine: Machine) -> None:
+    for _ in range(2):
+        with Pool(str(machine.directory), make=True) as pool:
+            if pool.is_free(parse_ip("10.1.2.9")):
+                pool.reserve("10.1.2.9", OPERATOR + b"the printer")
+        machine.reboot()
+    with Pool(str(machine.directory)) as pool:
+        assert pool.by_holder() == {b"operator: the printer": ["10.1.2.9"]}
 
 
 def test_a_reservation_of_the_go_plugin_is_reclaimed_only_if_it_was_seen_in_an_earlier_boot(machine: Machine) -> None:
