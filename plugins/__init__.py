@@ -2,6 +2,6 @@
 
 A plugin reads its configuration (`*_conf`), decides (`*_plan`: operations, by value) and hands the operations to the engine.
 
-Floor 10 of 11. May import: skel, ownership, ports, iptables, nftables, ipam, interface, attachment, backend, protocol, kernel,
-base.
+Floor 10 of 13. May import: skel, ownership, ports, iptables, nftables, firewalld, ipam, interface, attachment, backend,
+protocol, kernel, base.
 """

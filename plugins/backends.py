@@ -43,6 +43,9 @@ def serving(call: "Call", asked: str, prefix: str, ops: dict[str, str]) -> str:
 def require(kernel: "Kernel", backend: str) -> None:
     """STATUS: raise PluginNotAvailable if the backend is missing."""
     try:
+        if backend == "firewalld":
+            require_firewalld()
+            return
         if backend == "iptables":
             from cni_py.iptables.tool import TOOLS, find
 
@@ -57,6 +60,14 @@ def require(kernel: "Kernel", backend: str) -> None:
             libnftables.binding()
     except CniError as error:
         raise PluginNotAvailable(error.msg, error.details) from error
+
+
+def require_firewalld() -> None:
+    """CniError unless firewalld runs."""
+    from cni_py.firewalld import zones
+
+    with zones.needed():
+        pass
 
 
 # Masquerading: ipMasq of the plugins that make the container's interface
@@ -137,19 +148,24 @@ def sweep_masquerading(call: "Call") -> None:
 
 
 def take_out_unrecorded(call: "Call", addresses: "Iterable[Address]") -> None:
-    """ADD that publishes nothing: remove iptables rules of attachments without a record that lead to these addresses.
+    """ADD that publishes nothing: remove rules of attachments without a record that lead to these addresses.
 
     The index of published ports knows of the Go plugins' chains only what there was when it was made.
     """
     packed = {address.packed for address in addresses}
-    families = concerned(call.kernel, ENTRIES) if packed else []
-    if families and not call.dry_run:
-        from cni_py.ports import by_iptables
+    if not packed or call.dry_run:
+        return
+    from cni_py.ports import chains
 
-        try:
+    try:
+        families = concerned(call.kernel, ENTRIES)
+        if families:
+            from cni_py.ports import by_iptables
+
             by_iptables.take_out_unrecorded_of(call.kernel, families, packed)
-        except CniError as error:  # nothing is published: no reason not to connect the container
-            warn(f"ports that earlier containers published may lead to {call.key.label}: {error}")
+        chains.clear_go_tables(call.kernel, packed)
+    except CniError as error:  # nothing is published: no reason not to connect the container
+        warn(f"ports that earlier containers published may lead to {call.key.label}: {error}")
 
 
 def sweep_ports(call: "Call") -> None:

@@ -11,6 +11,8 @@ What ADD makes, all of it on the host, in this order (interface/shaping.py says 
     ingress     a token bucket (qdisc tbf) on the host's end of the veth pair
     egress      an ifb device, up, with a token bucket; a redirect to it of all that comes in by the host's end
 
+With `unshapedSubnets` or `shapedSubnets` two classes (qdisc htb) and filters take the place of each token bucket.
+
 The ifb has the Go plugin's name, made of network and containerID. A second interface of the container in the same network
 would have the same, so its ifb is called by the attachment. Example configuration: conf/bandwidth.conflist.
 """
@@ -40,7 +42,7 @@ def add(call: Call) -> "Result":
     earlier = needed_result(call, "as chained plugin")
     if conf.ingress is None and conf.egress is None:
         return earlier
-    check_rates(conf)
+    conf.check()
     name, mtu = host_end(call, earlier)
     call.begin()
     refuse_existing(call, name)
@@ -61,29 +63,34 @@ def needed_result(call: Call, how: str) -> "Result":
     return earlier
 
 
-def check_rates(conf: BandwidthConf) -> None:
-    """InvalidNetworkConfig for a limit of 0 bytes, which the kernel would refuse when half of the plan is applied."""
-    for limit in (conf.ingress, conf.egress):
-        if limit is not None and 0 in limit:
-            raise InvalidNetworkConfig("rates and bursts are in bits, and cannot be below 8")
-
-
 def plan(call: Call, conf: BandwidthConf, name: str, mtu: int, ifb: str) -> "list[Op]":
     """The operations that limit the container, in order. `name` and `mtu` are the host's end's."""
-    from cni_py.interface.shaping import AddIfb, LimitIfb, LimitRate, RedirectToIfb
+    from cni_py.interface import shaping
 
     steps: list[Op] = []
     if conf.ingress is not None:
         rate, burst = conf.ingress
-        steps.append(LimitRate(name=name, rate=rate, burst=burst))
+        steps += of_networks(conf, name, conf.ingress) or [shaping.LimitRate(name=name, rate=rate, burst=burst)]
     if conf.egress is not None:
         rate, burst = conf.egress
-        steps += [
-            AddIfb(name=ifb, mac=call.key.mac("ifb"), mtu=mtu),
-            LimitIfb(name=ifb, rate=rate, burst=burst),
-            RedirectToIfb(name=name, ifb=ifb),
+        steps.append(shaping.AddIfb(name=ifb, mac=call.key.mac("ifb"), mtu=mtu))
+        steps += of_networks(conf, ifb, conf.egress, is_ifb=True) or [
+            shaping.LimitIfb(name=ifb, rate=rate, burst=burst)
         ]
+        steps.append(shaping.RedirectToIfb(name=name, ifb=ifb))
     return steps
+
+
+def of_networks(conf: BandwidthConf, name: str, limit: tuple[int, int], *, is_ifb: bool = False) -> "list[Op]":
+    """The limit on an interface for some networks, or for all but some; none where it is for everybody."""
+    if not conf.networks:
+        return []
+    from cni_py.interface.network_limits import LimitIfbNetworks, LimitNetworks
+
+    kind = LimitIfbNetworks if is_ifb else LimitNetworks
+    rate, burst = limit
+    exempt = bool(conf.unshaped)
+    return [kind(name=name, rate=rate, burst=burst, networks=conf.networks, exempt=exempt, source=not is_ifb)]
 
 
 def host_end(call: Call, earlier: "Result") -> tuple[str, int]:
@@ -110,9 +117,11 @@ def refuse_existing(call: Call, name: str) -> None:
     """CniError where the host's end has a limit: somebody else's, or that of an ADD that succeeded."""
     from cni_py.kernel import tc
 
-    link = call.kernel.host.link(name)
-    if link is not None and (tc.tbf(call.kernel.host, link.index) or tc.has_ingress(call.kernel.host, link.index)):
-        raise CniError(f"the rate of {name} is limited already", "it has a qdisc tbf 1: or an ingress")
+    side, link = call.kernel.host, call.kernel.host.link(name)
+    if link is None:
+        return
+    if tc.root_kind(side, link.index) in ("tbf", "htb") or tc.has_ingress(side, link.index):
+        raise CniError(f"the rate of {name} is limited already", "it has a qdisc tbf 1: or htb 1:, or an ingress")
 
 
 def is_pair(inside: "Link", outside: "Link") -> bool:
@@ -163,6 +172,7 @@ def check(call: Call) -> None:
     earlier = needed_result(call, "as a chained plugin")
     if conf.ingress is None and conf.egress is None:
         return
+    conf.check()
     name, mtu = host_end(call, earlier)
     own = own_ifb_name(call)
     has_own = any(interface.name == own for interface in earlier.interfaces)
@@ -187,7 +197,13 @@ def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     from cni_py.kernel import tc
 
+    conf = BandwidthConf(call.conf)
+    conf.check()
     lacking = tc.lacking(call.kernel.host)
+    if not lacking and conf.networks:
+        from cni_py.kernel import htb
+
+        lacking = "htb (CONFIG_NET_SCH_HTB)" if htb.is_lacking(call.kernel.host) else ""
     if lacking:
         raise PluginNotAvailable("this kernel cannot limit the rate of a container's traffic", f"it lacks {lacking}")
 

@@ -21,15 +21,17 @@ Example configuration: conf/bridge.conflist.
 
 from cni_py import backend
 from cni_py.addr import mac_text
-from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.attachment import delegate
+from cni_py.attachment.call import Call, Plugin
+from cni_py.attachment.naming import vlan_gateway_name
 from cni_py.errors import PluginNotAvailable
-from cni_py.kernel import rtnl
 from cni_py.plugins import backends
 from cni_py.plugins.container import (
     ask_ipam,
-    collect_addresses,
+    collect,
     container_mac,
     delete_interface,
+    detach,
     examine_ipam,
     forget_marked,
     ipam_result,
@@ -39,7 +41,6 @@ from cni_py.plugins.container import (
     sweep_elements,
     sweep_pairs,
 )
-from cni_py.protocol.netconf import boolean, string
 from cni_py.protocol.result import Interface, Result
 
 TYPE_CHECKING = False
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 def add(call: Call) -> Result:
     """Connect the container."""
     from cni_py.plugins.bridge_conf import BridgeConf
-    from cni_py.plugins.bridge_plan import complete, plan, plan_bridge
+    from cni_py.plugins.bridge_plan import complete, plan_bridge, plan_port, plan_rest, plan_up
 
     conf = BridgeConf(call)
     conf.check_add()
@@ -62,9 +63,13 @@ def add(call: Call) -> Result:
     if call.begin():
         release_addresses(call)
     call.apply(plan_bridge(conf))  # before IPAM: a bridge that cannot be made should not cost an address
+    port = plan_port(call.key, conf, mac)
+    if delegate.by_interface(call):
+        call.apply([*port, *plan_up(call.key)])
+        port = []
     result = ipam_result(call)
     complete(result, conf)
-    call.apply(plan(call.key, conf, result, mac))
+    call.apply(port + plan_rest(call.key, conf, result, mac))
     result.interfaces = interfaces(call, conf, mac)
     prefer_own_dns(call, result)
     return result
@@ -80,8 +85,6 @@ def interfaces(call: Call, conf: "BridgeConf", mac: bytes) -> list[Interface]:
         Interface(call.ifname, mac_text(mac), call.netns),
     ]
     if conf.vlan and conf.gateway:
-        from cni_py.interface.vlan_gateway import vlan_gateway_name
-
         name = vlan_gateway_name(conf.bridge, conf.vlan)
         found.append(Interface(name, mac_now(call, name, bytes(6))))
     return found
@@ -95,8 +98,7 @@ def mac_now(call: Call, name: str, planned: bytes) -> str:
 
 def delete(call: Call) -> None:
     """Disconnect the container. Each step is tried, whatever is left to go by."""
-    steps = (Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface, release_addresses)
-    call.finish_delete(call.run_all(*steps))
+    detach(call, Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface)
 
 
 def check(call: Call) -> None:
@@ -108,23 +110,23 @@ def check(call: Call) -> None:
 
 def gc(call: Call) -> None:
     """Undo stale attachments: first by their records, then what lost records leave behind, then in IPAM."""
-    call.finish_delete(
-        collect_garbage(call)
-        + call.run_all(sweep_elements, backends.sweep_masquerading, sweep_pairs, collect_addresses)
-    )
+    collect(call, sweep_elements, backends.sweep_masquerading, sweep_pairs)
 
 
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
+    from cni_py.plugins.bridge_conf import BridgeConf
+
+    conf = BridgeConf(call)
+    conf.check_add()
     ask_ipam(call, "STATUS")
-    conf = call.conf.raw
-    name = string(conf, "bridge", "cni0")
-    link = call.kernel.host.link(name) if 0 < len(name) <= rtnl.IFNAME_MAX else None
+    link = call.kernel.host.link(conf.bridge)
     if link is not None and link.kind != "bridge":
-        raise PluginNotAvailable(f'"{name}" already exists but is not a bridge', "rename it or the network's bridge")
-    if boolean(conf, "ipMasq"):
-        backends.require(call.kernel, backend.chosen(string(conf, "ipMasqBackend")))
-    if boolean(conf, "macspoofchk"):
+        what = f'"{conf.bridge}" already exists but is not a bridge'
+        raise PluginNotAvailable(what, "rename it or the network's bridge")
+    if conf.masquerade:
+        backends.require(call.kernel, backend.chosen(conf.backend))
+    if conf.mac_spoof_check:
         backends.require(call.kernel, "nftables")
 
 

@@ -6,7 +6,7 @@ from cni_py.attachment.call import Call
 from cni_py.attachment.engine import listed
 from cni_py.errors import CniError
 from cni_py.interface.addressing import plan_route
-from cni_py.interface.common import AddVeth
+from cni_py.interface.common import AddVeth, checked_routes
 from cni_py.kernel import inet, rtnl
 from cni_py.plugins import backends
 from cni_py.plugins.bridge_conf import BridgeConf
@@ -43,8 +43,9 @@ def check_bridge(call: Call, bridge: Interface, conf: BridgeConf) -> None:
         raise CniError(f"Bridge interface {bridge.name} Mac doesn't match: {bridge.mac}", f"it is {mac_text(link.mac)}")
     promisc = bool(link.flags & rtnl.IFF_PROMISC)
     if promisc != conf.promisc:
+        configured, current = (str(mode).lower() for mode in (conf.promisc, promisc))  # as the Go plugin says it
         raise CniError(
-            f"Bridge interface {bridge.name} configured Promisc Mode {conf.promisc} doesn't match current state: {promisc}"
+            f"Bridge interface {bridge.name} configured Promisc Mode {configured} doesn't match current state: {current}"
         )
 
 
@@ -68,9 +69,8 @@ def check_veth(call: Call, result: Result, bridge: Interface, container: Interfa
 def check_addresses(call: Call, result: Result) -> None:
     """The container has the addresses and routes of the result, and for each address the route to its subnet."""
     side = call.kernel.container
-    index = expect(side.link(call.ifname), call.ifname).index
-    held = {str(entry.address) for entry in inet.addresses(side, index)}
-    routes = inet.routes(side, index)
+    link = expect(side.link(call.ifname), call.ifname)
+    held = {str(entry.address) for entry in inet.addresses(side, link.index)}
     for ip in result.ips:
         listed = ip.interface is not None and ip.interface < len(result.interfaces)
         if listed and result.interfaces[ip.interface or 0].name != call.ifname:
@@ -80,6 +80,7 @@ def check_addresses(call: Call, result: Result) -> None:
         subnet = ip.address.network()
         if subnet == ip.address.host() or (subnet.family == 4 and not any(subnet.packed)):
             continue  # the kernel makes no such route for a /32 or /128, nor for 0.0.0.0/0 (fib_add_ifaddr())
+        routes = checked_routes(side, link, subnet.family)
         if not any(route.dst == subnet and route.gw is None for route in routes):
             raise CniError(
                 f"Failed to find Gateway for {ip.address} on interface {call.ifname}: the route to its subnet is missing"

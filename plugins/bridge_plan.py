@@ -5,14 +5,14 @@ In the order of ADD:
     plan_bridge     the bridge, before IPAM is asked
     complete        gateways and default routes that IPAM leaves open
     plan            all the rest:
-      plan_port         the veth pair, a port of the bridge
+      plan_port         the veth pair, a port of the bridge; before IPAM is asked, where that needs the interface
       (interface/addressing.py: addresses and routes of the container)
       plan_gateway      the host's side: gateway address, forwarding
       (plugins/backends.py: ipMasq)
 """
 
 from cni_py.addr import Address, int_of, ip_of, ip_text, parse_address
-from cni_py.attachment.naming import Attachment, derived_mac
+from cni_py.attachment.naming import Attachment, derived_mac, vlan_gateway_name
 from cni_py.errors import InvalidNetworkConfig
 from cni_py.interface import bridge, common
 from cni_py.interface.addressing import plan_addresses, plan_route
@@ -62,13 +62,22 @@ def first_address(address: Address) -> bytes | None:
 
 def plan(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes) -> "list[Op]":
     """The operations that connect the container to the bridge, in order."""
+    return plan_port(key, conf, container_mac) + plan_rest(key, conf, result, container_mac)
+
+
+def plan_up(key: Attachment) -> "list[Op]":
+    """An interface that carries packets, though it has no address yet: IPAM asks for one by it."""
+    return [common.SetContainerUp(ifname=key.ifname), bridge.WaitForPort(name=key.host_veth)]
+
+
+def plan_rest(key: Attachment, conf: BridgeConf, result: Result, container_mac: bytes) -> "list[Op]":
+    """What comes after the port."""
     veth, ifname = key.host_veth, key.ifname
-    steps = plan_port(key, conf, container_mac)
     if conf.disable_container_interface:
-        return steps  # the interface stays down, without addresses (see BridgeConf.check_add), and so does the port
+        return []  # the interface stays down, without addresses (see BridgeConf.check_add), and so does the port
     if not result.ips:
-        return [*steps, common.SetContainerUp(ifname=ifname), bridge.WaitForPort(name=veth)]
-    steps += plan_addresses(ifname, result.ips, dad=conf.dad, announce=True)
+        return plan_up(key)
+    steps = plan_addresses(ifname, result.ips, dad=conf.dad, announce=True)
     steps += [plan_route(ifname, route, result.ips) for route in result.routes]
     steps += plan_gateway(conf, result)
     if conf.masquerade:
@@ -116,7 +125,7 @@ def plan_gateway(conf: BridgeConf, result: Result) -> "list[Op]":
     if conf.gateway and conf.vlan:
         from cni_py.interface import vlan_gateway
 
-        name = vlan_gateway.vlan_gateway_name(conf.bridge, conf.vlan)
+        name = vlan_gateway_name(conf.bridge, conf.vlan)
         steps.append(vlan_gateway.EnsureVlanGateway(bridge=conf.bridge, vlan=conf.vlan))
     if conf.gateway:
         gateways = [Address(ip.gateway, ip.address.prefixlen) for ip in result.ips if ip.gateway is not None]

@@ -138,7 +138,7 @@ def gc(call: Call) -> None:
     if boolean(call.conf.raw, "disableGC"):
         return
     failures = collect_garbage(call)
-    for member in members(call):
+    for member in members(call, failures):
         failures += call.run_all(lambda _: perform(member, run))  # noqa: B023  called at once
     call.finish_delete(failures)
 

@@ -37,24 +37,38 @@ class Member:
         return CniError(f"{failed}: {error.msg}", error.details, error.code)
 
 
-def members(call: "Call") -> list[Member]:
-    """The plugins in the order of ADD. CniError for a list that cannot be run. A DEL passes over what no ADD can have run."""
+def members(call: "Call", failures: list[CniError] | None = None) -> list[Member]:
+    """The plugins in the order of ADD. CniError for a list that cannot be run. A DEL passes over what no ADD can have run.
+
+    With `failures` the plugins that can be run are returned, and what is wrong with the others is put there.
+    """
     found = []
     listed = netconf.values(call.conf.raw, "plugins")
     if not listed and call.verb != "DEL":
         raise InvalidNetworkConfig(f'{CHAIN} needs "plugins": a list of plugins, as in a *.conflist')
     for number, raw in enumerate(netconf.objects(call.conf.raw, "plugins"), 1):
         try:
-            check_type(netconf.string(raw, "type"))
-            if call.verb != "DEL":
-                check_capabilities(call, raw)
-        except InvalidNetworkConfig as error:
-            if call.verb != "DEL":
-                raise InvalidNetworkConfig(f"plugin {number} of the {CHAIN}: {error.msg}", error.details) from None
-            warn(f"passed over, since this is a DEL: plugin {number} of the {CHAIN}: {error}")
-            continue
-        found.append(member(call, raw))
+            if is_runnable(call, raw, number):
+                found.append(member(call, raw))
+        except CniError as error:
+            if failures is None:
+                raise
+            failures.append(error)
     return found
+
+
+def is_runnable(call: "Call", raw: Object, number: int) -> bool:
+    """Whether a plugin of the list can be run, as far as its configuration tells. InvalidNetworkConfig; a DEL is warned."""
+    try:
+        check_type(netconf.string(raw, "type"))
+        if call.verb != "DEL":
+            check_capabilities(call, raw)
+    except InvalidNetworkConfig as error:
+        if call.verb != "DEL":
+            raise InvalidNetworkConfig(f"plugin {number} of the {CHAIN}: {error.msg}", error.details) from None
+        warn(f"passed over, since this is a DEL: plugin {number} of the {CHAIN}: {error}")
+        return False
+    return True
 
 
 def check_type(kind: str) -> None:

@@ -7,6 +7,7 @@ Call.run_all() goes on with the next.
 from cni_py import files
 from cni_py.addr import interface_mac, ip_text, mac_text
 from cni_py.attachment import delegate
+from cni_py.attachment.call import collect_garbage
 from cni_py.attachment.context import NetnsGone
 from cni_py.errors import CniError, InvalidNetworkConfig, warn
 from cni_py.interface.common import AddVeth, pair_exists
@@ -15,6 +16,8 @@ from cni_py.protocol.result import Interface, Result, dns_from_json, known_resul
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_py.attachment.call import Call
     from cni_py.kernel.rtnl import Link
     from cni_py.protocol.result import IPConfig
@@ -96,10 +99,10 @@ def ips_of(result: Result, interface: Interface) -> "list[IPConfig]":
     return [ip for ip in result.ips if ip.interface in (None, result.interfaces.index(interface))]
 
 
-def check_interface(call: "Call", container: Interface, kind: str) -> None:
-    """CniError unless the container's interface is of that kind and has the MAC of the result."""
+def check_interface(call: "Call", container: Interface, kind: str = "") -> None:
+    """CniError unless the container's interface is of that kind ("": any) and has the MAC of the result."""
     link = expect(call.kernel.container.link(container.name) if container.name else None, container.name)
-    if link.kind != kind:
+    if kind and link.kind != kind:
         raise CniError(f"Container interface {container.name} is not of type {kind}")
     if container.mac and container.mac.lower() != mac_text(link.mac):
         raise CniError(
@@ -117,16 +120,26 @@ def expect(link: "Link | None", name: str) -> "Link":
 # DEL
 
 
+def detach(call: "Call", *steps: "Callable[[Call], object]") -> None:
+    """All steps of a DEL, and the addresses given back: after them, or before, where that is done by the interface. CniError."""
+    early = delegate.by_interface(call)
+    call.finish_delete(call.run_all(*((release_addresses, *steps) if early else (*steps, release_addresses))))
+
+
+def collect(call: "Call", *steps: "Callable[[Call], object]") -> None:
+    """All steps of a GC, after those by the records, and the IPAM plugin's GC, in the same order. CniError."""
+    early, late = ([collect_addresses], []) if delegate.by_interface(call) else ([], [collect_addresses])
+    call.finish_delete(call.run_all(*early) + collect_garbage(call) + call.run_all(*steps, *late))
+
+
 def delete_interface(call: "Call") -> None:
     """Delete the container's interface by its name: an interface that the Go plugin made has no record of ours.
 
     Not in a namespace that is no longer the attachment's (see Call.owns), and not a hardware interface or lo, which have no
     kind: no plugin has made those.
     """
-    if not call.netns:
-        return
     try:
-        link = call.kernel.container.link(call.ifname)
+        link = call.kernel.container.link(call.ifname) if call.netns else None
     except NetnsGone:
         return
     if link is not None and link.kind:

@@ -8,98 +8,37 @@
 
 What ADD makes, in this order:
 
-    what is forwarded from and to the addresses passes      nftables/policy.py, iptables/forward.py
+    what is forwarded from and to the addresses passes      iptables/forward.py, firewalld/sources.py
     the bridge is kept apart from others                    by ingressPolicy
     its port is isolated from the bridge's other ports      by ingressPolicy isolated
 
 Example configuration: conf/firewall.conflist.
 
-    backend        nftables     the default: elements of our table; iptables' FORWARD only where it drops by policy
+    backend        firewalld    where firewalld runs, unless another one is named: the addresses are bound to a zone of it, since
+                                no accept of ours overrules its reject; the rest is as with the host's other backend
+                   nftables     the default else: elements of our table; iptables' FORWARD only where it drops by policy
                    iptables     the Go plugin's chains CNI-FORWARD, CNI-ADMIN, CNI-ISOLATION-STAGE-1 and -2
     ingressPolicy  open         the default
                    same-bridge  other bridges with a policy reach the container only by its published ports
                    isolated     so do containers of its own bridge, also without br_netfilter: no frame passes between ports
-                   Both need a bridge in prevResult: behind ptp or macvlan they are refused (code 7)
+                   Both need a bridge in prevResult: behind ptp or macvlan they are refused (code 7). In a VLAN it is
+                   that of the bridge's interface there (`br0.100`), since nothing is routed by the bridge itself
 """
 
 from cni_py import version
 from cni_py.attachment import records
 from cni_py.attachment.call import Call, Plugin, collect_garbage
-from cni_py.backend import chosen
-from cni_py.errors import InvalidNetworkConfig, UnsupportedField
+from cni_py.errors import InvalidNetworkConfig
+from cni_py.files import system_bus
 from cni_py.plugins import backends
+from cni_py.plugins.firewall_conf import ADMIN_CHAIN, BACKENDS, FIREWALLD, TRUSTED, FirewallConf
 from cni_py.protocol import netconf
-from cni_py.protocol.result import known_result, prev_result
+from cni_py.protocol.result import known_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.attachment.context import Kernel
     from cni_py.attachment.engine import Op
     from cni_py.protocol.result import Result
-
-BACKENDS = ("iptables", "nftables")
-ADMIN_CHAIN = "CNI-ADMIN"
-
-
-class FirewallConf:
-    """The keys of the configuration. InvalidNetworkConfig for a value of a wrong type, at every verb."""
-
-    __slots__ = ("admin_chain", "asked", "policy", "prev_result")
-
-    def __init__(self, call: Call) -> None:
-        raw = call.conf.raw
-        self.asked = netconf.string(raw, "backend")
-        self.admin_chain = netconf.string(raw, "iptablesAdminChainName", ADMIN_CHAIN)
-        self.policy = netconf.string(raw, "ingressPolicy")
-        netconf.string(raw, "firewalldZone")  # read, so that one of a wrong type is refused
-        self.prev_result: Result | None = prev_result(call.conf)
-
-    @property
-    def backend(self) -> str:
-        """The backend to use. A name that is none counts as not given, as with the Go plugin."""
-        return chosen(self.asked if self.asked in BACKENDS else "")
-
-    @property
-    def host_side(self) -> list[str]:
-        """The host's interfaces in prevResult. The bridge plugin names its bridge first, then the port."""
-        interfaces = self.prev_result.interfaces if self.prev_result is not None else []
-        return [interface.name for interface in interfaces if not interface.sandbox]
-
-    @property
-    def bridge(self) -> str:
-        """The bridge that the policy is for, "" when prevResult names none."""
-        return "".join(self.host_side[:1])
-
-    @property
-    def port(self) -> str:
-        """The bridge's port that leads to the container, "" when prevResult names none."""
-        return "".join(self.host_side[1:2])
-
-    @property
-    def has_policy(self) -> bool:
-        """Whether bridges are to be kept apart. InvalidNetworkConfig for an unknown policy."""
-        if self.policy not in ("", "open", "same-bridge", "isolated"):
-            raise InvalidNetworkConfig(
-                f'unknown ingress policy: "{self.policy}" (ingressPolicy is open, same-bridge or isolated)'
-            )
-        return self.policy in ("same-bridge", "isolated")
-
-    def refuse_firewalld(self) -> None:
-        """UnsupportedField for the backend firewalld: its daemon owns the rules, and ours would be in its way."""
-        if self.asked == "firewalld":
-            raise UnsupportedField("backend: firewalld is not supported: use nftables or iptables")
-
-    def check_add(self, kernel: "Kernel") -> None:
-        """InvalidNetworkConfig or UnsupportedField for what only ADD and CHECK refuse."""
-        self.refuse_firewalld()
-        from cni_py.kernel.xtables import is_chain_name
-
-        if not is_chain_name(self.admin_chain):
-            raise InvalidNetworkConfig(f'not the name of a chain: iptablesAdminChainName "{self.admin_chain}"')
-        if self.has_policy:
-            from cni_py.nftables.policy import refuse_without_bridge
-
-            refuse_without_bridge(kernel, self.policy, self.host_side)
 
 
 def add(call: Call) -> "Result":
@@ -107,7 +46,7 @@ def add(call: Call) -> "Result":
     conf = FirewallConf(call)
     earlier = needed_result(conf)
     conf.check_add(call.kernel)
-    steps = plan(conf, conf.backend)
+    steps = plan(conf, conf.backend, by_firewalld=conf.by_firewalld)
     if steps:
         call.begin()
         call.apply(steps)
@@ -122,7 +61,7 @@ def needed_result(conf: FirewallConf) -> "Result":
     return conf.prev_result
 
 
-def plan(conf: FirewallConf, backend: str) -> "list[Op]":
+def plan(conf: FirewallConf, backend: str, *, by_firewalld: bool) -> "list[Op]":
     """The operations that let the container's traffic pass and keep others out; none without addresses and policy."""
     from cni_py.iptables.forward import PassForwarded
 
@@ -141,6 +80,11 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
                 always=by_iptables,
             )
         )
+    if by_firewalld:
+        from cni_py.firewalld.sources import BindSource
+
+        hosts = [str(ip.address.host()) for ip in needed_result(conf).ips]
+        steps += [BindSource(source=host, zone=conf.zone) for host in hosts]
     if not policy:
         return steps
     from cni_py.nftables.policy import IsolatePort, KeepApart
@@ -154,17 +98,30 @@ def plan(conf: FirewallConf, backend: str) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Delete the rules, whatever the configuration says by now."""
-    call.finish_delete(call.run_all(Call.undo_recorded, remove_foreign, forget_policies))
+    call.finish_delete(call.run_all(Call.undo_recorded, remove_foreign, forget_sources, forget_policies))
 
 
 def remove_foreign(call: Call) -> None:
     """Without a record: delete the rules that the Go plugin made for the addresses of prevResult."""
     from cni_py.iptables.forward import forget_addresses
+    from cni_py.nftables.policy import bridges_of
 
     earlier = known_result(call.conf)
     if earlier is not None and not call.is_recorded:
-        bridge = earlier.interfaces[0].name if earlier.interfaces else ""
-        forget_addresses(call.kernel, earlier, admin_chain_of(call), bridge)
+        forget_addresses(call.kernel, earlier, admin_chain_of(call), bridges_of(earlier))
+
+
+def forget_sources(call: Call) -> None:
+    """Without a record: release the addresses that the Go plugin, or an ADD of ours, has bound to firewalld's zone."""
+    asked, zone = (netconf.string(call.conf.raw, key) for key in ("backend", "firewalldZone"))
+    if call.is_recorded or asked in BACKENDS or not system_bus():
+        return
+    from cni_py.firewalld import sources
+    from cni_py.ipam.leaving import known_addresses
+
+    addresses = known_addresses(call)
+    if addresses:
+        sources.forget_sources(addresses, zone or TRUSTED, here=asked != FIREWALLD)
 
 
 def admin_chain_of(call: Call) -> str:
@@ -179,11 +136,10 @@ def forget_policies(call: Call) -> None:
     """Without a record: delete what keeps the container apart."""
     if call.is_recorded:
         return
-    from cni_py.nftables.policy import forget_policies
+    from cni_py.nftables.policy import bridges_of, forget_policies
 
     earlier = known_result(call.conf)
-    host_side = [interface.name for interface in earlier.interfaces if not interface.sandbox] if earlier else []
-    forget_policies(call.kernel, "".join(host_side[:1]))
+    forget_policies(call.kernel, bridges_of(earlier) if earlier is not None else [])
 
 
 def check(call: Call) -> None:
@@ -193,16 +149,21 @@ def check(call: Call) -> None:
     conf.check_add(call.kernel)
     from cni_py.iptables.forward import without_kept
 
-    call.check_plan(without_kept(call.kernel, plan(conf, backend_in_use(call, conf))))
+    backend, by_firewalld = backend_in_use(call, conf)
+    if by_firewalld and conf.asked == FIREWALLD:
+        backends.require_firewalld()
+    call.check_plan(without_kept(call.kernel, plan(conf, backend, by_firewalld=by_firewalld)))
 
 
-def backend_in_use(call: Call, conf: FirewallConf) -> str:
-    """The backend that ADD used, from the record; else the configured one, which may have changed since."""
+def backend_in_use(call: Call, conf: FirewallConf) -> tuple[str, bool]:
+    """The backend that ADD used, and whether firewalld; by the record, else as configured, which may have changed since."""
     record = records.load(call.key, call.plugin)
-    for fields in record.ops if record is not None else ():
-        if isinstance(fields, dict) and fields.get("op") == "PassForwarded":
-            return "iptables" if fields.get("always") else "nftables"
-    return conf.backend
+    ops = [fields for fields in record.ops if isinstance(fields, dict)] if record is not None else []
+    backend, by_firewalld = "", any(fields.get("op") == "BindSource" for fields in ops)
+    for fields in ops:
+        if fields.get("op") == "PassForwarded":
+            backend = "iptables" if fields.get("always") else "nftables"
+    return backend or conf.backend, by_firewalld if ops else conf.by_firewalld
 
 
 def gc(call: Call) -> None:
@@ -232,8 +193,10 @@ def sweep_ports(call: Call) -> None:
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
     conf = FirewallConf(call)
-    conf.refuse_firewalld()
+    conf.check_keys()
     backends.require(call.kernel, conf.backend)
+    if conf.asked == FIREWALLD:
+        backends.require(call.kernel, FIREWALLD)
 
 
 PLUGIN = Plugin(

@@ -21,10 +21,12 @@ COMMON: Keys = {  # of every plugin: the specification's, and `log`, which cni_p
     "dns": DNS,
 }
 CAPABILITIES: Keys = dict.fromkeys(
-    ("portMappings", "ips", "ipRanges", "mac", "bandwidth", "dns", "io.kubernetes.cri.pod-annotations")
+    ("portMappings", "ips", "ipRanges", "mac", "bandwidth", "dns", "deviceID", "io.kubernetes.cri.pod-annotations")
 )
 PLUGINS: dict[str, Keys] = {
-    "bandwidth": dict.fromkeys(("ingressRate", "ingressBurst", "egressRate", "egressBurst")),
+    "bandwidth": dict.fromkeys(
+        ("ingressRate", "ingressBurst", "egressRate", "egressBurst", "unshapedSubnets", "shapedSubnets")
+    ),
     "bridge": {
         **dict.fromkeys(("bridge", "isGateway", "isDefaultGateway", "forceAddress", "ipMasq", "ipMasqBackend", "mtu")),
         **dict.fromkeys(("hairpinMode", "promiscMode", "vlan", "preserveDefaultVlan", "macspoofchk", "enabledad")),
@@ -32,18 +34,30 @@ PLUGINS: dict[str, Keys] = {
         "vlanTrunk": dict.fromkeys(("id", "minID", "maxID")),
     },
     "chain": dict.fromkeys(("plugins", "disableCheck", "disableGC")),
+    "dummy": {},
     "firewall": dict.fromkeys(("backend", "iptablesAdminChainName", "firewalldZone", "ingressPolicy")),
+    "host-device": dict.fromkeys(("device", "hwaddr", "kernelpath", "pciBusID")),
+    "ipvlan": dict.fromkeys(("master", "mode", "mtu", "linkInContainer")),
     "loopback": {},
     "macvlan": dict.fromkeys(("master", "mode", "mtu", "mac", "bcqueuelen", "linkInContainer")),
     "portmap": {
         **dict.fromkeys(("snat", "masqAll", "markMasqBit", "externalSetMarkChain", "backend")),
         **dict.fromkeys(("conditionsV4", "conditionsV6", "ports", "userlandProxy", "directAccess", "hostListener")),
-        **dict.fromkeys(("randomHostPort",)),
+        **dict.fromkeys(("randomHostPort", "podHostPorts")),
     },
     "ptp": dict.fromkeys(("ipMasq", "ipMasqBackend", "mtu")),
+    "sbr": dict.fromkeys(("table", "gateways", "addSourceHints")),
+    "tap": dict.fromkeys(("multiQueue", "mtu", "mac", "owner", "group", "selinuxContext", "bridge")),
     "tuning": dict.fromkeys(("sysctl", "mac", "mtu", "promisc", "allmulti", "txQLen", "dataDir")),
+    "vlan": dict.fromkeys(("master", "vlanId", "mtu", "linkInContainer")),
+    "vrf": dict.fromkeys(("vrfname", "table")),
 }
 IPAM: dict[str, Keys] = {  # of the object `ipam`
+    "dhcp": {
+        **dict.fromkeys(("type", "daemonSocketPath", "priority")),
+        "provide": dict.fromkeys(("option", "value", "fromArg")),
+        "request": dict.fromkeys(("option", "skipDefault")),
+    },
     "host-local": {
         **dict.fromkeys(("type", "name", "dataDir", "resolvConf")),
         **RANGE,  # the oldest form: one range, in ipam itself

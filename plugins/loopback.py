@@ -29,7 +29,7 @@ LO = "lo"
 class SetLoopbackUp(Op):
     """The container's lo is up. Not owned where it was up before."""
 
-    owned = True
+    owned = whole = True
     line = "container: set lo up"
 
     def apply(self, kernel: "Kernel") -> bool:

@@ -1,10 +1,7 @@
 """macvlan: an interface with a MAC address of its own on an interface of the host, with addresses from IPAM.
 
-    ADD    the interface, IPAM, then the plan -> result [container's interface]
-    DEL    undoes the record; the container's interface, IPAM; whatever is gone already is success
-    CHECK  IPAM, the result of ADD against the kernel, then the plan of ADD against the kernel
-    GC     attachments of this network that the runtime no longer knows
     STATUS IPAM; that the master is there and the mode is one
+    all others: plugins/child.py
 
 What ADD makes, in this order, all of it in the container:
 
@@ -16,37 +13,18 @@ Beyond the Go plugin: each attachment has a MAC address of its own, the same at 
 settings reach the result; an ADD that fails removes the interface. Example configuration: conf/macvlan.conflist.
 """
 
-from cni_py.addr import mac_text
-from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.attachment.call import Call, Plugin
 from cni_py.errors import CniError, InvalidNetworkConfig, PluginNotAvailable
-from cni_py.interface import common
-from cni_py.interface.addressing import plan_addresses, plan_route
 from cni_py.interface.macvlan import AddMacvlan
-from cni_py.kernel import inet
 from cni_py.kernel.macvlan import MODES
-from cni_py.kernel.rtnl import IFF_LOOPBACK
-from cni_py.plugins.container import (
-    ask_ipam,
-    check_interface,
-    checked_result,
-    collect_addresses,
-    container_mac,
-    delete_interface,
-    examine_ipam,
-    in_result,
-    ipam_result,
-    ips_of,
-    prefer_own_dns,
-    refuse_existing,
-    release_addresses,
-)
+from cni_py.plugins import child
+from cni_py.plugins.container import ask_ipam, container_mac
 from cni_py.protocol.netconf import boolean, integer, parse_cni_args, string
-from cni_py.protocol.result import Interface, Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni_py.attachment.engine import Op
     from cni_py.kernel.rtnl import Link, Rtnl
+    from cni_py.protocol.result import Result
 
 QUEUE_MAX = (1 << 32) - 1
 
@@ -79,23 +57,9 @@ class MacvlanConf:
         return (string(runtime, "mac") if runtime is not None else "") or args or self.mac
 
 
-def add(call: Call) -> Result:
+def add(call: Call) -> "Result":
     """Connect the container."""
-    conf = MacvlanConf(call)
-    link = plan_link(call, conf)
-    refuse_existing(call, CniError(f'failed to rename macvlan to "{call.ifname}": file exists'))
-    examine_ipam(call)
-    if call.begin():
-        release_addresses(call)
-    call.apply([link])  # before IPAM: a link that cannot be made should not cost an address
-    result = ipam_result(call)
-    for ip in result.ips:
-        ip.interface = 0
-    call.apply(plan(call.ifname, result))
-    made = call.kernel.container.link(call.ifname)  # asked, since in passthru mode it has the MAC of its master
-    result.interfaces = [Interface(call.ifname, mac_text(made.mac if made is not None else link.mac), call.netns)]
-    prefer_own_dns(call, result)
-    return result
+    return child.connect(call, plan_link(call, MacvlanConf(call)))
 
 
 def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
@@ -103,8 +67,7 @@ def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
     conf.check_mode()
     mac = container_mac(call, conf.requested_mac(call))
     master = master_of(call.kernel.container if conf.inside else call.kernel.host, conf)
-    if not 0 <= conf.mtu <= master.mtu:
-        raise InvalidNetworkConfig(f"invalid MTU {conf.mtu}, must be [0, master MTU({master.mtu})]")
+    child.check_mtu(conf.mtu, master)
     return AddMacvlan(
         ifname=call.ifname,
         master=master.name,
@@ -119,56 +82,16 @@ def plan_link(call: Call, conf: MacvlanConf) -> AddMacvlan:
 
 
 def master_of(side: "Rtnl", conf: MacvlanConf) -> "Link":
-    """The master: the interface named, else that of the default route, of IPv4 before IPv6, the smallest metric first.
-
-    InvalidNetworkConfig where there is none.
-    """
-    if conf.master:
-        link = side.link(conf.master)
-        if link is None:
-            where = "container" if conf.inside else "host"
-            raise InvalidNetworkConfig(f"Link not found: the {where} has no interface {conf.master} (master)")
-        return link
-    for family in (4, 6):
-        defaults = [route for route in inet.routes(side, 0, family) if route.dst.prefixlen == 0 and route.index]
-        for route in sorted(defaults, key=lambda route: route.priority):
-            link = side.link(route.index)
-            if link is not None and not link.flags & IFF_LOOPBACK:
-                return link
-    raise InvalidNetworkConfig(
-        'no default route interface found: without "master" the interface of the default route is taken'
-    )
-
-
-def plan(ifname: str, result: Result) -> "list[Op]":
-    """The operations for addresses and routes of the container. Without addresses the interface is only set up."""
-    if not result.ips:
-        return [common.SetContainerUp(ifname=ifname)]
-    # Strangers are on the network: detect duplicates as the container is set to, and tell the neighbours the new MAC.
-    steps = plan_addresses(ifname, result.ips, dad=None, announce=True)
-    return steps + [plan_route(ifname, route, result.ips) for route in result.routes]
-
-
-def delete(call: Call) -> None:
-    """Disconnect the container. Each step is tried, whatever is left to go by."""
-    call.finish_delete(call.run_all(Call.undo_recorded, delete_interface, release_addresses))
+    """The master: the interface named, else that of the default route. InvalidNetworkConfig where there is none."""
+    return child.named_master(side, conf.master, conf.inside) if conf.master else child.default_master(side)
 
 
 def check(call: Call) -> None:
-    """CniError with the first difference, in the Go plugin's words where it has them."""
+    """Compare the kernel with what ADD made. Without `master` it is that of ADD: the default route may have changed."""
     conf = MacvlanConf(call)
-    link = plan_link(call, conf)
-    result = checked_result(call)
-    container = in_result(call, result)
-    check_interface(call, container, "macvlan")
-    call.check_plan([link])
-    result.ips = ips_of(result, container)
-    call.check_plan(plan(call.ifname, result))
-
-
-def gc(call: Call) -> None:
-    """Undo stale attachments by their records, then in IPAM. (What a lost record leaves is all in the container.)"""
-    call.finish_delete(collect_garbage(call) + call.run_all(collect_addresses))
+    if not conf.master and (recorded := child.recorded(call, AddMacvlan)) is not None:
+        conf.master = recorded.master
+    child.compare(call, plan_link(call, conf))
 
 
 def status(call: Call) -> None:
@@ -183,4 +106,4 @@ def status(call: Call) -> None:
     ask_ipam(call, "STATUS")
 
 
-PLUGIN = Plugin("macvlan", add=add, delete=delete, check=check, gc=gc, status=status)
+PLUGIN = Plugin("macvlan", add=add, delete=child.delete, check=check, gc=child.gc, status=status)

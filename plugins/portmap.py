@@ -20,6 +20,7 @@ backend. Keys beyond the reference's:
     randomHostPort  refuse   a mapping with hostPort 0 is an error, as with the reference
                     sticky   it gets a random port, the same one when the pod or container comes again: see ports/random_ports
     ports           {"8080/tcp": {"share": true, "allow": ["192.0.2.0/24"]}}, also as a pod's annotation: see ports/options
+    podHostPorts    ["9000-9999"]: host ports that a pod may have by its annotation cni-py/host-ports, see ports/pod_ports
     hostListener    warn     a port that a program of the host listens on is published, which is said on stderr: its clients
                              come to the container
                     refuse   it is an error (code 110) that names the program; also for the host, in config.yaml: see settings
@@ -30,7 +31,7 @@ backend. Keys beyond the reference's:
 from cni_py import backend
 from cni_py.addr import Address
 from cni_py.attachment.call import Call, Plugin, collect_garbage
-from cni_py.errors import InvalidNetworkConfig, warn
+from cni_py.errors import CniError, InvalidNetworkConfig, warn
 from cni_py.ports import chains
 from cni_py.ports.config import PortmapConf
 from cni_py.ports.mapping import container_addresses, is_served, mappings
@@ -39,6 +40,7 @@ from cni_py.protocol import netconf
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_py.attachment.engine import Op
+    from cni_py.ports.mapping import Mapping
     from cni_py.protocol.result import Result
 
 
@@ -134,7 +136,18 @@ def check(call: Call) -> None:
         from cni_py.ports import random_ports
 
         random_ports.recorded(call, conf)
+    if conf.asked_backend != "iptables" and (made := chains.of_go_tables(call)):
+        check_made_by_go(conf, container_addresses(conf.prev_result, call.ifname), made)
+        return
     call.check_plan(plan(conf, conf.prev_result, call.ifname))
+
+
+def check_made_by_go(conf: PortmapConf, addresses: list[Address], made: "list[Mapping]") -> None:
+    """Compare with the rules of newer Go plugins. CniError."""
+    ports = [port for one in mappings(conf, addresses) for port in one.apart()]
+    lost = [str(port) for port in ports if port not in made]
+    if lost:
+        raise CniError("a published port is lost: the Go plugins' nftables rules do not have it", ", ".join(lost))
 
 
 def gc(call: Call) -> None:

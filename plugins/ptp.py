@@ -25,7 +25,7 @@ Without `ipam` it is a pair of links without addresses. Example configuration: c
 """
 
 from cni_py.addr import Address, ip_text, mac_text
-from cni_py.attachment.call import Call, Plugin, collect_garbage
+from cni_py.attachment.call import Call, Plugin
 from cni_py.errors import CniError, InvalidNetworkConfig
 from cni_py.interface import bridge, common, ptp
 from cni_py.interface.addressing import plan_addresses, plan_route
@@ -34,8 +34,9 @@ from cni_py.plugins.container import (
     ask_ipam,
     check_interface,
     checked_result,
-    collect_addresses,
+    collect,
     delete_interface,
+    detach,
     expect,
     forget_marked,
     in_result,
@@ -151,8 +152,7 @@ def plan_subnets(ifname: str, result: Result) -> "list[Op]":
 
 def delete(call: Call) -> None:
     """Disconnect the container. Each step is tried, whatever is left to go by."""
-    steps = (Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface, release_addresses)
-    call.finish_delete(call.run_all(*steps))
+    detach(call, Call.undo_recorded, forget_marked, backends.forget_masquerading, delete_interface)
 
 
 def check(call: Call) -> None:
@@ -185,10 +185,7 @@ def host_end(call: Call, result: Result) -> str:
 
 def gc(call: Call) -> None:
     """Undo stale attachments: first by their records, then what lost records leave behind, then in IPAM."""
-    call.finish_delete(
-        collect_garbage(call)
-        + call.run_all(sweep_elements, backends.sweep_masquerading, sweep_pairs, collect_addresses)
-    )
+    collect(call, sweep_elements, backends.sweep_masquerading, sweep_pairs)
 
 
 def status(call: Call) -> None:

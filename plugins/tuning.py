@@ -89,8 +89,10 @@ def gc(call: Call) -> None:
 
 def status(call: Call) -> None:
     """Whether an ADD can be served now."""
+    conf = TuningConf(call)
     try:
-        TuningConf(call).check_add()
+        conf.check_add()
+        _ = conf.settings, conf.sysctl_paths
     except CniError as error:
         raise PluginNotAvailable(error.msg, error.details) from error
 

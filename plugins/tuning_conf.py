@@ -80,8 +80,11 @@ class TuningConf:
 
     @property
     def sysctl_paths(self) -> list[tuple[str, str]]:
-        """Each sysctl as a path below net/, and its value. InvalidNetworkConfig for a key outside net."""
-        return [(sysctl_path(key, self.ifname), value) for key, value in self.sysctls.items()]
+        """Each sysctl as a path below net/, and its value. InvalidNetworkConfig for a key outside net.
+
+        STATUS has no interface.
+        """
+        return [(sysctl_path(key, self.ifname or "IFNAME"), value) for key, value in self.sysctls.items()]
 
     @property
     def settings(self) -> dict[str, str]:

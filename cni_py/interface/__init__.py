@@ -2,5 +2,5 @@
 
 `common` has those that several plugins use, the other modules those of one plugin or subject.
 
-Floor 6 of 11. May import: attachment, backend, protocol, kernel, base.
+Floor 6 of 13. May import: attachment, backend, protocol, kernel, base.
 """

@@ -64,6 +64,8 @@ def plan_route(ifname: str, route: "Route", ips: "list[IPConfig]") -> common.Add
     gateways = [ip.gateway for ip in ips if ip.gateway is not None and len(ip.gateway) == len(route.dst.packed)]
     gw = route.gw if route.gw is not None else (gateways[0] if gateways else None)
     narrow = route.dst.family == 4 and (route.scope or 0) >= RT_SCOPE_LINK
+    if route.gw is not None and not any(route.gw):
+        gw = None  # 0.0.0.0, as DHCP says it (RFC 3442), and the kernel takes it: on the link
     if route.gw is None and gw is not None and (narrow or route.dst == Address(gw, 0).host()):
         gw = None
     check_route(route, gw)

@@ -35,8 +35,11 @@ def has_assigned_mac(link: "Link") -> bool:
 
 
 class EnsureBridge(Op):
-    """A bridge that is up and keeps its MAC. A missing one is made with all that follows; of an existing one MTU and VLAN
-    filtering stay as they are. `mtu` 0 leaves the kernel's default.
+    """A bridge that is up and keeps its MAC. A missing one is made with all that follows; an existing one keeps its MTU.
+
+    `mtu` 0 leaves the kernel's default. Without VLAN filtering a bridge carries every frame to every port, whatever the VLANs of
+    the ports are. Where `vlan_filtering` is asked for it is turned on at an existing bridge, too, if that has no ports; else
+    it is an error: what the ports send with a tag, such as to the host's VLANs, would be lost.
     """
 
     name: str
@@ -44,12 +47,17 @@ class EnsureBridge(Op):
     mtu: int
     vlan_filtering: bool
     promisc: bool
+    restorable = True
     line = "host: bridge {name} is up; it is made, with MAC {mac}, where it is not there; it keeps its MAC whatever its ports are"
     deed = "set up bridge {name} on the host"
 
     def foretell(self, kernel: "Kernel") -> str:
-        if kernel.host.link(self.name) is not None:
-            return f"host: use bridge {self.name}, which is there, and set it up"
+        link = kernel.host.link(self.name)
+        if link is not None:
+            lacking = self.vlan_filtering and not link.vlan_filtering
+            return (
+                f"host: use bridge {self.name}, which is there, {'turn on its VLAN filtering, ' * lacking}and set it up"
+            )
         mtu = f", MTU {self.mtu}" if self.mtu else ""
         vlans = ", with VLAN filtering" if self.vlan_filtering else ""
         promisc = ", promiscuous" if self.promisc else ""
@@ -65,6 +73,8 @@ class EnsureBridge(Op):
                 f'cannot use "{self.name}" as bridge: on the host "{self.name}" already exists but is not a bridge ({kind})',
                 'rename it, or choose another name with "bridge"',
             )
+        if self.vlan_filtering and not link.vlan_filtering:
+            self._filter_vlans(kernel.host, link)
         self._keep_mac(kernel.host, link)
         # The flag shows what was asked for by name; packet captures and bridge ports count elsewhere (dev_get_flags()).
         if self.promisc and not link.flags & rtnl.IFF_PROMISC:
@@ -91,17 +101,37 @@ class EnsureBridge(Op):
         except OSError as error:
             if error.errno == errno.EEXIST:
                 return False  # another ADD made it between our look and this
-            hint = ""
-            if error.errno == errno.EOPNOTSUPP and self.vlan_filtering:
-                hint = "; this kernel's bridges have no VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING)"
-            action = f'cannot create bridge "{self.name}" on the host'
-            raise IOFailure(action, f"{kernel_words(error)}{hint}") from error
+            raise self._refused(f'cannot create bridge "{self.name}" on the host', error) from error
         return True
+
+    def _filter_vlans(self, host: "Rtnl", link: "Link") -> None:
+        # The ports first: another ADD may turn it on, and then add its port, after we have looked at the bridge.
+        if host.links(link.index) and not need(host, self.name).vlan_filtering:
+            raise InvalidNetworkConfig(
+                f'cannot use "{self.name}" as bridge for VLANs: it is there without VLAN filtering, and has ports, '
+                "so that all of them would see the frames of every VLAN",
+                f"if none of its ports needs frames with VLAN tags, turn it on: ip link set {self.name} type bridge "
+                'vlan_filtering 1; or choose another name with "bridge"',
+            )
+        from cni_py.kernel import vlans
+
+        try:
+            vlans.turn_on_filtering(host, link.index)
+        except OSError as error:
+            raise self._refused(f'cannot turn on VLAN filtering of bridge "{self.name}"', error) from error
+
+    def _refused(self, action: str, error: OSError) -> IOFailure:
+        hint = ""
+        if error.errno == errno.EOPNOTSUPP and self.vlan_filtering:
+            hint = "; this kernel's bridges have no VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING)"
+        return IOFailure(action, f"{kernel_words(error)}{hint}")
 
     def check(self, kernel: "Kernel") -> str | None:
         link = need(kernel.host, self.name)
         if link.kind != "bridge":
             return f"Interface {self.name} does not have link type of bridge"
+        if self.vlan_filtering and not link.vlan_filtering:
+            return f"bridge {self.name} does not keep VLANs apart: its vlan_filtering is off"
         return None if link.up else f"bridge {self.name} is down"
 
 
@@ -116,6 +146,7 @@ class JoinBridge(Op):
     bridge: str
     hairpin: bool
     isolated: bool
+    restorable = True
     deed = "make {name} a port of bridge {bridge}"
 
     def describe(self) -> str:
@@ -150,6 +181,7 @@ class SetPortVlans(Op):
     vlan: int
     trunk: list[list[int]]
     keep_default: bool
+    restorable = True
     deed = "set the VLANs of bridge port {name}"
 
     def describe(self) -> str:
@@ -173,6 +205,24 @@ class SetPortVlans(Op):
             # Last: the trunk may contain this VLAN, and adding a VLAN again sets its flags anew (__vlan_add_flags()).
             kernel.host.add_vlan(port.index, untagged, pvid=True, untagged=True)
 
+    def check(self, kernel: "Kernel") -> str | None:
+        from cni_py.kernel import vlans
+
+        port = need(kernel.host, self.name)
+        found = vlans.of_port(kernel.host, port.index)
+        if found is None:
+            return None
+        wanted: dict[int, int] = {}
+        bridge = kernel.host.link(port.master) if self.keep_default and port.master else None
+        if bridge is not None and (default := vlans.default_vlan(bridge)):
+            wanted[default] = rtnl.BRIDGE_VLAN_INFO_UNTAGGED
+        for first, last in self.trunk:
+            wanted.update(dict.fromkeys(range(first, last + 1), 0))
+        wanted[self.vlan or 1] = vlans.OWN
+        if found == wanted:
+            return None
+        return f"the VLANs of bridge port {self.name} are {vlans.shown(found)}; they were {vlans.shown(wanted)}"
+
 
 class EnsureGatewayAddress(Op):
     """The bridge has the gateway's address.
@@ -186,6 +236,7 @@ class EnsureGatewayAddress(Op):
     address: str
     beside: list[str]
     force: bool
+    restorable = True
     line = "host: address {address} on {name}, the containers' gateway"
     deed = "give {name} the gateway's address {address}"
 
@@ -253,6 +304,7 @@ class EnsureSubnetRoute(Op):
 
     name: str
     subnet: str
+    restorable = True
     line = "host: route {subnet} dev {name}"
 
     def apply(self, kernel: "Kernel") -> bool:

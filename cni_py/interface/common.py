@@ -14,6 +14,8 @@ from cni_py.protocol.result import Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_py.attachment.context import Kernel
     from cni_py.kernel.rtnl import Link, Rtnl
 
@@ -232,9 +234,8 @@ class AddRoute(Op):
 
     def check(self, kernel: "Kernel") -> str | None:
         wanted = self.route()
-        index = need(kernel.container, self.ifname).index
-        table = inet.RT_TABLE_MAIN if wanted.table is None else wanted.table
-        for route in inet.routes(kernel.container, index, wanted.dst.family, table):
+        link = need(kernel.container, self.ifname)
+        for route in checked_routes(kernel.container, link, wanted.dst.family, wanted.table):
             if route.dst == wanted.dst and (wanted.gw in (None, route.gw) or wanted.dst.prefixlen == 0):
                 return None
         return f"Expected Route {self.dst} not found in routing table of {self.ifname} in the container"
@@ -250,6 +251,18 @@ class AddRoute(Op):
             table=self.table if self.table >= 0 else None,
             scope=self.scope if self.scope >= 0 else None,
         )
+
+
+def checked_routes(side: "Rtnl", link: "Link", family: int, table: int | None = None) -> "Iterator[inet.Route]":
+    """For a CHECK: the routes by an interface in a table; None: in main, or where sbr or vrf have moved those of main."""
+    table = inet.RT_TABLE_MAIN if table is None else table
+    yield from inet.routes(side, link.index, family, table)
+    if table != inet.RT_TABLE_MAIN:
+        return
+    from cni_py.interface import tables
+
+    for moved in tables.of_link(side, link):
+        yield from inet.routes(side, link.index, family, moved)
 
 
 class EnsureForwarding(Op):

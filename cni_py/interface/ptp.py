@@ -6,7 +6,7 @@
 from cni_py.addr import Address, parse_address, parse_ip
 from cni_py.attachment.engine import Op
 from cni_py.errors import os_error
-from cni_py.interface.common import ipv6_off, need
+from cni_py.interface.common import checked_routes, ipv6_off, need
 from cni_py.kernel import inet
 from cni_py.protocol.result import Route
 
@@ -59,10 +59,10 @@ class AddPeerRoute(Op):
             pass  # one of IPAM's routes is the same but for its source, which rt6_duplicate_nexthop() does not compare
 
     def check(self, kernel: "Kernel") -> str | None:
-        index = need(kernel.container, self.ifname).index
+        link = need(kernel.container, self.ifname)
         gw = parse_ip(self.gw) if self.gw else None
         dst, sources = parse_address(self.dst), (parse_ip(self.src), None)
-        for route in inet.routes(kernel.container, index, dst.family):
+        for route in checked_routes(kernel.container, link, dst.family):
             # Of IPv6 routes to one destination by two interfaces the kernel makes one multipath route, which has one source.
             if (route.dst, route.gw) == (dst, gw) and (route.src in sources or dst.family == 6):
                 return None
@@ -75,6 +75,7 @@ class AddPeer(Op):
     name: str
     gateway: str
     address: str
+    restorable = True
     line = "host: address {gateway} on {name}, without its subnet, and a route to {address} there"
     deed = "give {name} the gateway's address {gateway} and the route to {address}"
 
@@ -89,7 +90,10 @@ class AddPeer(Op):
             raise ipv6_off(self.name, str(gateway), error) or os_error(self.failure(), error) from error
         # Beside another: the link of a namespace that is gone, and its route to this address, stay for some milliseconds. The
         # kernel uses the first, which goes with its link.
-        inet.add_route(kernel.host, Route(address, scope=inet.RT_SCOPE_HOST), index, beside="after")
+        try:
+            inet.add_route(kernel.host, Route(address, scope=inet.RT_SCOPE_HOST), index, beside="after")
+        except FileExistsError:
+            pass  # this very route: somebody had taken away the address alone
 
     def check(self, kernel: "Kernel") -> str | None:
         index = need(kernel.host, self.name).index

@@ -11,7 +11,7 @@ import errno
 
 from cni_py import files
 from cni_py.attachment import records
-from cni_py.attachment.engine import Op
+from cni_py.attachment.engine import Op, listed
 from cni_py.errors import CniError, os_error
 from cni_py.interface.common import set_sysctl
 from cni_py.kernel import linksettings, sysctl
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cni_py.attachment.context import Kernel
+    from cni_py.attachment.naming import Attachment
 
 
 PLUGIN = "tuning"  # the plugin whose records hold these operations
@@ -107,6 +108,11 @@ class TuneLink(Op):
         if current == self.value:
             return None
         return f"Error: Tuning configured {self.setting} of {self.ifname} is {self.value}, current value is {current}"
+
+
+def sets(key: "Attachment", setting: str) -> bool:
+    """Whether tuning has set this of the attachment's interface."""
+    return any(op.setting == setting for op in listed(records.load(key, PLUGIN), TuneLink))
 
 
 def put_back(kernel: "Kernel", ifname: str, values: "Mapping[str, str]") -> None:

@@ -5,11 +5,10 @@ VLAN than the container's port.
 """
 
 from cni_py.attachment.engine import Op
+from cni_py.attachment.naming import fitting_name, vlan_gateway_name
 from cni_py.errors import CniError
 from cni_py.interface.common import need
-from cni_py.kernel import rtnl
-from cni_py.lean import os
-from cni_py.sha import sha256
+from cni_py.kernel import rtnl, vlans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,27 +16,17 @@ if TYPE_CHECKING:
     from cni_py.kernel.rtnl import Link
 
 
-def vlan_gateway_name(bridge: str, vlan: int) -> str:
-    """The name of the host's interface in a VLAN of a bridge: the Go plugin's, `<bridge>.<vlan>`, if that is short enough."""
-    return _fitting(f"{bridge}.{vlan}", "vg", bridge, vlan)
-
-
-def _fitting(name: str, prefix: str, bridge: str, vlan: int) -> str:
-    """`name`; where it is too long one with a hash of the bridge's name. (Cut off, two bridges could have the same.)"""
-    if len(os.fsencode(name)) <= rtnl.IFNAME_MAX:
-        return name
-    return f"{prefix}{sha256(os.fsencode(bridge)).hexdigest()[:8]}.{vlan}"
-
-
 class EnsureVlanGateway(Op):
     """`<bridge>.<vlan>` is up, and its peer is a port of the bridge in that VLAN.
 
     The interface is set up last, so that one that is up is complete: an ADD that finds it down, left by one that was killed or
-    made by one beside it, does all the steps again.
+    made by one beside it, does all the steps again. So it does where the peer is no port any more, since the bridge was made
+    anew, or not in the VLAN any more.
     """
 
     bridge: str
     vlan: int
+    restorable = True
     deed = "make the gateway's interface for VLAN {vlan} of bridge {bridge}"
 
     def describe(self) -> str:
@@ -50,12 +39,13 @@ class EnsureVlanGateway(Op):
 
     def apply(self, kernel: "Kernel") -> bool:
         link = kernel.host.link(self.gateway)
-        if link is not None and link.up:
-            self._refuse_strangers(kernel, link)
-            return False
         bridge = need(kernel.host, self.bridge)
+        if link is not None and link.up:
+            port = self._refuse_strangers(kernel, link)
+            if port is None or self._difference(kernel, port, bridge) is None:
+                return False
         if link is None:
-            peer = _fitting(f"{self.gateway}p", "vp", self.bridge, self.vlan)
+            peer = fitting_name(f"{self.gateway}p", "vp", self.bridge, self.vlan)
             try:
                 kernel.host.add_veth(self.gateway, peer, peer_netns_fd=kernel.host_fd, mtu=bridge.mtu)
             except FileExistsError as error:
@@ -63,8 +53,7 @@ class EnsureVlanGateway(Op):
                 if kernel.host.link(self.gateway) is None:
                     raise CniError(f"cannot make {self.gateway}, the gateway's interface: {peer} exists") from error
             link = need(kernel.host, self.gateway)
-        self._refuse_strangers(kernel, link)
-        port = self._port(kernel, link)
+        port = self._refuse_strangers(kernel, link)
         if port is not None:
             kernel.host.set_link(port.index, master=bridge.index, up=True)
             kernel.host.delete_vlan(port.index, 1, rtnl.VID_MAX)
@@ -76,18 +65,27 @@ class EnsureVlanGateway(Op):
         link = need(kernel.host, self.gateway)
         if not link.up:
             return f"{self.gateway}, the gateway's interface, is down"
-        port, bridge = self._port(kernel, link), kernel.host.link(self.bridge)
-        if port is not None and (bridge is None or port.master != bridge.index):
+        port = self._port(kernel, link)
+        return self._difference(kernel, port, kernel.host.link(self.bridge)) if port is not None else None
+
+    def _difference(self, kernel: "Kernel", port: "Link", bridge: "Link | None") -> str | None:
+        """What is not right with the peer, in a sentence."""
+        if bridge is None or port.master != bridge.index:
             return f"{port.name}, the peer of {self.gateway}, is not a port of bridge {self.bridge}"
-        return None
+        if not port.up:
+            return f"{port.name}, the peer of {self.gateway}, is down"
+        found = vlans.of_port(kernel.host, port.index)
+        if found is None or found.get(self.vlan) == vlans.OWN:
+            return None  # the Go plugin leaves it in the default VLAN, too, if it was told to
+        return f"{port.name}, the peer of {self.gateway}, is in other VLANs: {vlans.shown(found)}"
 
     def _port(self, kernel: "Kernel", link: "Link") -> "Link | None":
         """The peer, found by its index, since the Go plugin gives it a random name. None for another kind of interface."""
         # With a netns_id the index is one of another namespace.
         return kernel.host.link(link.link) if link.kind == "veth" and link.link and link.netns_id < 0 else None
 
-    def _refuse_strangers(self, kernel: "Kernel", link: "Link") -> None:
-        """CniError when the peer of the interface is a port of another bridge."""
+    def _refuse_strangers(self, kernel: "Kernel", link: "Link") -> "Link | None":
+        """The peer of the interface, as _port() has it. CniError when it is a port of another bridge."""
         port = self._port(kernel, link)
         master = kernel.host.link(port.master) if port is not None and port.master else None
         if master is not None and master.name != self.bridge:
@@ -95,3 +93,4 @@ class EnsureVlanGateway(Op):
                 f"{self.gateway} is not the gateway's interface of bridge {self.bridge} but of {master.name}",
                 f"delete {self.gateway} or choose another bridge or vlan",
             )
+        return port

@@ -38,7 +38,7 @@ class Flow:
     def __init__(self, body: bytes) -> None:
         self.family = body[0]
         self._attributes = attrs(body[4:])
-        self.src, self.src_port, self.dst, self.dst_port = _ends(self._attributes[CTA_TUPLE_ORIG])
+        self.src, self.src_port, self.dst, self.dst_port = ends(self._attributes[CTA_TUPLE_ORIG])
         self.replier = _source(self._attributes[CTA_TUPLE_REPLY])
 
     def body(self) -> bytes:
@@ -127,7 +127,7 @@ def _is_udp(body: bytes) -> bool:
     return proto.get(CTA_PROTO_NUM) == bytes((UDP,))
 
 
-def _ends(direction: bytes) -> tuple[bytes, int, bytes, int]:
+def ends(direction: bytes) -> tuple[bytes, int, bytes, int]:
     """Address and port of one direction's source, then of its destination."""
     found = attrs(direction)
     ips, proto = attrs(found[CTA_TUPLE_IP]), attrs(found[CTA_TUPLE_PROTO])

@@ -58,7 +58,7 @@ def _attribute(setting: str, value: str) -> bytes:
         if setting == "mac":
             return attr(rtnl.IFLA_ADDRESS, parse_mac(value))
         return attr(_NUMBERS[setting], int(value).to_bytes(4, "little"))
-    except (ValueError, OverflowError) as error:
+    except (KeyError, ValueError, OverflowError) as error:  # a damaged record may name another setting
         raise OSError(errno.EINVAL, f"{setting} cannot be {value}") from error
 
 

@@ -160,12 +160,7 @@ class Socket:
 
     def netns_cookie(self) -> int:
         """The kernel's number of the socket's network namespace, never used twice in one boot; 0 before Linux 5.14."""
-        try:
-            return int.from_bytes(self._socket.getsockopt(_socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
-        except OSError as error:
-            if error.errno != errno.ENOPROTOOPT:
-                raise
-            return 0
+        return netns_cookie(self._socket)
 
     def request(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         """Send one message and await its acknowledgement (or, with NLM_F_DUMP, the end of the dump).
@@ -276,7 +271,7 @@ class Socket:
                 if error.errno != errno.ENOBUFS:
                     raise
             else:
-                yield from _messages(data)
+                yield from messages(data)
 
     def _dump(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         if self._unfinished:
@@ -289,6 +284,19 @@ class Socket:
             if answers is not None:
                 return answers
         raise OSError(errno.EAGAIN, "the kernel's tables changed during every attempt to read them")
+
+    def stream(self, kind: int, body: bytes) -> "Iterator[tuple[int, bytes]]":
+        """The parts of a dump as they come, for a table that is too large to keep: some may be missing or doubled. OSError.
+
+        A socket whose stream was given up serves no other request.
+        """
+        self._send(kind, NLM_F_DUMP, body)
+        while True:
+            for answer, flags, payload in self._receive(self._seq):
+                if answer in (_NLMSG_DONE, _NLMSG_ERROR):
+                    _raise_refusal(flags, payload)
+                    return
+                yield answer, payload
 
     def _read_dump(self, seq: int) -> list[tuple[int, bytes]] | None:
         """The parts of a dump, or None: it is not whole, so ask again.
@@ -330,7 +338,7 @@ class Socket:
             data = self._received()
         except BlockingIOError as error:
             raise OSError(errno.ETIMEDOUT, f"no netlink answer within {_RECEIVE_TIMEOUT_S} s") from error
-        return [(kind, flags, body) for kind, flags, number, body in _messages(data) if number == seq]
+        return [(kind, flags, body) for kind, flags, number, body in messages(data) if number == seq]
 
     def _received(self, flags: int = 0) -> bytes:
         """The next datagram. Into one buffer: recv() would take 64 KiB from the system for each, and give them back."""
@@ -346,6 +354,16 @@ class Socket:
             # FORCE needs CAP_NET_ADMIN in the first user namespace, and who is rootless has not got it. Without force the
             # buffer gets up to twice net.core.wmem_max (sk_setsockopt()).
             self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, length + 1024)
+
+
+def netns_cookie(socket: _socket.socket) -> int:
+    """The same for a socket of any family."""
+    try:
+        return int.from_bytes(socket.getsockopt(_socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return 0
 
 
 def orphans_are_collected() -> bool:
@@ -374,7 +392,7 @@ def _frame(kind: int, flags: int, seq: int, body: bytes) -> bytes:
     return _HEADER.pack(length, kind, flags, seq, 0) + body + b"\0" * (-length & 3)
 
 
-def _messages(data: bytes) -> "Iterator[tuple[int, int, int, bytes]]":
+def messages(data: bytes) -> "Iterator[tuple[int, int, int, bytes]]":
     """The (type, flags, sequence number, body) of the messages in a datagram."""
     offset, end = 0, len(data)
     while offset + _HEADER.size <= end:

@@ -6,6 +6,7 @@ process has ended, a zombie too (proc_ns_get_link()), and another namespace when
 used again as well, when the namespace is gone. Only the cookie is never used twice.
 """
 
+import _socket
 import errno
 import fcntl
 import posix
@@ -99,12 +100,12 @@ def cookie(fd: int) -> int:
 
     Only a socket tells it (SO_NETNS_COOKIE), so one is made there.
     """
-    from cni_py.kernel.netlink import NETLINK_ROUTE, Socket
+    from cni_py.kernel.netlink import netns_cookie
 
     with Enter(fd):
-        socket = Socket(NETLINK_ROUTE)
+        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     try:
-        return socket.netns_cookie()
+        return netns_cookie(socket)
     finally:
         socket.close()
 
@@ -136,6 +137,8 @@ class Enter:
     ) -> None:
         try:
             setns(self._back)
+        except OSError:
+            setns(self._back)  # once more: what is undone of the host from here would be undone in the container
         finally:
             os.close(self._back)
 

@@ -39,11 +39,16 @@ _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NFT_MSG_NEWCHAIN = _SUBSYSTEM | 3
 NFT_MSG_GETCHAIN = _SUBSYSTEM | 4
 NFT_MSG_DELCHAIN = _SUBSYSTEM | 5
+NFT_MSG_NEWRULE = _SUBSYSTEM | 6
+NFT_MSG_GETRULE = _SUBSYSTEM | 7
+NFT_MSG_NEWSET = _SUBSYSTEM | 9
+NFT_MSG_GETSET = _SUBSYSTEM | 10
 NFT_MSG_DELSET = _SUBSYSTEM | 11
 NFT_MSG_NEWSETELEM = _SUBSYSTEM | 12
 NFT_MSG_GETSETELEM = _SUBSYSTEM | 13
 NFT_MSG_DELSETELEM = _SUBSYSTEM | 14
 NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY = 1, 3, 5
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN = 1, 2
 NFTA_SET_TABLE, NFTA_SET_NAME = 1, 2
 NF_DROP, NF_ACCEPT = 0, 1  # linux/netfilter.h
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
@@ -273,14 +278,35 @@ class Nft:
 
     def chains(self, family: int = INET) -> list[str]:
         """The names of the chains in our table."""
+        return self._names(NFT_MSG_GETCHAIN, NFT_MSG_NEWCHAIN, NFTA_CHAIN_NAME, family)
+
+    def rules(self, family: int = INET) -> list[str]:
+        """The name of its chain for each rule in our table."""
+        return self._names(NFT_MSG_GETRULE, NFT_MSG_NEWRULE, NFTA_RULE_CHAIN, family)
+
+    def sets(self, family: int = INET) -> list[str]:
+        """The names of the sets and maps in our table."""
+        return self._names(NFT_MSG_GETSET, NFT_MSG_NEWSET, NFTA_SET_NAME, family)
+
+    def _names(self, asked: int, answered: int, name: int, family: int) -> list[str]:
+        """The name in each answer that is about our table. The number of the table's attribute is the same in all of them."""
         try:
             # A dump of chains is of all tables of the family: the kernel heeds no name of a table (nf_tables_dump_chains()).
-            answers = self.socket().request(NFT_MSG_GETCHAIN, NLM_F_DUMP, bytes((family, 0, 0, 0)))
+            body = bytes((family, 0, 0, 0)) + attr(NFTA_RULE_TABLE, TABLE.encode() + b"\0")
+            answers = self.socket().request(asked, NLM_F_DUMP, body if asked != NFT_MSG_GETCHAIN else body[:4])
         except OSError as error:
+            if error.errno == errno.ENOENT:  # of sets, where there is no such table
+                return []
             raise _unavailable(error) from error
-        found = [attrs(body[4:]) for kind, body in answers if kind == NFT_MSG_NEWCHAIN]
-        ours = [fields for fields in found if fields.get(NFTA_CHAIN_TABLE) == TABLE.encode() + b"\0"]
-        return [fields.get(NFTA_CHAIN_NAME, b"").rstrip(b"\0").decode("utf-8", "replace") for fields in ours]
+        found = [attrs(body[4:]) for kind, body in answers if kind == answered]
+        ours = [fields for fields in found if fields.get(NFTA_RULE_TABLE) == TABLE.encode() + b"\0"]
+        return [fields.get(name, b"").rstrip(b"\0").decode("utf-8", "replace") for fields in ours]
+
+    def make(self, text: str) -> None:
+        """Make chains, rules and sets by libnftables, which is loaded for it. CniError."""
+        from cni_py.kernel import libnftables
+
+        libnftables.run(text)
 
     def remove_unused(self, chain: str, sets: "Sequence[str]") -> bool:
         """Delete a chain with its rules, and the sets that only these rules use. False when a rule or element jumps to it.

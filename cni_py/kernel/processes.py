@@ -85,12 +85,18 @@ def _script(line: "Sequence[str]") -> str:
 
 def container(pid: int) -> str:
     """ " in container ID", from the process's cgroup; " in a container" for one in a pid namespace below ours; or ""."""
+    found = container_id(pid)
+    if found:
+        return f" in container {found[:SHORT_ID]}"
+    return " in a container" if _pids(pid) > _pids(os.getpid()) else ""
+
+
+def container_id(pid: int) -> str:
+    """The ID of the container that a process is in, whole: the last 64 hexadecimal digits in the path of its cgroup; or ""."""
     text = read(f"/proc/{pid}/cgroup")
     runs = "".join(character if character in HEX_DIGITS else " " for character in text).split()
     found = [run for run in runs if len(run) == CONTAINER_ID]
-    if found:
-        return f" in container {found[-1][:SHORT_ID]}"
-    return " in a container" if _pids(pid) > _pids(os.getpid()) else ""
+    return found[-1] if found else ""
 
 
 def _pids(pid: int) -> int:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19  # rtnetlink.h
+RTM_NEWNSID, RTM_GETNSID = 88, 90
+RTGENMSG = bytes(4)  # struct rtgenmsg, padded
 AF_BRIDGE = 7
 
 IFNAME_MAX = 15  # bytes; IFNAMSIZ of if.h without the NUL
@@ -45,10 +47,14 @@ OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dor
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5  # if_link.h
 IFLA_MASTER, IFLA_PROTINFO, IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO = 10, 12, 13, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 20, 26, 27, 28, 29, 37
+IFLA_NUM_TX_QUEUES = 31
+IFLA_PERM_ADDRESS, IFLA_PARENT_DEV_NAME, IFLA_PARENT_DEV_BUS_NAME = 54, 56, 57
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_BR_VLAN_FILTERING = 7
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33  # MODE is hairpin
 VETH_INFO_PEER = 1
+NETNSA_NSID, NETNSA_FD = 1, 3  # net_namespace.h
+NO_NSID = -1  # NETNSA_NSID_NOT_ASSIGNED
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
 
 IFLA_BRIDGE_VLAN_INFO = 2  # if_bridge.h
@@ -75,11 +81,13 @@ class Link:
 
     `master` and `link` (of a veth: its peer) are indexes, 0 for none; `netns_id` says which namespace `link` is in, -1 for
     this one. `hairpin` and `isolated` are those of a bridge port, `data` are the attributes of its kind (IFLA_INFO_DATA).
+    Of hardware: `permanent`, the MAC address that it was made with (Linux 5.6), and `parent`, where it is ("pci/0000:01:00.0",
+    Linux 5.14).
     """
 
     __slots__ = (
         "alias", "data", "flags", "group", "hairpin", "index", "isolated", "kind", "link", "mac", "master", "mtu", "name",
-        "netns_id", "operstate", "slave_kind", "tx_queue", "vlan_filtering",
+        "netns_id", "operstate", "parent", "permanent", "slave_kind", "tx_queue", "vlan_filtering",
     )  # fmt: skip
     index: int
     flags: int
@@ -91,6 +99,9 @@ class Link:
         self.data, port = attrs(info.get(IFLA_INFO_DATA, b"")), attrs(info.get(IFLA_INFO_SLAVE_DATA, b""))
         self.name = text(found.get(IFLA_IFNAME))
         self.mac = found.get(IFLA_ADDRESS, b"")
+        self.permanent = found.get(IFLA_PERM_ADDRESS, b"")
+        bus, device = text(found.get(IFLA_PARENT_DEV_BUS_NAME)), text(found.get(IFLA_PARENT_DEV_NAME))
+        self.parent = f"{bus}/{device}" if device else ""
         self.mtu = number(found.get(IFLA_MTU))
         self.tx_queue = number(found.get(IFLA_TXQLEN))
         self.operstate = OPERSTATES[number(found.get(IFLA_OPERSTATE))]
@@ -156,6 +167,23 @@ class Rtnl:
         if self._cookie < 0:
             self._cookie = self._socket.netns_cookie()
         return self._cookie
+
+    def nsid(self, netns_fd: int) -> int:
+        """The number by which this namespace knows another one (kernel/nsid); NO_NSID if it has none. OSError."""
+        return nsid_in(self.request(RTM_GETNSID, 0, RTGENMSG + attr(NETNSA_FD, u32(netns_fd)))[0][1])
+
+    def give_nsid(self, netns_fd: int) -> int:
+        """The same, given now if there is none. OSError.
+
+        One message, of which the kernel tells the number as an echo. A second one where there is a number.
+        """
+        # NO_NSID: whichever number is free
+        wanted = RTGENMSG + attr(NETNSA_NSID, _I32.pack(NO_NSID)) + attr(NETNSA_FD, u32(netns_fd))
+        try:
+            answers = self.request(RTM_NEWNSID, NLM_F_ECHO, wanted)
+        except FileExistsError:
+            answers = []
+        return nsid_in(answers[0][1]) if answers else self.nsid(netns_fd)
 
     # Links
 
@@ -320,7 +348,7 @@ class Rtnl:
             raise
         return True
 
-    def set_link(
+    def set_link(  # noqa: PLR0913  what a link has
         self,
         link: int | str,
         *,
@@ -331,13 +359,17 @@ class Rtnl:
         master: int | None = None,
         alias: str | None = None,
         netns_fd: int | None = None,
+        name: str | None = None,
     ) -> None:
-        """Change what is given, in one request. `master` 0 takes a port out of its bridge.
+        """Change what is given, in one request. `master` 0 takes a port out of its bridge; a `name` needs the link's index.
+
+        A link that moves is set down, and has its new name in the namespace of `netns_fd` alone, even if its old one is in use
+        there (dev_change_net_namespace()). FileExistsError when both are.
 
         The kernel goes through the changes in an order of its own and keeps those that it has made when one is refused
         (do_setlink()): namespace, MAC, MTU, name, alias, flags, master.
         """
-        if netns_fd is not None:
+        if netns_fd is not None or name is not None:
             self._indexes.clear()
         index, which = _which(link)
         flags = change = 0
@@ -349,16 +381,12 @@ class Rtnl:
             (IFLA_MTU, None if mtu is None else u32(mtu)),
             (IFLA_ADDRESS, mac),
             (IFLA_MASTER, None if master is None else u32(master)),
+            (IFLA_IFNAME, None if name is None else check_name(name) + b"\0"),
             (IFLA_IFALIAS, None if alias is None else os.fsencode(alias)),
             (IFLA_NET_NS_FD, None if netns_fd is None else u32(netns_fd)),
         )
         given = b"".join(attr(kind, value) for kind, value in values if value is not None)
         self.request(RTM_SETLINK, 0, ifinfomsg(index, flags=flags, change=change) + which + given)
-
-    def rename_link(self, index: int, name: str) -> None:
-        """FileExistsError when the name is taken."""
-        self._indexes.clear()
-        self.request(RTM_SETLINK, 0, ifinfomsg(index) + name_attr(name))
 
     # Bridge ports
 
@@ -433,6 +461,11 @@ def wait(settled: "Callable[[], bool | None]", limit_s: float) -> bool:
     return True
 
 
+def nsid_in(body: bytes) -> int:
+    """The number in a message about a namespace's number."""
+    return int(_I32.unpack(attrs(body[len(RTGENMSG) :])[NETNSA_NSID])[0])
+
+
 def check_name(name: str) -> bytes:
     """The bytes of an interface name; OSError EINVAL when it cannot be one (dev_valid_name() in net/core/dev.c)."""
     raw = os.fsencode(name)
@@ -468,6 +501,17 @@ def linkinfo(kind: str, data: bytes = b"") -> bytes:
     """IFLA_LINKINFO: the kind of a link ("veth") and the attributes of that kind."""
     given = nested(IFLA_INFO_DATA, data) if data else b""
     return nested(IFLA_LINKINFO, attr(IFLA_INFO_KIND, kind.encode() + b"\0"), given)
+
+
+def has_kind(side: "Rtnl", kind: str) -> bool:
+    """Whether the kernel has links of that kind. Asks with a request that always fails, so nothing changes."""
+    # More queues than rtnl_create_link() allows; it looks after the kind. An unknown kind is EOPNOTSUPP.
+    body = ifinfomsg() + attr(IFLA_NUM_TX_QUEUES, u32(0xFFFFFFFF)) + linkinfo(kind)
+    try:
+        side.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
 
 
 def _described(name: str, mac: bytes, mtu: int) -> bytes:

@@ -9,7 +9,7 @@ Sources: Linux include/uapi/linux/inet_diag.h, net/ipv4/inet_diag.c (inet_diag_b
 
 import _struct
 
-from cni_py.kernel.netlink import NLM_F_DUMP, Socket, attr, attrs
+from cni_py.kernel.netlink import NLM_F_DUMP, Socket, attr, attrs, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ WAITING = {"tcp": TCP_LISTEN, "udp": TCP_CLOSE}
 MAPPED = bytes(10) + b"\xff\xff"  # IPv4 in IPv6
 
 _REQUEST = _struct.Struct("=BBBBI")  # struct inet_diag_req_v2 up to its inet_diag_sockid
-_SOCKET_ID = _struct.Struct("!HH16s16sI8s")
+_SOCKET_ID = _struct.Struct("!HH16s16s4s8s")  # ports, addresses, index of the link (host's order), cookie
 _ANSWER = _struct.Struct("=IIIII")  # struct inet_diag_msg behind it: expires, queues, uid, inode
 _ATTRIBUTES = 4 + _SOCKET_ID.size + _ANSWER.size
 _REQ_BYTECODE = 1  # INET_DIAG_REQ_BYTECODE
@@ -41,18 +41,21 @@ _RUNS_MAX = 256  # each is looked at for each socket; of more, what lies between
 class Listener:
     """A socket that waits on `port` of `ip` (packed). An IPv6 socket bound to an IPv4 address (::ffff:a.b.c.d) is IPv4 here.
 
-    `v6only`: one on :: does not take IPv4.
+    `v6only`: one on :: does not take IPv4. `link`: the index of the only link that it takes clients from, 0 for all.
     """
 
-    __slots__ = ("inode", "ip", "port", "protocol", "uid", "v6only")
+    __slots__ = ("inode", "ip", "link", "port", "protocol", "uid", "v6only")
 
-    def __init__(self, protocol: str, ip: bytes, port: int, uid: int, inode: int, *, v6only: bool = False) -> None:
+    def __init__(
+        self, protocol: str, ip: bytes, port: int, uid: int, inode: int, *, v6only: bool = False, link: int = 0
+    ) -> None:
         self.protocol = protocol
         self.ip = ip.removeprefix(MAPPED)
         self.port = port
         self.uid = uid
         self.inode = inode
         self.v6only = v6only
+        self.link = link
 
 
 def waiting(wanted: "Iterable[tuple[str, int, int]]") -> list[Listener]:
@@ -118,12 +121,13 @@ def dump(protocol: str, state: int, runs: "Runs" = ()) -> list[Listener]:
 
 
 def _listener(protocol: str, body: bytes) -> Listener:
-    port, _, source = _SOCKET_ID.unpack_from(body, 4)[:3]
+    port, _, source, _, bound, _ = _SOCKET_ID.unpack_from(body, 4)
     uid, inode = _ANSWER.unpack_from(body, 4 + _SOCKET_ID.size)[3:]
+    link = number(bound)
     if body[0] == AF_INET:
-        return Listener(protocol, source[:4], port, uid, inode)
+        return Listener(protocol, source[:4], port, uid, inode, link=link)
     v6only = any(attrs(body[_ATTRIBUTES:]).get(_SKV6ONLY, b""))
-    return Listener(protocol, source, port, uid, inode, v6only=v6only)
+    return Listener(protocol, source, port, uid, inode, v6only=v6only, link=link)
 
 
 def bytecode(runs: "Runs") -> bytes:

@@ -15,7 +15,18 @@ import _struct
 import errno
 
 from cni_py.kernel import rtnl, sysctl
-from cni_py.kernel.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, attr, attrs, nested, number, u32
+from cni_py.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_ECHO,
+    NLM_F_EXCL,
+    attr,
+    attrs,
+    nested,
+    number,
+    text,
+    u32,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +37,6 @@ if TYPE_CHECKING:
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38  # rtnetlink.h
 RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
-IFLA_NUM_TX_QUEUES = 31  # if_link.h
 LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX, include/net/flow.h
 
 TC_H_ROOT, TC_H_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # pkt_sched.h
@@ -37,7 +47,7 @@ LATENCY_MS = 25  # how long a packet may wait, as the Go plugin has it
 U32_MAX = 0xFFFFFFFF
 
 TCA_U32_CLASSID, TCA_U32_SEL, TCA_U32_ACT = 1, 5, 7  # pkt_cls.h
-_TC_U32_TERMINAL = 1
+TC_U32_TERMINAL = 1
 TCA_ACT_KIND, TCA_ACT_OPTIONS = 1, 2
 TCA_MIRRED_PARMS = 2
 _TC_ACT_STOLEN, _TCA_EGRESS_REDIR = 4, 1
@@ -114,7 +124,7 @@ _WAY_OUT = (
 )
 _LINE = _struct.Struct("=HBBI")
 
-_TCMSG = _struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
+TCMSG = _struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
 _TBF = _struct.Struct("=BBHhHI 12x III")  # tc_ratespec with the rate last, no peak rate; limit, buffer, mtu
 _SELECTOR = _struct.Struct("=BBBxHHhhI IIii")  # flags, shifts, one key: mask, value, offset, mask of the offset
 _MIRRED = _struct.Struct("=IIiiiiI")  # index, capabilities, action, reference counts, eaction, interface
@@ -183,56 +193,65 @@ def add_tbf(side: "Rtnl", index: int, bucket: TokenBucket) -> None:
     FileExistsError when it has a root already that somebody made; ENOENT when the kernel has no tbf, EINVAL for a rate of 0.
     """
     options = nested(TCA_OPTIONS, bucket.options())
-    side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf") + options)
+    side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf") + options)
 
 
 def tbf(side: "Rtnl", index: int) -> ShownBucket | None:
     """The token bucket at root 1: of an interface; None when there is none."""
-    options = _options(side, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"))
+    options = qdisc_options(side, qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"))
     return None if options is None else ShownBucket(options)
+
+
+def root_kind(side: "Rtnl", index: int) -> str:
+    """The kind of an interface's root 1:, "" where it has none."""
+    answers = _ask(side, TCMSG.pack(0, index, TBF_HANDLE, TC_H_ROOT, 0))
+    return text(attrs(answers[0][TCMSG.size :]).get(TCA_KIND)) if answers else ""
 
 
 def delete_tbf(side: "Rtnl", index: int) -> bool:
     """Delete the token bucket at root 1:. False when there is none; a root of another kind or handle stays."""
-    return side.delete(RTM_DELQDISC, _qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"), _ABSENT)
+    return side.delete(RTM_DELQDISC, qdisc(index, TBF_HANDLE, TC_H_ROOT, "tbf"), ABSENT)
 
 
 def add_ingress(side: "Rtnl", index: int) -> None:
     """Add an ingress qdisc. FileExistsError when the interface has one; ENOENT when the kernel has none."""
-    side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"))
+    side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"))
 
 
 def has_ingress(side: "Rtnl", index: int) -> bool:
     """Whether the interface has an ingress qdisc in use: not merely with the guard of the host's loopback in it."""
-    there = _options(side, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")) is not None
+    there = qdisc_options(side, qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")) is not None
     return there and not (guards_loopback(side, index) and not redirects(side, index))
 
 
 def delete_ingress(side: "Rtnl", index: int) -> bool:
     """Delete the ingress qdisc with all its filters. False when there is none."""
-    return side.delete(RTM_DELQDISC, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"), _ABSENT)
+    return side.delete(RTM_DELQDISC, qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, "ingress"), ABSENT)
 
 
 # What the kernel answers where there is no such interface; no such root or handle; one of another kind (tc_get_qdisc()).
-_ABSENT = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
+ABSENT = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
 
 
-def _options(side: "Rtnl", body: bytes) -> bytes | None:
+def qdisc_options(side: "Rtnl", body: bytes) -> bytes | None:
     """The options of a qdisc; None when the interface does not have this one."""
+    answers = _ask(side, body)
+    return attrs(answers[0][TCMSG.size :]).get(TCA_OPTIONS, b"") if answers else None
+
+
+def _ask(side: "Rtnl", body: bytes) -> list[bytes]:
+    """What the kernel tells of a qdisc; empty when the interface does not have it."""
     try:
         # Without NLM_F_ECHO the answer goes to the listeners of a group, and not to us (qdisc_notify()).
-        answers = side.request(RTM_GETQDISC, NLM_F_ECHO, body)
+        return [answer for _, answer in side.request(RTM_GETQDISC, NLM_F_ECHO, body)]
     except OSError as error:
-        if error.errno in _ABSENT:
-            return None
+        if error.errno in ABSENT:
+            return []
         raise
-    for _, answer in answers:
-        return attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b"")
-    return None
 
 
-def _qdisc(index: int, handle: int, parent: int, kind: str) -> bytes:
-    return _TCMSG.pack(0, index, handle, parent, 0) + attr(TCA_KIND, kind.encode() + b"\0")
+def qdisc(index: int, handle: int, parent: int, kind: str) -> bytes:
+    return TCMSG.pack(0, index, handle, parent, 0) + attr(TCA_KIND, kind.encode() + b"\0")
 
 
 # What comes in
@@ -243,7 +262,7 @@ def add_redirect(side: "Rtnl", index: int, target: int) -> None:
 
     ENOENT when the kernel has no u32 filters or no mirred action.
     """
-    selector = _SELECTOR.pack(_TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    selector = _SELECTOR.pack(TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     mirred = _MIRRED.pack(0, 0, _TC_ACT_STOLEN, 0, 0, _TCA_EGRESS_REDIR, target)
     action = attr(TCA_ACT_KIND, b"mirred\0") + nested(TCA_ACT_OPTIONS, attr(TCA_MIRRED_PARMS, mirred))
     options = nested(
@@ -259,14 +278,14 @@ def add_redirect(side: "Rtnl", index: int, target: int) -> None:
 def redirects(side: "Rtnl", index: int) -> list[int]:
     """The interfaces that an interface's redirects lead to, 0 for one that is gone (mirred_device_event())."""
     try:
-        answers = side.request(RTM_GETTFILTER, NLM_F_DUMP, _TCMSG.pack(0, index, 0, INGRESS_HANDLE, 0))
+        answers = side.request(RTM_GETTFILTER, NLM_F_DUMP, TCMSG.pack(0, index, 0, INGRESS_HANDLE, 0))
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return []
         raise
     targets = []
     for _, answer in answers:
-        options = attrs(attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b""))
+        options = attrs(attrs(answer[TCMSG.size :]).get(TCA_OPTIONS, b""))
         for action in attrs(options.get(TCA_U32_ACT, b"")).values():
             found = attrs(action)
             parameters = attrs(found.get(TCA_ACT_OPTIONS, b"")).get(TCA_MIRRED_PARMS, b"")
@@ -276,7 +295,7 @@ def redirects(side: "Rtnl", index: int) -> list[int]:
 
 
 def _filter(index: int, priority: int) -> bytes:
-    return _TCMSG.pack(0, index, 0, INGRESS_HANDLE, priority << 16 | _ETH_P_ALL)
+    return TCMSG.pack(0, index, 0, INGRESS_HANDLE, priority << 16 | _ETH_P_ALL)
 
 
 # The guard of the host's loopback
@@ -312,7 +331,7 @@ def guard_loopback(side: "Rtnl", index: int, *, kind: str, program: "Program" = 
     OSError: ENOENT when the kernel has no such qdisc or no bpf filters, another when somebody's filter has our place.
     """
     try:
-        side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, kind))
+        side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, qdisc(index, INGRESS_HANDLE, TC_H_INGRESS, kind))
     except FileExistsError:
         pass
     _add_guard(side, index, _CLSACT_INGRESS, program)
@@ -341,10 +360,10 @@ def _has_guard(side: "Rtnl", index: int, hook: int) -> bool:
     try:
         answers = side.request(RTM_GETTFILTER, 0, _guard(index, hook))
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return False
         raise
-    options = [attrs(attrs(answer[_TCMSG.size :]).get(TCA_OPTIONS, b"")) for _, answer in answers]
+    options = [attrs(attrs(answer[TCMSG.size :]).get(TCA_OPTIONS, b"")) for _, answer in answers]
     return any(_is_guard(found.get(TCA_BPF_OPS, b"")) for found in options)
 
 
@@ -362,7 +381,7 @@ def _ops(program: "Program") -> bytes:
 
 
 def _guard(index: int, hook: int) -> bytes:
-    return _TCMSG.pack(0, index, 1, hook, _PRIORITY << 16 | _ETH_P_ALL) + attr(TCA_KIND, b"bpf\0")
+    return TCMSG.pack(0, index, 1, hook, _PRIORITY << 16 | _ETH_P_ALL) + attr(TCA_KIND, b"bpf\0")
 
 
 # ifb devices
@@ -375,16 +394,10 @@ def add_ifb(side: "Rtnl", name: str, mac: bytes, mtu: int) -> None:
 
 def lacking(side: "Rtnl") -> str:
     """Name the missing kernel module (tbf, ifb), or "". Probes with requests that always fail, so nothing changes."""
-    no_queue = attr(IFLA_NUM_TX_QUEUES, u32(U32_MAX))  # more than rtnl_create_link() allows; it looks after the kind
-    questions = (
-        # without options tbf_init() refuses it; an unknown kind is refused before
-        ("tbf (CONFIG_NET_SCH_TBF)", errno.ENOENT, RTM_NEWQDISC, _qdisc(LOOPBACK_INDEX, TBF_HANDLE, TC_H_ROOT, "tbf")),
-        ("ifb (CONFIG_IFB)", errno.EOPNOTSUPP, rtnl.RTM_NEWLINK, rtnl.ifinfomsg() + no_queue + rtnl.linkinfo("ifb")),
-    )
-    for what, answer, kind, body in questions:
-        try:
-            side.request(kind, NLM_F_CREATE | NLM_F_EXCL, body)
-        except OSError as error:
-            if error.errno == answer:
-                return what
-    return ""
+    try:  # without options tbf_init() refuses it; an unknown kind is refused before
+        body = qdisc(LOOPBACK_INDEX, TBF_HANDLE, TC_H_ROOT, "tbf")
+        side.request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return "tbf (CONFIG_NET_SCH_TBF)"
+    return "" if rtnl.has_kind(side, "ifb") else "ifb (CONFIG_IFB)"

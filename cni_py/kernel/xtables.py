@@ -27,7 +27,7 @@ def legacy_tables(family: int) -> list[str]:
     Naming a table to iptables-legacy makes it, with hooks that every packet then passes; reading this file does not.
     """
     try:
-        fd = os.open(f"/proc/self/net/{'ip' if family == 4 else 'ip6'}_tables_names", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/thread-self/net/{'ip' if family == 4 else 'ip6'}_tables_names", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []  # its module is not loaded
     try:

@@ -22,7 +22,22 @@ import yaml
 from tests.lacking import need_root
 
 HERE = Path(__file__).parent
-PLUGINS = ("bridge", "host-local", "portmap", "loopback", "tuning", "bandwidth", "firewall", "static", "ptp", "macvlan")
+PLUGINS = (
+    "bridge",
+    "host-local",
+    "portmap",
+    "loopback",
+    "tuning",
+    "bandwidth",
+    "firewall",
+    "static",
+    "ptp",
+    "macvlan",
+    "tap",
+    "sbr",
+    "host-device",
+    "dhcp",
+)
 UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private")
 TIMEOUT_S = 300
 

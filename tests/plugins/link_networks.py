@@ -68,3 +68,53 @@ class MacvlanNetwork(BridgeNetwork):
             for link in node["links"].values():
                 del link["promiscuity"]
         return found
+
+
+class IpvlanNetwork(MacvlanNetwork):
+    """The same, with the master's MAC address."""
+
+    plugin = "ipvlan"
+
+
+class VlanNetwork(BridgeNetwork):
+    """A VLAN of its own on the host's interface lan0, in which nobody else is."""
+
+    plugin = "vlan"
+    families = (4,)  # IPv6 waits for duplicate address detection
+    beyond = MappingProxyType({})
+
+    def conf(self, *arguments: Any, **keys: Any) -> Conf:
+        return {"master": "lan0", "vlanId": 1 + self.number % 4094, **super().conf(*arguments, **keys)}
+
+
+class DummyNetwork(BridgeNetwork):
+    """Addresses on an interface that leads nowhere."""
+
+    plugin = "dummy"
+    families = (4,)
+    beyond = MappingProxyType({})
+
+
+class HostDeviceNetwork(BridgeNetwork):
+    """A device of the host, up and with an address: one end of a pair whose other end stays."""
+
+    plugin = "host-device"
+    families = (4,)
+    beyond = MappingProxyType({})
+
+    def __init__(self, lab: Lab, plugins: Plugins) -> None:
+        super().__init__(lab, plugins)
+        self.device, self.peer = f"card{self.number}", f"port{self.number}"
+        self.mac = f"02:00:00:00:{self.number // 256:02x}:{self.number % 256:02x}"
+        self.had = f"192.0.2.{1 + self.number % 250}/32"
+        self.do("host", f"ip link add {self.device} address {self.mac} type veth peer name {self.peer}")
+        self.do("host", f"ip link set {self.peer} up")
+        self.do("host", f"ip link set {self.device} up alias uplink")
+        self.do("host", f"ip address add {self.had} dev {self.device}")
+
+    def close(self) -> None:
+        self.lab["host"].run(["ip", "link", "delete", self.peer])
+        super().close()
+
+    def conf(self, *arguments: Any, **keys: Any) -> Conf:
+        return {"device": self.device, **super().conf(*arguments, **keys)}

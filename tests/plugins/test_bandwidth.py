@@ -5,18 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from lab import Lab
-from runtime import ALL, GO_KNOWS, REFUSALS, Plugins
+from runtime import ALL, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO, OURS
-from tests.lacking import missing
 from tests.plugins.bridge_network import ours_alone
 from tests.plugins.conftest import START
 from tests.plugins.veth_attachment import Conf, VethAttachment
@@ -49,13 +47,6 @@ def net(shared_lab: Lab, plugins: Plugins) -> Iterator[VethAttachment]:
     for name in left:
         attachment.host(f"ip link delete {name}")
     assert not left
-
-
-def theirs() -> Plugins:
-    directory = os.environ.get("CNI_GO_BIN_DIR")
-    if not directory:
-        missing("CNI_GO_BIN_DIR is not set")
-    return Plugins(GO, Path(directory).resolve(), GO_KNOWS)
 
 
 def buckets(net: VethAttachment, dev: str) -> list[str]:
@@ -219,6 +210,108 @@ def test_packets_beyond_the_limit_are_dropped(net: VethAttachment, direction: st
     net.well("DEL", conf)
 
 
+# Networks that are limited, or are not
+
+SIDES = {  # two pairs of addresses, host and container, of the same networks
+    4: (("192.0.2.1/24", "192.0.2.2/24"), ("203.0.113.1/24", "203.0.113.2/24")),
+    6: (("2001:db8:2::1/64", "2001:db8:2::2/64"), ("2001:db8:3::1/64", "2001:db8:3::2/64")),
+}
+UNSHAPED, SHAPED = ({key: ["192.0.2.77/24", "2001:db8:2::/64"]} for key in ("unshapedSubnets", "shapedSubnets"))
+
+
+def sent_by_class(net: VethAttachment, dev: str) -> dict[str, int]:
+    """Bytes that left by each class of an interface; the JSON of iproute2 6.1 is none."""
+    lines = net.host(f"tc -s class show dev {dev}").splitlines()
+    names = [line.split()[2] for line in lines if line.startswith("class ")]
+    return dict(zip(names, [int(line.split()[1]) for line in lines if line.split()[:1] == ["Sent"]], strict=True))
+
+
+def send_from(source: str, target: str) -> None:
+    """10,000 bytes."""
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.bind((source, 0))
+        for _ in range(10):
+            try:
+                sender.sendto(bytes(1000), (target, 9))
+            except ConnectionRefusedError:
+                continue
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize("keys", [UNSHAPED, SHAPED], ids=["unshaped", "shaped"])
+def test_only_some_networks_are_limited(net: VethAttachment, keys: Conf) -> None:
+    net.lab[net.id].run(["sysctl", "-q", "-w", "net.ipv6.conf.all.accept_dad=0"], check=True)
+    for family, pairs in SIDES.items():
+        nodad = " nodad" * (family == 6)
+        for mine, theirs in pairs:
+            net.host(f"ip address add {mine} dev {net.host_veth}{nodad}")
+            net.inside(f"ip address add {theirs} dev eth0{nodad}")
+    before = state(net)
+    conf = net.conf("1.0.0", capabilities={"bandwidth": True}, runtimeConfig={"bandwidth": BOTH}, **keys)
+    conf["prevResult"] = net.well("ADD", conf).json  # the runtime knows rates alone
+    for pairs in SIDES.values():
+        for number, pair in enumerate(pairs):
+            ends = [end.partition("/")[0] for end in pair]
+            for node, dev, (source, target) in (
+                ("host", net.host_veth, ends),
+                (net.id, shared_name(net), ends[::-1]),
+            ):
+                earlier = sent_by_class(net, dev)
+                net.lab[node].python(send_from, source, target)
+                later = sent_by_class(net, dev)
+                limited = (number == 0) == (keys is SHAPED)
+                more = {name: later[name] - earlier[name] for name in later}
+                assert more["1:30" if limited else "1:1"] > 10_000 > 5_000 > more["1:1" if limited else "1:30"], more
+    net.well("CHECK", conf)
+    del_and_compare(net, conf, before)
+
+
+DAMAGES = {  # of an interface
+    "tc filter delete dev {dev} parent 1: protocol ip prio 16": "filters",
+    "tc filter add dev {dev} parent 1: protocol ip prio 16 u32 match ip dst 10.0.0.0/8 flowid 1:1": "filters",
+    "tc class change dev {dev} parent 1: classid 1:30 htb rate 9mbit": "rates",
+    "tc class change dev {dev} parent 1: classid 1:30 htb rate 1mbit burst 5000": "burst",
+    "tc class add dev {dev} parent 1: classid 1:7 htb rate 1mbit": "rates",
+    "tc qdisc delete dev {dev} root": "Failed to find qdisc",
+}
+
+
+@pytest.mark.ours_alone
+def test_check_sees_damage_to_classes_and_filters(net: VethAttachment) -> None:
+    before = state(net)
+    same = {"ingressRate": 1_000_000, "ingressBurst": 800_000, "egressRate": 1_000_000, "egressBurst": 800_000}
+    conf = net.conf("1.0.0", **same, **UNSHAPED)
+    for number, (damage, told) in enumerate(DAMAGES.items()):
+        dev = (net.host_veth, shared_name(net))[number % 2]
+        ours = {**conf, "prevResult": net.well("ADD", conf).json}
+        net.well("CHECK", ours)
+        net.host(damage.format(dev=dev))
+        outcome = net.run("CHECK", ours)
+        assert (outcome.code, told in outcome.json["msg"]) == (999, True), (damage, outcome)
+        del_and_compare(net, ours, before)
+
+
+BAD_NETWORKS: dict[str, Conf] = {
+    'bad subnet "hello" provided': {"unshapedSubnets": ["192.0.2.0/24", "hello"]},
+    'bad subnet "192.0.2.1" provided': {"shapedSubnets": ["192.0.2.1"]},
+    "cannot be both specified": {**UNSHAPED, **SHAPED},
+}
+
+
+@pytest.mark.ours_alone
+@pytest.mark.parametrize("told", BAD_NETWORKS)
+def test_what_is_no_network_is_refused_before_anything_is_done(net: VethAttachment, told: str) -> None:
+    before = state(net)
+    outcome = net.run("ADD", net.conf("1.0.0", **BOTH, **BAD_NETWORKS[told]))
+    assert (outcome.code, told in outcome.json["msg"]) == (7, True), outcome
+    assert not difference(before, state(net))
+    empty = net.conf("1.0.0", **INGRESS, unshapedSubnets=[], shapedSubnets=[])
+    net.well("ADD", empty)
+    assert buckets(net, net.host_veth) == ["qdisc tbf 1: root rate 1Mbit burst 100000b lat 25ms"]
+    net.well("DEL", empty)
+
+
 # Two interfaces of one container
 
 
@@ -243,10 +336,10 @@ def test_two_interfaces_of_one_container_have_limits_of_their_own(net: VethAttac
 
 
 @pytest.mark.ours_alone
-def test_del_of_an_unlimited_interface_leaves_the_go_plugins_of_another(net: VethAttachment) -> None:
+def test_del_of_an_unlimited_interface_leaves_the_go_plugins_of_another(net: VethAttachment, theirs: Plugins) -> None:
     net.add_veth("eth1", "02:00:00:00:00:13")
     limited = net.conf("1.0.0", **BOTH)
-    limited["prevResult"] = net.run("ADD", limited, plugins=theirs()).json
+    limited["prevResult"] = net.run("ADD", limited, plugins=theirs).json
     unlimited = net.conf("1.0.0", prevResult=net.result(ifname="eth1"))
     net.well("ADD", unlimited, ifname="eth1")
     net.well("DEL", unlimited, ifname="eth1")
@@ -433,8 +526,8 @@ def test_gc_removes_what_is_stale_and_nothing_else(net: VethAttachment, record: 
 @pytest.mark.ours_alone
 @pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.parametrize("adds", ["go", "ours"])
-def test_one_plugin_undoes_the_add_of_the_other(net: VethAttachment, adds: str, gone: bool) -> None:
-    first, second = (theirs(), net.plugins) if adds == "go" else (net.plugins, theirs())
+def test_one_plugin_undoes_the_add_of_the_other(net: VethAttachment, theirs: Plugins, adds: str, gone: bool) -> None:
+    first, second = (theirs, net.plugins) if adds == "go" else (net.plugins, theirs)
     conf = net.conf("1.0.0", **BOTH)
     conf["prevResult"] = net.run("ADD", conf, plugins=first).json
     assert ifbs(net) == [shared_name(net)]

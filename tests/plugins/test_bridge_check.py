@@ -48,7 +48,7 @@ def test_check_notices_damage_done_by_hand_and_mends_nothing(net: BridgeNetwork,
     ("change", "complaint"),
     [
         ({"prevResult": None}, "prevResult"),
-        ({"promiscMode": True}, "Promisc"),
+        ({"promiscMode": True}, "Promisc Mode true doesn't match current state: false"),
         ({"bridge": "br-other"}, "missing"),
     ],
     ids=["no prevResult", "promiscMode", "another bridge"],

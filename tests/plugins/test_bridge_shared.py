@@ -251,7 +251,11 @@ def test_a_subnet_that_the_host_has_elsewhere_is_left_there(net: BridgeNetwork, 
 
 # Subnets of two addresses
 
-PAIRS = {4: ("10.97.0.{}/31", 0), 6: ("fd00:97::{}/127", 0)}
+
+def pair(net: BridgeNetwork, family: int) -> list[str]:
+    """Two addresses that no other test of this lab has, with their prefix length."""
+    numbers = [2 * net.number, 2 * net.number + 1]
+    return [f"10.97.{n // 256}.{n % 256}/31" if family == 4 else f"fd00:97::{n:x}/127" for n in numbers]
 
 
 @BOTH
@@ -259,8 +263,7 @@ PAIRS = {4: ("10.97.0.{}/31", 0), 6: ("fd00:97::{}/127", 0)}
 def test_a_subnet_of_two_addresses_is_a_gateway_and_a_container(
     net: BridgeNetwork, family: int, explicit: bool
 ) -> None:
-    two = 2 * net.number
-    first, second = (PAIRS[family][0].format(f"{two + host:{'x' if family == 6 else 'd'}}") for host in (0, 1))
+    first, second = pair(net, family)
     its_gateway, its_address = (first, second) if explicit else (second, first)
     given = {"gateway": its_gateway.partition("/")[0]} if explicit else {}
     conf = net.conf(families=(family,), ipam={"ranges": [[{"subnet": first, **given}]]})
@@ -276,8 +279,7 @@ def test_a_subnet_of_two_addresses_is_a_gateway_and_a_container(
 
 @BOTH
 def test_where_ipam_names_no_gateway_it_is_the_other_one_of_two(net: BridgeNetwork, family: int) -> None:
-    two = 2 * net.number
-    both = [PAIRS[family][0].format(f"{two + host:{'x' if family == 6 else 'd'}}") for host in (0, 1)]
+    both = pair(net, family)
     for mine, other in (both, both[::-1]):
         ipam = {"type": "static", "addresses": [{"address": mine}]}
         conf = {**net.conf(), "ipam": ipam, "forceAddress": True}

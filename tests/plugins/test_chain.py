@@ -96,6 +96,15 @@ def test_garbage_collection_knows_both(net: TwoWays, form: str) -> None:
         assert not difference(before, net.state())
 
 
+def test_garbage_collection_runs_every_plugin_that_can_be_run(net: TwoWays, tmp_path: Path) -> None:
+    net.members = [net.bridge(), {"type": "nowhere"}, {"type": "../x"}, {"type": "theirs"}]
+    path = net.script(tmp_path / "x", "theirs", "")
+    outcome = net.run("GC", {**net.confs(CHAIN)[0], "cni.dev/valid-attachments": []}, CNI_PATH=path)
+    assert outcome.json["msg"].startswith('plugin type="nowhere" failed (gc): failed to find plugin')
+    assert "invalid plugin name: ../x" in outcome.json["details"]
+    assert (tmp_path / "x/calls").read_text().split() == ["GC"]
+
+
 @ways
 def test_a_killed_add_is_taken_back_by_the_other_way(net: TwoWays, form: str) -> None:
     """Its record still says .adding."""

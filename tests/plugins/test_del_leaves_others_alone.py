@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from lab import Lab
-from runtime import GO_KNOWS, Outcome, Plugins, mapping
+from runtime import Outcome, Plugins, mapping
 from snapshot import difference
 
 from tests.conftest import GO, OURS
@@ -136,21 +134,13 @@ ALONE: dict[str, Conf] = {
 }
 
 
-@pytest.fixture
-def go_plugins() -> Plugins:
-    folder = os.environ.get("CNI_GO_BIN_DIR")
-    if not folder:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("CNI_GO_BIN_DIR names no Go plugins")
-    return Plugins(GO, Path(str(folder)).resolve(), GO_KNOWS)
-
-
 @pytest.mark.parametrize("whose", [OURS, GO])
 @pytest.mark.parametrize("told", [True, False], ids=["prevResult", "no prevResult"])
 @pytest.mark.parametrize("plugin", ALONE)
 def test_without_a_record_the_interface_tells_whose_it_is(
-    lab: Lab, plugins: Plugins, go_plugins: Plugins, plugin: str, told: bool, whose: str
+    lab: Lab, plugins: Plugins, theirs: Plugins, plugin: str, told: bool, whose: str
 ) -> None:
-    maker = plugins if whose == OURS else go_plugins
+    maker = plugins if whose == OURS else theirs
     conf: Conf = {"cniVersion": "0.4.0", "name": "alone", "type": plugin, **ALONE[plugin]}
     results = {}
     for name in ("c1", "c2"):
@@ -174,8 +164,8 @@ def interface(lab: Lab, name: str) -> bool:
 
 
 @pytest.mark.parametrize("whose", [ours_alone(OURS), ours_alone(GO)])
-def test_lo_of_another_container_stays_up(lab: Lab, plugins: Plugins, go_plugins: Plugins, whose: str) -> None:
-    maker = plugins if whose == OURS else go_plugins
+def test_lo_of_another_container_stays_up(lab: Lab, plugins: Plugins, theirs: Plugins, whose: str) -> None:
+    maker = plugins if whose == OURS else theirs
     conf: Conf = {"cniVersion": "0.3.1", "name": "cni-loopback", "type": "loopback"}
     for name in ("c1", "c2"):
         assert maker.run(lab, "ADD", "loopback", conf, name, ifname="lo").status == 0

@@ -10,6 +10,7 @@ import pytest
 from runtime import Outcome
 
 from tests.plugins.bridge_network import BridgeNetwork, Conf
+from tests.plugins.conftest import need_kind
 
 pytestmark = pytest.mark.ours_alone
 
@@ -26,11 +27,14 @@ KEYS = {
     "bridge": BRIDGE.split(),
     "ptp": ["ipMasq", "ipMasqBackend", "mtu"],
     "macvlan": ["master", "mode", "mtu", "mac", "bcqueuelen", "linkInContainer"],
+    "host-device": ["device", "hwaddr", "kernelpath", "pciBusID"],
     "loopback": [],
     "portmap": [*PORTMAP, "ports", "directAccess", "hostListener"],
     "firewall": ["backend", "iptablesAdminChainName", "firewalldZone", "ingressPolicy"],
     "tuning": ["mac", "mtu", "promisc", "allmulti", "txQLen", "sysctl", "dataDir"],
-    "bandwidth": ["ingressRate", "ingressBurst", "egressRate", "egressBurst"],
+    "bandwidth": ["ingressRate", "ingressBurst", "egressRate", "egressBurst", "unshapedSubnets", "shapedSubnets"],
+    "sbr": ["table", "gateways", "addSourceHints"],
+    "vrf": ["vrfname", "table"],
     "static": [],
     "host-local": [],
 }
@@ -56,15 +60,18 @@ GOOD: dict[str, Conf] = {
     "bridge": {"bridge": "br-any", "isGateway": True, "ipMasq": True, "macspoofchk": True, "ipam": IPAM},
     "ptp": {"ipMasq": True, "ipam": IPAM},
     "macvlan": {"master": "lan0", "ipam": IPAM},
+    "host-device": {"device": "spare0", "ipam": IPAM},
     "loopback": {},
     "portmap": {"runtimeConfig": {"portMappings": [{"hostPort": 28080, "containerPort": 80, "protocol": "tcp"}]}},
     "firewall": {"ingressPolicy": "isolated"},
     "tuning": {"mac": "c2:11:22:33:44:55", "mtu": 1400},
     "bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 800_000, "egressRate": 1_000_000, "egressBurst": 800_000},
+    "sbr": {},
+    "vrf": {"vrfname": "blue"},
     "static": {"ipam": {"type": "static", "addresses": [{"address": "10.251.0.9/24"}]}},
     "host-local": {"ipam": IPAM},
 }
-CHAINED = ("portmap", "firewall", "tuning", "bandwidth")
+CHAINED = ("portmap", "firewall", "tuning", "bandwidth", "sbr", "vrf")
 
 
 class Runner:
@@ -74,6 +81,8 @@ class Runner:
         self.net = net
         self.plugin = plugin
         self.conf: Conf = {"cniVersion": "1.0.0", "name": net.name, "type": plugin, **GOOD[plugin]}
+        if plugin == "host-device":
+            net.lab["host"].run(["ip", "link", "add", "spare0", "type", "veth", "peer", "name", "spare1"])
         if plugin in CHAINED:
             self.conf["prevResult"] = net.well("ADD", net.conf()).json
 
@@ -88,6 +97,7 @@ class Runner:
 
 @pytest.mark.parametrize("plugin", KEYS)
 def test_a_del_reads_what_it_can_and_undoes_the_add(net: BridgeNetwork, plugin: str) -> None:
+    need_kind(net.lab, plugin)
     runner = Runner(net, plugin)
     runner.well("ADD", runner.conf)
     runner.well("DEL", runner.conf)

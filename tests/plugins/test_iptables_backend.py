@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from typing import Any
 import pytest
 from conversation import CLIENT, HOST
 from lab import Lab
-from runtime import ALL, GATEWAY, GO_KNOWS, SUBNETS, Outcome, Plugins, mapping
+from runtime import ALL, GATEWAY, SUBNETS, Outcome, Plugins, mapping
 
 from tests.conftest import GO, OURS, need_root
-from tests.lacking import missing, unavailable
+from tests.lacking import unavailable
 
 pytestmark = pytest.mark.xdist_group("iptables-backend")
 
@@ -139,13 +138,6 @@ def site(our_bin_dir: Path) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def go(our_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Plugins:
-    if not os.environ.get("CNI_GO_BIN_DIR"):
-        missing("CNI_GO_BIN_DIR names no Go plugins")
-    return Plugins(GO, Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
-
-
-@pytest.fixture(scope="module")
 def web(site: Site) -> dict[str, Any]:
     """A container with published ports, and one beside it."""
     name, other = site.container(), site.container()
@@ -169,6 +161,14 @@ def test_a_published_port_is_reached_from_everywhere(site: Site, web: Conf, fami
         sources |= {"host ": "127.0.0.1"}
     answers = {source: site.reach(source.strip(), address, port, protocol) for source, address in sources.items()}
     assert answers == dict.fromkeys(sources, name)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_published_port_of_the_ipv6_loopback_is_refused_at_once(site: Site, web: Conf, protocol: str) -> None:
+    """The kernel forwards nothing that ::1 has sent. (SCTP: tests/packets/test_sctp.py.)"""
+    port = {"tcp": 7080, "udp": 7053}[protocol]
+    with pytest.raises(ConnectionRefusedError):
+        site.lab.fetch("host", "::1", port, protocol, timeout_s=1.0)
 
 
 def test_a_port_of_one_address_is_not_reached_at_another(site: Site, web: Conf) -> None:
@@ -226,9 +226,9 @@ def test_a_udp_exchange_follows_the_port(site: Site) -> None:
     ("adds", "dels", "known"),
     [(OURS, GO, True), (GO, OURS, True), (OURS, OURS, True), (GO, OURS, False), (OURS, OURS, False)],
 )
-def test_a_del_leaves_nothing_whoever_added(site: Site, go: Plugins, adds: str, dels: str, *, known: bool) -> None:
+def test_a_del_leaves_nothing_whoever_added(site: Site, theirs: Plugins, adds: str, dels: str, *, known: bool) -> None:
     """Also one that has neither namespace nor prevResult nor portMappings; then the Go plugins leave everything."""
-    by = {OURS: site.plugins, GO: go}
+    by = {OURS: site.plugins, GO: theirs}
     name, port = site.container(), site.port()
     ports = [mapping(port, 80), mapping(port, 80, "udp")]
     before = site.left()
@@ -243,11 +243,11 @@ def test_a_del_leaves_nothing_whoever_added(site: Site, go: Plugins, adds: str, 
     site.detach(name)  # of a Go DEL our records know nothing
 
 
-def test_go_and_we_make_the_same_rules(site: Site, go: Plugins) -> None:
+def test_go_and_we_make_the_same_rules(site: Site, theirs: Plugins) -> None:
     name = site.container()
     ports = [mapping(7301, 80), mapping(7302, 53, "udp", "127.0.0.1"), *(mapping(7310 + n, 80) for n in range(16))]
     found = []
-    for by in (site.plugins, go):
+    for by in (site.plugins, theirs):
         site.attach(name, *ports, by=by)
         for conf in (site.bridge(), site.portmap(ports)):
             site.well("CHECK", conf, name)  # whoever made them
@@ -280,12 +280,12 @@ def test_another_add_changes_nothing(site: Site) -> None:
     assert site.of(name) == []
 
 
-def test_a_dead_adds_rules_are_replaced(site: Site, go: Plugins) -> None:
+def test_a_dead_adds_rules_are_replaced(site: Site, theirs: Plugins) -> None:
     """A chain of the same name, left with an older address."""
     name, port = site.container(), site.port()
-    site.attach(name, mapping(port, 80), by=go)
+    site.attach(name, mapping(port, 80), by=theirs)
     older = site.address(name, 4)
-    site.well("DEL", site.bridge(), name, by=go)
+    site.well("DEL", site.bridge(), name, by=theirs)
     site.attach(name, mapping(port, 80))
     assert site.address(name, 4) != older
     site.lab.serve(name, 80)
@@ -305,10 +305,10 @@ def test_a_switch_of_the_backend_leaves_nothing(site: Site) -> None:
     assert site.left() == before
 
 
-def test_gc_takes_out_what_is_stale_in_its_network_alone(site: Site, go: Plugins) -> None:
+def test_gc_takes_out_what_is_stale_in_its_network_alone(site: Site, theirs: Plugins) -> None:
     stale, valid, elsewhere = (site.container() for _ in range(3))
     for name, network in ((stale, "lab"), (valid, "lab"), (elsewhere, "other")):
-        site.attach(name, mapping(site.port(), 80), network=network, by=go)
+        site.attach(name, mapping(site.port(), 80), network=network, by=theirs)
     others = {name for _, name, _ in site.results} - {stale}
     attachments = [{"containerID": name, "ifname": ifname} for _, name, ifname in site.results if name in others]
     for conf in (site.portmap([]), site.bridge()):
@@ -372,11 +372,11 @@ def test_what_newer_go_plugins_made_goes_with_its_container(site: Site) -> None:
         site.shell(f"nft delete table {table}")
 
 
-def test_check_accepts_what_go_built_on_a_host_that_has_nothing_of_ours(our_bin_dir: Path, go: Plugins) -> None:
+def test_check_accepts_what_go_built_on_a_host_that_has_nothing_of_ours(our_bin_dir: Path, theirs: Plugins) -> None:
     with Lab.from_yaml("lan.yaml") as lab:
         fresh = Site(lab, Plugins(OURS, our_bin_dir, ALL))
         ports = [mapping(8080, 80), mapping(8053, 53, "udp")]
-        fresh.attach("c1", *ports, by=go)
+        fresh.attach("c1", *ports, by=theirs)
         for backend in ("iptables", "nftables"):
             fresh.well("CHECK", fresh.bridge(ipMasqBackend=backend), "c1")
             fresh.well("CHECK", fresh.portmap(ports, backend=backend), "c1")
@@ -417,9 +417,9 @@ def test_a_container_publishes_a_port_on_its_next_network_when_the_first_is_left
 
 
 @pytest.mark.parametrize("holder", [OURS, GO])
-def test_a_port_of_another_container_is_refused(site: Site, go: Plugins, holder: str) -> None:
+def test_a_port_of_another_container_is_refused(site: Site, theirs: Plugins, holder: str) -> None:
     first, second, port = site.container(), site.container(), site.port()
-    site.attach(first, mapping(port, 80), by={OURS: site.plugins, GO: go}[holder])
+    site.attach(first, mapping(port, 80), by={OURS: site.plugins, GO: theirs}[holder])
     site.well("ADD", site.bridge("other"), second)
     before = site.rules()
     outcome = site.run("ADD", site.portmap([mapping(port, 80, host_ip=HOST[4])], "other"), second)
@@ -469,10 +469,10 @@ def test_a_port_is_taken_whatever_the_backend(
     site.detach(second)
 
 
-def test_what_a_stranger_left_does_not_keep_a_port_from_nftables(site: Site, go: Plugins) -> None:
+def test_what_a_stranger_left_does_not_keep_a_port_from_nftables(site: Site, theirs: Plugins) -> None:
     first, second, port = site.container(), site.container(), site.port()
-    site.attach(first, mapping(port, 80), by=go)
-    site.well("DEL", site.bridge(), first, by=go)
+    site.attach(first, mapping(port, 80), by=theirs)
+    site.well("DEL", site.bridge(), first, by=theirs)
     for conf in (site.bridge(), site.portmap([mapping(port, 80)], backend="nftables")):
         site.well("ADD", conf, second)
     site.lab.serve(second, 80)
@@ -607,6 +607,7 @@ def test_a_port_that_nothing_is_there_to_take_away_is_an_error(site: Site, recor
     assert site.of(name) == []
 
 
+@pytest.mark.debian_kernel
 @pytest.mark.parametrize("kernel", ["with nf_tables", "without"])
 def test_the_legacy_variant_serves_as_well(site: Site, without_nftables: Plugins, tmp_path: Path, kernel: str) -> None:
     by = without_nftables if kernel == "without" else site.plugins

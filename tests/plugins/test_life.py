@@ -1,9 +1,9 @@
-"""The life of an attachment as bridge, ptp and macvlan have it alike, by what is in the kernel and on disk before and after."""
+"""The life of an attachment as all plugins that make an interface have it, by what is in the kernel and on disk."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from runtime import ALL, REFUSALS, Plugins
@@ -11,14 +11,32 @@ from snapshot import difference
 
 from tests.conftest import OURS
 from tests.plugins.bridge_network import PREFIXLEN, BridgeNetwork, Conf, ForeignIpam, ours_alone, valid
-from tests.plugins.link_networks import MacvlanNetwork, PtpNetwork
+from tests.plugins.conftest import RARE
+from tests.plugins.link_networks import DummyNetwork, IpvlanNetwork, MacvlanNetwork, PtpNetwork, VlanNetwork
 
-KINDS: dict[str, type[BridgeNetwork]] = {"bridge": BridgeNetwork, "ptp": PtpNetwork, "macvlan": MacvlanNetwork}
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+
+KINDS: dict[str, type[BridgeNetwork]] = {
+    "bridge": BridgeNetwork,
+    "ptp": PtpNetwork,
+    "macvlan": MacvlanNetwork,
+    "ipvlan": IpvlanNetwork,
+    "vlan": VlanNetwork,
+    "dummy": DummyNetwork,
+}
+CHILDREN = ("macvlan", "ipvlan", "vlan", "dummy")  # whose interface lies in the container as a whole
 
 
 def of(*names: str) -> pytest.MarkDecorator:
     """Run the test with the networks of these plugins."""
-    return pytest.mark.parametrize("kind", [KINDS[name] for name in names], indirect=True, ids=names)
+    return pytest.mark.parametrize("kind", [row(name) for name in names], indirect=True)
+
+
+def row(name: str, *more: object) -> ParameterSet:
+    """The network of a plugin as a parameter, marked where the kernel may lack it."""
+    marks = [pytest.mark.debian_kernel] if name in RARE else []
+    return pytest.param(KINDS[name], *more, marks=marks, id="-".join([name, *map(str, more)]))
 
 
 # More than one
@@ -49,7 +67,7 @@ def test_two_interfaces_of_one_container_come_and_go_alone(net: BridgeNetwork, f
     assert not difference(before, net.state())
 
 
-@of("bridge", "ptp", "macvlan")
+@of(*KINDS)
 def test_an_interface_of_that_name_that_is_somebody_elses_is_left_alone(net: BridgeNetwork) -> None:
     conf = net.conf(families=net.families)
     net.warm(conf)
@@ -57,12 +75,12 @@ def test_an_interface_of_that_name_that_is_somebody_elses_is_left_alone(net: Bri
     before = net.state()
     outcome = net.run("ADD", conf)
     assert outcome.code == 999
-    assert net.plugin == "macvlan" or "already exists" in outcome.json["msg"]
+    assert net.plugin in CHILDREN or "already exists" in outcome.json["msg"]
     assert not difference(before, net.state())
 
 
 @pytest.mark.ours_alone
-@of("ptp", "macvlan")
+@of("ptp", *CHILDREN)
 def test_a_second_add_fails_and_the_first_one_stands(net: BridgeNetwork) -> None:
     conf = net.conf(families=net.families)
     result = net.well("ADD", conf).json
@@ -123,7 +141,7 @@ def test_del_with_little_to_go_by_leaves_nothing(net: BridgeNetwork, how: str) -
         ours_alone(BridgeNetwork, True),
         (PtpNetwork, False),
         ours_alone(PtpNetwork, True),
-        (MacvlanNetwork, False),
+        *((KINDS[name], False) for name in CHILDREN),
     ],
     indirect=["kind"],
 )
@@ -162,7 +180,7 @@ def test_del_does_all_it_can_and_then_tells_what_failed(net: BridgeNetwork, fore
 
 
 @pytest.mark.ours_alone
-@of("bridge", "ptp", "macvlan")
+@of(*KINDS)
 def test_an_add_after_a_killed_one_starts_afresh(net: BridgeNetwork) -> None:
     """A record that still says .adding is what SIGKILL in the middle leaves."""
     conf = net.full()
@@ -180,7 +198,7 @@ def test_an_add_after_a_killed_one_starts_afresh(net: BridgeNetwork) -> None:
 
 
 @pytest.mark.ours_alone
-@of("bridge", "macvlan")
+@of("bridge", *CHILDREN)
 def test_an_add_to_another_namespace_moves_the_attachment(net: BridgeNetwork) -> None:
     conf = net.full()
     net.warm(conf)
@@ -195,7 +213,7 @@ def test_an_add_to_another_namespace_moves_the_attachment(net: BridgeNetwork) ->
 # CHECK
 
 
-@of("ptp", "macvlan")
+@of("ptp", *CHILDREN)
 def test_check_wants_a_result_of_this_namespace(net: BridgeNetwork) -> None:
     conf = net.conf()
     result = net.well("ADD", conf).json
@@ -203,7 +221,7 @@ def test_check_wants_a_result_of_this_namespace(net: BridgeNetwork) -> None:
     assert net.run("CHECK", {**conf, "prevResult": result}, netns=f"/run/netns/{net.b}").code == 999
 
 
-@of("ptp", "macvlan")
+@of("ptp", *CHILDREN)
 def test_check_and_del_know_what_the_go_plugin_made(net: BridgeNetwork, our_bin_dir: Any) -> None:
     """An administrator may change over while containers run."""
     addresses = [
@@ -235,7 +253,8 @@ def test_check_and_del_know_what_the_go_plugin_made(net: BridgeNetwork, our_bin_
         (BridgeNetwork, "killed"),
         (BridgeNetwork, "namespace gone"),
         (PtpNetwork, "finished"),
-        (MacvlanNetwork, "finished"),
+        # A vlan network has one container at a time
+        *(row(name, "finished") for name in CHILDREN if name != "vlan"),
     ],
     indirect=["kind"],
 )

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from runtime import ALL, REFUSALS, Plugins
+from runtime import FORMS, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO, OURS
@@ -34,8 +34,8 @@ def without_ipam(net: MacvlanNetwork, **keys: object) -> Conf:
 # The life of an attachment
 
 
-@pytest.mark.parametrize("version", ALL)
-def test_every_version_gets_a_container_on_the_lan_and_its_own_form_of_the_result(
+@pytest.mark.parametrize("version", FORMS)
+def test_versions_get_a_container_on_the_lan_and_their_own_form_of_the_result(
     net: MacvlanNetwork, plugins: Plugins, version: str
 ) -> None:
     if version not in plugins.versions:
@@ -187,6 +187,7 @@ def test_an_address_that_is_taken_is_noticed(net: MacvlanNetwork) -> None:
     """Duplicate address detection, IPv6; it leaves nothing."""
     address = {"address": f"{CLIENT[6]}/64"}
     conf = {**net.conf(), "ipam": {"type": "static", "addresses": [address]}}
+    net.warm(net.conf())
     before = net.state()
     outcome = net.run("ADD", conf)
     assert (outcome.code in REFUSALS, "DADFAILED" in outcome.stdout) == (True, True)
@@ -270,6 +271,24 @@ NOTICED_BY_US = {"another MTU": "ip link set eth0 mtu 1300"}
 @pytest.mark.parametrize("name", [*NOTICED_BY_ALL, *map(ours_alone, NOTICED_BY_US)])
 def test_check_notices_damage_done_by_hand_and_mends_nothing(net: MacvlanNetwork, name: str) -> None:
     net.damaged(net.conf(mtu=1400), "a", {**NOTICED_BY_ALL, **NOTICED_BY_US}[name])
+
+
+@pytest.mark.ours_alone
+def test_check_after_the_default_route_is_gone_and_tuning_has_set_the_mtu(net: MacvlanNetwork) -> None:
+    """The master is that of ADD; and libcni runs CHECK of each plugin of a list on what all of them have made."""
+    conf = net.conf(mtu=1400)
+    del conf["master"]
+    net.do("host", "ip route add default dev lan0")
+    try:
+        result = net.well("ADD", conf).json
+    finally:
+        net.do("host", "ip route delete default dev lan0")
+    tuning = {**conf, "type": "tuning", "mtu": 1300, "prevResult": result}
+    assert net.plugins.run(net.lab, "ADD", "tuning", tuning, net.a).status == 0
+    checked = net.check(conf, result)
+    assert checked.status == 0, checked.stdout
+    net.do(net.a, "ip link set eth0 mtu 1350")
+    assert net.plugins.run(net.lab, "CHECK", "tuning", tuning, net.a).code == 999
 
 
 # GC and STATUS

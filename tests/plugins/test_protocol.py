@@ -19,14 +19,18 @@ EXECUTABLES = (
     "bandwidth",
     "bridge",
     "chain",
+    "dhcp",
     "firewall",
+    "host-device",
     "host-local",
     "loopback",
     "macvlan",
     "portmap",
     "ptp",
+    "sbr",
     "static",
     "tuning",
+    "vrf",
 )
 CONF: Conf = {"cniVersion": "1.0.0", "name": "net", "type": "any", "plugins": [{"type": "loopback"}]}  # for chain
 pytestmark = pytest.mark.unchained

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from runtime import ALL, REFUSALS, Plugins
+from runtime import FORMS, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import OURS
@@ -39,8 +39,8 @@ def check_routes(net: PtpNetwork, veth: str, family: int) -> None:
     assert [line for line in net.routes("host", family, "dev", veth) if line.split()[0] == address]
 
 
-@pytest.mark.parametrize("version", ALL)
-def test_every_version_gets_a_connected_container_and_its_own_form_of_the_result(
+@pytest.mark.parametrize("version", FORMS)
+def test_versions_get_a_connected_container_and_their_own_form_of_the_result(
     net: PtpNetwork, plugins: Plugins, version: str
 ) -> None:
     if version not in plugins.versions:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import Lab
-from runtime import ALL, GO_KNOWS, REFUSALS, Plugins
+from runtime import ALL, REFUSALS, Plugins
 from snapshot import difference
 
 from tests.conftest import GO
-from tests.lacking import missing
 from tests.plugins.bridge_network import ours_alone
 from tests.plugins.veth_attachment import MAC, Conf, VethAttachment
 
@@ -390,11 +388,7 @@ def test_a_damaged_file_of_settings_is_removed(net: VethAttachment, text: str) -
 
 @pytest.mark.ours_alone
 @pytest.mark.parametrize("adds", ["go", "ours"])
-def test_one_plugin_undoes_the_add_of_the_other(net: VethAttachment, adds: str) -> None:
-    directory = os.environ.get("CNI_GO_BIN_DIR")
-    if not directory:
-        missing("CNI_GO_BIN_DIR is not set")
-    theirs = Plugins(GO, Path(directory).resolve(), GO_KNOWS)
+def test_one_plugin_undoes_the_add_of_the_other(net: VethAttachment, theirs: Plugins, adds: str) -> None:
     first, second = (theirs, net.plugins) if adds == "go" else (net.plugins, theirs)
     conf = net.conf("1.0.0", **GO_CAN, sysctl={"net.core.somaxconn": "500"})
     result = net.run("ADD", conf, plugins=first).json
@@ -411,11 +405,10 @@ def test_one_plugin_undoes_the_add_of_the_other(net: VethAttachment, adds: str) 
 
 @pytest.mark.ours_alone
 @pytest.mark.parametrize("adds", ["go", "ours"])
-def test_the_file_of_the_other_is_removed_when_the_namespace_is_gone(net: VethAttachment, adds: str) -> None:
-    directory = os.environ.get("CNI_GO_BIN_DIR")
-    if adds == "go" and not directory:
-        missing("CNI_GO_BIN_DIR is not set")
-    plugins = Plugins(GO, Path(directory or "").resolve(), GO_KNOWS) if adds == "go" else net.plugins
+def test_the_file_of_the_other_is_removed_when_the_namespace_is_gone(
+    net: VethAttachment, theirs: Plugins, adds: str
+) -> None:
+    plugins = theirs if adds == "go" else net.plugins
     conf = net.conf("1.0.0", mtu=1300)
     assert net.run("ADD", conf, plugins=plugins).status == 0
     net.lab.remove(net.id)

@@ -9,10 +9,11 @@ import pytest
 
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.naming import Attachment
-from cni_py.commands import restoration
+from cni_py.commands import collection
 from cni_py.kernel import tc
 from cni_py.nftables import ruleset
 from cni_py.ports import host_clients
+from cni_py.restore import restoration
 
 
 def run(command: str) -> str:
@@ -56,7 +57,7 @@ def test_loopback_is_opened_to_an_interface_only_behind_its_guard_and_never_to_l
     assert op.check(kernel) is None
     run("tc qdisc del dev br7 clsact")
     assert "tc filter is missing" in (op.check(kernel) or "")
-    restoration.RestoreGuard(address="198.51.100.2").apply(kernel)
+    restoration.RestoreGuard(address="198.51.100.2", opens=True).apply(restoration.Draft(kernel))
     assert op.check(kernel) is None
 
 
@@ -78,7 +79,7 @@ def test_loopback_open_by_the_setting_of_all_is_guarded_and_not_set_again() -> N
 
 
 @pytest.mark.netns
-def test_guard_made_by_an_earlier_version_gets_its_filter_and_a_new_bridge_of_the_name_too() -> None:
+def test_guard_made_by_an_earlier_version_gets_its_filter_and_a_new_bridge_of_the_name_too_until_gc() -> None:
     prepare()
     kernel = Kernel(Attachment("n", "c", "eth0"), "")
     op = host_clients.AllowLoopbackClients(address="198.51.100.2")
@@ -91,6 +92,14 @@ def test_guard_made_by_an_earlier_version_gets_its_filter_and_a_new_bridge_of_th
         op.apply(kernel)
         assert op.check(kernel) is None
         run("ip link del br7")
+    run("ip link add br8 type bridge; ip addr add 198.51.100.1/24 dev br8; ip link set br8 up")
+    op.apply(kernel)
+    seen = [item.why for item in collection.unused(kernel, set(), dry_run=True)]
+    assert (
+        seen == [item.why for item in collection.unused(kernel, set(), dry_run=False)] == ["there is no interface br7"]
+    )
+    assert "br8" in run("nft list set inet cni_py local_links")
+    assert not list(collection.unused(kernel, set(), dry_run=False))
 
 
 @pytest.mark.netns

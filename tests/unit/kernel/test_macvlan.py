@@ -45,7 +45,7 @@ def pyroute2_sends(**options: object) -> Message:
     batch.link("add", kind="macvlan", **options)
     data = bytes(batch.batch)
     batch.close()
-    [(kind, flags, _, body)] = netlink._messages(data)
+    [(kind, flags, _, body)] = netlink.messages(data)
     return message(kind, flags, body)
 
 

@@ -165,7 +165,7 @@ def test_the_rest_of_a_dump_that_a_signal_cut_off_is_read_before_the_next(kernel
 def test_a_batch_is_one_datagram_that_asks_for_one_acknowledgement(kernel: PretendedKernel) -> None:
     kernel.answer((ERROR, 0x100, 3, ack()))
     kernel.socket.batch([(0xA0C, 0x400, b"ab"), (0xA0C, 0x400, b"cdef")])
-    frames = list(netlink._messages(kernel.end.recv(65536)))
+    frames = list(netlink.messages(kernel.end.recv(65536)))
     edge = bytes.fromhex("0000 000a")
     assert frames == [
         (0x10, 1, 1, edge),

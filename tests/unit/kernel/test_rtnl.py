@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from cni_py.addr import parse_mac
-from cni_py.kernel import netlink, rtnl
+from cni_py.kernel import netlink, rtnl, vlans
 from cni_py.kernel.netns import Enter
 from cni_py.kernel.rtnl import Rtnl
 
@@ -74,7 +74,7 @@ def oracle(command: str, *arguments: str, **options: object) -> Message:
     getattr(batch, command)(*arguments, **options)
     data = bytes(batch.batch)
     batch.close()
-    [(kind, flags, _, body)] = netlink._messages(data)
+    [(kind, flags, _, body)] = netlink.messages(data)
     return message(kind, flags, body)
 
 
@@ -131,7 +131,7 @@ def test_an_alias_is_encoded_as_pyroute2_does_but_for_the_terminator() -> None:
 
 
 def test_renaming_is_encoded_as_pyroute2_does() -> None:
-    assert recorded(lambda rtnl: rtnl.rename_link(5, "eth1"))[1:] == oracle("link", "set", index=5, ifname="eth1")[1:]
+    assert recorded(lambda rtnl: rtnl.set_link(5, name="eth1"))[1:] == oracle("link", "set", index=5, ifname="eth1")[1:]
 
 
 def test_deleting_a_link_is_encoded_as_pyroute2_does() -> None:
@@ -199,7 +199,7 @@ def test_what_cannot_be_a_link_name_is_never_sent(name: str) -> None:
         lambda: ours.add_veth("a", name),
         lambda: ours.delete_link(name),
         lambda: ours.set_link(name, up=True),
-        lambda: ours.rename_link(1, name),
+        lambda: ours.set_link(1, name=name),
     ]
     for call in calls:
         with pytest.raises(OSError, match="not an interface name"):
@@ -322,7 +322,7 @@ def test_several_changes_of_a_link_are_one_request() -> None:
     a = host.link("a")
     assert a is not None
     assert (a.master, a.alias, a.up) == (0, "", False)
-    host.rename_link(a.index, "c")
+    host.set_link(a.index, name="c")
     assert (host.link("a"), index_of(host, "c")) == (None, a.index)
 
 
@@ -355,6 +355,7 @@ def test_flags_of_a_bridge_port_are_set_and_read_back() -> None:
         host.set_bridge_port(index_of(host, "b"), hairpin=True)
 
 
+@pytest.mark.debian_kernel
 @pytest.mark.netns
 def test_vlan_filtering_works_or_is_refused_by_the_kernel() -> None:
     host = Rtnl()
@@ -376,6 +377,19 @@ def test_vlan_filtering_works_or_is_refused_by_the_kernel() -> None:
         subprocess.run(["bridge", "-j", "vlan", "show", "dev", "a"], capture_output=True, check=True).stdout
     )
     assert [entry["vlan"] for entry in shown[0]["vlans"]] == [5, 10, 11, 12]
+    found_vlans = vlans.of_port(host, index)
+    assert found_vlans == {5: vlans.OWN, 10: 0, 11: 0, 12: 0}
+    assert vlans.shown(found_vlans) == "5 pvid untagged, 10-12"
+    assert (vlans.of_port(host, found.index), vlans.default_vlan(found)) == ({1: vlans.OWN}, 1)
+    host.delete_vlan(index, 1, rtnl.VID_MAX)
+    assert (vlans.of_port(host, index), vlans.shown({})) == ({}, "none")
+    host.add_bridge("cni1")
+    other = index_of(host, "cni1")
+    for _ in range(2):
+        vlans.turn_on_filtering(host, other)
+        after = host.link("cni1")
+        assert after is not None
+        assert after.vlan_filtering
 
 
 @pytest.mark.netns

@@ -226,6 +226,7 @@ def test_what_is_no_setting_is_refused() -> None:
     assert linksettings.read(side, "none") is None
     with pytest.raises(OSError, match="No such device"):
         linksettings.write(side, "none", "mtu", "1300")
-    for setting, value in (("mac", "x"), ("mtu", "x"), ("mtu", "-1"), ("txQLen", str(1 << 32)), ("mtu", "3")):
+    refused = (("mac", "x"), ("mtu", "x"), ("mtu", "-1"), ("txQLen", str(1 << 32)), ("mtu", "3"), ("colour", "7"))
+    for setting, value in refused:
         with pytest.raises(OSError, match=r"cannot be|Invalid argument"):
             linksettings.write(side, "one", setting, value)
