@@ -8,7 +8,8 @@ after LIFETIME_S. The machine sees none of it but cgroups, in folders named afte
 next start removes those of a run that was killed.
 
 Inside, ctr's fixed directories (/opt/cni/bin, /etc/cni/net.d, /var/lib/cni) and /run are private. Run as a program,
-this module mounts them: python3 containerd_host.py PLUGINS [LIBRARIES...], from within the new namespaces.
+this module mounts them: python3 containerd_host.py PLUGINS LIBC LIBRARIES, from within the new namespaces, with folders that are
+joined by colons.
 """
 
 from __future__ import annotations
@@ -125,10 +126,13 @@ class Namespaces:
 class ContainerdHost(Namespaces):
     """The host of the picture above, as a context manager. Links and containerd are there once it is entered."""
 
+    settings = ""  # more of containerd's
+
     def __init__(self, debs: Path, plugins: Path) -> None:
         from tests.clients import fetch_debs  # inside the namespaces this file is a program by itself, without `tests`
 
         self.libraries = fetch_debs.libraries(debs)
+        self.libc = fetch_debs.newer_libc(debs)
         environment = os.environ | {
             "PATH": ":".join([*fetch_debs.programs(debs), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]),
             "LD_LIBRARY_PATH": ":".join(self.libraries),
@@ -146,7 +150,7 @@ class ContainerdHost(Namespaces):
         try:
             self.pid = only_child(self.holder.pid)
             self.enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--pid", "--wd=/"]
-            self.run(sys.executable, "-I", __file__, str(self.plugins), *self.libraries)
+            self.run(sys.executable, "-I", __file__, str(self.plugins), ":".join(self.libc), ":".join(self.libraries))
             self.client = self.make_lan()
             self.start_containerd()
         except BaseException:
@@ -188,7 +192,7 @@ class ContainerdHost(Namespaces):
         return client
 
     def start_containerd(self) -> None:
-        self.run("tee", "/run/containerd.toml", given=CONTAINERD_CONFIG)
+        self.run("tee", "/run/containerd.toml", given=CONTAINERD_CONFIG + self.settings)
         start = "exec containerd --config /run/containerd.toml >/run/containerd.log 2>&1 </dev/null"
         containerd = self.popen("sh", "-c", start)
         self.started.append(containerd)
@@ -200,8 +204,14 @@ class ContainerdHost(Namespaces):
 
         wait_for("containerd", answers)
 
+    def import_image(self, archive: Path, namespace: str = "default") -> None:
+        """Its first container unpacks it, by its own snapshotter: containerd 2 would here by one that it knows a platform for."""
+        self.run("ctr", "--namespace", namespace, "image", "import", "--no-unpack", str(archive))
+
     def write_conflist(self, conflist: dict[str, Any]) -> None:
-        self.run("tee", "/etc/cni/net.d/10-test.conflist", given=json.dumps(conflist))
+        """At once: containerd reads a file as soon as it is opened for writing, and with half of one it has no network."""
+        command = "cd /etc/cni/net.d && cat >new && mv new 10-test.conflist"
+        self.run("sh", "-c", command, given=json.dumps(conflist))
 
     def pid_of(self, container_id: str) -> str | None:
         """Return the process id of a running container's init, as seen inside."""
@@ -308,7 +318,7 @@ MS_BIND, MS_REC = 0x1000, 0x4000  # linux/mount.h
 LINKER_CACHE = Path("/etc/ld.so.cache")
 
 
-def prepare(plugins: Path, libraries: list[str]) -> None:
+def prepare(plugins: Path, libc: list[str], libraries: list[str]) -> None:
     """Give the mount namespace the new network's /sys, the machine's cgroups, a /run, the directories of CNI, and libraries."""
     mount("tmpfs", "/run", "tmpfs")
     kept = Path("/run/cgroup")
@@ -323,6 +333,20 @@ def prepare(plugins: Path, libraries: list[str]) -> None:
     mount(plugins, "/opt/cni/bin", flags=MS_BIND)
     if LINKER_CACHE.exists():
         provide_libraries(libraries)
+    for folder in libc:
+        replace_libc(Path(folder))
+
+
+def replace_libc(folder: Path) -> None:
+    """Put a newer C library in the place of the machine's: its dynamic loader, and all that must be of the loader's version.
+
+    A loader elsewhere would do for one program; runc starts itself again as /proc/self/exe, which would be the loader. This
+    process has loaded its own, and starts no other one in between.
+    """
+    for part in folder.iterdir():
+        own = Path("/usr/lib", folder.name, part.name)
+        if own.exists():
+            mount(part.resolve(), own, flags=MS_BIND)
 
 
 def provide_libraries(folders: list[str]) -> None:
@@ -369,4 +393,5 @@ def mount(source: str | Path, target: str | Path, kind: str = "", flags: int = 0
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), sys.argv[2:])
+    libc, libraries = ([folder for folder in joined.split(":") if folder] for joined in sys.argv[2:])
+    prepare(Path(sys.argv[1]), libc, libraries)

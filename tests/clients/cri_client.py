@@ -178,6 +178,12 @@ class Runtime:
         items = fields_of(call(self.path, "ListPodSandbox", b"")).get(1, [])
         return [fields_of(item)[1][0].decode() for item in items]
 
+    def conditions(self) -> dict[str, str]:
+        """Status: what the kubelet makes its node's conditions of, by type; "" for one that holds, else the message."""
+        listed = fields_of(fields_of(call(self.path, "Status", b""))[1][0])[1]
+        found = [fields_of(condition) for condition in listed]
+        return {one[1][0].decode(): one[4][0].decode() if 4 in one else "" for one in found}
+
     def addresses(self, sandbox: str) -> list[str]:
         """PodSandboxStatus: what the kubelet tells the API server."""
         status = fields_of(fields_of(call(self.path, "PodSandboxStatus", message((1, sandbox))))[1][0])

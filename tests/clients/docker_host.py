@@ -133,6 +133,15 @@ class DockerHost:
         found = self.host.run("pgrep", "--full", "--", "-container-port", check=False)
         return [int(pid) for pid in found.stdout.split()]
 
+    @property
+    def binds_itself(self) -> bool:
+        """Whether dockerd, and not the proxy, binds the ports: moby's portmapper does since 28.0."""
+        version = self.host.run("docker", "version", "--format={{.Server.Version}}").stdout
+        return int(version.partition(".")[0]) >= 28
+
+    def arguments(self, pid: int) -> list[str]:
+        return self.host.run("cat", f"/proc/{pid}/cmdline").stdout.split("\0")
+
     def private_kb(self, pid: int) -> int:
         """Memory that a process shares with no other."""
         lines = self.host.run("cat", f"/proc/{pid}/smaps_rollup").stdout.splitlines()

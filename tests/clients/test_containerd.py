@@ -128,9 +128,10 @@ def run_to_its_failure(host: ContainerdHost, name: str) -> str:
 
 
 def remove_unstarted(host: ContainerdHost, name: str) -> None:
-    """After a failed ADD ctr sends a DEL and tries to delete the task, which it cannot: its init has been created."""
-    host.run("ctr", "task", "delete", "--force", name)
-    host.run("ctr", "container", "delete", name)
+    """After a failed ADD ctr sends a DEL. Until containerd 2 it cannot delete the task then: its init has been created."""
+    if name in host.run("ctr", "container", "list", "--quiet").stdout.split():
+        host.run("ctr", "task", "delete", "--force", name)
+        host.run("ctr", "container", "delete", name)
 
 
 Look = Callable[..., dict[str, Any]]

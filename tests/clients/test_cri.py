@@ -17,7 +17,7 @@ from runtime import Plugins
 
 from cni_py.commands.convert import to_chain
 from cni_py.protocol.gojson import Object, decode
-from tests.clients import fetch_debs, image
+from tests.clients import image
 from tests.clients.containerd_host import (
     CLIENT4,
     COMMAND_S,
@@ -140,6 +140,11 @@ class KubernetesNode(ContainerdHost):
         done = asker.run(sys.executable, "-I", "-S", "-c", ASK_BY_UDP, address, str(port), check=False)
         return str(done.stdout or done.stderr).split()
 
+    @property
+    def major(self) -> int:
+        """containerd's version."""
+        return int(self.run("containerd", "--version").stdout.split()[2].removeprefix("v").partition(".")[0])
+
     def qdiscs(self) -> list[dict[str, Any]]:
         return [qdisc for qdisc in self.json("tc", "-json", "qdisc") if qdisc["kind"] == "tbf"]
 
@@ -157,7 +162,11 @@ def conflist() -> dict[str, Any]:
         "name": "k8s",
         "plugins": [
             {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam},
-            {"type": "portmap", "capabilities": {"portMappings": True}},
+            {
+                "type": "portmap",
+                "capabilities": {"portMappings": True, "io.kubernetes.cri.pod-annotations": True},
+                "podHostPorts": ["9100-9199", "9053/udp"],
+            },
             {"type": "bandwidth", "capabilities": {"bandwidth": True}},
             {"type": "firewall", "ingressPolicy": "same-bridge"},
             {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}},
@@ -166,15 +175,13 @@ def conflist() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def node(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesNode]:
-    archive = tmp_path_factory.mktemp("image") / "who.tar"
-    image.write_archive(fetch_debs.busybox(debs), archive)
+def node(debs: Path, archive: Path, plugins: Plugins) -> Iterator[KubernetesNode]:
     try:
         entered = KubernetesNode(debs, plugins.directory).__enter__()
     except NoNamespaces as error:
         missing(str(error))
     try:
-        entered.run("ctr", "--namespace", "k8s.io", "image", "import", str(archive))
+        entered.import_image(archive, "k8s.io")
         listed = decode(json.dumps(conflist()).encode())
         assert isinstance(listed, Object)
         entered.write_conflist(to_chain(listed) if CHAINED else conflist())
@@ -205,6 +212,7 @@ def unchanged(node: KubernetesNode) -> Iterator[None]:
     assert node.runtime.sandboxes() == []
 
 
+@pytest.mark.today
 @pytest.mark.usefixtures("unchanged")
 def test_pod_with_published_ports_and_limits(node: KubernetesNode) -> None:
     ports = (Port(8080, 80), Port(8053, 80, "udp"), Port(8081, 80, "tcp", HOST4), Port(8082, 80, "tcp", "127.0.0.1"))
@@ -233,6 +241,30 @@ def test_pod_with_published_ports_and_limits(node: KubernetesNode) -> None:
     node.end(other)
     node.end(sandbox)
     assert node.ask(node.client, HOST4, 8080)[0] == "!"
+
+
+@pytest.mark.today
+@pytest.mark.usefixtures("unchanged")
+def test_pod_says_by_annotations_which_ports_it_has_and_for_whom(node: KubernetesNode) -> None:
+    said = {
+        "cni-py/host-ports": "9100-9179, 9053:80/udp, 9190:80",
+        "cni-py/ports": '{"9190/tcp": {"allow": ["192.0.2.9"]}}',
+    }
+    sandbox = node.start("web", **said)
+    for address in (HOST4, HOST6):
+        assert node.ask(node.client, address, 9053, "udp")[0] == "web"
+    assert node.ask(node.client, HOST4, 9190) == ["web", CLIENT4]
+    assert node.ask(node, HOST4, 9190)[0] == "!"  # not one of the clients
+    assert "9100-9179" in node.run("nft", "list", "map", "inet", "cni_py", "range4_tcp").stdout
+    # It needs the chains of the subnets
+    other = node.runtime.run(Pod("other", (Port(8080, 80),), cgroup=f"/{node.cgroup}"))
+    node.end(sandbox)
+    collect(node)  # the chain of the clients, which no container has any more
+    node.end(other)
+    with pytest.raises(Refused, match=r"may not publish '9099-9100'"):
+        node.runtime.run(Pod("greedy", (), {"cni-py/host-ports": "9099-9100"}, f"/{node.cgroup}"))
+    for left in node.runtime.sandboxes():
+        node.end(left)
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -286,3 +318,98 @@ def test_a_port_that_another_pod_has_is_refused_by_name(node: KubernetesNode) ->
     node.end(sandbox)
     for left in node.runtime.sandboxes():  # containerd keeps a failed one for the kubelet to remove
         node.end(left)
+
+
+def collect(node: KubernetesNode) -> dict[str, list[dict[str, str]]]:
+    """`cni-py gc`."""
+    found: dict[str, list[dict[str, str]]] = node.json(str(Path(sys.executable).with_name("cni-py")), "gc", "--json")
+    return found
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_gc_removes_what_a_pod_left_that_containerd_does_not_know(node: KubernetesNode) -> None:
+    """Its namespace is still mounted; that containerd does not know it, and that no process is in it, proves it dead."""
+    sandbox = node.start("web", Port(8080, 80))
+    lost = node.runtime.run(Pod("lost", (Port(8081, 80),), LIMITED, f"/{node.cgroup}"))
+    assert collect(node) == {"removed": [], "left": [], "failed": []}
+    ctr = ("ctr", "--namespace", "k8s.io")
+    node.run(*ctr, "task", "kill", "--signal", "KILL", lost)
+    node.kill_containerd()
+    assert collect(node)["removed"] == []  # nobody can be asked
+    node.start_again()
+    assert collect(node)["removed"] == []  # a pod whose process was killed is the kubelet's to end
+    wait_for("the end of the task", lambda: lost not in node.run(*ctr, "task", "ls").stdout or None)
+    node.run(*ctr, "container", "rm", lost)
+    for more in (("sandbox", "rm", "--force"), ("leases", "rm")):  # of containerd 2, which both keep the ID as well
+        node.run(*ctr, *more, lost, check=False)
+    # What a Go bridge leaves that is killed between IPAM and the interface
+    crashed = "0123456789abcdef" * 4
+    node.run("sh", "-c", f"printf '{crashed}\\r\\neth0' > /var/lib/cni/networks/k8s/10.88.0.99")
+    said = collect(node)
+    whose = {
+        line["owner"].split("/")[1] for line in said["removed"] if line["owner"]
+    }  # eth0, and containerd's loopback
+    assert whose == {lost, crashed}
+    assert {line["why"].partition(" in /")[0] for line in said["removed"] if line["owner"]} == {
+        "containerd has no such container, and no process is",
+        "containerd has no such container, and no namespace has its interface",
+    }
+    assert node.ask(node.client, HOST4, 8080)[0] == "web"
+    assert node.ask(node.client, HOST4, 8081)[0] == "!"
+    for each in (sandbox, lost):
+        node.end(each)
+
+
+SPY = """#!{python}
+import json, os, sys
+sys.path.insert(0, {home!r})
+from cni_py.host.containers import containers
+conf = json.load(sys.stdin)
+with open("/run/spied", "a") as file:
+    file.write(os.environ["CNI_COMMAND"] + "\\n")
+if os.environ["CNI_COMMAND"] == "ADD":
+    with open("/run/knows", "w") as file:
+        file.write(str(os.environ["CNI_CONTAINERID"] in containers().known))
+    json.dump(conf["prevResult"], sys.stdout)
+"""
+
+
+@pytest.fixture
+def spy(node: KubernetesNode) -> Iterator[None]:
+    """Another plugin at the end of the chain, which writes down the verbs in /run/spied."""
+    spy = SPY.format(python=sys.executable, home=str(Path(__file__).parents[2]))
+    node.run("sh", "-c", "cat > /opt/cni/bin/spy; chmod 755 /opt/cni/bin/spy", given=spy)
+    listed = conflist()
+    node.write_conflist({**listed, "plugins": [*listed["plugins"], {"type": "spy"}]})
+    wait_for("the spy", lambda: spied(node))
+    yield
+    node.write_conflist(listed)
+
+
+@pytest.mark.usefixtures("spy")
+def test_containerd_knows_the_id_of_a_pod_before_it_connects_it(node: KubernetesNode) -> None:
+    """Else a gc between the ADD and the making of the container would take a new pod for a dead one."""
+    assert node.run("cat", "/run/knows").stdout == "True"
+
+
+@pytest.mark.today
+@pytest.mark.usefixtures("spy")
+def test_verbs_that_a_pod_and_the_kubelets_questions_lead_to(node: KubernetesNode) -> None:
+    """containerd 2 asks STATUS whenever the kubelet asks how the node is, and repeats the answer; none knows CHECK and GC."""
+    node.run("rm", "/run/spied")
+    sandbox = node.runtime.run(Pod("spied", cgroup=f"/{node.cgroup}"))
+    assert node.runtime.conditions()["NetworkReady"] == ""
+    node.end(sandbox)
+    asked = ["STATUS"] if node.major >= 2 else []
+    assert node.run("cat", "/run/spied").stdout.split() == ["ADD", *asked, "DEL", "DEL"]
+    broken = conflist()
+    broken["plugins"][0]["bridge"] = "lan0"
+    node.write_conflist(broken)
+    if asked:
+        said = '"lan0" already exists but is not a bridge'
+        wait_for("the network's condition", lambda: said in node.runtime.conditions()["NetworkReady"] or None)
+
+
+def spied(node: KubernetesNode) -> bool | None:
+    node.end(node.runtime.run(Pod("spied", cgroup=f"/{node.cgroup}")))
+    return node.run("test", "-e", "/run/spied", check=False).returncode == 0 or None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 from runtime import Plugins
 
-from tests.clients import fetch_debs, image
 from tests.clients.containerd_host import CLIENT4, CLIENT6, HOST4, HOST6, Namespaces, NoNamespaces
 from tests.clients.docker_host import ask, ask_udp
 from tests.clients.podman_host import NET_D, Container, NoCni, PodmanHost, reached
@@ -61,10 +61,8 @@ Json = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def podman(debs: Path, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodmanHost]:
-    archive = tmp_path_factory.mktemp("podman") / "who.tar"
-    image.write_archive(fetch_debs.busybox(debs), archive)
-    host = PodmanHost(debs, plugins.directory)
+def podman(of_release: Path, archive: Path, plugins: Plugins) -> Iterator[PodmanHost]:
+    host = PodmanHost(of_release, plugins.directory)
     try:
         host.__enter__()
     except NoNamespaces as error:
@@ -156,6 +154,15 @@ class TestTenContainersStartedAtOnce:
         assert {name: subnets(container) for name, container in town.items()} == by_container(SUBNETS)
         assert {name: container.gateways() for name, container in town.items()} == by_container(GATEWAYS)
         assert len(set(addresses)) == len(addresses)
+
+    def test_our_commands_know_them_by_name(self, podman: PodmanHost, town: dict[str, Container]) -> None:
+        command = str(Path(sys.executable).with_name("cni-py"))
+        said = podman.json(command, "gc", "--dry-run", "--json")
+        assert not [line for line in said["removed"] + said["left"] + said["failed"] if line["owner"]]
+        inside = podman.run(command, "enter", "web", "--", "ip", "-br", "address", "show", "eth0").stdout
+        assert town["web"].ip(4) in inside
+        (pool,) = podman.json(command, "ipam", "list", "--json", "--network", "apart")["pools"]
+        assert {one["live"] for one in pool["reservations"]} == {"alive"}
 
     def test_every_path_to_a_published_port_works_and_tells_the_source(
         self, town: dict[str, Container], places: dict[str, Namespaces]

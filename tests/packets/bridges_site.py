@@ -11,6 +11,7 @@ from typing import Any
 
 from conversation import HOST, WEB
 from lab import Lab
+from node import SLOWNESS
 from runtime import Outcome, Plugins, mapping
 
 BACKENDS = ("nftables", "iptables")
@@ -30,6 +31,7 @@ class Site:
     policy: str
     backend: str
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    patience_s: float = 0.6 * SLOWNESS
 
     def conf(self, plugin: str, container_id: str) -> dict[str, object]:
         network = container_id[0]
@@ -67,7 +69,7 @@ class Site:
 
     def is_reached(self, source: str, address: str, port: int = 80) -> bool:
         try:
-            return self.lab.fetch(source, address, port, timeout_s=0.6).name in ("a1", "a2", "b1", "client")
+            return self.lab.fetch(source, address, port, timeout_s=self.patience_s).name in ("a1", "a2", "b1", "client")
         except OSError:
             return False
 

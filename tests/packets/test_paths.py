@@ -102,6 +102,10 @@ def test_host_through_the_ipv6_loopback_is_refused_at_once(published: Network, b
 def test_neighbour_on_the_bridge_arrives_from_the_gateway(
     published: Network, family: int, protocol: str, bridge_nf: int
 ) -> None:
+    if published.plugins.keys:
+        pytest.skip(
+            "Go 1.9.1 by nftables masquerades no neighbour: its answer comes from another address, or not at all"
+        )
     port, container_port = PUBLISHED[protocol], INSIDE[protocol]
     with watched(published.lab) as wires, published.lab.capture("c2", "eth0") as neighbour:
         answer = published.lab.fetch("c2", HOST[family], port, protocol)

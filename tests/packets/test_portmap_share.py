@@ -305,6 +305,24 @@ def test_add_of_a_sharer_again_changes_nothing(lab: Lab, plugins: Plugins) -> No
     assert asked(lab).keys() == {"c1", "c2"}
 
 
+def test_sharer_that_needs_another_chain_too(lab: Lab, plugins: Plugins) -> None:
+    """As the chain of its conditions, or of its network's subnet; nft does not take the shared ports' text a second time."""
+    network = sharing(lab, plugins, 1)
+    lab.serve("c2", 80)
+    network.keys["ports"] = {**options(share=True), "8081/tcp": {"allow": ["198.51.100.0/24"]}}
+    network.attach("c2", mapping(PORT, 80), mapping(8081, 80))
+    assert asked(lab).keys() == {"c1", "c2"}
+
+
+def test_shared_ports_of_which_somebody_deleted_the_chain_are_told(lab: Lab, plugins: Plugins) -> None:
+    network = sharing(lab, plugins, 1)
+    host = lab["host"]
+    damage = "flush map inet cni_py conditional_any4; delete chain inet cni_py shared4"
+    host.run(["nft", *damage.split()], check=True)
+    with pytest.raises(AssertionError, match=r"has lost shared4 of shared ports .`cni-py restore` puts it back"):
+        network.attach("c2", mapping(PORT, 80))
+
+
 def test_udp_flow_of_one_sharer_survives_the_coming_of_another(lab: Lab, plugins: Plugins) -> None:
     network = KeyedNetwork(lab, plugins, ports=options(share=True))
     for name in ("c1", "c2"):

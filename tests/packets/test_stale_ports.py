@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from conversation import CLIENT, HOST
 from lab import Lab
-from runtime import GO_KNOWS, Network, Outcome, Plugins, mapping
+from runtime import Network, Outcome, Plugins, mapping
 
 from tests.portfwd.publisher import Publisher
 
@@ -255,13 +254,6 @@ def test_portfwd_serves_no_stranger(lab: Lab, plugins: Plugins, service: Publish
 # What the Go plugins left
 
 
-@pytest.fixture(scope="module")
-def go_plugins() -> Plugins:
-    if not os.environ.get("CNI_GO_BIN_DIR"):
-        pytest.skip("CNI_GO_BIN_DIR names no Go plugins")
-    return Plugins("go", Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
-
-
 @pytest.mark.parametrize(
     "way",
     [
@@ -274,9 +266,9 @@ def go_plugins() -> Plugins:
     ],
 )
 def test_chains_that_go_made_under_another_name_are_withdrawn(
-    lab: Lab, plugins: Plugins, go_plugins: Plugins, way: str
+    lab: Lab, plugins: Plugins, theirs: Plugins, way: str
 ) -> None:
-    go = RenamedNetwork(lab, go_plugins)
+    go = RenamedNetwork(lab, theirs)
     go.attach("c1", mapping(WEB, 80), mapping(DNS, 53, "udp"))
     lab.serve("c1", 53, "udp")
     assert lab.fetch("client", HOST[4], DNS, "udp", source_port=CLIENT_PORT).name == "c1"
