@@ -88,9 +88,10 @@ class Ways:
         """Of what is compared."""
         said = subprocess.run([self.cni_py, "--version"], capture_output=True, text=True, check=False).stdout.split()
         found = {"cni-py": said[-1] if said else "unknown"}
-        release = Path(self.go, "../../../version")
+        listed = Path(self.go, "../../../versions")  # of the packages, as tests/clients/fetch_debs.py writes them
+        packages = dict(line.split() for line in listed.read_text().splitlines()) if listed.exists() else {}
         if "go" not in self.absent:
-            found["Go plugins"] = release.read_text().strip() if release.exists() else "of unknown version"
+            found["Go plugins"] = packages.get("containernetworking-plugins", "of unknown version")
         return found
 
 

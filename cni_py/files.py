@@ -7,13 +7,32 @@ from cni_py.lean import os
 
 S_IFMT, S_IFREG = 0o170000, 0o100000  # inode(7)
 SMALL = 4096  # bytes; files of /proc say that they have none
+OVERFLOWUID = 65534  # user_namespaces(7)
+BUS = "/var/run/dbus/system_bus_socket"  # as godbus and libdbus have it
 FILE_MAX = 16 << 20  # bytes; the record of 60,000 published ports has 6 MB
 
 
 def run_dir() -> str:
-    """The folder of records and locks: /run/cni-py; without root, cni-py in XDG_RUNTIME_DIR."""
-    own = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() != 0 else ""
-    return f"{own or '/run'}/cni-py"  # set to "" counts as not set (XDG Base Directory Specification)
+    """The folder of records and locks: /run/cni-py; without root, cni-py in XDG_RUNTIME_DIR.
+
+    The root of a user namespace may have a /run of its own, as under rootlesskit, whose `--copy-up=/run` gives it links to
+    what the machine's /run has: then the machine's /run/cni-py, if there is one.
+    """
+    own = os.environ.get("XDG_RUNTIME_DIR")  # set to "" counts as not set (XDG Base Directory Specification)
+    return f"{own}/cni-py" if own and (os.geteuid() != 0 or is_unmapped("/run/cni-py")) else "/run/cni-py"
+
+
+def system_bus() -> str:
+    """The address of the system's D-Bus, "" when there is none."""
+    return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "") or (f"unix:path={BUS}" if os.path.exists(BUS) else "")
+
+
+def is_unmapped(path: str) -> bool:
+    """Whether it belongs to a user whom this user namespace does not know."""
+    try:
+        return os.stat(path).st_uid == OVERFLOWUID
+    except OSError:
+        return False
 
 
 def listed(folder: str) -> list[str]:

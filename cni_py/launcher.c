@@ -25,7 +25,7 @@
 enum { HEAD = 12, REPLY_HEAD = 6, FDS = 6 };
 
 /* Strings, each ended by a zero: plugin, folder of the package, interpreter, folder of the launchers in Python, error object if
- * these are gone; then the names of all plugins, and an empty one.
+ * one of these is gone; then the names of all plugins, and an empty one.
  * Not static, so that the compiler does not take the text below for what is there. */
 char fields[FIELDS_SIZE] = "cni-py launcher: fields";
 
@@ -214,11 +214,24 @@ int main(int argc, char **argv)
 	char script[FIELDS_SIZE];
 
 	plugin = chosen(argc ? argv[0] : "");
+	snprintf(script, sizeof(script), "%s/%s", field(3), plugin);
+	if (argc > 1) { /* no call, but a program by itself: `dhcp daemon` */
+		char **words = calloc((size_t)argc + 3, sizeof(*words));
+
+		if (words) {
+			words[0] = (char *)field(2);
+			words[1] = (char *)"-IS";
+			words[2] = script;
+			memcpy(words + 3, argv + 1, sizeof(*words) * (size_t)(argc - 1));
+			execv(field(2), words);
+		}
+	}
 	sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (sock > 2) { /* otherwise a standard stream is closed: its number would be given to what is opened next */
 		for (int i = 0; i < 4; i++) {
-			action.sa_handler = numbers[i] == SIGPIPE ? SIG_IGN : stop;
-			sigaction(numbers[i], &action, &before[i]);
+			sigaction(numbers[i], 0, &before[i]);
+			action.sa_handler = numbers[i] == SIGPIPE || before[i].sa_handler == SIG_IGN ? SIG_IGN : stop; /* nohup(1) */
+			sigaction(numbers[i], &action, 0);
 		}
 		if (begun())
 			_exit(follow());
@@ -229,8 +242,8 @@ int main(int argc, char **argv)
 	}
 	if (sock >= 0)
 		close(sock);
-	snprintf(script, sizeof(script), "%s/%s", field(3), plugin);
-	execl(field(2), field(2), "-IS", script, "direct", (char *)0);
+	if (!access(script, R_OK)) /* an interpreter without a script says so to a person, and prints no error object */
+		execl(field(2), field(2), "-IS", script, "direct", (char *)0);
 	put(field(4), strlen(field(4)));
 	return 1;
 }

@@ -15,14 +15,22 @@ MODULES = {
     "bandwidth": "bandwidth",
     "bridge": "bridge",
     "chain": "chain",
+    "dhcp": "dhcp",
+    "dummy": "dummy",
     "firewall": "firewall",
+    "host-device": "host_device",
     "host-local": "host_local",
+    "ipvlan": "ipvlan",
     "loopback": "loopback",
     "macvlan": "macvlan",
     "portmap": "portmap",
     "ptp": "ptp",
+    "sbr": "sbr",
     "static": "static",
+    "tap": "tap",
     "tuning": "tuning",
+    "vlan": "vlan",
+    "vrf": "vrf",
 }
 LAUNCHER_MAX = 16384  # bytes; a launcher of ours is far smaller
 NATIVE_END = b"\ncni-py launcher: the text of the one in Python\n"  # what follows the program in a compiled launcher
@@ -38,6 +46,9 @@ def main(plugin: str = "") -> None:
     name = sys.argv[0].rpartition("/")[2]
     if name not in MODULES:
         name = plugin or _linked_to(sys.argv[0]) or name
+    if name == "dhcp" and sys.argv[1:2] == ["daemon"]:
+        load(name)
+        sys.modules["cni_py.plugins.dhcp"].start_daemon(sys.argv[2:])
     status = 0
     if posix.environ.get(b"CNI_COMMAND") != b"VERSION" or not _told_versions(name):
         status = _by_service(name)

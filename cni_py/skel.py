@@ -245,11 +245,15 @@ def _add(call: "Call", plugin: "Plugin") -> None:
 
 
 def _catch_signals(handler: "Callable[[int, FrameType | None], None] | None") -> None:
-    """Let `handler` handle SIGTERM, SIGINT and SIGHUP. None: ignore them, so that nothing interrupts a roll-back."""
+    """Let `handler` handle SIGTERM, SIGINT and SIGHUP. None: ignore them, so that nothing interrupts a roll-back.
+
+    What whoever started us ignores, as nohup(1) does, stays ignored.
+    """
     import _signal
 
     for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
-        _signal.signal(number, handler or _signal.SIG_IGN)
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, handler or _signal.SIG_IGN)
 
 
 def _interrupted(number: int, _frame: "FrameType | None") -> None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-OLDEST = {"bandwidth": "0.3.0", "firewall": "0.4.0"}  # as with the Go plugins; the others speak all versions
+OLDEST = {"bandwidth": "0.3.0", "firewall": "0.4.0", "vrf": "0.3.1"}  # as the Go plugins; others: all
 FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
 
 

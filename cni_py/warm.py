@@ -176,7 +176,10 @@ class _Waiting:
 
     def watch(self, sock: _socket.socket) -> None:
         self.sock = sock
-        self.before = [_signal.signal(number, self._stop) for number in STOPPING]
+        self.before = [_signal.getsignal(number) for number in STOPPING]
+        for number, before in zip(STOPPING, self.before, strict=True):
+            if before != _signal.SIG_IGN:  # as by nohup(1)
+                _signal.signal(number, self._stop)
 
     def _stop(self, number: int, _frame: "FrameType | None") -> None:
         self.asked = number

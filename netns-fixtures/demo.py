@@ -7,20 +7,21 @@ plugins are installed inside it with `cni-py install`, and the containers are co
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import picture
 import screen
 import snapshot
 from lab import Lab
-from node import LabError, Node
+from node import SLOWNESS, LabError, Node
 from screen import heading, say, show_lines
 
 NETWORK = "cni-py"  # the name in conf/cni-py.conflist, which `cni-py install` writes where there is no other
@@ -32,7 +33,7 @@ CLIENT = {4: "198.51.100.7", 6: "2001:db8:1::7"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 SUCCESS, FAILED, LACKING, INTERRUPTED = 0, 1, 3, 128  # exit status; a signal adds its number
 PUBLISHER = "/run/cni-py/portfwd.sock"
-START_S = 10.0
+START_S = 10.0 * SLOWNESS
 PLAN_LINES = 8  # of about 37
 
 
@@ -169,27 +170,37 @@ def start_servers(lab: Lab) -> None:
     say(f"web asks 127.0.0.1:{POD_PORT} and {answer.name} answers: one network namespace, one loopback, two programs")
 
 
-def addresses(links: list[picture.Link], ifname: str) -> dict[int, str]:
-    """The address of each family on an interface, without its prefix length."""
-    texts = [text.partition("/")[0] for link in links if link.name == ifname for text in link.addresses]
+@dataclass(slots=True)
+class Seen:
+    """What the end of the demo tells of its middle."""
+
+    rows: list[Row] = field(default_factory=list)
+    model: str = ""  # of the host, while its containers were connected
+
+
+def look(lab: Lab, seen: Seen) -> dict[int, str]:
+    """Save the model of the host. Returns the addresses of the bridge, by family."""
+    heading("6. Save what the host looks like now, to be drawn at the end")
+    lab.name("client")  # no host knows the machines of its LAN by name; this one does, for the picture
+    seen.model = run(lab["host"], command("cni-py"), "show", "--snapshot", "-")
+    host, *others = json.loads(seen.model)["namespaces"]
+    say(f"{len(host['links'])} links of the host, {len(others)} other namespaces: {len(seen.model) // 1000} KB of JSON")
+    (bridge,) = (link for link in host["links"] if link["kind"] == "bridge")
+    texts = [one["address"] for one in bridge["addresses"] if one["scope"] == "global"]
     return {6 if ":" in text else 4: text for text in texts}
 
 
-def show(observed: dict[str, list[picture.Link]]) -> None:
-    heading("6. The network now")
-    web = addresses(observed["web"], "eth0")
-    published = [
-        f"published: {PORT}/tcp ─DNAT→ web {web[4]}:{CONTAINER_PORT}, [{web[6]}]:{CONTAINER_PORT}",
-        f"           [::1]:{PORT}, and what NAT cannot do ─portfwd→ the same",
-    ]
-    processes = {"web": [f"server on :{CONTAINER_PORT}, sidecar on 127.0.0.1:{POD_PORT}"], "other": []}
-    containers = {
-        name: [line for link in observed[name] for line in picture.described(link)] + processes[name]
-        for name in processes
-    }
-    columns = screen.width() - 2
-    for line in picture.draw(observed["client"], observed["host"], containers, published, columns):
-        screen.put(f"  {line}")
+def draw(model: str) -> None:
+    """The picture of a saved model; on a terminal in colour."""
+    heading("The network as it was in step 6, drawn by `cni-py show --from FILE`")
+    environment = os.environ | {"COLUMNS": str(screen.width())}
+    output = None if sys.stdout.isatty() else subprocess.PIPE
+    words = [command("cni-py"), "show", "--from", "-"]
+    done = subprocess.run(words, input=model, stdout=output, env=environment, encoding="utf-8", check=False)
+    if done.returncode:
+        raise DemoError(f"cni-py show ended with status {done.returncode}")
+    if output is not None:
+        screen.put(done.stdout.rstrip("\n"))
 
 
 def fetch_everywhere(lab: Lab, gateway: dict[int, str], rows: list[Row]) -> None:
@@ -217,13 +228,18 @@ def publish_running(lab: Lab) -> None:
     run(lab["host"], command("portfwd"), "rm", f"{SIDECAR_PORT}/tcp")
 
 
+def interfaces() -> list[str]:
+    """The names of all in this network namespace."""
+    return [name for _, name in socket.if_nameindex()]
+
+
 def disconnect(lab: Lab) -> None:
     """DEL both containers: their namespaces are empty again, and the host has only what all containers share."""
     heading("9. Disconnect: DEL undoes the chain, last plugin first")
     for name in ("other", "web"):
         run(lab["host"], command("cni-py-exec"), "DEL", NETWORK, name)
-    left = [link.name for name in ("web", "other") for link in lab[name].python(picture.observe)]
-    left += [link.name for link in lab["host"].python(picture.observe) if link.kind == "veth" and link.name != "lan0"]
+    left = [name for node in ("web", "other") for name in lab[node].python(interfaces) if name != "lo"]
+    left += [name for name in lab["host"].python(interfaces) if name.startswith("veth")]
     if left:
         raise DemoError(f"interfaces are left: {', '.join(left)}")
     try:
@@ -234,16 +250,14 @@ def disconnect(lab: Lab) -> None:
         raise DemoError("the published port still answers")
 
 
-def play(lab: Lab, rows: list[Row]) -> None:
-    """All steps; `rows` gets the outcome of each path."""
+def play(lab: Lab, seen: Seen) -> None:
+    """All steps; `seen` gets the outcome of each path, and the model."""
     heading("1. A throwaway host")
     say("made of namespaces: a host, a machine on its LAN, and two containers without a network")
     connect(lab)
     start_servers(lab)
-    observed = {name: lab[name].python(picture.observe) for name in ("client", "host", "web", "other")}
-    show(observed)
-    bridge = next(link.name for link in observed["host"] if link.kind == "bridge")
-    fetch_everywhere(lab, addresses(observed["host"], bridge), rows)
+    gateway = look(lab, seen)
+    fetch_everywhere(lab, gateway, seen.rows)
     publish_running(lab)
     disconnect(lab)
 
@@ -255,7 +269,7 @@ def machine_state() -> dict[str, object]:
     """The state of the machine itself that a faulty demo would change. It is only read."""
     paths = ("/run/netns", "/run/cni-py", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/opt/cni")
     return {
-        "links": [link.name for link in picture.observe()],
+        "links": interfaces(),
         "nftables": snapshot.ruleset(["nft", "-s", "list", "ruleset"]),
         "mounts": Path("/proc/self/mountinfo").read_text(encoding="utf-8").count("\n"),
         "files": {path: snapshot.tree(path) for path in paths if os.path.exists(path)},
@@ -322,8 +336,11 @@ def guarded(action: Callable[[], None]) -> int:
     return SUCCESS
 
 
-def conclude(rows: list[Row], status: int, seconds: float) -> None:
-    """The table, which is last so that it stays on the screen, and one line with the result."""
+def conclude(seen: Seen, status: int, seconds: float) -> None:
+    """The picture; the table, which is last so that it stays on the screen; and one line with the result."""
+    if seen.model:
+        draw(seen.model)
+    rows = seen.rows
     heading(f"The paths to host port {PORT}, which leads to port {CONTAINER_PORT} of web")
     screen.put("\n".join(table(rows)))
     answered = f"{sum(row.well for row in rows)} of {len(rows)} paths answered in {seconds:.0f} s"
@@ -342,17 +359,17 @@ def main() -> int:
     if status != SUCCESS:
         return status
     lab = Lab.from_yaml("demo.yaml")
-    rows: list[Row] = []
+    seen = Seen()
 
     def perform() -> None:
         with lab:
-            play(lab, rows)
+            play(lab, seen)
 
     before = machine_state()
     status = guarded(perform)
     status = guarded(lambda: prove_nothing_left(lab.namespaces, before)) or status
-    if rows:
-        guarded(lambda: conclude(rows, status, time.monotonic() - begun))
+    if seen.rows:
+        guarded(lambda: conclude(seen, status, time.monotonic() - begun))
     return status
 
 

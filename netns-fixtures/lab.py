@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import probe
 import snapshot
 import wiring
-from node import DIE_WITH_PARENT, START_S, Background, LabError, Node
+from node import DIE_WITH_PARENT, SLOWNESS, START_S, Background, LabError, Node
 from topology import Topology
 
 if TYPE_CHECKING:
@@ -145,8 +145,12 @@ class Lab:
         node = self.nodes[name] = Node(name, int(pid), net, mount, self.pids, self.machine)
         self.namespaces.add(os.fstat(net).st_ino)
         if role == "container" and "host" in self.nodes:
-            self._ask("name", self["host"].pid, node.pid, name)
+            self.name(name)
         return node
+
+    def name(self, name: str) -> None:
+        """Let the host know a node's namespace by its name, as it does every container's: /run/netns/NAME."""
+        self._ask("name", self["host"].pid, self[name].pid, name)
 
     def add_container(self, name: str) -> Node:
         """One more empty network namespace, below the host's /run/netns."""
@@ -182,7 +186,7 @@ class Lab:
         *,
         source: str = "",
         source_port: int = 0,
-        timeout_s: float = 3.0,
+        timeout_s: float = 3.0 * SLOWNESS,
     ) -> Answer:
         """Ask a server from a node. OSError of the client: ConnectionRefusedError, TimeoutError..."""
         text, own = self[name].python(probe.fetch, address, port, protocol, timeout_s, source, source_port)

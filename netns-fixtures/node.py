@@ -32,7 +32,8 @@ MACHINE_COOKIE = 1  # net_ns_init() (net/core/net_namespace.c) gives the first n
 DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-START_S = 10.0  # a holder, a server or a listener is ready in well under one second
+SLOWNESS = float(os.environ.get("CNI_PY_SLOWNESS") or 1)  # how many times longer all may take: in an emulator
+START_S = 10.0 * SLOWNESS  # a holder, a server or a listener is ready in well under one second
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -139,7 +140,7 @@ class Node:
         pipe = subprocess.PIPE
         with self.popen(args, env=env, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             try:
-                output, complaint = process.communicate(input.encode(), timeout_s)
+                output, complaint = process.communicate(input.encode(), timeout_s * SLOWNESS)
             except BaseException:
                 process.kill()
                 raise
@@ -162,7 +163,7 @@ class Node:
         os.close(write)
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            answer = read_all(read, time.monotonic() + timeout_s)
+            answer = read_all(read, time.monotonic() + timeout_s * SLOWNESS)
             if answer is None:
                 os.kill(pid, signal.SIGKILL)
         except BaseException:
@@ -172,7 +173,7 @@ class Node:
             os.close(read)
             os.waitpid(pid, 0)
         if answer is None:
-            raise LabError(f"{what!r} in {self.name} took longer than {timeout_s} s")
+            raise LabError(f"{what!r} in {self.name} took longer than {timeout_s * SLOWNESS:g} s")
         if not answer:
             raise LabError(f"{what!r} in {self.name} died")
         well, result = pickle.loads(answer)

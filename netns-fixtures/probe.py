@@ -1,6 +1,6 @@
 """Programs that run inside a node: a small server, a client for it, and a capture of frames.
 
-    serve NAME PROTOCOL PORT [ADDRESS]    answer "NAME peer-address local-address": TCP as a web page, UDP as a datagram
+    serve NAME PROTOCOL PORT [ADDRESS]    answer "NAME peer-address local-address": TCP and SCTP as a web page, UDP as a datagram
     capture IFNAME                        collect frames; at the end print a line "in|out HEX" for each
 
 Both print "ready" first and end when stdin ends. Standard library only, so that a node needs only an interpreter.
@@ -17,6 +17,11 @@ ETH_P_ALL = 0x0003  # linux/if_ether.h
 PACKET_OUTGOING = 4  # linux/if_packet.h
 IP_PKTINFO = 8  # linux/in.h
 FRAMES = 20000  # the limit of a capture
+SOCKETS = {
+    "tcp": (socket.SOCK_STREAM, 0),
+    "udp": (socket.SOCK_DGRAM, 0),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
 PATIENCE_S = 3.0  # the limit for a client that sends nothing
 
 
@@ -36,8 +41,7 @@ def listeners(protocol: str, port: int, address: str) -> list[socket.socket]:
     found = []
     for text in [address] if address else ["0.0.0.0", "::"]:
         family = family_of(text)
-        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-        listener = socket.socket(family, kind)
+        listener = socket.socket(family, *SOCKETS[protocol])
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -45,7 +49,7 @@ def listeners(protocol: str, port: int, address: str) -> list[socket.socket]:
         else:
             listener.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         listener.bind((text, port))
-        if protocol == "tcp":
+        if protocol != "udp":
             listener.listen(64)
         found.append(listener)
     return found
@@ -75,7 +79,7 @@ def answer_udp(listener: socket.socket, name: str) -> None:
 
 def serve(name: str, protocol: str, port: int, address: str = "") -> None:
     sockets = listeners(protocol, port, address)
-    answer = answer_tcp if protocol == "tcp" else answer_udp
+    answer = answer_udp if protocol == "udp" else answer_tcp
     print("ready", flush=True)
     waiting: list[socket.socket | int] = [0, *sockets]  # 0: stdin
     while 0 not in (readable := select.select(waiting, [], [])[0]):
@@ -93,9 +97,8 @@ def fetch(
     address: str, port: int, protocol: str, timeout_s: float, source: str = "", source_port: int = 0
 ) -> tuple[str, str]:
     """The server's answer and the client's own address. OSError."""
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     deadline = time.monotonic() + timeout_s
-    with socket.socket(family_of(address), kind) as client:
+    with socket.socket(family_of(address), *SOCKETS[protocol]) as client:
         client.settimeout(timeout_s)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if source or source_port:

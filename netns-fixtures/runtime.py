@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from lab import Lab
 
 ALL = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")  # versions of the specification
-GO_KNOWS = ALL[:-1]  # Debian 12's 1.1.1 of the Go plugins
+FORMS = ("0.2.0", "0.4.0", "1.0.0")  # one of each form that results have; bridge's tests go through all versions
 SUBNETS = {4: "192.0.2.0/24", 6: "2001:db8:42::/64"}
 GATEWAY = {4: "192.0.2.1", 6: "2001:db8:42::1"}
 
@@ -49,6 +50,14 @@ class Plugins:
     directory: Path
     versions: tuple[str, ...]  # of the specification that they support
     chained: bool = False  # each plugin is run as the only one in the list of the plugin `chain`
+    keys: Mapping[str, Mapping[str, object]] = field(
+        default_factory=dict
+    )  # of configurations that lack them, by plugin
+
+    @property
+    def is_newer_go(self) -> bool:
+        """Of the Go plugins those that know all of the specification: 1.9.1 is one, Debian 12's 1.1.1 is not."""
+        return self.whose == "go" and ALL[-1] in self.versions
 
     def keeper(self, plugin: str) -> str:
         """The plugin in whose record ours notes what `plugin` does."""
@@ -79,6 +88,8 @@ class Plugins:
             **env,
         }
         inner = ""
+        if not isinstance(conf, str):
+            conf = {**self.keys.get(plugin, {}), **conf}
         if self.chained and not isinstance(conf, str) and plugin not in ("host-local", "static"):
             inner, plugin, conf = plugin, "chain", in_chain(conf)
         done = lab["host"].run(
@@ -88,6 +99,23 @@ class Plugins:
         )
         prefix = f'plugin type=\\"{inner}\\" failed ({verb.lower()}): '  # as it stands in JSON
         return Outcome(done.returncode, done.stdout.replace(prefix, "", 1) if inner else done.stdout, done.stderr)
+
+
+def go_plugins(directory: Path, backend: str = "") -> Plugins:
+    """A directory of the Go plugins, with the versions that its bridge says to know, and the backend of newer ones."""
+    asked = subprocess.run(
+        [directory / "bridge"],
+        env={"CNI_COMMAND": "VERSION"},
+        input=b'{"cniVersion": "1.0.0"}',
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    known = json.loads(asked.stdout)["supportedVersions"]
+    keys = (
+        {"portmap": {"backend": backend}} if backend else {}
+    )  # DEL of ipMasqBackend nftables fails beside iptables 1.8.9
+    return Plugins("go", directory, tuple(version for version in ALL if version in known), keys=keys)
 
 
 # Keys that a runtime gives to each plugin of a list, and so to a chain.

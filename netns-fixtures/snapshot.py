@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 TREES = ("/run", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/etc/cni-py")
 IGNORED_FILES = ("/run/xtables.lock",)  # iptables never removes it
@@ -26,6 +28,11 @@ IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200  # linux/if.h
 NUD_PERMANENT = 0x80  # linux/neighbour.h
 IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x40, 0x80  # linux/if_addr.h
 LOCAL_TABLE = 255  # RT_TABLE_LOCAL
+NLMSG_ERROR, NLMSG_DONE = 2, 3  # linux/netlink.h
+NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 18, 22, 26, 30  # linux/rtnetlink.h
+SIZES = {RTM_GETLINK: 16, RTM_GETADDR: 8, RTM_GETROUTE: 12, RTM_GETNEIGH: 12}  # bytes of what follows the header
+ANSWER_MAX = 1 << 18  # bytes; the kernel sends no more at once
 GLOBAL_SYSCTLS = (
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
@@ -47,20 +54,34 @@ INTERFACE_SYSCTLS = (
 
 def take() -> dict[str, object]:
     """The state of this process's namespaces, as plain data. Call it inside the node."""
-    with IPRoute() as ipr:
-        messages = list(ipr.get_links())
-        names = {link["index"]: link.get("ifname") for link in messages}
-        state: dict[str, object] = {
-            "links": links(messages, names),
-            "addresses": addresses(ipr, names),
-            "routes": routes(ipr, names),
-            "neighbours": neighbours(ipr, names),
-        }
+    messages = dump(RTM_GETLINK)
+    names = {link["index"]: link.get("ifname") for link in messages}
+    state: dict[str, object] = {
+        "links": links(messages, names),
+        "addresses": addresses(names),
+        "routes": routes(names),
+        "neighbours": neighbours(names),
+    }
     state["sysctls"] = sysctls(sorted(names.values()))
     state["nftables"] = ruleset(["nft", "-s", "list", "ruleset"])
     state["iptables"] = {f"{tool}-legacy-save": legacy_rules(tool) for tool in ("iptables", "ip6tables")}
     state["files"] = {path: tree(path) for path in TREES if os.path.exists(path)}
     return state
+
+
+def dump(kind: int) -> list[Any]:
+    """The kernel's objects of a kind, as pyroute2 decodes them. Its IPRoute, with an event loop, takes three times as long."""
+    found: list[Any] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        header = struct.pack("=IHHII", 16 + SIZES[kind], kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+        sock.send(header + bytes(SIZES[kind]))
+        while True:
+            for message in MarshalRtnl().parse(sock.recv(ANSWER_MAX), 1):
+                if message["header"]["type"] == NLMSG_DONE:
+                    return found
+                if message["header"]["type"] == NLMSG_ERROR:
+                    raise message["header"]["error"]
+                found.append(message)
 
 
 def links(messages: list[Any], names: dict[int, str]) -> dict[str, dict[str, object]]:
@@ -82,18 +103,18 @@ def links(messages: list[Any], names: dict[int, str]) -> dict[str, dict[str, obj
     return found
 
 
-def addresses(ipr: IPRoute, names: dict[int, str]) -> list[str]:
+def addresses(names: dict[int, str]) -> list[str]:
     return sorted(
         f"{names[entry['index']]} {entry.get('address')}/{entry['prefixlen']} scope {entry['scope']}"
         f" flags {entry.get('flags') & ~IFA_F_TENTATIVE:#x}"
-        for entry in ipr.get_addr()
+        for entry in dump(RTM_GETADDR)
         if not entry.get("address").startswith("fe80:")
     )
 
 
-def routes(ipr: IPRoute, names: dict[int, str]) -> list[str]:
+def routes(names: dict[int, str]) -> list[str]:
     found = []
-    for entry in ipr.get_routes():
+    for entry in dump(RTM_GETROUTE):
         if entry.get("table") == LOCAL_TABLE or entry.get("dst") == "fe80::":
             continue
         keys = ("dst", "gateway", "prefsrc", "priority", "table")
@@ -102,11 +123,11 @@ def routes(ipr: IPRoute, names: dict[int, str]) -> list[str]:
     return sorted(found)
 
 
-def neighbours(ipr: IPRoute, names: dict[int, str]) -> list[str]:
+def neighbours(names: dict[int, str]) -> list[str]:
     """The permanent neighbours; learned ones come and go."""
     return sorted(
         f"{names[entry['ifindex']]} {entry.get('dst')} {entry.get('lladdr')}"
-        for entry in ipr.get_neighbours()
+        for entry in dump(RTM_GETNEIGH)
         if entry["state"] & NUD_PERMANENT
     )
 

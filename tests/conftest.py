@@ -3,7 +3,8 @@
 Ours are taken from CNI_PY_BIN_DIR, or put into a temporary directory by the `cni-py install` of the environment that
 runs pytest. With CNI_GO_BIN_DIR (Debian's containernetworking-plugins) every test that asks for `plugins` or `cni` and is not
 marked `ours_alone` runs a second time with those, so that the contract is tested and not our habits. With CNI_PY_CHAINED ours
-are run through the plugin `chain`, each as the only one of its list.
+are run through the plugin `chain`, each as the only one of its list. With CNI_PY_NEWEST (make test-newest) only those tests run
+that meet the newest Go plugins or clients, CNI_GO_BIN_DIR being those plugins' directory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT / "netns-fixtures"))  # its name is no package name
 
 from lab import Lab  # noqa: E402
 from node import PATH  # noqa: E402
-from runtime import ALL, GO_KNOWS, Outcome, Plugins  # noqa: E402
+from runtime import ALL, Outcome, Plugins, go_plugins  # noqa: E402
 
 from cni_py.run import MODULES  # noqa: E402
 from tests import lacking, signals  # noqa: E402
@@ -39,6 +40,7 @@ need_root = lacking.need_root
 
 counts: Counter[str] = Counter()  # tests that ran, by whose plugins
 ways: Counter[str] = Counter()  # tests of tests/plugins that ran with ours, by how these were run
+gaps: dict[str, float] = {}  # ms that a published port did not answer (tests/commands/test_restore_gaps.py)
 golden: Counter[str] = Counter()  # recorded answers of the Go plugins (tests/golden)
 
 # What takes longest begins first, so that in the end no worker is alone with it.
@@ -50,6 +52,7 @@ LONGEST = (
 )
 
 CHAINED = bool(os.environ.get("CNI_PY_CHAINED"))
+NEWEST = os.environ.get("CNI_PY_NEWEST", "")  # the backend of those plugins
 
 signals.restore()  # before pytest-xdist starts its workers
 
@@ -57,6 +60,7 @@ signals.restore()  # before pytest-xdist starts its workers
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ours_alone: not run with the Go plugins, which differ here by design")
     config.addinivalue_line("markers", "unchained: about an executable of its own, so not run through chain")
+    config.addinivalue_line("markers", "debian_kernel: needs what other kernels may lack; `make test-kernels` runs it")
     # scapy's IPsec layer names ciphers that the cryptography package is retiring, at import.
     config.addinivalue_line("filterwarnings", "ignore:.*has been moved to cryptography.hazmat.decrepit:Warning")
 
@@ -65,6 +69,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "plugins" in metafunc.fixturenames:
         alone = metafunc.definition.get_closest_marker("ours_alone")
         whose = [OURS, GO] if os.environ.get("CNI_GO_BIN_DIR") and not alone else [OURS]
+        if NEWEST and not alone and "debs" not in metafunc.fixturenames:
+            whose.remove(OURS)
         metafunc.parametrize("plugins", whose, indirect=True, scope="module")
 
 
@@ -80,13 +86,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if CHAINED:
         items[:] = [item for item in items if not item.get_closest_marker("unchained")]
     items[:] = [item for item in items if not is_unknown_to_go(item)]
+    if NEWEST:
+        items[:] = [item for item in items if meets_the_newest(item)]
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def is_unknown_to_go(item: pytest.Item) -> bool:
     """Whether a test is of an executable of our own, `name`, beside the Go plugins."""
-    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    return parameters.get("plugins") == GO and parameters.get("name") in OF_OUR_OWN
+    return parameters_of(item).get("plugins") == GO and parameters_of(item).get("name") in OF_OUR_OWN
+
+
+def meets_the_newest(item: pytest.Item) -> bool:
+    """Whether a test runs the Go plugins, or a client of today."""
+    parameters = parameters_of(item)
+    fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
+    return parameters.get("plugins") == GO or "debs" in parameters or "theirs" in fixtures
+
+
+def parameters_of(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 def units_and_one_per_plugin(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -109,6 +127,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         way = dict(report.user_properties).get("way")
         if way:
             ways[str(way)] += 1
+    for name, value in report.user_properties if report.when == "call" else ():
+        if name == "gap" and isinstance(value, tuple | list):
+            gaps[str(value[0])] = float(value[1])
     if report.when == "call":  # a failed comparison tells its numbers, too
         numbers = dict(report.user_properties).get("golden")
         golden.update(numbers if isinstance(numbers, dict) else {})
@@ -124,6 +145,10 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     if ways:
         listed = ", ".join(f"{number} {way}" for way, number in sorted(ways.items()))
         terminalreporter.write_line(f"of tests/plugins ran: {listed} (CNI_PY_WAY, tests/plugins/conftest.py)")
+    if gaps:
+        terminalreporter.write_line("longest gap of a published port, with cni-py restore --watch, in ms:")
+        for damage, gap in gaps.items():
+            terminalreporter.write_line(f"    {gap:8.0f}  {damage}")
     if golden:
         terminalreporter.write_line(
             f"golden answers: {golden['hold']} of {golden['all']} hold, {golden['named']} deviations named"
@@ -171,7 +196,7 @@ def install_ours(directory: Path, launcher: str = "python") -> Path:
     subprocess.run(
         [command, "install", f"--launcher={launcher}", "--bin-dir", bin_dir, "--conf-dir", directory / "net.d"],
         check=True,
-        timeout=60,
+        timeout=300,  # an emulated machine takes minutes when it is not alone
         capture_output=True,
     )
     return bin_dir
@@ -190,9 +215,18 @@ def native_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def theirs() -> Plugins:
+    """The Go plugins, for tests in which they and ours meet."""
+    if not os.environ.get("CNI_GO_BIN_DIR"):
+        lacking.missing("CNI_GO_BIN_DIR names no Go plugins")
+    return go_plugins(Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), NEWEST)
+
+
+@pytest.fixture(scope="session")
 def plugins(request: pytest.FixtureRequest) -> Plugins:
     if request.param == GO:
-        return Plugins(GO, Path(os.environ["CNI_GO_BIN_DIR"]).resolve(), GO_KNOWS)
+        theirs: Plugins = request.getfixturevalue("theirs")
+        return theirs
     our_directory: Path = request.getfixturevalue("our_bin_dir")
     return Plugins(OURS, our_directory, ALL, CHAINED)
 

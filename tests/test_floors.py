@@ -17,6 +17,16 @@ def test_the_sources_keep_to_the_floors() -> None:
     assert not found, "\n".join(found)
 
 
+def test_no_call_of_a_plugin_has_what_stands_above_the_plugins() -> None:
+    """Neither the image of the plugins' modules, nor the warm service, which needs none of the packages that those import."""
+    from cni_py.commands import images
+    from cni_py.serve import package
+
+    above = {room for floor in house.CNI_PY.floors[house.CNI_PY.level("plugins") :] for room in floor.split()}
+    assert above - {"serve"} <= set(images.WITHOUT)
+    assert above <= set(package.NOT_FOR_CALLS)
+
+
 # That the test above can fail: a made-up tree, well built, and one fault at a time
 
 LOWER = House("lower", ("base", "kernel ipam", "plugins"), base="errors addr", elsewhere={"plugins": "plugins"})

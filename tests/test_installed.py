@@ -1,6 +1,7 @@
 """The tests are about the installed wheel, not the checkout: what is forgotten in packaging must be missed."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import cni_py
+from tests.clients import fetch_debs, nerdctl_rootless
+from tests.kernels import emulator
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,14 +24,33 @@ def test_the_package_under_test_is_the_installed_one() -> None:
     assert metadata.version("cni-py") == cni_py.__version__
 
 
-def test_the_package_brings_what_reads_the_settings_file() -> None:
-    needed = [line for line in metadata.requires("cni-py") or () if "extra ==" not in line]
-    assert [line.split(">")[0].split("<")[0].lower() for line in needed] == ["pyyaml"]
+def test_the_package_brings_what_its_commands_need() -> None:
+    """And README names each of them with its reason."""
+    needed = {
+        line.split(">")[0].split("<")[0].lower() for line in metadata.requires("cni-py") or () if "extra ==" not in line
+    }
+    assert needed == {"jsonschema", "pyroute2", "pyyaml", "rich", "shtab"}
+    reasons = (ROOT / "README.md").read_text().partition("## Dependencies")[2].lower()
+    assert all(f"| {name}" in reasons or f", {name} |" in reasons for name in needed)
+
+
+def test_readme_names_what_the_tests_unpack() -> None:
+    reasons = (ROOT / "README.md").read_text().partition("## Dependencies")[2]
+    named = set(re.findall(r"[a-z][a-z0-9.-]+", reasons))
+    wanted = {*fetch_debs.PACKAGES, fetch_debs.BROWSER[0], *nerdctl_rootless.PACKAGES, *emulator.PROGRAMS.values()}
+    assert wanted <= named
 
 
 def test_the_wheel_brings_its_configurations() -> None:
-    names = {entry.name for entry in resources.files("cni_py.conf").iterdir()}
-    assert {path.name for path in (ROOT / "conf").glob("*.conflist")} <= names
+    for folder, pattern in (("", "*.conflist"), ("schemas", "*.json")):
+        conf = resources.files("cni_py.conf")
+        names = {entry.name for entry in (conf.joinpath(folder) if folder else conf).iterdir()}
+        assert {path.name for path in (ROOT / "conf" / folder).glob(pattern)} <= names
+
+
+def test_the_wheel_brings_the_parts_of_the_page() -> None:
+    names = {entry.name for entry in resources.files("cni_py.show").iterdir()}
+    assert {"page.html", "page.css", "page.js", "drawing.css"} <= names
 
 
 @pytest.mark.parametrize("command", ["cni-py", "cni-py-exec", "portfwd"])

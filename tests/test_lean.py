@@ -19,14 +19,22 @@ PLUGINS = (
     "bandwidth",
     "bridge",
     "chain",
+    "dhcp",
+    "dummy",
     "firewall",
+    "host-device",
     "host-local",
+    "ipvlan",
     "loopback",
     "macvlan",
     "portmap",
     "ptp",
+    "sbr",
     "static",
+    "tap",
     "tuning",
+    "vlan",
+    "vrf",
 )
 FEW, MANY = 10, 200  # attachments
 AT_ONCE = 4
@@ -38,6 +46,7 @@ STATIC = {"type": "static", "addresses": [{"address": "198.51.100.99/24"}], "rou
 ON_LAN: dict[str, object] = {"cniVersion": "1.0.0", "name": "lan", "type": "macvlan", "master": "lan0", "ipam": STATIC}
 FIREWALL: dict[str, object] = {"cniVersion": "1.0.0", "name": "lab", "type": "firewall", "ingressPolicy": "same-bridge"}
 RATES = {"ingressRate": 1_000_000, "ingressBurst": 800_000, "egressRate": 1_000_000, "egressBurst": 800_000}
+BY_SOURCE: dict[str, object] = {"cniVersion": "1.0.0", "name": "lan", "type": "sbr"}
 LIMITED: dict[str, object] = {"cniVersion": "1.0.0", "name": "pair", "type": "bandwidth", **RATES}
 SETTINGS = {"mac": "c2:11:22:33:44:55", "sysctl": {"net.core.somaxconn": "500"}}
 TUNED: dict[str, object] = {"cniVersion": "1.0.0", "name": "pair", "type": "tuning", **SETTINGS}
@@ -81,9 +90,18 @@ NFTABLES = ours("nftables", "nftables.elements", "nftables.ruleset", "kernel.nf_
 BACKENDS = ours("iptables", "iptables.names", "kernel.xtables", "plugins.backends", "backend", "ipam", "ipam.leaving")
 FILTERS = NFTABLES | BACKENDS | {"_sha512"}
 HOST_LOCAL = ours("plugins.host_local", "ipam", "ipam.ranges", "ipam.reservations")
-FORWARDING = ours("plugins.firewall", "nftables.policy", "iptables.forward", "iptables.forward_rules", "iptables.tool")
+FORWARDING = ours(
+    "plugins.firewall",
+    "plugins.firewall_conf",
+    "nftables.policy",
+    "iptables.forward",
+    "iptables.forward_rules",
+    "iptables.tool",
+)
 LAST_ON_BRIDGE = ours("nftables.bridge_users")  # what is asked before a policy goes with its last container
 ATTACHING = LINKS | ours("plugins.container", "interface.addressing", "attachment.delegate", "ipam", "ipam.leaving")
+CHILD = ATTACHING | ours("plugins.child", "interface.child", "plugins.static")
+BY_TABLE = ours("interface.source_routing", "interface.tables", "kernel.rules")
 MASQUERADING = FILTERS | ours("nftables.masquerade")
 PUBLISHING = {
     *("config", "mapping", "plan", "publish", "claims", "draft", "successors", "flows", "chains"),
@@ -96,10 +114,16 @@ MAY_LOAD = {
     | HOST_LOCAL
     | ours("interface.bridge", "plugins.bridge", "plugins.bridge_conf", "plugins.bridge_plan"),
     "ptp": CALL | ATTACHING | MASQUERADING | HOST_LOCAL | ours("plugins.ptp", "interface.ptp", "interface.bridge"),
-    "macvlan": CALL
-    | ATTACHING
-    | ours("ipam", "plugins.macvlan", "interface.macvlan", "kernel.macvlan", "plugins.static"),
+    "macvlan": CALL | CHILD | ours("plugins.macvlan", "interface.macvlan", "kernel.macvlan"),
+    "ipvlan": CALL | CHILD | ours("plugins.ipvlan", "interface.ipvlan"),
+    "vlan": CALL | CHILD | ours("plugins.vlan", "interface.vlan"),
+    "dummy": CALL | CHILD | ours("plugins.dummy", "interface.dummy"),
+    "tap": CALL | CHILD | ours("plugins.tap", "interface.tap"),
+    "host-device": CALL
+    | CHILD - ours("interface.child")
+    | ours("plugins.host_device", "plugins.device_conf", "interface.hostdevice", "kernel.linksettings"),
     "static": CALL | ours("plugins.static"),
+    "dhcp": CALL | ours("plugins.dhcp", "ipam", "ipam.dhcp", "ipam.dhcp_options", "ipam.gob"),
     "host-local": CALL | HOST_LOCAL,
     "firewall": CALL | FILTERS | FORWARDING | LAST_ON_BRIDGE | ours("kernel.rtnl", "kernel.sysctl"),
     "loopback": CALL | LINKS | ours("plugins.loopback"),
@@ -111,6 +135,8 @@ MAY_LOAD = {
     "tuning": CALL
     | LINKS
     | ours("interface.tuning", "kernel.linksettings", "plugins.tuning", "plugins.tuning_conf", "plugins.tuning_plan"),
+    "sbr": CALL | LINKS | BY_TABLE | ours("plugins.sbr"),
+    "vrf": CALL | LINKS | BY_TABLE | ours("interface.vrf", "plugins.vrf"),
     "bandwidth": CALL
     | LINKS
     | {"_sha512"}
@@ -124,13 +150,13 @@ MAY_LOAD["chain"] = {module for plugin in JOINED for module in MAY_LOAD[plugin]}
 MOST = {
     ("ADD", "bridge"): (34, 51),
     ("DEL", "bridge"): (15, 46),
-    ("ADD", "portmap"): (24, 52),  # four of them dumps of ranges, for each protocol and family
+    ("ADD", "portmap"): (26, 52),  # four of them dumps of ranges, for each protocol and family
     ("DEL", "portmap"): (20, 50),
-    ("ADD", "firewall"): (10, 39),
-    ("DEL", "firewall"): (10, 41),
-    ("ADD", "chain"): (71, 80),  # of bridge, portmap, firewall and tuning
-    ("DEL", "chain"): (49, 80),
-    ("ADD", "loopback"): (4, 31),
+    ("ADD", "firewall"): (10, 40),
+    ("DEL", "firewall"): (10, 42),
+    ("ADD", "chain"): (73, 81),  # of bridge, portmap, firewall and tuning
+    ("DEL", "chain"): (49, 81),
+    ("ADD", "loopback"): (6, 31),
     ("DEL", "loopback"): (2, 31),
     ("ADD", "host-local"): (0, 28),
     ("DEL", "host-local"): (0, 27),
@@ -138,10 +164,14 @@ MOST = {
     ("DEL", "static"): (0, 24),
     ("ADD", "ptp"): (42, 50),
     ("DEL", "ptp"): (15, 49),
-    ("ADD", "macvlan"): (14, 37),  # IPv4 alone
-    ("DEL", "macvlan"): (5, 37),
+    ("ADD", "macvlan"): (16, 39),  # IPv4 alone
+    ("DEL", "macvlan"): (5, 39),
+    ("ADD", "host-device"): (12, 40),  # IPv4 alone
+    ("DEL", "host-device"): (9, 40),
     ("ADD", "bandwidth"): (17, 34),  # both directions
     ("DEL", "bandwidth"): (12, 34),
+    ("ADD", "sbr"): (30, 34),  # two addresses
+    ("DEL", "sbr"): (20, 34),
     ("ADD", "tuning"): (2, 35),  # a MAC and a sysctl
     ("DEL", "tuning"): (1, 34),
 }
@@ -245,7 +275,9 @@ def test_a_call_loads_and_sends_little_and_starts_nothing(observers: Observers, 
     for _ in range(2):  # the first makes the chains
         costs |= add_and_delete(observers, network.bridge(), FIREWALL)
     costs |= add_and_delete(observers, {**network.bridge(), "name": "pair", "type": "ptp"}, LIMITED, TUNED)
-    costs |= add_and_delete(observers, ON_LAN)
+    costs |= add_and_delete(observers, ON_LAN, BY_SOURCE)
+    observers.lab["host"].run(["ip", "link", "add", "spare0", "type", "veth", "peer", "name", "spare1"], check=True)
+    costs |= add_and_delete(observers, {**ON_LAN, "type": "host-device", "device": "spare0"})
     costs |= add_and_delete(observers, in_chain(network.bridge(), network.portmap("c1"), FIREWALL, TUNED))
     assert costs.keys() == MOST.keys()
     for (verb, plugin), cost in costs.items():

@@ -41,6 +41,7 @@ PURE = (
     "ports.mapping",
     "ports.config",
     "ports.options",
+    "ports.pod_ports",
     "ipam.ranges",
     "protocol.result",
     "sha",

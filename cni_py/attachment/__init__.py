@@ -4,5 +4,5 @@
 `gc` undoes the records of attachments that the runtime no longer lists. Operations of the floors above are loaded by the
 names that a record has: no module here imports one.
 
-Floor 5 of 11. May import: backend, protocol, kernel, base.
+Floor 5 of 13. May import: backend, protocol, kernel, base.
 """

@@ -7,6 +7,7 @@ from cni_py.lean import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cni_py.attachment.naming import Attachment
     from cni_py.kernel.nf_tables import Nft
@@ -27,7 +28,8 @@ class Kernel:
     """
 
     __slots__ = (
-        "_container", "_container_fd", "_gone", "_host", "_host_fd", "_nft", "hurried", "is_own", "key", "netns_path",
+        "_container", "_container_fd", "_former", "_gone", "_host", "_host_fd", "_nft", "flows", "hurried", "is_own", "key",
+        "netns_path", "recorded_path",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +44,9 @@ class Kernel:
         self.hurried = hurried
         self.netns_path = netns_path
         self.is_own = is_own
+        self.flows: list[tuple[Any, bool]] | None = None  # see ports/flows.py
+        self.recorded_path = ""  # where the namespace was at the ADD whose record is being undone
+        self._former: Kernel | None = None
         self._gone = ""  # why the container counts as gone
         self._host: Rtnl | None = None
         self._container: Rtnl | None = None
@@ -118,6 +123,9 @@ class Kernel:
         if self._container_fd >= 0:
             os.close(self._container_fd)
             self._container_fd = -1
+        if self._former is not None:
+            self._former.close_container()
+            self._former = None
 
     def of_another(
         self, key: "Attachment", netns_path: str, is_own: "Callable[[Kernel], bool] | None" = None
@@ -154,10 +162,30 @@ class Kernel:
         except CniError:
             return False
 
+    def at(self, cookie: int) -> "Kernel | None":
+        """The kernel with the namespace of that cookie as the container's: at CNI_NETNS, which may be empty by now or lead to
+        another one, or where it was at the ADD. None when it is gone. Never an error.
+        """
+        if self.lives(cookie):
+            return self
+        if self.recorded_path and self._former is None:
+            self._former = self.of_another(self.key, self.recorded_path)
+        return self._former if self._former is not None and self._former.lives(cookie) else None
+
     @property
     def host_cookie(self) -> int:
         """The cookie of the namespace we run in."""
         return self.host.cookie
+
+    def number_container(self) -> int:
+        """The number by which the host knows the container's namespace, given now if it has none; -1 where that is refused.
+
+        It tells later whether the namespace exists (kernel/nsid). So an ADD does not fail for want of it.
+        """
+        try:
+            return self.host.give_nsid(self.container_fd)
+        except OSError:
+            return -1
 
     def in_container(self) -> "netns.Enter":
         """`with kernel.in_container():` runs in the container's namespace. For /proc/sys/net, which has no socket."""

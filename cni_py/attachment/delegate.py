@@ -6,6 +6,7 @@ file is one of our own executables, its plugin runs in this process, which saves
 
 import errno
 import time
+from _signal import strsignal
 
 from cni_py import version
 from cni_py.errors import CniError, DecodingFailure, InvalidNetworkConfig
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from cni_py.kernel.spawn import Process
     from cni_py.protocol.result import Result
 
-IPAM_PLUGINS = ("host-local", "static")  # of ours
+IPAM_PLUGINS = ("dhcp", "host-local", "static")  # of ours
 STOP_S = 5.0  # time for a delegate to take back what it did, before it is killed
 LINE_MAX = 256  # bytes of a first line; BINPRM_BUF_SIZE, linux/binfmts.h
 NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -84,6 +85,11 @@ def ipam_type(call: "Call") -> str:
     return string(call.conf.ipam, "type") if call.conf.ipam is not None else ""
 
 
+def by_interface(call: "Call") -> bool:
+    """Whether the IPAM plugin needs the container's interface: dhcp asks for an address there, and gives it back there."""
+    return ipam_type(call) == "dhcp"
+
+
 def _delete_again(call: "Call") -> None:
     execute(find(ipam_type(call), call.path), "DEL", call.conf.text)
 
@@ -128,7 +134,8 @@ def execute(path: str, verb: str, stdin: bytes) -> bytes:
     if not stdout:
         if stderr:
             raise NotExecuted(f"netplugin failed: {gojson.encode(stderr.decode('utf-8', 'replace'), None)}")
-        raise NotExecuted(f"netplugin failed with no error message: exit status {status}")
+        ended = f"exit status {status}" if status > 0 else f"signal: {strsignal(-status) or -status}".lower()
+        raise NotExecuted(f"netplugin failed with no error message: {ended}")
     try:
         failure = error_object(stdout)
     except CniError as error:

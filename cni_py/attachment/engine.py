@@ -5,7 +5,8 @@
     CHECK  every operation compares the kernel with what apply() made
 
 An operation is *owned* (for this attachment alone: written to the record before it is applied, undone by DEL) or *ensured*
-(for something shared, or for a part of an owned object: not recorded, and never undone).
+(for something shared, or for a part of an owned object: never undone). Of the ensured ones the record lists, apart from the
+others, those that `cni-py restore` can apply again.
 """
 
 from cni_py.attachment import records
@@ -35,10 +36,29 @@ REGISTRY: "dict[str, type[Op]]" = {}
 # Where the operations are defined that a record may hold: a DEL loads the modules of what it undoes, and no others.
 # Records hold the names of the classes alone. They are a file format, and a module may move: so a name is no path to a module.
 HOMES = {
+    "cni_py.firewalld.sources": ("BindSource",),
+    "cni_py.interface.bridge": (
+        "EnsureBridge",
+        "EnsureGatewayAddress",
+        "EnsureSubnetRoute",
+        "JoinBridge",
+        "SetPortVlans",
+    ),
     "cni_py.interface.common": ("AddVeth",),
+    "cni_py.interface.dummy": ("AddDummy",),
+    "cni_py.interface.hostdevice": ("MoveDevice",),
+    "cni_py.interface.ipvlan": ("AddIpvlan",),
     "cni_py.interface.macvlan": ("AddMacvlan",),
+    "cni_py.interface.network_limits": ("LimitNetworks",),
+    "cni_py.interface.ptp": ("AddPeer",),
     "cni_py.interface.shaping": ("AddIfb", "LimitRate", "RedirectToIfb"),
+    "cni_py.interface.source_routing": ("EmptyTable", "FillTable", "RouteBySource"),
+    "cni_py.interface.tap": ("AddTap",),
     "cni_py.interface.tuning": ("SaveSettings", "TuneLink", "TuneSysctl"),
+    "cni_py.interface.vlan_gateway": ("EnsureVlanGateway",),
+    "cni_py.interface.vlan": ("AddVlan",),
+    "cni_py.interface.vrf": ("AddVrf", "JoinVrf"),
+    "cni_py.ipam.dhcp": ("HoldLease",),
     "cni_py.ipam.reservations": ("ReserveAddress",),
     "cni_py.iptables.forward": ("PassForwarded",),
     "cni_py.iptables.masquerade": ("MasqueradeByIptables",),
@@ -135,6 +155,8 @@ def _plain(value: object) -> "Encodable":
 
 def _typed(value: object, kind: type, name: str) -> object:
     """A field of that type, from JSON. ValueError, with the `name` of the field."""
+    if type(value) is kind:  # a text, a number, a truth value: most fields
+        return value
     generic = getattr(kind, "__origin__", kind)  # of list[str] it is list
     if generic is list and isinstance(value, list):
         (inner,) = kind.__args__  # type: ignore[attr-defined]  # which a types.GenericAlias has
@@ -158,9 +180,13 @@ class Op(Fields):
     """One change of the kernel's or the disk's state; see Fields for how a subclass declares its parameters."""
 
     owned = False
-    restorable = (
-        False  # whether `cni-py restore` applies it again: it is in a packet filter, which others reload, or in portfwd
-    )
+    # whether `cni-py restore` applies it again: it is in a packet filter, which others reload, in portfwd, or on a link of the
+    # host that others may delete or change
+    restorable = False
+    # whether what it makes lies in the container as a whole: then the record has the number of its namespace, by which alone a
+    # later call can tell that the namespace is gone (with a veth pair the host's end tells)
+    whole = False
+    by_interface = False  # whether undo() needs the container's interface, which must not be deleted before
     line = ""  # the text of describe(), with {field} for values
     deed = ""  # apply() in words, to stand behind "cannot": a verb and its object, with {field} for values
 
@@ -209,17 +235,24 @@ def _shown(value: object) -> object:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def op_from_json(fields: object) -> Op:
-    """The operation in an entry of a record. ValueError when the entry is damaged."""
+def class_in(fields: object) -> "type[Op]":
+    """The class of the operation in an entry of a record. ValueError when there is none."""
     if not isinstance(fields, dict):
         raise ValueError(f"not an operation: {fields!r}")
     name = str(fields.get("op"))
-    for module, names in HOMES.items():
-        if name in names and name not in REGISTRY:
-            __import__(module)
-    cls = REGISTRY.get(name)
-    if cls is None:
+    if name not in REGISTRY:
+        for module, names in HOMES.items():
+            if name in names:
+                __import__(module)
+    if name not in REGISTRY:
         raise ValueError(f"no such operation: {dict(fields)}")
+    return REGISTRY[name]
+
+
+def op_from_json(fields: object) -> Op:
+    """The operation in an entry of a record. ValueError when the entry is damaged."""
+    cls = class_in(fields)
+    assert isinstance(fields, dict)
     for field in NAMES:
         value = str(fields.get(field, ""))
         if "\0" in value or len(value.encode("utf-8", "replace")) > IFNAME_MAX:
@@ -248,13 +281,14 @@ def listed(record: "Record | None", cls: "type[AnyOp]") -> "list[AnyOp]":
 class Executor:
     """Applies plans for one plugin of one attachment, or for a list of plugins, and can undo all that it has applied."""
 
-    __slots__ = ("applied", "before", "is_saved", "kernel", "record")
+    __slots__ = ("applied", "before", "before_shared", "is_saved", "kernel", "record")
 
     def __init__(self, kernel: "Kernel") -> None:
         self.kernel = kernel
         self.record: Record | None = None
         self.is_saved = True  # False: the record is still to be written, before the first effect that is to be undone
         self.before: list[Encodable] | None = None  # the operations of an earlier ADD that still stands
+        self.before_shared: list[Encodable] = []
         self.applied: list[Op | Callable[[], None]] = []  # what undoes another program's effects is a function
 
     def begin(self, key: "Attachment", plugin: str) -> None:
@@ -263,12 +297,14 @@ class Executor:
         """
         record = records.own(key, plugin) or records.Record(key, plugin)
         if record.done:
-            self.before = list(record.ops)
+            self.before, self.before_shared = list(record.ops), record.shared
+        record.shared = []
         record.done = False
         record.netns = self.kernel.netns_path
         record.container_cookie = self.kernel.container_cookie
         record.container_file = "" if record.container_cookie else self.kernel.container_file
         record.host_cookie = self.kernel.host_cookie
+        record.number = -1
         self.record = record
         self.is_saved = False
 
@@ -287,10 +323,16 @@ class Executor:
         standing = readable(self.before or ()) if owned else []
         # What an earlier ADD made that still stands is neither recorded twice nor undone when this ADD fails.
         new = [op for op in owned if op not in standing]
-        if owned and self.record is not None:
+        if self.record is not None:
             named = {records.PART_OF: part} if part else {}
-            self.record.ops = [*self.record.ops, *({**op.to_json(), **named} for op in new)]
-            self.save()
+            shared = [{**op.to_json(), **named} for op in plan if op.restorable and not op.owned]
+            self.record.shared = [*self.record.shared, *shared]
+            self.is_saved = self.is_saved and not shared
+            if owned:
+                self.record.ops = [*self.record.ops, *({**op.to_json(), **named} for op in new)]
+                if any(op.whole for op in owned):
+                    self.record.number = self.kernel.number_container()
+                self.save()
         for op in plan:
             ours = op in new
             if ours:  # before apply(), which may fail half-way
@@ -331,7 +373,7 @@ class Executor:
         record = self.record
         assert record is not None
         if self.before is not None:
-            record.ops = self.before
+            record.ops, record.shared = self.before, self.before_shared
             record.save()
             record.finish()
         elif not failures:  # else the record stays, so that DEL or GC can undo the rest
@@ -385,6 +427,7 @@ def is_whole(record: "Record") -> bool:
 
 def undo_record(record: "Record", kernel: "Kernel") -> list[str]:
     """Undo everything readable() that a record lists, and remove it when that worked; returns the failures in words."""
+    kernel.recorded_path = record.netns
     failures = undo_all(readable(record.ops), kernel)
     if not failures:
         record.remove()

@@ -68,7 +68,8 @@ def delete_links(call: "Call", stale: "Sequence[Record]") -> None:
             with attachment_lock(record.key, record.file, wait_s=0):
                 current = records.load(record.key, record.plugin)
                 kernel.key = record.key
-                for op in engine.readable(current.ops if current is not None else ()):
+                ops = engine.readable(current.ops if current is not None else ())
+                for op in ops if not any(op.by_interface for op in ops) else ():
                     link = op.own_link(kernel)
                     if link is not None:
                         found.append(link.index)

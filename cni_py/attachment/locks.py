@@ -4,8 +4,8 @@ When a lock file is missing and cannot be made (a full or read-only file system)
 without the lock. That is safe: no ADD can be under way, since it could not make the file either, and two DELs of one
 attachment do not disturb each other, since for each it is success when the other has undone something already.
 
-A call that holds several locks takes them in the order attachment, network, IPAM, nftables. A wait ends at its limit with
-code 11 ("try again later"), so that a runtime retries instead of hanging.
+A call that holds several locks takes them in the order attachment, network, IPAM, nftables; that of a container's routing
+tables comes last. A wait ends at its limit with code 11 ("try again later"), so that a runtime retries instead of hanging.
 """
 
 import _signal
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # the path may be a link, or a FIFO, whose opening would wait
+_held: "set[str]" = set()  # paths of locks that this process has: see Holding
+# An ADD's first file: here the root of a user namespace is told that the machine's folders are not its own.
+UNMAPPED = "; whoever is not root of the machine mounts a file system of its own on /run and on /var/lib first"
 WAIT_S = 30.0  # the callers of libcni give a call minutes; a holder needs milliseconds
 
 
@@ -45,7 +48,7 @@ class Lock:
         self.fd = -1
 
     def __enter__(self) -> "Lock":
-        while True:
+        while self.path not in _held:
             self.fd = self._find()
             if self.fd < 0:
                 return self
@@ -54,6 +57,7 @@ class Lock:
                 return self
             # The call we waited for has deleted the file. A later call makes and locks a new one, so ours protects nothing.
             os.close(self.fd)
+        return self
 
     def __exit__(
         self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
@@ -81,7 +85,8 @@ class Lock:
             if not self.needed:
                 warn(f"going on without the lock {self.path}: {error.strerror}")
                 return -1
-            raise os_error(f"cannot open the lock file {self.path}", error) from error
+            why = UNMAPPED if error.errno == errno.EACCES else ""
+            raise os_error(f"cannot open the lock file {self.path}{why}", error) from error
 
     def _open(self) -> int:
         """The lock file, made with its folder when missing. OSError."""
@@ -129,6 +134,43 @@ class Lock:
             return False
         held = os.fstat(self.fd)
         return (now.st_dev, now.st_ino) == (held.st_dev, held.st_ino)
+
+
+class Holding:
+    """`with Holding(lock):` holds a lock over many operations that take it themselves: what they ask for they have already."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> Lock:
+        self._lock.__enter__()
+        _held.add(self._lock.path)
+        return self._lock
+
+    def __exit__(
+        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+    ) -> None:
+        _held.discard(self._lock.path)
+        self._lock.__exit__(kind, error, trace)
+
+
+def is_held(name: str) -> bool:
+    """Whether somebody holds the lock of that name now. Asked of one whose file is there only while it is held, a system call."""
+    path = files.lock_path(name)
+    if not os.path.lexists(path):
+        return False
+    try:
+        with Lock(path, "", 0, needed=False):
+            return False  # left by a process that was killed
+    except TryAgainLater:
+        return True
+
+
+def is_at_work(key: "naming.Attachment", plugin: str) -> bool:
+    """Whether a call holds the attachment's lock now."""
+    return is_held(f"attachment-{key.hex}-{plugin}")
 
 
 def attachment_lock(key: "naming.Attachment", plugin: str, *, needed: bool = False, wait_s: float = WAIT_S) -> Lock:

@@ -1,7 +1,8 @@
-"""An attachment, and the names made of it: of records, comments, aliases, links; its MAC addresses."""
+"""An attachment, and the names made of it: of records, comments, links; its MAC addresses. The name of a VLAN's gateway."""
 
 from cni_py import files
 from cni_py.lean import os
+from cni_py.protocol.netconf import IFNAME_MAX
 from cni_py.sha import sha256
 
 HEX = 16  # digits of the digest that stands for an attachment, in comments and names of files
@@ -77,3 +78,23 @@ def interface_name(key: Attachment) -> str:
     """The name of a container's interface in the index of published ports; the network is not part of it."""
     digest: str = sha256(os.fsencode(f"{key.container_id}\0{key.ifname}")).hexdigest()
     return digest[:HEX]
+
+
+def vlan_gateway_name(bridge: str, vlan: int) -> str:
+    """The name of the host's interface in a VLAN of a bridge: the Go plugin's, `<bridge>.<vlan>`, if that is short enough."""
+    return fitting_name(f"{bridge}.{vlan}", "vg", bridge, vlan)
+
+
+def fitting_name(name: str, prefix: str, bridge: str, vlan: int) -> str:
+    """`name`; where it is too long one with a hash of the bridge's name. (Cut off, two bridges could have the same.)"""
+    if len(os.fsencode(name)) <= IFNAME_MAX:
+        return name
+    return f"{prefix}{sha256(os.fsencode(bridge)).hexdigest()[:8]}.{vlan}"
+
+
+def is_vlan_gateway(name: str, bridge: str) -> bool:
+    """Whether vlan_gateway_name() names an interface of that bridge so."""
+    vlan = name.rpartition(".")[2]
+    return (
+        len(name) <= IFNAME_MAX and vlan.isascii() and vlan.isdigit() and vlan_gateway_name(bridge, int(vlan)) == name
+    )

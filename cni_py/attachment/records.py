@@ -9,6 +9,8 @@ after the last is undone.
 
 <hex> is the first quarter of the SHA-256 of network \\0 containerID \\0 ifname. /run is a tmpfs: records end with the boot, as
 do the kernel objects they describe. With its record a DEL or GC needs no namespace, no prevResult and no cache of libcni.
+"ops" are the operations that a DEL undoes. "shared" are those on what attachments share (the bridge, its address) or on a part of
+an owned object (the port), which no DEL undoes: `cni-py restore` applies them again.
 In chain.json each operation names its plugin, under the key "plugin". load() gives a plugin its part of that file where it has
 none of its own, so that a network can change between a list and a chain while containers run.
 
@@ -52,8 +54,10 @@ class Record:
         "host_cookie",
         "key",
         "netns",
+        "number",
         "ops",
         "plugin",
+        "shared",
     )
 
     def __init__(self, key: Attachment, plugin: str) -> None:
@@ -64,8 +68,10 @@ class Record:
         self.container_cookie = 0
         self.container_file = ""  # device:inode of the namespace, where the kernel has no cookies
         self.damage = ""  # why the file could not be read
+        self.number = -1  # by which the host knows the namespace (kernel/nsid); -1: not asked for, or refused
         self.host_cookie = 0
         self.ops: list[gojson.Encodable] = []
+        self.shared: list[gojson.Encodable] = []
         self.done = False
 
     def is_of(self, kernel: "Kernel") -> bool | None:
@@ -75,6 +81,10 @@ class Record:
         if self.container_file:
             return kernel.container_file == self.container_file
         return None
+
+    def number_on(self, host_cookie: int) -> int:
+        """`number`, if it is the host's whose namespace has that cookie; else -1, which numbers no namespace there."""
+        return self.number if host_cookie and self.host_cookie == host_cookie else -1
 
     @property
     def path(self) -> str:
@@ -128,9 +138,10 @@ class Record:
         if self.ops and not ops:
             return None
         found = Record(self.key, plugin)
-        for name in ("file", "netns", "container_cookie", "container_file", "damage", "host_cookie", "done"):
+        for name in ("file", "netns", "container_cookie", "container_file", "damage", "host_cookie", "number", "done"):
             setattr(found, name, getattr(self, name))
         found.ops = ops
+        found.shared = [fields for fields in self.shared if part_of(fields) in (plugin, "")]
         return found
 
     def _take_out(self) -> None:
@@ -139,6 +150,7 @@ class Record:
         if whole is None or whole.damage:
             return
         left = [fields for fields in whole.ops if part_of(fields) != self.plugin]
+        whole.shared = [fields for fields in whole.shared if part_of(fields) != self.plugin]
         whole.keep(left if any(map(part_of, left)) else [])
 
     def keep(self, ops: "list[gojson.Encodable]") -> None:
@@ -163,7 +175,9 @@ class Record:
             "netnsCookie": self.container_cookie,
             "hostCookie": self.host_cookie,
             **({"netnsFile": self.container_file} if self.container_file else {}),
+            **({"netnsId": self.number} if self.number >= 0 else {}),
             "ops": self.ops,
+            **({"shared": self.shared} if self.shared else {}),
         }
 
 
@@ -178,6 +192,30 @@ def load(key: Attachment, plugin: str) -> Record | None:
     if record is None and plugin != CHAIN:
         whole = own(key, CHAIN)
         record = whole.part(plugin) if whole is not None else None
+    return record
+
+
+def at(folder: str, plugin: str) -> Record | None:
+    """The plugin's own record in a folder of records, whoever it is of; None if there is none that can be read.
+
+    Each file is read once: for who looks at all records.
+    """
+    try:
+        text = files.read(f"{folder}/{plugin}.json")
+    except OSError:
+        text = b""
+    try:
+        fields = gojson.decode(text) if text else None
+    except CniError:
+        fields = None
+    key = named_in(fields) if isinstance(fields, gojson.Object) else None
+    if key is None or key.folder != folder or os.path.lexists(f"{folder}/{plugin}.adding"):
+        key = key_in(folder, plugin)
+        return load(key, plugin) if key is not None else None
+    record = Record(key, plugin)
+    record.done = True
+    if not _take(record, fields):
+        record.damage = f"{record.path}.json: not a record of schema {SCHEMA}"
     return record
 
 
@@ -205,15 +243,24 @@ def own(key: Attachment, plugin: str) -> Record | None:
 def _fill(record: Record, text: bytes) -> bool:
     """Fill the record from its JSON; False when `text` is no record."""
     try:
-        fields = gojson.decode(text)
+        return _take(record, gojson.decode(text))
+    except CniError:
+        return False
+
+
+def _take(record: Record, fields: object) -> bool:
+    """Fill the record from an object of JSON; False when it is none of a record."""
+    try:
         if not isinstance(fields, gojson.Object) or netconf.integer(fields, "schema") != SCHEMA:
             return False
         record.netns = netconf.string(fields, "netns")
         record.container_cookie = netconf.integer(fields, "netnsCookie")
         record.container_file = netconf.string(fields, "netnsFile")
         record.host_cookie = netconf.integer(fields, "hostCookie")
+        record.number = netconf.integer(fields, "netnsId") if "netnsId" in fields else -1
         ops = netconf.values(fields, "ops")
         record.ops = list(ops) if ops is not None else []
+        record.shared = list(netconf.values(fields, "shared") or ())
     except CniError:
         return False
     return True

@@ -2,6 +2,6 @@
 
 No other package imports this one, so a plugin's call never loads it.
 
-Floor 11 of 11. May import: plugins, skel, ownership, ports, iptables, nftables, ipam, interface, attachment, backend, protocol,
-kernel, base.
+Floor 13 of 13. May import: show, explain, doctor, restore, host, plugins, skel, ownership, ports, iptables, nftables,
+firewalld, ipam, interface, attachment, backend, protocol, kernel, base.
 """

@@ -14,12 +14,13 @@ from cni_py.attachment.engine import Op
 from cni_py.attachment.locks import attachment_lock
 from cni_py.attachment.naming import Attachment
 from cni_py.attachment.records import Record
-from cni_py.commands.outcome import Outcome
 from cni_py.errors import CniError, os_error
+from cni_py.ports import chains
 from cni_py.protocol import conflist
 from cni_py.protocol.cache import Entry
 from cni_py.protocol.netconf import NetConf, boolean, string
 from cni_py.protocol.result import Result, prev_result
+from cni_py.restore.outcome import Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def _adopt(call: Call, found: Adopted, *, dry_run: bool) -> None:
         ops = [op for op in OPERATIONS[call.plugin](call, earlier) if _is_there(op, call)]
         if not ops:
             found.skipped = "the kernel has nothing of it"
+            if call.plugin == "portmap" and chains.of_go_tables(call):
+                found.skipped = "the Go plugins' nftables table has its ports: a DEL finds them there without a record"
             return
         found.done = [op.describe() for op in ops]
         if not dry_run:
@@ -148,11 +151,16 @@ def of_portmap(call: Call, earlier: Result) -> list[Op]:
 
 
 def of_firewall(call: Call, earlier: Result) -> list[Op]:
-    """firewall: the rules for the container's addresses, and its bridge's policy."""
+    """firewall: what firewalld has bound; else the rules for the container's addresses, and its bridge's policy."""
+    from cni_py.firewalld import sources
     from cni_py.iptables.forward import PassForwarded
-    from cni_py.plugins.firewall import FirewallConf
+    from cni_py.plugins.firewall_conf import FIREWALLD, FirewallConf
 
     conf = FirewallConf(call)
+    packed = [ip.address.packed for ip in earlier.ips]
+    bound = sources.bound(packed, conf.zone, here=conf.asked != FIREWALLD) if conf.may_be_firewalld else []
+    if bound:
+        return [sources.BindSource(source=source, zone=conf.zone) for source in bound]
     addresses = [str(ip.address) for ip in earlier.ips]
     policy = conf.policy if conf.has_policy and conf.bridge else ""
     return [
@@ -174,6 +182,7 @@ def of_bandwidth(call: Call, earlier: Result) -> list[Op]:
     conf = BandwidthConf(call.conf)
     if conf.ingress is None and conf.egress is None:
         return []
+    conf.check()
     name, mtu = bandwidth.host_end(call, earlier)
     return [op for op in bandwidth.plan(call, conf, name, mtu, bandwidth.shared_ifb_name(call)) if op.owned]
 

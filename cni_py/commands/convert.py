@@ -117,8 +117,6 @@ def checked(network: Network, raw: "Value", *, force: bool) -> Object:
 def to_chain(raw: Object) -> Object:
     """The list with all its plugins in one chain, which declares the capabilities of all."""
     plugins = netconf.objects(to_list(raw), "plugins")
-    if not plugins:
-        raise Failure("the list has no plugins")
     declared = dict.fromkeys(name for plugin in plugins for name in capabilities(plugin))
     chain: list[tuple[str, Value]] = [("type", CHAIN)]
     if declared:
@@ -137,9 +135,11 @@ def to_list(raw: Object) -> Object:
             continue
         for key, value in plugin.items():
             if key in SWITCHES and len(plugins) == 1:
-                switches.append((key, value))
+                switches += [(key, value)] if netconf.boolean(plugin, key) else []  # false does not undo the list's own
             elif key not in ("type", "capabilities", "plugins"):
                 raise Failure(f'the {CHAIN} has the key "{key}", which has no place in a list: take it out first')
+    if not found:
+        raise Failure("the list has no plugins")
     return with_plugins(Object([*raw.items(), *switches]), found)
 
 

@@ -213,7 +213,7 @@ def refuse_taken(chain: Chain, target: Target, entry: Entry | None) -> None:
             f"{target.label} is already connected to {chain.network.name} as {chain.ifname} "
             f"(container ID {chain.container_id}): DEL it first, or choose another --ifname"
         )
-    makes_it = chain.network.members[0]["type"] != "loopback"  # its interface is lo, whatever CNI_IFNAME says
+    makes_it = chain.network.first != "loopback"  # its interface is lo, whatever CNI_IFNAME says
     if makes_it and target.exists and namespaces.has_interface(target.path, chain.ifname):
         raise Failure(f"{target.label} already has an interface {chain.ifname}: choose another --ifname")
 

@@ -25,7 +25,16 @@ EXTENSIONS = (
     "_sha512",
     "fcntl",
 )  # built in on some systems
-WITHOUT = ("commands", "conf")  # folders that no plugin loads anything from
+WITHOUT = (
+    "commands",
+    "conf",
+    "dhcp",
+    "doctor",
+    "explain",
+    "host",
+    "restore",
+    "show",
+)  # folders that no plugin loads anything from
 HEAD_MAX = 65536  # bytes that a launcher reads of the file's beginning
 VERSION = ("cni_py.run", "cni_py.version")  # loads these alone
 EVERY_CALL = (*VERSION, "cni_py.skel", "cni_py.attachment.locks")  # loads these, besides its plugin

@@ -23,7 +23,7 @@ from shlex import quote
 from cni_py import files, run
 from cni_py.attachment import holders
 from cni_py.attachment.call import Call
-from cni_py.commands import default_network, overlaps, restoration
+from cni_py.commands import default_network, overlaps
 from cni_py.commands.launchers import launcher
 from cni_py.commands.report import complain
 from cni_py.errors import CniError
@@ -35,6 +35,7 @@ from cni_py.protocol import cache, conflist, netconf
 from cni_py.protocol.conflist import Network
 from cni_py.protocol.gojson import Object
 from cni_py.protocol.netconf import NetConf
+from cni_py.restore import restoration
 
 STATE_DIR = Path("/var/lib/cni-py")
 NETWORKS_DIR = Path("/var/lib/cni/networks")  # host-local's, unless dataDir says otherwise

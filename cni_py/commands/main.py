@@ -5,37 +5,80 @@ import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import adopt, convert, install, report, restore, serve
-from cni_py.commands.report import Failure, Parser, complain
+from cni_py.commands import (
+    adopt,
+    completion,
+    convert,
+    doctor,
+    enter,
+    explain,
+    gc,
+    install,
+    ipam,
+    manual,
+    report,
+    restore,
+    serve,
+    show,
+)
+from cni_py.commands import exec as by_hand
+from cni_py.commands.report import USAGE, Failure, Parser, complain
 
-DESCRIPTION = """\
-Install the CNI plugins for the container runtimes of this host, and uninstall them; put back rules that a firewall flushed;
-take over containers that the Go plugins connected; run a network's plugins in one process.
-
+DESCRIPTION = "Container networks of this host: see them, mend them, install the plugins that make them."
+STATUS = """\
 exit status: 0 success, 1 the operation failed, 2 wrong usage, 3 something is missing here (root, a folder, nf_tables),
 130 interrupted
 """
+GROUPS = {  # every command, in the order in which it is listed
+    "look": ("show", "explain", "doctor"),
+    "mend": ("restore", "gc", "ipam"),
+    "work inside": ("enter",),
+    "install": ("install", "uninstall", "adopt", "convert"),
+    "run": ("serve",),
+    "this program": ("completion", "man"),
+}
+MODULES = (show, explain, doctor, restore, gc, ipam, enter, adopt, convert, serve)  # a command each
+
+
+class Top(Parser):
+    """Lists its commands in groups."""
+
+    def format_help(self) -> str:
+        """The usage, the commands by group, the options, the exit status."""
+        known = manual.subcommands(self)
+        if not known:  # one of the commands
+            return super().format_help()
+        lines = [self.format_usage(), DESCRIPTION, ""]
+        for title, names in GROUPS.items():
+            lines += [title, *(f"  {name:<12}{known[name][1]}" for name in names if name in known), ""]
+        lines += [
+            "`cni-py COMMAND --help` and `cni-py man COMMAND` tell more. cni-py-exec runs a network's plugins by hand,"
+        ]
+        lines += ["portfwd publishes ports without NAT.", "", STATUS.rstrip()]
+        return "\n".join(lines) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top: argparse.ArgumentParser = Parser(
-        prog="cni-py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top: argparse.ArgumentParser = Top(prog="cni-py", description=DESCRIPTION, epilog=STATUS)
     top.add_argument("--version", action="version", version=f"cni-py {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     install.add_parsers(commands)
-    restore.add_parser(commands)
-    adopt.add_parser(commands)
-    convert.add_parser(commands)
-    serve.add_parser(commands)
+    for module in MODULES:
+        module.add_parser(commands)
+    completion.add_parser(commands, {"cni-py": parser, "cni-py-exec": by_hand.parser})
+    manual.add_parser(commands, lambda: (parser(), by_hand.parser()))
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     report.open_streams()
-    options = parser().parse_args(arguments)
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.command is None:
+        top.print_help()
+        return report.ended("cni-py", USAGE, asked=True)
     try:
         status: int = options.run(options)
     except Failure as failure:
@@ -43,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = failure.status
     except KeyboardInterrupt:
         status = 130
-    return report.ended(f"cni-py {options.command}", status, asked=getattr(options, "dry_run", False))
+    asked = getattr(options, "asked", False) or getattr(options, "dry_run", False)
+    return report.ended(f"cni-py {options.command}", status, asked=asked)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,9 @@ class Manifest:
         write(path, text, mode)
 
     def has_unchanged(self, path: Path) -> bool:
-        """Whether we wrote the file and it is unchanged."""
-        return str(path) in self.files and digest(contents(path)) == self.files[str(path)]
+        """Whether we wrote the file, perhaps by another name of its folder, and it is unchanged."""
+        place = os.path.realpath(path)
+        return digest(contents(path)) in [text for name, text in self.files.items() if os.path.realpath(name) == place]
 
 
 @contextlib.contextmanager
@@ -142,8 +143,10 @@ def write(path: Path, text: bytes, mode: int) -> None:
             file.flush()
             os.fsync(fd)
         os.replace(new, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(new)
+        if isinstance(error, OSError) and error.filename is None:  # write(2), fsync(2): a full disk
+            error.filename = str(path)
         raise
 
 

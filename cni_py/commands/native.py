@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cni_py
 from cni_py import version
-from cni_py.commands.launchers import GONE, interpreter
+from cni_py.commands.launchers import interpreter
 from cni_py.commands.launchers import launcher as script_text
 from cni_py.commands.report import LACKING, Failure
 from cni_py.run import MODULES, NATIVE_END
@@ -21,6 +21,10 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (("-O2", "-s", "-static"), ("-O2", "-s"))  # static starts faster; not every system has the library for it
 FIELDS = b"cni-py launcher: fields"  # where launcher.c has its fields
 FIELDS_SIZE = 16384
+GONE = (
+    "the interpreter of the plugin {plugin}, {python}, or its launcher in {scripts} does not exist any more, or was moved: "
+    "run `cni-py install` again"
+)
 COMPILE_S = 60.0
 TRY_S = 30.0
 
@@ -54,7 +58,10 @@ def _built() -> tuple[bytes, str]:
                     why = _refuted(found, Path(folder))
                     if not why:
                         return found, compiler
-            except (OSError, subprocess.TimeoutExpired) as error:
+            except OSError as error:
+                hint = " (TMPDIR names another folder to try it in)" if isinstance(error, PermissionError) else ""
+                why = f"{error.filename or path}: {error.strerror}{hint}"
+            except subprocess.TimeoutExpired as error:
                 why = str(error)
     return b"", why
 
@@ -77,7 +84,8 @@ def _refuted(found: bytes, folder: Path) -> str:
 def launcher(compiled: bytes, plugin: str, scripts: Path, text: bytes) -> bytes:
     """A plugin's executable: the program with its fields, and at the end the text of the launcher in Python, one of `scripts`."""
     home = str(Path(cni_py.__file__).resolve().parent.parent)
-    gone = json.dumps({"cniVersion": "1.1.0", "code": 999, "msg": GONE.format(plugin=plugin, python=interpreter())})
+    lost = GONE.format(plugin=plugin, python=interpreter(), scripts=scripts)
+    gone = json.dumps({"cniVersion": "1.1.0", "code": 999, "msg": lost})
     fields = b"".join(
         os.fsencode(field) + b"\0" for field in (plugin, home, interpreter(), str(scripts), gone, *MODULES, "")
     )

@@ -4,36 +4,9 @@ import argparse
 import os
 from collections.abc import Iterable
 
-from cni_py.attachment.naming import Attachment
 from cni_py.commands.report import FAILED, LACKING, Failure, complain
 from cni_py.protocol.gojson import encode
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cni_py.protocol.gojson import Encodable
-
-
-class Outcome:
-    """What was done for one plugin's part of an attachment."""
-
-    __slots__ = ("done", "errors", "key", "plugin", "skipped")
-
-    def __init__(self, key: Attachment, plugin: str) -> None:
-        self.key = key
-        self.plugin = plugin
-        self.done: list[str] = []  # operations in words
-        self.skipped = ""  # why nothing was done
-        self.errors: list[str] = []
-
-    def to_json(self) -> "dict[str, Encodable]":
-        """The fields that both commands print with --json."""
-        return {
-            "network": self.key.network,
-            "containerID": self.key.container_id,
-            "ifname": self.key.ifname,
-            "plugin": self.plugin,
-            "skipped": self.skipped,
-        }
+from cni_py.restore.outcome import Outcome
 
 
 def add_parser(

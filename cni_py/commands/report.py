@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FAILED = 1  # the operation failed
 USAGE = 2  # the command line is wrong
+NAME_MAX = (
+    300  # characters of network/containerID/ifname: a name of a network or file has at most 255 bytes, an ID mostly 64
+)
 LACKING = 3  # something is missing here: root, a program, a namespace
 
 
@@ -103,6 +106,11 @@ def ended(program: str, status: int, *, asked: bool) -> int:
 def complain(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr)
+
+
+def shortened(text: str) -> str:
+    """Text from others that names something, of a length that no right one exceeds."""
+    return text if len(text) <= NAME_MAX else f"{text[:NAME_MAX]}..."
 
 
 def counted(number: int, noun: str) -> str:

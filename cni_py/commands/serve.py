@@ -34,7 +34,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """The subcommand."""
     parser = outcome.add_parser(commands, "serve", SUMMARY, HELP)
     add = parser.add_argument
-    add("--socket", default=run.service_socket(), metavar="PATH", help="where it listens (default: %(default)s)")
+    place = run.service_socket()
+    add("--socket", type=os.path.abspath, default=place, metavar="PATH", help="where it listens (default: %(default)s)")
     add("--status", action="store_true", help="print what the running service has done")
     add("--json", action="store_true", help="with --status: as JSON")
     parser.set_defaults(run=serve)

@@ -90,21 +90,41 @@ def remove_image(target: Target) -> None:
 def remove_all(target: Target, manifest: Manifest) -> list[str]:
     """Remove every file of the manifest, then our folder. Returns the files that were left as they are."""
     left = [path for path in sorted(manifest.files) if not remove(target, manifest, Path(path))]
-    if not left and not target.dry_run:
-        shutil.rmtree(target.replaced(Path()))
+    kept = [] if left or target.dry_run else not_put_back(target)
+    if kept:
+        complain(
+            f"cni-py uninstall: {target.folder} is left as it is: it has replaced plugins that are not back in "
+            f"{target.bin_dir} (has that folder been moved?): {', '.join(kept)}"
+        )
+    elif not left and not target.dry_run:
+        if target.replaced(Path()).exists():
+            shutil.rmtree(target.replaced(Path()))
         shutil.rmtree(target.folder)  # last, since the manifest is in it
         for folder in reversed(manifest.folders):
             with contextlib.suppress(OSError):  # it is not empty: somebody else uses it
                 os.rmdir(folder)
-    return left
+    return left + kept
+
+
+def not_put_back(target: Target) -> list[str]:
+    """The replaced plugins that are nowhere but in our folder."""
+    folder = target.replaced(Path())
+    names = sorted(os.listdir(folder)) if folder.exists() else []
+    return [name for name in names if not is_one_file(folder / name, target.bin_dir / name)]
+
+
+def is_one_file(one: Path, other: Path) -> bool:
+    """Whether two paths are hard links to one file, or to one symbolic link."""
+    return os.path.lexists(one) and os.path.lexists(other) and os.path.samestat(one.lstat(), other.lstat())
 
 
 def remove(target: Target, manifest: Manifest, path: Path) -> bool:
     """Put back the replaced file, or remove ours. False if the file was changed since, and left as it is."""
     old = target.replaced(path)
-    had_one = path.parent == target.bin_dir and os.path.lexists(old)
+    # The folder may have had another name then: one with ".." or a symbolic link in it
+    had_one = os.path.realpath(path.parent) == os.path.realpath(target.bin_dir) and os.path.lexists(old)
     there = os.path.lexists(path)
-    is_back = had_one and there and os.path.samestat(path.lstat(), old.lstat())
+    is_back = had_one and is_one_file(path, old)
     if there and not is_back and digest(contents(path)) != manifest.files[str(path)]:
         hint = f"; the replaced file is {old}" if had_one else ""
         complain(f"cni-py uninstall: {path} is left as it is: it was changed after the installation{hint}")

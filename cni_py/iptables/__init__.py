@@ -4,5 +4,5 @@ It is loaded only where a configuration or the host asks for it, or where the ke
 modules with `_rules` in their names decide: they change a listing of the rules, as text. Those without are the operations.
 Published ports by iptables are in `ports.by_iptables`.
 
-Floor 7 of 11. May import: nftables, ipam, interface, attachment, backend, protocol, kernel, base.
+Floor 7 of 13. May import: nftables, firewalld, ipam, interface, attachment, backend, protocol, kernel, base.
 """

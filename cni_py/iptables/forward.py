@@ -144,7 +144,7 @@ def is_policed(kernel: Kernel, op: "KeepApart") -> bool:
     return any(forward_rules.is_policed(Rules.read(family, FILTER), op.bridge, op.policy) for family in families)
 
 
-def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge: str) -> None:
+def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridges: "Sequence[str]") -> None:
     """Take out the rules of iptables that the Go plugin made for the addresses of a result.
 
     They do not say whose they are: what a living attachment of ours has meanwhile stays.
@@ -161,8 +161,9 @@ def forget_addresses(kernel: Kernel, earlier: "Result", admin_chain: str, bridge
     def decide(rules: "Rules") -> None:
         gone = [address for address in found[rules.family] if address.packed not in taken]
         forward_rules.refuse(rules, gone, admin_chain)
-        for policy in POLICIES if bridge and gone else ():
-            forward_rules.release(rules, bridge, policy, gone)
+        for bridge in bridges if gone else ():
+            for policy in POLICIES:
+                forward_rules.release(rules, bridge, policy, gone)
 
     tool.change(families, (FILTER,), decide)
 

@@ -25,6 +25,7 @@ TOOLS = {4: "iptables", 6: "ip6tables"}
 SHOWN_MAX = 2000  # characters of what a tool has refused, in an error
 WAIT_S = "5"  # for xtables' own lock, which iptables-legacy takes; ours keeps our own calls from meeting there
 UNQUOTED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/,!=+[]@%")
+_batches: "list[Batch]" = []  # the one that runs, if any
 COMMENT_MAX = 255  # XT_MAX_COMMENT_LEN - 1, linux/netfilter/xt_comment.h
 
 
@@ -44,6 +45,10 @@ class Rules:
         self.policies: dict[tuple[str, str], str] = {}  # ACCEPT or DROP; "-" for a chain that others lead to
         self.new_chains: dict[str, list[str]] = {}  # by table; those not named by the first reading
         self.changes: dict[str, list[str]] = {}  # by table, lines for iptables-restore
+        self.add(saved)
+
+    def add(self, saved: str) -> None:
+        """Take in what iptables-save says of a table."""
         table = ""
         for line in saved.splitlines():
             if line.startswith("# Table ") and "incompatible" in line:  # and iptables-nft-save ends with 0
@@ -60,7 +65,9 @@ class Rules:
 
     @classmethod
     def read(cls, family: int, *tables: str) -> "Rules":
-        """What is there now. CniError."""
+        """What is there now; in a Batch, what will be there. CniError."""
+        if _batches:
+            return _batches[0].rules(family, tables)
         return cls(family, "".join(run.output() for run in start_reading(family, tables)))
 
     def has_chain(self, table: str, chain: str) -> bool:
@@ -135,11 +142,51 @@ class Rules:
             lines += [*self.changes.get(table, ()), "COMMIT"]
         return "".join(f"{line}\n" for line in lines)
 
+    @property
+    def size(self) -> int:
+        """How many changes are noted."""
+        return sum(map(len, self.changes.values())) + sum(map(len, self.new_chains.values()))
+
     def commit(self, lock: Lock) -> "Run | None":
         """Start making the changes, all or none of a table: done when the run has ended. None when there are none."""
         text = self.text()
         self.changes, self.new_chains = {}, {}
         return Run(self.family, "-restore", ("--noflush", "-w", WAIT_S), text, lock.fd) if text else None
+
+
+class Batch:
+    """`with Batch() as batch:` every change() of this process only notes what it would do, until batch.commit().
+
+    Each family is read once, and changed by one iptables-restore. Who makes one holds iptables_lock() (see locks.Holding).
+    """
+
+    __slots__ = ("_read", "_rules")
+
+    def __init__(self) -> None:
+        self._rules: dict[int, Rules] = {}
+        self._read: set[tuple[int, str]] = set()
+
+    def __enter__(self) -> "Batch":
+        _batches.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _batches.remove(self)
+
+    def rules(self, family: int, tables: "Sequence[str]") -> Rules:
+        """The rules of a family, with these tables among others."""
+        rules = self._rules.setdefault(family, Rules(family))
+        unread = [table for table in tables if (family, table) not in self._read]
+        for run in start_reading(family, unread):
+            rules.add(run.output())
+        self._read.update((family, table) for table in unread)
+        return rules
+
+    def commit(self, lock: Lock) -> None:
+        """Make all changes: all of a table's, or none. CniError."""
+        for run in [rules.commit(lock) for rules in self._rules.values()]:
+            if run is not None:
+                run.output()
 
 
 def change(families: "Iterable[int]", tables: "Sequence[str]", decide: "Callable[[Rules], None]") -> bool:
@@ -150,6 +197,12 @@ def change(families: "Iterable[int]", tables: "Sequence[str]", decide: "Callable
     wanted = sorted(set(families))
     if not wanted:
         return False
+    if _batches:
+        noted = [_batches[0].rules(family, tables) for family in wanted]
+        before = sum(rules.size for rules in noted)
+        for rules in noted:
+            decide(rules)
+        return sum(rules.size for rules in noted) > before
     with iptables_lock() as lock:
         try:
             return _change(wanted, tables, decide, lock)

@@ -2,5 +2,5 @@
 
 A wrong masquerade rule: `masquerade` has the operation, `ruleset` the rule's text.
 
-Floor 6 of 11. May import: attachment, backend, protocol, kernel, base.
+Floor 6 of 13. May import: attachment, backend, protocol, kernel, base.
 """

@@ -4,9 +4,10 @@ A list on disk of who needs them may have lost an entry, and taking them out the
 The kernel knows the bridge's ports; the alias of a port names the attachment, whose record says whether it has the policy:
 
     the record lists it                            needed
-    it lists other things                          not needed
+    it lists other things                          not needed: also that it is in another VLAN of the bridge
     it cannot be read                              in doubt: needed
-    the plugin has none, but other plugins have    not needed: its firewall is DELed, and its bridge not yet; or it never had one
+    the plugin has none, but other plugins have    not needed: its firewall is DELed, and its bridge not yet; or it never had one.
+                                                   An isolated port is needed
     nobody has a record, or the port has no alias  in doubt: needed
 """
 
@@ -51,10 +52,7 @@ class Users:
         if self._ports is None:
             found = ports(self._kernel, self._bridge, self._is_gone)
             self._ports = [port for port in found if not is_own(self._kernel, port)]
-        return any(
-            (is_isolated(self._kernel, op, port) or may_need(port.alias[:HEX], op)) and self._is_there(port)
-            for port in self._ports
-        )
+        return any(may_need(self._kernel, port, op) and self._is_there(port) for port in self._ports)
 
     def _is_there(self, port: "Link") -> bool:
         """Whether a port is still there: another DEL may have removed it, and then its record, since the ports were read."""
@@ -65,11 +63,31 @@ class Users:
 def ports(kernel: "Kernel", name: str, is_gone: "Callable[[str], bool]") -> "list[Link]":
     """The ports of a bridge that lead to containers, but for those of which `is_gone` says so by their alias.
 
-    A container's is a veth whose peer is in another namespace: not the way out, the tap of a machine, or a VLAN's gateway.
+    A container's is a veth whose peer is in another namespace: not the way out, the tap of a machine, or a VLAN's gateway. Of the
+    gateway's interface in a VLAN (interface/vlan_gateway.py) they are the ports of its bridge that are in that VLAN.
     """
-    bridge = kernel.host.link(name)
-    found = kernel.host.links(bridge.index) if bridge is not None else []
-    return [port for port in found if port.kind == "veth" and port.netns_id >= 0 and not is_gone(port.alias)]
+    link = kernel.host.link(name)
+    bridge = bridge_of(kernel, link) if link is not None else 0
+    found = kernel.host.links(bridge) if bridge else []
+    found = [port for port in found if port.kind == "veth" and port.netns_id >= 0 and not is_gone(port.alias)]
+    vlan = name.rpartition(".")[2]
+    if link is None or link.index == bridge or not vlan.isdigit():
+        return found
+    from cni_py.kernel import vlans
+
+    members = [(port, vlans.of_port(kernel.host, port.index)) for port in found]
+    return [port for port, carried in members if carried is None or int(vlan) in carried]
+
+
+def bridge_of(kernel: "Kernel", link: "Link") -> int:
+    """The index of the bridge that the link is, or whose gateway's interface in a VLAN it is; 0: of none."""
+    if link.kind == "bridge":
+        return link.index
+    below = kernel.host.link(link.link) if link.link and link.netns_id < 0 else None
+    if below is None:
+        return 0
+    # A veth's peer, which is a port; or the bridge itself, where people have made a VLAN device
+    return below.master if link.kind == "veth" else below.index
 
 
 def is_own(kernel: "Kernel", port: "Link") -> bool:
@@ -98,8 +116,9 @@ def is_isolated(kernel: "Kernel", op: "Policy", port: "Link") -> bool:
         return False
 
 
-def may_need(hexed: str, op: "Policy") -> bool:
-    """Whether an attachment may need the policy, by its records."""
+def may_need(kernel: "Kernel", port: "Link", op: "Policy") -> bool:
+    """Whether the attachment of a port may need the policy: by its records, and where none says by the port's isolation."""
+    hexed = port.alias[:HEX]
     if len(hexed) != HEX or not HEXDIGITS.issuperset(hexed):
         return True
     key = naming.Attachment("", "", "")
@@ -109,7 +128,7 @@ def may_need(hexed: str, op: "Policy") -> bool:
     except CniError:
         return True
     if record is None:
-        return not _entries(hexed)
+        return not _entries(hexed) or is_isolated(kernel, op, port)
     wanted = (type(op).__name__, op.bridge, op.policy)
     found = [fields for fields in record.ops if isinstance(fields, dict)]
     return not found or any(

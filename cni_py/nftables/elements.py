@@ -5,7 +5,7 @@ import errno
 from cni_py.attachment.locks import nftables_lock
 from cni_py.attachment.naming import HEX
 from cni_py.errors import os_error
-from cni_py.kernel.nf_tables import INET, Change, Element, NftUnavailable
+from cni_py.kernel.nf_tables import BRIDGE, INET, Change, Element, NftUnavailable, ifname_key
 from cni_py.nftables import ruleset
 
 TYPE_CHECKING = False
@@ -15,27 +15,39 @@ if TYPE_CHECKING:
     from cni_py.attachment.context import Kernel
     from cni_py.attachment.naming import Attachment
 
+GUARDS = "local_links"  # the set of interfaces that must not reach the host's loopback
+
 
 def commit(kernel: "Kernel", changes: "Sequence[Change]", chains: "Callable[[], str]") -> None:
     """Send a transaction. OSError, CniError.
 
     If the kernel answers ENOENT (a chain or map is missing, the table was flushed), create what is missing, with the text of
-    `chains`, and send it once more.
+    `chains`, and send it once more; at the next ENOENT, with the constant part of the table, of which somebody deleted a map.
     """
+    if _is_sent(kernel, changes):
+        return
+    families = {change.family for change in changes}
+    kernel.nft.current.clear()
+    for family in families:
+        ruleset.ensure_table(kernel.nft, family)
+    text = chains()
+    if text:
+        kernel.nft.make(text)
+    if not _is_sent(kernel, changes):
+        for family in families:
+            kernel.nft.make(ruleset.table(family == BRIDGE))
+        kernel.nft.transaction(changes)
+
+
+def _is_sent(kernel: "Kernel", changes: "Sequence[Change]") -> bool:
+    """Send a transaction; False when the kernel answers ENOENT. OSError."""
     try:
         kernel.nft.transaction(changes)
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
-        from cni_py.kernel import libnftables
-
-        kernel.nft.current.clear()
-        for family in {change.family for change in changes}:
-            ruleset.ensure_table(kernel.nft, family)
-        text = chains()
-        if text:
-            libnftables.run(text)
-        kernel.nft.transaction(changes)
+        return False
+    return True
 
 
 def put(kernel: "Kernel", set_name: str, element: Element, chain: str = "", family: int = INET) -> bool:
@@ -113,18 +125,26 @@ def sweep_one(kernel: "Kernel", hexed: str, *sets: str, family: int = INET) -> N
 
 
 def sweep_chains(kernel: "Kernel") -> None:
-    """GC: remove the chains, and maps, of subnets and conditions that no element leads to any more.
+    """GC: remove the chains, and maps, of subnets and conditions that no element leads to any more, and guards of nothing.
 
     Not at the DEL of the last container: the next would have to make them anew, which costs more than all else of an ADD.
     """
     with nftables_lock():
         try:
             chains = kernel.nft.chains()
+            _remove(kernel, [Change(False, GUARDS, guards)] if (guards := guards_of_nothing(kernel)) else [])
         except NftUnavailable:
             return  # then nothing of ours can be there
         for name in chains:
             if name.startswith(ruleset.MADE_WHEN_NEEDED):
                 kernel.nft.remove_unused(name, ruleset.maps_of(name))
+
+
+def guards_of_nothing(kernel: "Kernel") -> list[Element]:
+    """Those of the loopback whose interfaces are gone: runtimes delete bridges, and ptp's veth pairs end. NftUnavailable."""
+    found = kernel.nft.dump(GUARDS)  # before the links: a guard is put in for an interface that is there
+    present = {ifname_key(link.name) for link in kernel.host.links()} if found else set()
+    return [guard for guard in found if guard.key not in present]
 
 
 def _remove(kernel: "Kernel", changes: "Sequence[Change]") -> None:

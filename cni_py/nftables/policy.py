@@ -7,6 +7,7 @@ from cni_py.attachment import records
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.engine import Op
 from cni_py.attachment.locks import nftables_lock
+from cni_py.attachment.naming import is_vlan_gateway
 from cni_py.errors import InvalidNetworkConfig, os_error, warn
 from cni_py.files import make_folder, run_dir
 from cni_py.kernel.nf_tables import BRIDGE, Change, Element, NftUnavailable, concat, ifname_key
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cni_py.nftables.bridge_users import Users
+    from cni_py.protocol.result import Result
 
 PLUGIN = "firewall"  # whose records they are
 ISOLATED = "isolated"  # a set of the bridge family
@@ -47,8 +49,26 @@ def refuse_without_bridge(kernel: Kernel, policy: str, names: "Sequence[str]") -
         )
 
 
+def routed_by(host_side: "Sequence[str]") -> str:
+    """Which of the host's interfaces in a prevResult the host routes to the container by: "" when it names none.
+
+    The bridge plugin names its bridge first, and last the interface that has the gateway in a VLAN, where there is one.
+    """
+    gateways = [name for name in host_side[2:] if is_vlan_gateway(name, host_side[0])]
+    return "".join(gateways[:1] or host_side[:1])
+
+
+def bridges_of(earlier: "Result") -> list[str]:
+    """What a policy of the container may be of: the first interface, as with the Go plugin, and routed_by()."""
+    host_side = [interface.name for interface in earlier.interfaces if not interface.sandbox]
+    first = [interface.name for interface in earlier.interfaces[:1]]
+    return list(dict.fromkeys(name for name in (*first, routed_by(host_side)) if name))
+
+
 class KeepApart(Op):
     """Isolate bridges from each other (same-bridge), and containers of one bridge from each other (isolated).
+
+    In a VLAN `bridge` is the bridge's interface there, which what is routed comes and goes by (interface/vlan_gateway.py).
 
     Published ports stay reachable. The elements of a bridge are shared by its containers. A folder has a file for each: while
     there are others the elements stay. When it is empty, which may be a loss, the bridge's ports in the kernel decide.
@@ -194,12 +214,13 @@ def policies(kernel: Kernel) -> "Iterator[tuple[KeepApart, str]]":
             continue  # nothing of ours
 
 
-def forget_policies(kernel: Kernel, bridge: str) -> None:
+def forget_policies(kernel: Kernel, bridges: "Sequence[str]") -> None:
     """DEL without a record: the container leaves its bridge and all whose lists have it, and its port is no isolated one."""
     found = [op for op, folder in policies(kernel) if os.path.lexists(f"{folder}/{kernel.key.hex}")]
     try:
-        if 0 < len(bridge.encode()) < 16 and kernel.nft.get("policed", (ifname_key(bridge),)):
-            found += [KeepApart(bridge=bridge, policy=policy) for policy in POLICIES]
+        for bridge in bridges:
+            if 0 < len(bridge.encode()) < 16 and kernel.nft.get("policed", (ifname_key(bridge),)):
+                found += [KeepApart(bridge=bridge, policy=policy) for policy in POLICIES]
     except NftUnavailable:
         return  # then nothing of ours can be there
     for op in found:

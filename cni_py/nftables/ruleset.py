@@ -104,9 +104,7 @@ add element bridge cni_py layout {{ {layout} }}
 def ensure_table(nft: "Nft", family: int = INET) -> None:
     """Make the table with its chains, rules and empty maps, unless it is there in this layout. CniError."""
     if family not in nft.current and not has_table(nft, family):
-        from cni_py.kernel import libnftables
-
-        libnftables.run(table(family == BRIDGE))
+        nft.make(table(family == BRIDGE))
     nft.current.add(family)
 
 
@@ -148,6 +146,20 @@ def maps_of(chain: str) -> list[str]:
     if chain.startswith("conditions"):
         return [f"{kind}{chain.removeprefix('conditions')}" for kind in ("specific", "any")]
     return []
+
+
+def chain_of(name: str) -> str:
+    """The chain made when needed whose rules look into a set or map; "" for one of the table's constant part."""
+    if name.startswith("guarded"):
+        return "direct_access"
+    if name in ("policed", "same_bridge"):
+        return "policies"
+    for kind in ("specific", "any"):
+        if name.startswith(f"shared_{kind}"):
+            return f"shared{name.removeprefix(f'shared_{kind}')}"
+        if name.startswith(kind) and "_" in name:
+            return f"conditions{name.removeprefix(kind)}"
+    return ""
 
 
 def inside_chain(address: Address) -> str:

@@ -14,5 +14,5 @@
 index, publication, survey and leftovers find and remove ports that earlier attachments left. host_clients lets the host's
 programs and the container itself reach a published port; flows forgets tracked UDP flows.
 
-Floor 8 of 11. May import: iptables, nftables, ipam, interface, attachment, backend, protocol, kernel, base.
+Floor 8 of 13. May import: iptables, nftables, firewalld, ipam, interface, attachment, backend, protocol, kernel, base.
 """

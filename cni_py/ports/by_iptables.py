@@ -10,7 +10,7 @@ from cni_py.iptables.names import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PU
 from cni_py.iptables.tool import Rules
 from cni_py.kernel.nf_tables import NftUnavailable, ifname_key
 from cni_py.kernel.xtables import NAT, is_chain_name
-from cni_py.ports import claims, conflicts, host_clients, iptables_rules
+from cni_py.ports import claims, conflicts, go_tables, host_clients, iptables_rules
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.iptables_rules import Publication, parse_ports
 from cni_py.ports.mapping import MASQUERADED, entries_of, mappings, separated
@@ -105,6 +105,7 @@ class PublishByIptables(Op):
             publication.make(rules, staying.__contains__)
 
         changed = tool.change(found, (NAT,), decide)
+        go_tables.clear(kernel, {publication.address.packed for publication in found.values()})
         forget_flows(kernel, gone, added=False)
         for publication in found.values():
             forget_flows(kernel, publication.mappings, added=True)

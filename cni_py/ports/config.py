@@ -65,7 +65,7 @@ class PortmapConf:
             runtime = netconf.child(raw, "runtimeConfig")
             listed = netconf.objects(runtime, "portMappings") if runtime is not None else []
             sticky = _one_of(raw, "randomHostPort", RANDOM_PORTS) == "sticky"
-            entries = [_entry(one, random=sticky) for one in listed]
+            entries = [_entry(one, random=sticky) for one in listed] + _of_pod(raw, runtime)
             self.userland_proxy = _one_of(raw, "userlandProxy", PROXY_USES)
             self.block_direct = _one_of(raw, "directAccess", ("allow", "block")) == "block"
         except CniError as error:
@@ -118,6 +118,18 @@ def _entry(entry: "Object", *, random: bool) -> "Said":
     if host_port <= 0 and not (random and host_port == 0):
         raise InvalidNetworkConfig(f"Invalid host port number: {host_port} (1 to {PORT_MAX})")
     return host_port, container_port, netconf.string(entry, "protocol"), netconf.string(entry, "hostIP")
+
+
+def _of_pod(raw: "Object", runtime: "Object | None") -> "list[Said]":
+    """What the pod asks for by an annotation: see pod_ports.py."""
+    allowed = netconf.strings(raw, "podHostPorts")
+    annotations = netconf.child(runtime, POD_ANNOTATIONS) if runtime is not None else None
+    text = annotations.get("cni-py/host-ports") if annotations is not None else None
+    if text is None and not allowed:
+        return []
+    from cni_py.ports.pod_ports import entries
+
+    return entries(text, allowed)
 
 
 def _check_host_ips(entries: "Sequence[Said]") -> None:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from cni_py.attachment.records import Record
 
 FREE, OWN, TAKEN = "free", "own", "taken"
+ENDING_S = 0.5  # to wait for a holder that may be ending
 
 
 def standing(known: "Sequence[Record | None]", container_id: str) -> str:
     """What the records of a port's holder mean for a container that wants the port: FREE, OWN or TAKEN."""
-    alive = [record for record in known if record is not None and not holders.is_dead(record)]
+    alive = [record for record in known if record is not None and not holders.is_dead(record, ENDING_S)]
     if not alive:
         return FREE
     return OWN if alive[0].key.container_id == container_id else TAKEN

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 def forget_flows(kernel: "Kernel", mappings: "Sequence[Mapping]", *, added: bool) -> None:
     """Forget the UDP flows that would go on as if the mappings had not been added, or not removed.
 
-    That is a help, not a condition: what fails is said on stderr.
+    That is a help, not a condition: what fails is said on stderr. Where many attachments' ports are put back in one transaction
+    it comes behind that, for all of them together (`kernel.flows`): the next packet would make the flow anew.
     """
+    if kernel.flows is not None:
+        kernel.flows += [(mapping, added) for mapping in mappings]
+        return
     for family in (4, 6):
         concerned = [mapping for mapping in mappings if mapping.protocol == "udp" and mapping.family == family]
         if concerned:

@@ -9,6 +9,7 @@ from cni_py.errors import warn
 from cni_py.kernel import sysctl
 from cni_py.kernel.nf_tables import Change, Element, NftUnavailable, ifname_key
 from cni_py.nftables import ruleset
+from cni_py.nftables.elements import commit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ class AllowLoopbackClients(Op):
     line = "host: 127.0.0.0/8 may talk to {address} (route_localnet) and is closed to what comes from there"
     deed = "let 127.0.0.0/8 of the host talk to {address} (sysctl route_localnet)"
 
+    @property
+    def packed(self) -> bytes:
+        """The container's address."""
+        return parse_ip(self.address)
+
     def apply(self, kernel: "Kernel") -> bool:
-        link = interface_towards(kernel.host, parse_ip(self.address))
+        link = interface_towards(kernel.host, self.packed)
         if link is None:
             return False
         with nftables_lock():
@@ -65,10 +71,10 @@ class AllowLoopbackClients(Op):
         element = Element(key, None, f"{link.index} {noted}")
         if element != before:
             changes = [Change(False, "local_links", [before])] if before is not None else []
-            kernel.nft.transaction([*changes, Change(True, "local_links", [element])])
+            commit(kernel, [*changes, Change(True, "local_links", [element])], str)
 
     def check(self, kernel: "Kernel") -> str | None:
-        link = interface_towards(kernel.host, parse_ip(self.address))
+        link = interface_towards(kernel.host, self.packed)
         if link is None or not is_open(link):
             return None
         key = ifname_key(link.name)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SETMARK, MASQ = "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
 PORTS_MAX = 15  # XT_MULTI_PORTS, linux/netfilter/xt_multiport.h
+# As in nftables/ruleset.py: the kernel forwards nothing of these, so what is DNATed is lost, and not refused
+UNROUTED = ("fe80::/10", "::1/128")
 TO_HOST: "Rule" = ("-m", "addrtype", "--dst-type", "LOCAL", "-j", ENTRIES)
 # A condition is words of an iptables match. What acts, or speaks of another rule, is refused; so is what getopt(3) reads
 # as a short form of it.
@@ -178,6 +180,8 @@ class Publication:
         rules.ensure_chain(NAT, ENTRIES)
         for chain, rule, first in self.shared():
             rules.ensure(NAT, chain, rule, first=first)
+        for destination in UNROUTED if self.address.family == 6 else ():
+            rules.ensure(NAT, ENTRIES, ("-d", destination, "-j", "RETURN"), first=True)
         there = rules.chains.get((NAT, self.chain), [])
         others, own = rules_towards(there, stays), self.own()
         rules.ensure_chain(NAT, self.chain)

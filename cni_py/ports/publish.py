@@ -5,7 +5,7 @@ import errno
 from cni_py.addr import by_family, parse_address, parse_ip
 from cni_py.attachment.engine import Op, split_texts
 from cni_py.attachment.locks import nftables_lock
-from cni_py.errors import CniError, InvalidNetworkConfig, warn
+from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, warn
 from cni_py.kernel.nf_tables import Element, NftUnavailable
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import SHOWN_MAX, commit, put, take
@@ -89,12 +89,12 @@ class PublishPorts(Op):
         """By family."""
         return {4: self.conditions4, 6: self.conditions6}
 
-    def chains(self) -> str:
-        """The chains that our elements jump to."""
+    def chains(self, kernel: "Kernel") -> str:
+        """Text for the chains that our elements jump to."""
         from cni_py.ports import successors
 
         inside = [ruleset.inside_chain(parse_address(address)) for address in self.addresses]
-        return successors.mapping_chains(self.conditions(), parse_mappings(self.ports)) + "".join(inside)
+        return successors.mapping_chains(kernel, self.conditions(), parse_mappings(self.ports)) + "".join(inside)
 
     def hairpins(self, comment: str) -> "list[tuple[str, Element]]":
         """The elements that masquerade clients, with their maps."""
@@ -138,9 +138,9 @@ class PublishPorts(Op):
         for holder, parts in waiting.items():
             successors.wait_for(holder, successors.Heir(who.key, who.conditions, parts))
         try:
-            commit(kernel, changes, self.chains)
+            commit(kernel, changes, lambda: self.chains(kernel))
         except CniError as error:
-            if self.conditions4 or self.conditions6:
+            if (self.conditions4 or self.conditions6) and not isinstance(error, IOFailure):
                 # What follows is our own text, with a caret in a wrong line of it
                 why = error.details.partition("\n")[0]
                 texts = " and ".join(f'"{text[:SHOWN_MAX]}"' for text in self.conditions().values() if text)
@@ -173,7 +173,7 @@ class PublishPorts(Op):
         for heir in waiting:
             successors.promote(draft, heir)
         try:  # the heirs' chains: one that only waited never needed its own
-            commit(kernel, draft.changes(), lambda: successors.chains_of(waiting))
+            commit(kernel, draft.changes(), lambda: successors.chains_of(kernel, waiting))
         except (CniError, OSError) as error:
             if not waiting:
                 raise

@@ -8,7 +8,7 @@ from cni_py import files
 from cni_py.attachment.holders import HEX, record_of
 from cni_py.attachment.locks import nftables_lock
 from cni_py.attachment.records import fields_in, named_in
-from cni_py.errors import CniError, os_error, warn
+from cni_py.errors import CniError, IOFailure, os_error, warn
 from cni_py.kernel.nf_tables import NftUnavailable
 from cni_py.lean import os
 from cni_py.nftables import ruleset
@@ -143,7 +143,7 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
         for heir in waiting:
             promote(draft, heir)
         try:
-            commit(kernel, draft.changes(), lambda: chains_of(waiting))
+            commit(kernel, draft.changes(), lambda: chains_of(kernel, waiting))
         except OSError as error:
             raise os_error("cannot remove elements of the nftables table cni_py", error) from error
         for hexed in evicted:
@@ -151,23 +151,37 @@ def sweep_ports(kernel: "Kernel", network: str, valid: "Iterable[Attachment]", o
     forget_flows(kernel, draft.taken_out(), added=False)
 
 
-def mapping_chains(conditions: dict[int, str], mappings: "Iterable[Mapping]") -> str:
-    """Text for the chains that mappings need, from words that may come from a file and are vetted again."""
+def mapping_chains(kernel: "Kernel", conditions: dict[int, str], mappings: "Iterable[Mapping]") -> str:
+    """Text for the chains that mappings need, from words that may come from a file and are vetted again.
+
+    A chain of shared ports is not made twice: nft 1.0.6 refuses its rules ("conflicting protocols specified") where the maps,
+    which it declares by `typeof`, are in the kernel already. IOFailure.
+    """
     texts = {}
     for mapping in mappings:
         family, condition = mapping.family, mapping.condition(conditions.get(mapping.family, ""))
         name = condition_id(family, condition)
         words = vetted([condition], f"conditionsV{family}")
-        if mapping.share:
+        if mapping.share and not _is_made(kernel, f"shared{name or family}"):
             texts["shared", family, name] = ruleset.shared_chain(family, name or str(family), words)
-        elif condition:
+        elif condition and not mapping.share:
             texts["", family, name] = ruleset.conditions_chain(family, name, words)
     return "".join(texts.values())
 
 
-def chains_of(heirs: "Iterable[Heir]") -> str:
+def _is_made(kernel: "Kernel", chain: str) -> bool:
+    """Whether a chain is there, with its maps. IOFailure when somebody has deleted a part of it."""
+    wanted = {chain, *ruleset.maps_of(chain)}
+    there = wanted.intersection(kernel.nft.chains() + kernel.nft.sets())
+    if there and there != wanted:
+        lost = ", ".join(sorted(wanted - there))
+        raise IOFailure(f"nftables table cni_py has lost {lost} of shared ports (`cni-py restore` puts it back)")
+    return bool(there)
+
+
+def chains_of(kernel: "Kernel", heirs: "Iterable[Heir]") -> str:
     """The same for what heirs wait for."""
-    return "".join(mapping_chains(heir.conditions, heir.mappings) for heir in heirs)
+    return "".join(mapping_chains(kernel, heir.conditions, heir.mappings) for heir in heirs)
 
 
 def promote(draft: Draft, heir: Heir) -> None:

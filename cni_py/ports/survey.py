@@ -32,7 +32,7 @@ Found = tuple[str, Attachment | None, str]  # hex, attachment, address
 def survey(kernel: "Kernel") -> dict[str, Publication]:
     """By hex. What cannot be asked is left out: that is no reason to fail."""
     found: dict[str, Publication] = {}
-    for source in (of_records, of_nftables, of_iptables, of_portfwd):
+    for source in (of_records, of_nftables, of_iptables, of_go_tables, of_portfwd):
         try:
             for hexed, key, address in source(kernel):
                 one = found.setdefault(hexed, Publication(hexed, key, ()))
@@ -102,6 +102,15 @@ def of_iptables(kernel: "Kernel") -> "Iterator[Found]":
             for mapping in map(iptables_rules.mapping_of, rules.chains.get((NAT, entry[-1]), ())):
                 if mapping is not None:
                     yield key.hex, key, ip_text(mapping.container_ip)
+
+
+def of_go_tables(kernel: "Kernel") -> "Iterator[Found]":
+    """The rules of newer Go plugins, which name the container alone."""
+    from cni_py.ports import go_tables
+
+    for container_id, mapping in go_tables.everything(kernel):
+        key = Attachment("", container_id, "")
+        yield key.hex, key, ip_text(mapping.container_ip)
 
 
 def of_portfwd(_kernel: "Kernel") -> "Iterator[Found]":

@@ -2,5 +2,5 @@
 
 Nothing here changes the network. Only `conflist` and `cache` use files.
 
-Floor 3 of 11. May import: kernel, base.
+Floor 3 of 13. May import: kernel, base.
 """

@@ -58,6 +58,11 @@ class Network:
         return [netconf.string(plugin, "type") for plugin in self.plugins]
 
     @property
+    def first(self) -> str:
+        """The name of the plugin that is run first, also of a chain; "" for a chain without plugins."""
+        return netconf.string(self.members[0], "type") if self.members else ""
+
+    @property
     def members(self) -> tuple[Object, ...]:
         """The plugins in the order of ADD, those of a chain in its place."""
         return tuple(one for plugin in self.plugins for one in unchained(plugin))
@@ -164,7 +169,7 @@ def _checked(plugin: Object) -> Object:
     netconf.string(netconf.child(plugin, "ipam") or Object(), "type")
     if netconf.string(plugin, "type") == netconf.CHAIN:
         for one in unchained(plugin):
-            if _checked(one)["type"] == netconf.CHAIN:
+            if netconf.string(_checked(one), "type") == netconf.CHAIN:
                 raise InvalidNetworkConfig(f"a {netconf.CHAIN} cannot hold another {netconf.CHAIN}")
     return plugin
 

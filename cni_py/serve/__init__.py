@@ -1,7 +1,7 @@
 """The warm service, `cni-py serve`: a process that has loaded every plugin and forks a child for each call.
 
-cni_py/warm.py is the launcher's side, and has the protocol. No other package imports this one.
+cni_py/warm.py is the launcher's side, and has the protocol. Of other packages only dhcp imports from here: `sockets`.
 
-Floor 11 of 11. May import: plugins, skel, ownership, ports, iptables, nftables, ipam, interface, attachment, backend, protocol,
-kernel, base.
+Floor 13 of 13. May import: show, explain, doctor, restore, host, plugins, skel, ownership, ports, iptables, nftables,
+firewalld, ipam, interface, attachment, backend, protocol, kernel, base.
 """

@@ -197,7 +197,8 @@ def become(request: Request) -> None:
     for fd in (*request.fds, null):
         os.close(fd)
     # The dict behind os.environ, which the service has emptied. Programs are started with os.environ, not with libc's copy.
-    posix.environ.update(entry.partition(b"=")[::2] for entry in request.environment)
+    # Of a variable that comes twice the first counts, as for an interpreter that starts; a text without "=" is none.
+    posix.environ.update(entry.partition(b"=")[::2] for entry in reversed(request.environment) if b"=" in entry)
 
 
 def is_here(fd: int, kind: str) -> bool:

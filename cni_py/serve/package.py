@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import cni_py
 
 HOME = os.path.dirname(os.path.dirname(os.path.abspath(cni_py.__file__)))
-NOT_FOR_CALLS = ("__pycache__", "commands", "conf", "serve")
+NOT_FOR_CALLS = ("__pycache__", "commands", "conf", "dhcp", "doctor", "explain", "host", "restore", "serve", "show")
 # What functions import of the standard library when they are called, which most calls do not do
 LAZY = ("_ctypes", "ctypes", "fcntl", "importlib.util", "json", "traceback")
 TOP = f"{HOME}/cni_py"

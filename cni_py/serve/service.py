@@ -16,6 +16,7 @@ import sys
 import time
 
 from cni_py import warm
+from cni_py.kernel import sd_notify
 from cni_py.serve import call, package, sockets
 from cni_py.serve.statistics import Report, Statistics
 
@@ -73,6 +74,7 @@ class Service:
         for number in BLOCKED:
             _signal.signal(number, self._signalled)
         _signal.set_wakeup_fd(self.wakeup[1], warn_on_full_buffer=False)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGHUP,))  # see _begin_anew()
         # The collector would look at all that is loaded, and a child would copy each page of it. A child needs no collector.
         gc.collect()
         gc.freeze()
@@ -115,7 +117,7 @@ class Service:
             say("calls still run; they go on without the service")
 
     def _notify(self, word: str) -> None:
-        sockets.notify(self.environment.get("NOTIFY_SOCKET", ""), word)
+        sd_notify.notify(self.environment.get("NOTIFY_SOCKET", ""), word)
 
     # Calls
 
@@ -187,13 +189,23 @@ class Service:
 
     def _begin_anew(self) -> None:
         self.renewing = False
-        words = [sys.executable, "-IS", "-c", TRY.format(home=package.HOME)]
-        if os.waitpid(os.posix_spawn(sys.executable, words, self.environment), 0)[1]:
+        if not self._can_be_loaded():
             say(f"the package in {package.HOME} cannot be loaded: calls go direct")
             self.changed = True
             self.quiet = time.monotonic() + AGAIN_S
             return
         say("beginning anew with the installed package")
         _signal.set_wakeup_fd(-1)
+        # Another SIGHUP would end the process until it has handlers again. A mask is kept by execve(2), as is what waits.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGHUP,))
         environment = {**self.environment, **self.listener.pass_on()}
         os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606  as it was started; children that run stay its children
+
+    def _can_be_loaded(self) -> bool:
+        """Whether the package, and the interpreter, can be started anew."""
+        words = [sys.executable, "-IS", "-c", TRY.format(home=package.HOME)]
+        try:
+            return os.waitpid(os.posix_spawn(sys.executable, words, self.environment), 0)[1] == 0
+        except OSError as error:  # the interpreter is gone, or there is no process to be had at the moment
+            say(f"{sys.executable} cannot be started: {error.strerror}")
+            return False

@@ -1,9 +1,10 @@
-"""The service's socket, made here or passed by systemd (sd_listen_fds(3)), and sd_notify(3)."""
+"""The service's socket, made here or passed by systemd (sd_listen_fds(3))."""
 
 import _socket
 import errno
 import fcntl
 import os
+import stat
 
 from cni_py import files
 
@@ -41,7 +42,9 @@ class Listener:
 
 
 def listener(path: str) -> Listener:
-    """The socket that we were passed, or a new one at `path`. OSError; EADDRINUSE when another service has it."""
+    """The socket that we were passed, or a new one at `path`. OSError; EADDRINUSE when another service has it, EEXIST when a file
+    is there that is no socket.
+    """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     if pid == str(os.getpid()) and count in ("1", "2"):
         fds = range(FIRST_FD, FIRST_FD + int(count))
@@ -49,13 +52,16 @@ def listener(path: str) -> Listener:
             os.set_inheritable(fd, False)
         return Listener(_socket.socket(fileno=FIRST_FD), path, fds[1] if count == "2" else -1)
     files.make_folders(os.path.dirname(path), 0o700)
+    new = f"{path}.new"
+    for place in (path, new):
+        if os.path.lexists(place) and not stat.S_ISSOCK(os.lstat(place).st_mode):
+            raise OSError(errno.EEXIST, f"{place} is there, and no socket")
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(errno.EADDRINUSE, "another service listens there") from None
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    new = f"{path}.new"
     files.remove_file(new)
     umask = os.umask(0o177)
     sock.bind(new)
@@ -63,15 +69,3 @@ def listener(path: str) -> Listener:
     sock.listen(BACKLOG)
     os.rename(new, path)  # in place of one that a killed service has left
     return Listener(sock, path, lock)
-
-
-def notify(path: str, word: str) -> None:
-    """Tell the service manager at `path` (NOTIFY_SOCKET), if there is one."""
-    if not path.startswith(("/", "@")):
-        return
-    try:
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-        sock.sendto(word.encode(), "\0" + path[1:] if path.startswith("@") else path)
-        sock.close()
-    except OSError:
-        pass

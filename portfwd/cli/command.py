@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cni_py import __version__
-from cni_py.commands import report
+from cni_py.commands import completion, manual, report
 from portfwd import no_tls
 from portfwd.cli import metrics, options, select
 from portfwd.errors import PortfwdError, Usage
@@ -43,7 +43,7 @@ COMMANDS = {
     "serve": "run the service",
     "reload": "replace the service by a new process, without losing a connection",
 }
-ASKED = ("ls", "stats")  # run for their output: they fail when it cannot be written
+ASKED = ("ls", "stats", "completion", "man")  # run for their output: they fail when it cannot be written
 SPECS = """\
 SPEC: [[HOST_IP:][HOST_PORT[-LAST]]:]CONTAINER_PORT[-LAST][/PROTOCOL]
   8080:80               port 8080 on every address of this host leads to port 80 of the target
@@ -111,6 +111,19 @@ def parser() -> argparse.ArgumentParser:
     # The service has options of its own: see main()
     commands.add_parser("serve", help=COMMANDS["serve"], add_help=False)
     _with_socket(_command(commands, "reload", reload))
+    completion.add_parser(commands, {"portfwd": described})
+    manual.add_parser(commands, lambda: (described(),))
+    return top
+
+
+def described() -> argparse.ArgumentParser:
+    """The command line, with the options of `serve`, which read() leaves to the service."""
+    from portfwd.cli import serving
+
+    top = parser()
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            action.choices["serve"] = serving.parser()
     return top
 
 
@@ -210,6 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = function(chosen)
     except PortfwdError as error:
         status = complain(chosen.command, error)
+    except report.Failure as error:
+        report.complain(f"portfwd {chosen.command}: {error}")
+        status = error.status
     except KeyboardInterrupt:
         status = INTERRUPTED
     return report.ended(f"portfwd {chosen.command}", status, asked=chosen.command in ASKED)

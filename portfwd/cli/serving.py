@@ -18,16 +18,16 @@ exit status: 0 success, 1 failed (also: a service runs already), 2 usage, 3 the 
 """
 
 
-def read(arguments: Sequence[str]) -> Options:
-    """Read the command line; ends the process for a wrong one."""
-    parser = report.Parser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = report.Parser(
         prog="portfwd serve",
         description="Publish ports until a signal.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = top.add_argument
     add("--socket", default=control.socket_path(), metavar="PATH", help="the control socket (default: %(default)s)")
     add(
         "--state",
@@ -49,11 +49,16 @@ def read(arguments: Sequence[str]) -> Options:
         metavar="N",
         help="write a newline to this descriptor when all mappings are published",
     )
-    add("--log-level", choices=LOG_LEVELS, default="info")
+    add("--log-level", choices=LOG_LEVELS, default="info", help="how much is logged (default: %(default)s)")
     add("--take-over", action="store_true", help="replace a running service without losing a connection")
     add("--no-steer", action="store_true", help="load no BPF program: a long range takes a socket for each port")
     add("--no-redirect", dest="no_steer", action="store_true", help=argparse.SUPPRESS)  # its name before
-    found = parser.parse_args(arguments)
+    return top
+
+
+def read(arguments: Sequence[str]) -> Options:
+    """Read the command line; ends the process for a wrong one."""
+    found = parser().parse_args(arguments)
     return Options(
         socket=os.path.abspath(found.socket),
         state=os.path.abspath(found.state),

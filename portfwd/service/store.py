@@ -36,7 +36,7 @@ NAMED_MAX = 5  # mappings in a sentence
 
 def state_dir() -> str:
     """The folder of the service's state, for root or for this user."""
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and not files.is_unmapped("/var/lib/cni-py"):
         return "/var/lib/cni-py/portfwd"
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return f"{home}/cni-py/portfwd"

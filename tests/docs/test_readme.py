@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ shift 2
 """
 # What is typed may use these alone: the packages that README names, and Debian's smallest system (no kill, no ps)
 MINIMAL = ("bash", "sh", "python3", "ip", "nft", "curl", "rm", "sleep", "ls", "mkdir", "cat", "xargs")
-NEEDED = ("setuptools", "wheel", "PyYAML>=6,<7")  # to build the package, and with it
+SETUP = ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+NEEDED = ("setuptools", "wheel", *SETUP["options"]["install_requires"].split())  # to build the package, and with it
 
 
 def section(title: str) -> str:
@@ -127,8 +130,14 @@ def test_the_settings_that_readme_names_for_runtimes_are_those_that_install_know
 @pytest.mark.parametrize("command", re.findall(r"`cni-py ([a-z]+[^`]*)`", README))
 def test_every_command_that_readme_names_is_one(command: str) -> None:
     from cni_py.commands.main import parser
+    from cni_py.commands.manual import subcommands
 
-    parser().parse_args(command.split())
+    known = subcommands(parser())
+    name, *options = command.split()
+    assert name in known, f"README names `cni-py {command}`"
+    # A command's name alone may stand for it; with options it is to be one that can be typed
+    if options:
+        parser().parse_args(command.split())
 
 
 def test_nothing_of_the_machine_is_in_readme() -> None:

@@ -1,4 +1,4 @@
-"""The chained plugins tuning, firewall and bandwidth, and the iptables backend: killed or failed anywhere, nothing is left."""
+"""Chained plugins, and the iptables backend: killed or failed anywhere, nothing is left."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from runtime import Outcome, Plugins
 from tests.conftest import need_root
 from tests.faults import trial
 from tests.faults.trial import Trial, host_of
+from tests.plugins.conftest import need_kind
 from tests.plugins.veth_attachment import Conf, VethAttachment
 
 PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
@@ -20,6 +21,9 @@ WANTED: dict[str, Conf] = {  # of what is alike, such as tuning's settings, one
     "tuning": {"sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mac": "c2:11:22:33:44:55", "mtu": 1300},
     "firewall": {"ingressPolicy": "same-bridge"},
     "bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 800_000, "egressRate": 2_000_000, "egressBurst": 1_600_000},
+    "bandwidth of networks": {"ingressRate": 8_000, "ingressBurst": 8_000, "unshapedSubnets": ["192.0.2.0/24", "::/0"]},
+    "sbr": {"addSourceHints": True},
+    "vrf": {"vrfname": "blue"},
 }
 
 
@@ -57,6 +61,7 @@ class Chained(Trial):
             "container": self.attachment.lab.snapshot(self.attachment.id),
             "host": host_of(self.attachment.lab.snapshot("host")),
             "shaping": self.attachment.lab["host"].run(["sh", "-c", shaping]).stdout,
+            "rules": self.attachment.inside("ip rule"),
             "sysctl": self.attachment.inside("sysctl -n net.ipv4.conf.eth0.arp_filter"),
         }
 
@@ -70,7 +75,12 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module", params=[*WANTED])
 def subject(request: pytest.FixtureRequest, lab: Lab, saboteurs: Plugins) -> Iterator[Chained]:
+    need_kind(lab, str(request.param))
     attachment = VethAttachment(lab, saboteurs, str(request.param).partition(" ")[0])
+    if request.param in ("sbr", "vrf"):
+        attachment.inside("ip address add 192.0.2.2/24 dev eth0")
+        attachment.inside("ip address add 2001:db8::2/64 dev eth0 nodad")
+        attachment.inside("ip route add default via 192.0.2.1")
     yield Chained(attachment, WANTED[request.param])
     attachment.close()
 

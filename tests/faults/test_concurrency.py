@@ -71,6 +71,7 @@ def addresses(network: Network) -> list[str]:
     return sorted(ip["address"] for result in network.results.values() for ip in result["ips"])
 
 
+@pytest.mark.ours_alone
 def test_fifty_at_once(lab: Lab, network: Network, at_once: Callable[[list[Call]], list[Outcome]]) -> None:
     before = host_state(lab)
     at_once(of_all("ADD", "bridge", NAMES))

@@ -124,10 +124,6 @@ def test_an_add_that_fails_at_any_operation_undoes_itself(
     assert not left, told(left)
 
 
-def delete(subject: Subject) -> None:
-    subject.delete()
-
-
 def collect_garbage(subject: Subject) -> None:
     for plugin in reversed(CHAIN):
         valid = [{"containerID": "c1", "ifname": "eth0"}]
@@ -141,20 +137,18 @@ def add_again(subject: Subject) -> None:
     subject.delete()
 
 
-@pytest.mark.parametrize(
-    ("how", "recover"),
-    [("kill", delete), ("kill-after", delete), ("kill-after", collect_garbage), ("kill-after", add_again)],
-)
+@pytest.mark.parametrize("recover", [collect_garbage, add_again])
 @pytest.mark.parametrize("plugin", CHAIN)
 def test_after_an_add_killed_at_any_operation_nothing_stays(
-    subject: Subject, state: State, plugin: str, how: str, recover: Callable[[Subject], None]
+    subject: Subject, state: State, plugin: str, recover: Callable[[Subject], None]
 ) -> None:
+    """That a DEL removes it, too, is shown at every instruction below."""
     operations = subject.operations("ADD", plugin, "apply")
     before, left = state(), Report()
     for number, operation in enumerate(operations, 1):
         subject.prev_result = None
         subject.add_up_to(plugin)
-        outcome = subject.run("ADD", plugin, f"apply:{number}:{how}")
+        outcome = subject.run("ADD", plugin, f"apply:{number}:kill-after")
         assert outcome.status in KILLED, f"{operation}: {outcome}"
         recover(subject)
         if changed := difference(before, state()):
@@ -176,25 +170,26 @@ def test_after_a_call_killed_at_any_instruction_nothing_stays(
         if verb == "DEL":
             subject.well("ADD", plugin)
         outcome = subject.run(verb, plugin, f"change:{number}:kill")
-        assert outcome.status in KILLED, f"{number}: {outcome}"
+        # How often a DEL asks for its child depends on how long the kernel takes.
+        is_over = outcome.status == 0 and number > len(calls) - sum("waitpid" in one for one in calls)
+        assert is_over or outcome.status in KILLED, f"{number}: {outcome}"
         subject.delete()
         if changed := difference(before, state()):
             left[f"{number} {call}"] = changed
     assert not left, told(left)
 
 
-@pytest.mark.parametrize("how", ["fail", "kill", "kill-after"])
 @pytest.mark.parametrize("plugin", CHAIN)
-def test_a_del_that_ends_at_any_operation_is_completed_by_the_next(
-    subject: Subject, state: State, plugin: str, how: str
+def test_a_del_that_fails_at_any_operation_is_completed_by_the_next(
+    subject: Subject, state: State, plugin: str
 ) -> None:
     operations = subject.operations("DEL", plugin, "undo")
     before, left = state(), Report()
     for number, operation in enumerate(operations, 1):
         subject.add_up_to(plugin)
         subject.well("ADD", plugin)
-        outcome = subject.run("DEL", plugin, f"undo:{number}:{how}")
-        assert outcome.status in ((1,) if how == "fail" else KILLED), f"{operation}: {outcome}"
+        outcome = subject.run("DEL", plugin, f"undo:{number}:fail")
+        assert outcome.status == 1, f"{operation}: {outcome}"
         subject.delete()
         if changed := difference(before, state()):
             left[operation] = changed

@@ -1,4 +1,4 @@
-"""The plugins ptp and macvlan, which make the container's interface: failed or killed anywhere, nothing is left."""
+"""The plugins ptp, macvlan and host-device, which make the container's interface: failed or killed anywhere, nothing is left."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from tests.conftest import need_root
 from tests.faults import trial
 from tests.faults.trial import Trial, host_of
 from tests.plugins.bridge_network import BridgeNetwork
-from tests.plugins.link_networks import MacvlanNetwork, PtpNetwork
+from tests.plugins.link_networks import HostDeviceNetwork, MacvlanNetwork, PtpNetwork
 
 if TYPE_CHECKING:
     from tests.plugins.bridge_network import Conf
 
-NETWORKS: dict[str, type[BridgeNetwork]] = {"ptp": PtpNetwork, "macvlan": MacvlanNetwork}
+NETWORKS: dict[str, type[BridgeNetwork]] = {
+    "ptp": PtpNetwork,
+    "macvlan": MacvlanNetwork,
+    "host-device": HostDeviceNetwork,
+}
 
 
 class Connected(Trial):

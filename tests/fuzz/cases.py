@@ -54,6 +54,7 @@ PORT_MAPPINGS = [
     {"hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"},
 ]
 LAN = "up0"  # a link of the host that others are made on
+DEVICE, DEVICE_MAC = "spare0", "02:00:00:00:00:0d"  # a link of the host that is moved
 STATIC: dict[str, Any] = {  # IPv4 alone, for which nobody waits
     "type": "static",
     "addresses": [{"address": "192.0.2.10/24", "gateway": "192.0.2.1"}],
@@ -104,6 +105,24 @@ CONFS: dict[str, dict[str, Any]] = {
         "runtimeConfig": {"mac": "02:00:00:00:00:0b", "ips": ["192.0.2.30/24"]},
         "ipam": STATIC,
     },
+    "host-device": {
+        "device": DEVICE,
+        "hwaddr": DEVICE_MAC,
+        "kernelpath": "/sys/devices/virtual",
+        "pciBusID": "",
+        "runtimeConfig": {"deviceID": ""},
+        "dns": {"nameservers": ["192.0.2.53"]},
+        "ipam": STATIC,
+    },
+    "dhcp": {
+        "ipam": {
+            "type": "dhcp",
+            "daemonSocketPath": "/run/cni/none.sock",
+            "provide": [{"option": "host-name", "value": "web", "fromArg": "HOST"}],
+            "request": [{"option": "121", "skipDefault": False}],
+            "priority": 7,
+        },
+    },
     "static": {
         "ipam": STATIC,
         "runtimeConfig": {"ips": ["192.0.2.30/24", "2001:db8:42::30/64"]},
@@ -128,6 +147,8 @@ CONFS: dict[str, dict[str, Any]] = {
         "ingressBurst": 800_000,
         "egressRate": 2_000_000,
         "egressBurst": 1_600_000,
+        "unshapedSubnets": ["192.0.2.0/24", "2001:db8::/32"],
+        "shapedSubnets": [],
         "capabilities": {"bandwidth": True},
         "runtimeConfig": {"bandwidth": {"ingressRate": 3_000_000, "ingressBurst": 800_000, "egressRate": 0}},
         "prevResult": PREV_RESULT,
@@ -141,6 +162,13 @@ CONFS: dict[str, dict[str, Any]] = {
     },
     "loopback": {"prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "lo", "sandbox": NETNS}], "ips": []}},
 }
+CONFS["sbr"] = {
+    "table": 500,
+    "gateways": ["192.0.2.1", "2001:db8:42::1"],
+    "addSourceHints": True,
+    "prevResult": PREV_RESULT,
+}
+CONFS["vrf"] = {"vrfname": "blue", "table": 7, "prevResult": PREV_RESULT}
 CONFS["chain"] = {
     "capabilities": {"portMappings": True, "mac": True, "ips": True},
     "runtimeConfig": {"portMappings": PORT_MAPPINGS, "mac": "02:00:00:00:00:0b"},
@@ -154,7 +182,13 @@ CONFS["chain"] = {
     ],
 }
 
-ON_A_PAIR = ("portmap", "tuning", "bandwidth")  # whose container has a pair of links that leads to the host
+ON_A_PAIR = (
+    "portmap",
+    "tuning",
+    "bandwidth",
+    "sbr",
+    "vrf",
+)  # whose container has a pair of links that leads to the host
 HOST_VETH = PREV_RESULT["interfaces"][1]["name"]
 
 NASTY_TEXT = [
@@ -374,8 +408,27 @@ OWNED: dict[str, dict[str, Any]] = {  # what a record of the plugin may hold
         "netns": NETNS,
         "cookie": 1,
     },
+    "host-device": {
+        "op": "MoveDevice",
+        "name": DEVICE,
+        "ifname": IFNAME,
+        "netns": NETNS,
+        "cookie": 1,
+        "index": 7,
+        "kind": "veth",
+        "mac": DEVICE_MAC.replace(":", ""),
+        "permanent": "",
+        "parent": "",
+        "alias": "",
+        "up": True,
+        "bridge": "",
+        "addresses": ["192.0.2.77/24"],
+    },
     "tuning": {"op": "TuneLink", "ifname": IFNAME, "setting": "mtu", "value": "1400", "before": "1500", "netns": 1},
+    "sbr": {"op": "RouteBySource", "source": "192.0.2.10/32", "table": 100, "netns": 1},
+    "vrf": {"op": "JoinVrf", "ifname": IFNAME, "name": "blue", "table": 7, "addresses": [], "routes": [], "netns": 1},
     "bandwidth": {"op": "AddIfb", "name": "bwp0", "mac": "020000000001", "mtu": 1500},
+    "chain": {"op": "BindSource", "source": "192.0.2.10/32", "zone": "trusted", "plugin": "firewall"},
 }
 RECORD = {
     "schema": 1,

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from node import Node
+from node import SLOWNESS, Node
 
 PORTFWD = Path(sys.executable).with_name("portfwd")
 SOCKET = "/run/cni-py/portfwd.sock"
 STATE = "/run/portfwd"  # in a node of a lab /run is its own
-READY_S = 10.0
+READY_S = 10.0 * SLOWNESS
 REFUSE = str(Path(__file__).with_name("refuse.py"))
 
 

@@ -10,8 +10,9 @@ import pytest
 from lab import Lab
 from runtime import Plugins
 
+from cni_py.commands import main, serve
 from tests.serve.test_calls import ENVIRONMENT, LOOPBACK, calls
-from tests.warm import SOCKET, Warm
+from tests.warm import COMMAND, SOCKET, Warm
 
 
 @pytest.mark.parametrize("what", ["nobody listens", "a file", "it is stopped"])
@@ -39,6 +40,7 @@ def test_without_a_service_that_answers_it_goes_direct(host: Lab, both: dict[str
     if what != "it is stopped":
         host["host"].python(spoil)
         run()
+        host["host"].run(["rm", SOCKET], check=True)
         return
     with Warm(host) as service:
         service.signal("STOP")
@@ -48,3 +50,20 @@ def test_without_a_service_that_answers_it_goes_direct(host: Lab, both: dict[str
             service.signal("CONT")
         assert calls(service, "loopback", "ADD") == 0
         assert service.ask()["refused"].get("a caller that did not wait so long", 2) == 2
+
+
+def test_a_file_that_is_no_socket_keeps_its_place(host: Lab) -> None:
+    for name in ("/run/letter", "/run/socket.new"):
+        path = name.removesuffix(".new")
+        words = [str(COMMAND), "serve", "--socket", path]
+        done = host["host"].run(["sh", "-c", f"echo dear >{name} && exec timeout 9 $@", "sh", *words])
+        assert (done.returncode, f"cannot listen at {path}: {name} is there" in done.stderr) == (1, True), done
+        assert host["host"].run(["cat", name]).stdout == "dear\n"
+
+
+def test_a_socket_may_be_named_from_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "become_service", asked.append)
+    assert main.main(["serve", "--socket", "here.sock"]) == 1  # nobody has become the service
+    assert asked == [str(tmp_path / "here.sock")]

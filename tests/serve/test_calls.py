@@ -78,6 +78,28 @@ def test_an_answer_is_the_same(
     assert answers["python"] == answers["native"] == answers["direct"]
 
 
+def test_of_a_variable_that_comes_twice_the_first_counts(host: Lab, warm: Warm, both: dict[str, Plugins]) -> None:
+    """execve(2) takes such an environment, and one with a text that is no variable."""
+    before = calls(warm, "loopback", "VERSION")
+    texts = [b"CNI_COMMAND=VERSION", b"CNI_COMMAND=ADD", b"CNI", b""]
+
+    def start(words: list[str]) -> str:
+        import ctypes
+        import subprocess
+
+        environment = (ctypes.c_char_p * (len(texts) + 1))(*texts, None)
+        line = (ctypes.c_char_p * (len(words) + 1))(*map(str.encode, words), None)
+        done = subprocess.run(
+            ["true"], preexec_fn=lambda: ctypes.CDLL(None).execve(line[0], line, environment), stdout=-1, check=False
+        )
+        return done.stdout.decode()
+
+    answers = {way: host["host"].python(start, words) for way, words in ways(both, "loopback").items()}
+    assert '"supportedVersions"' in str(answers["direct"])
+    assert answers["python"] == answers["native"] == answers["direct"]
+    assert calls(warm, "loopback", "VERSION") == before + 1  # in Python it is told without the service
+
+
 def test_a_call_takes_place_where_its_executable_is(
     host: Lab, warm: Warm, both: dict[str, Plugins], tmp_path: Path
 ) -> None:

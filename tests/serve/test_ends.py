@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ class Call:
 
     net: BridgeNetwork
     foreign: ForeignIpam
+    before: tuple[str, ...] = ()  # words before the executable
+    after: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     child: int = 0  # the process that runs bridge, in the lab's pid namespace
     ipam: int = 0
@@ -47,7 +50,7 @@ class Call:
         self.conf = plain(self.net)
         self.conf["ipam"] = {"type": self.foreign.name}
         self.process = self.net.lab["host"].popen(
-            [str(self.net.plugins.directory / "bridge")],
+            [*self.before, str(self.net.plugins.directory / "bridge"), *self.after],
             env={
                 "CNI_COMMAND": "ADD",
                 "CNI_CONTAINERID": self.net.a,
@@ -129,6 +132,20 @@ def test_a_launcher_that_is_ended_takes_its_call_back(
     wait_until(lambda: not difference(before, net.state()), "something is left")
 
 
+@pytest.mark.parametrize("way", [(), ("direct",)], ids=["warm", "direct"])
+def test_a_signal_that_is_ignored_from_the_start_stays_so(
+    net: BridgeNetwork, foreign: ForeignIpam, before: dict[str, object], way: tuple[str, ...]
+) -> None:
+    """As after nohup(1)."""
+    with Call(net, foreign, ("env", "--ignore-signal=HUP"), way) as call:
+        call.signal("HUP", call.child if way else call.launcher())
+        call.go_on()
+        outcome = call.outcome()
+        assert outcome.status == 0, outcome
+        net.well("DEL", call.conf, CNI_PATH=call.path)
+    assert not difference(before, net.state())
+
+
 def test_a_child_that_is_killed_is_an_error(
     net: BridgeNetwork, foreign: ForeignIpam, before: dict[str, object], warm: Warm
 ) -> None:
@@ -208,3 +225,12 @@ def test_it_loads_the_package_anew_when_told_to(
         assert outcome.status == 0, outcome
         net.well("DEL", call.conf, CNI_PATH=call.path)
     assert [row["verb"] for row in warm.ask()["calls"]] == ["DEL"]
+
+
+def test_one_reload_after_the_other_does_not_end_it(warm: Warm) -> None:
+    """SIGHUP while it begins anew, and has no handlers yet: to systemd that would be an end in order."""
+    pid = warm.ask()["pid"]
+    for _ in range(25):
+        warm.signal("HUP")
+        time.sleep(0.02)
+    assert wait_until(lambda: warm.ask().get("pid"), "it has ended") == pid

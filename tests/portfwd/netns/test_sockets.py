@@ -157,6 +157,7 @@ def reuse_a_pid() -> tuple[str, str, str]:
         return found[0], found[1], found[2]
 
 
+@pytest.mark.debian_kernel
 def test_a_process_that_has_got_the_pid_of_another_is_not_connected_to(lab: Lab) -> None:
     if not LAST_PID.exists():
         unavailable("the kernel lacks CONFIG_CHECKPOINT_RESTORE")

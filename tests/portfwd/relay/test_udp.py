@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 
 import pytest
 
@@ -56,8 +57,14 @@ def test_answers_to_two_addresses_are_not_mixed_up(stage: Stage) -> None:
 
 def test_a_client_with_a_link_local_address_is_answered_on_its_link(stage: Stage) -> None:
     def link_local(node: str, ifname: str) -> str:
-        found = json.loads(stage.lab[node].run(["ip", "-j", "-6", "addr", "show", "dev", ifname], check=True).stdout)
-        return next(str(one["local"]) for one in found[0]["addr_info"] if one["scope"] == "link")
+        end = time.monotonic() + LONG_S
+        while time.monotonic() < end:
+            show = ["ip", "-j", "-6", "addr", "show", "dev", ifname, "scope", "link", "-tentative"]
+            found = json.loads(stage.lab[node].run(show, check=True).stdout)
+            usable = [str(one["local"]) for part in found for one in part.get("addr_info", ()) if "local" in one]
+            if usable:
+                return usable[0]
+        raise AssertionError(f"{node} has no address of the link {ifname}")
 
     def index(node: str, ifname: str) -> int:
         return int(json.loads(stage.lab[node].run(["ip", "-j", "link", "show", "dev", ifname]).stdout)[0]["ifindex"])
@@ -69,6 +76,7 @@ def test_a_client_with_a_link_local_address_is_answered_on_its_link(stage: Stage
     client = stage.bound("client", "::")
     zone = index("client", "eth0")
     ip = link_local("host", "lan0")
+    link_local("client", "eth0")  # before, it sends from another one
     client.sendto(b"?", (ip, PORT, 0, zone))
     assert stage.receive(client) == (b"host ?", (ip, PORT))
     client.sendto(b"!", ("ff02::1", PORT, 0, zone))

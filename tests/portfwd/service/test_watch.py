@@ -19,8 +19,10 @@ from runtime import Network, Plugins, mapping
 
 from cni_py.kernel.netlink import NFNL_SUBSYS_NFTABLES, attr, nested
 from cni_py.kernel.nf_tables import BRIDGE, INET, Element
+from cni_py.restore import losses as told
+from cni_py.restore.losses import Losses, Pace
 from portfwd.service import watch
-from portfwd.service.watch import Losses, Pace, Watch
+from portfwd.service.watch import Watch
 
 WEB, BACK_S = 8080, 20.0
 HEX = "0123456789abcdef"
@@ -42,39 +44,39 @@ def losses(*messages: bytes) -> Losses:
 
 def gone(comment: str, set_name: bytes = b"any4") -> bytes:
     element = Element(b"key!", None, comment).encode()
-    return message(watch.NFT_MSG_DELSETELEM, INET, b"cni_py", attr(2, set_name + b"\0"), nested(3, element))
+    return message(told.NFT_MSG_DELSETELEM, INET, b"cni_py", attr(2, set_name + b"\0"), nested(3, element))
 
 
 def test_changes_of_other_tables_are_no_losses() -> None:
-    assert not losses(message(watch.NFT_MSG_DELTABLE, INET, b"firewalld"), message(watch.NFT_MSG_DELRULE, 2, b"nat"))
+    assert not losses(message(told.NFT_MSG_DELTABLE, INET, b"firewalld"), message(told.NFT_MSG_DELRULE, 2, b"nat"))
 
 
 def test_a_table_of_the_same_name_in_another_family_is_somebody_elses() -> None:
-    assert not losses(message(watch.NFT_MSG_DELTABLE, 2, b"cni_py"))
+    assert not losses(message(told.NFT_MSG_DELTABLE, 2, b"cni_py"))
 
 
 def test_tables_chains_and_sets_are_structure() -> None:
-    for kind in (watch.NFT_MSG_DELTABLE, watch.NFT_MSG_DELCHAIN, watch.NFT_MSG_DELSET):
+    for kind in (told.NFT_MSG_DELTABLE, told.NFT_MSG_DELCHAIN, told.NFT_MSG_DELSET):
         assert losses(message(kind, BRIDGE, b"cni_py")).structure
 
 
 def test_a_chain_whose_rules_are_written_anew_is_no_loss() -> None:
-    chain = attr(watch.NFTA_RULE_CHAIN, b"output\0")
-    removed = message(watch.NFT_MSG_DELRULE, INET, b"cni_py", chain)
+    chain = attr(told.NFTA_RULE_CHAIN, b"output\0")
+    removed = message(told.NFT_MSG_DELRULE, INET, b"cni_py", chain)
     assert losses(removed).chains == {(INET, b"output\0")}
-    assert not losses(removed, message(watch.NFT_MSG_NEWRULE, INET, b"cni_py", chain))
+    assert not losses(removed, message(told.NFT_MSG_NEWRULE, INET, b"cni_py", chain))
 
 
 def test_an_element_tells_its_attachment() -> None:
     assert list(losses(gone(f"{HEX} net/c1/eth0")).elements.values()) == [(HEX, 5.0)]
     assert not losses(gone(""))
-    came = message(watch.NFT_MSG_NEWSETELEM, INET, b"cni_py", attr(2, b"any4\0"), nested(3, Element(b"key!").encode()))
+    came = message(told.NFT_MSG_NEWSETELEM, INET, b"cni_py", attr(2, b"any4\0"), nested(3, Element(b"key!").encode()))
     assert not losses(gone(f"{HEX} net/c1/eth0"), came)
     assert losses(gone("", b"local_links")).structure
 
 
 def test_elements_are_looked_for_when_a_del_has_had_time_to_finish() -> None:
-    found = losses(gone(f"{HEX} net/c1/eth0"), message(watch.NFT_MSG_DELTABLE, INET, b"cni_py"))
+    found = losses(gone(f"{HEX} net/c1/eth0"), message(told.NFT_MSG_DELTABLE, INET, b"cni_py"))
     first = found.take_settled(4.9)
     assert first.structure
     assert not first.elements
@@ -91,7 +93,7 @@ def test_lost_messages_are_as_good_as_all() -> None:
 
 def test_damaged_messages_are_passed_over() -> None:
     assert not losses(b"\1\0\0\0" * 8, b"")
-    assert not losses(message(watch.NFT_MSG_DELTABLE, INET, b"cni_py")[:18])
+    assert not losses(message(told.NFT_MSG_DELTABLE, INET, b"cni_py")[:18])
 
 
 def test_restoring_in_vain_becomes_rare() -> None:
@@ -145,6 +147,11 @@ def turn(loop: asyncio.AbstractEventLoop, done: Callable[[], bool], limit_s: flo
     while not done():
         assert time.monotonic() < end
         loop.run_until_complete(asyncio.sleep(0.02))
+
+
+def has_run(path: Path) -> bool:
+    """Whether the program has been there, and has written its line: the file is made first."""
+    return path.exists() and path.read_text().endswith("\n")
 
 
 def settle(loop: asyncio.AbstractEventLoop, watching: Watch) -> None:
@@ -234,7 +241,7 @@ def take_out(path: Path) -> str:
     with watched(path, said) as (loop, _):
         nft("flush map inet cni_py hairpin4")
         with contextlib.suppress(AssertionError):
-            turn(loop, path.exists)
+            turn(loop, lambda: has_run(path))
     return " ".join(said)
 
 
@@ -250,7 +257,7 @@ def flush_again(path: Path, folder: str) -> int:
     """How often something was restored when everything was flushed again soon after the first time."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with watched(path, [], every_s=60.0) as (loop, watching):
-        for seen in (path.exists, lambda: watching._wanted):
+        for seen in (lambda: has_run(path), lambda: watching._wanted):
             nft("add table inet cni_py")
             nft("flush ruleset")
             turn(loop, seen)
@@ -266,12 +273,12 @@ def test_somebody_who_flushes_all_the_time_costs_a_run_per_pause(machine: Lab, t
 def lose_messages(path: Path, folder: str) -> None:
     """Let more happen to other tables than the socket holds, and turn the loop afterwards only."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    watch.BUFFER = 4096
+    told.BUFFER = 4096
     try:
         with watched(path, []) as (loop, _):
             text = "".join(f"add table inet other{number}\n" for number in range(200))
             subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
-            turn(loop, path.exists)
+            turn(loop, lambda: has_run(path))
     finally:
         Path(folder).rmdir()
         nft("flush ruleset")

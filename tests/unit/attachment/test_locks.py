@@ -9,6 +9,7 @@ import pytest
 
 from cni_py.attachment.locks import Lock
 from cni_py.errors import TryAgainLater
+from tests.lacking import need_root
 
 HOLD = """
 import fcntl, os, sys
@@ -58,6 +59,19 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot open the lock file"), Lock(str(tmp_path / "lock"), "the subject"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_without_root_of_the_machine_it_is_said_what_helps(tmp_path: Path) -> None:
+    need_root()
+    os.seteuid(65534)
+    try:
+        with (
+            pytest.raises(Exception, match="mounts a file system of its own on /run"),
+            Lock(str(tmp_path / "lock"), ""),
+        ):
+            pass
+    finally:
+        os.seteuid(0)
 
 
 def test_a_lock_that_is_not_needed_is_gone_without(tmp_path: Path) -> None:

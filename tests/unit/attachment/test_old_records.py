@@ -6,6 +6,7 @@ all classes of operations that there were. They are applied first, so that there
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from lab import Lab
 
 from cni_py.attachment import engine, records
 from cni_py.attachment.context import Kernel
+from cni_py.attachment.locks import attachment_lock
 from cni_py.attachment.naming import Attachment
 from cni_py.attachment.records import Record
 from cni_py.interface.macvlan import AddMacvlan
@@ -47,27 +49,36 @@ def test_records_of_the_version_before_are_read_and_undone(lab: Lab) -> None:
 
 
 def read_and_undo() -> None:
-    """On the host: apply what the records list, compare, undo it. All of it is ours: none of it was there before."""
+    """On the host: apply what the records list, compare, undo it. All of it is ours: none of it was there before.
+
+    Under the locks that calls take: portfwd has what goes in between restored, as after a loss.
+    """
     for network, plugins in CHAINS.items():
-        found = [loaded(network, plugin) for plugin in plugins]
-        for record, kernel in found:
-            for op in map(engine.op_from_json, record.ops):
-                assert engine.apply_one(op, kernel) is not False, op
-                if isinstance(op, AddMacvlan):  # which an operation that is not recorded sets up
-                    kernel.container.set_link(op.ifname, up=True)
-                assert op.check(kernel) is None, op
-        for record, kernel in reversed(found):
-            assert engine.is_whole(record)
-            assert engine.undo_record(record, kernel) == []
-            assert records.load(record.key, record.plugin) is None
+        with contextlib.ExitStack() as locks:
+            apply_and_undo([loaded(network, plugin, locks) for plugin in plugins])
     shutil.rmtree("/run/cni-py/host-local")  # times of its directories
 
 
-def loaded(network: str, plugin: str) -> tuple[Record, Kernel]:
+def apply_and_undo(found: list[tuple[Record, Kernel]]) -> None:
+    """Of one container."""
+    for record, kernel in found:
+        for op in map(engine.op_from_json, record.ops):
+            assert engine.apply_one(op, kernel) is not False, op
+            if isinstance(op, AddMacvlan):  # which an operation that is not recorded sets up
+                kernel.container.set_link(op.ifname, up=True)
+            assert op.check(kernel) is None, op
+    for record, kernel in reversed(found):
+        assert engine.is_whole(record)
+        assert engine.undo_record(record, kernel) == []
+        assert records.load(record.key, record.plugin) is None
+
+
+def loaded(network: str, plugin: str, locks: contextlib.ExitStack) -> tuple[Record, Kernel]:
     """The record as a DEL finds it on disk, its cookies those of the namespaces here."""
     text = (RECORDS / f"{network}-{plugin}.json").read_text()
     fields = json.loads(text)
     key = Attachment(fields["network"], fields["containerID"], fields["ifname"])
+    locks.enter_context(attachment_lock(key, plugin))
     kernel = Kernel(key, fields["netns"])
     text = text.replace(str(fields["netnsCookie"]), str(kernel.container_cookie))
     folder = Path(key.folder)

@@ -1,16 +1,18 @@
 """cni_py.interface.bridge and vlan_gateway on real links: an ADD completes what a killed one left; what CHECK tolerates."""
 
+import contextlib
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from cni_py.attachment.context import Kernel
-from cni_py.attachment.naming import Attachment
+from cni_py.attachment.naming import Attachment, vlan_gateway_name
 from cni_py.errors import CniError
 from cni_py.interface import common, vlan_gateway
 from cni_py.interface.bridge import EnsureBridge, JoinBridge, WaitForPort
 from cni_py.kernel.rtnl import Rtnl
+from cni_py.nftables.policy import routed_by
 
 KEY = Attachment("net1", "c1", "eth0")
 
@@ -34,7 +36,7 @@ def test_bridge_that_was_left_down_still_learns_to_ignore_routers() -> None:
 
 
 class WithVlans(Rtnl):
-    """The kernel may have no VLAN filtering, so what is asked of it is recorded instead."""
+    """The kernel may have no VLAN filtering, so what is asked of it is recorded, and done where it can be."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,11 +44,15 @@ class WithVlans(Rtnl):
 
     def delete_vlan(self, index: int, vid: int, last: int | None = None) -> None:
         self.vlans.append((vid, last))
+        with contextlib.suppress(OSError):
+            super().delete_vlan(index, vid, last)
 
     def add_vlan(
         self, index: int, vid: int, last: int | None = None, *, pvid: bool = False, untagged: bool = False
     ) -> None:
         self.vlans.append((vid, last, pvid, untagged))
+        with contextlib.suppress(OSError):
+            super().add_vlan(index, vid, last, pvid=pvid, untagged=untagged)
 
 
 def host_with_vlans() -> tuple[Kernel, WithVlans]:
@@ -66,6 +72,7 @@ def test_gateway_of_a_vlan_is_completed(left: str, peer: str) -> None:
         run(f"ip link set {peer} master br7 up")
     if left == "all":
         run("ip link set br7.5 up")
+        run(f"bridge vlan delete dev {peer} vid 1; bridge vlan add dev {peer} vid 5 pvid untagged; true")
     kernel, host = host_with_vlans()
     op = vlan_gateway.EnsureVlanGateway(bridge="br7", vlan=5)
     assert op.apply(kernel) is (left != "all")
@@ -81,6 +88,23 @@ def test_gateway_of_a_vlan_is_completed(left: str, peer: str) -> None:
     assert op.check(kernel) == f"{port.name}, the peer of br7.5, is not a port of bridge br7"
     run("ip link set br7.5 down")
     assert op.check(kernel) == "br7.5, the gateway's interface, is down"
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["br7", "veth7", "br7.100"], "br7.100"),
+        (["bridge-number-1", "veth7", vlan_gateway_name("bridge-number-1", 100)], "vg0e1e9386.100"),
+        (
+            ["br7", "veth7", "ifb.1", "br8.100", "br7.x", "br7.", "br7.0100", "br7." + "9" * 5000],
+            "br7",
+        ),  # bandwidth's, and nobody's
+        (["br7.100", "veth7"], "br7.100"),
+        ([], ""),
+    ],
+)
+def test_the_gateways_interface_is_known_by_its_name(names: list[str], found: str) -> None:
+    assert routed_by(names) == found
 
 
 @pytest.mark.netns

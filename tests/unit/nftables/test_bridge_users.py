@@ -16,14 +16,14 @@ def run(command: str) -> None:
     subprocess.run(command, shell=True, check=True)
 
 
-def users(kernel: Kernel, meanwhile: str) -> Users:
-    """Of br7; the command runs after its ports have been read, and before anything else is asked of them."""
+def users(kernel: Kernel, meanwhile: str, bridge: str = "br7") -> Users:
+    """Of the bridge; the command runs after its ports have been read, and before anything else is asked of them."""
 
     def is_gone(_alias: str) -> bool:
         run(meanwhile)
         return False
 
-    return Users(kernel, "br7", is_gone)
+    return Users(kernel, bridge, is_gone)
 
 
 @pytest.mark.netns
@@ -33,4 +33,10 @@ def test_a_port_without_records_needs_the_policy_unless_it_has_gone_meanwhile() 
     run(f"ip link set veth2 alias '{Attachment('net', 'c2', 'eth0').comment}'")
     kernel = Kernel(Attachment("net", "c1", "eth0"), "")
     assert users(kernel, "true").need(POLICY)
+    run("ip link add br7.5 type veth peer br7.5p && ip link set br7.5p master br7")  # the interface of a VLAN's gateway
+    run("bridge vlan add dev veth2 vid 5 pvid untagged 2>/dev/null || true")
+    in_vlan = KeepApart(bridge="br7.5", policy="same-bridge")
+    assert users(kernel, "true", "br7.5").need(in_vlan)
+    assert not users(kernel, "true", "br7.6").need(KeepApart(bridge="br7.6", policy="same-bridge"))
     assert not users(kernel, "ip link delete veth2").need(POLICY)
+    assert not users(kernel, "true", "br7.5").need(in_vlan)

@@ -10,6 +10,7 @@ from cni_py.addr import parse_address, parse_ip
 from cni_py.attachment.call import Call
 from cni_py.attachment.context import Kernel
 from cni_py.attachment.engine import Op
+from cni_py.attachment.naming import vlan_gateway_name
 from cni_py.errors import CniError
 from cni_py.interface import common, vlan_gateway
 from cni_py.interface.bridge import (
@@ -225,7 +226,7 @@ def test_gateways_of_the_networks_other_ranges_are_not_in_the_way() -> None:
 def test_a_bridge_with_a_long_name_has_a_gateway_interface_of_its_own_in_each_vlan() -> None:
     """Too long for <bridge>.<vlan>: nothing is cut off, where names may differ."""
     bridges = ["br0", "bridge-of-some-a", "bridge-of-some-b"]
-    names = {vlan_gateway.vlan_gateway_name(bridge, vlan) for bridge in bridges for vlan in (1, 100, 4094)}
+    names = {vlan_gateway_name(bridge, vlan) for bridge in bridges for vlan in (1, 100, 4094)}
     assert len(names) == 9
     assert max(map(len, names)) <= 15
     assert "br0.100" in names

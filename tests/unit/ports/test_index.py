@@ -25,7 +25,7 @@ ADDRESSES = ["192.0.2.5", "2001:db8::5"]
 def top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No packet filter and no portfwd is asked: the records alone are the source."""
     monkeypatch.setattr(files, "run_dir", lambda: str(tmp_path))
-    for source in ("of_nftables", "of_iptables", "of_portfwd"):
+    for source in ("of_nftables", "of_iptables", "of_go_tables", "of_portfwd"):
         monkeypatch.setattr(survey, source, lambda _kernel: iter(()))
     return tmp_path / "published"
 

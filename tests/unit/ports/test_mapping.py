@@ -414,6 +414,49 @@ def test_options_that_cannot_be_meant_are_refused_where_they_stand(ports: object
         assert "annotation cni-py/ports" in refused.value.msg
 
 
+def asking(text: object, *allowed: str) -> list[str]:
+    """What a pod publishes by its annotation."""
+    runtime = {"portMappings": [WEB], "io.kubernetes.cri.pod-annotations": {"cni-py/host-ports": text}}
+    return list(map(str, mappings(parse(runtimeConfig=runtime, podHostPorts=list(allowed)), [V4])))[1:]
+
+
+def test_a_pod_asks_for_ports_that_the_network_leaves_to_pods() -> None:
+    asked = asking("9000-9099, 9100:80\t5060/UDP", "9000-9199", "5060/udp")
+    assert sorted(asked) == [
+        "tcp 0.0.0.0:9000-9099 to 198.51.100.2:9000-9099",
+        "tcp 0.0.0.0:9100 to 198.51.100.2:80",
+        "udp 0.0.0.0:5060 to 198.51.100.2:5060",
+    ]
+    assert asking(" , ", "9000") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed", "says"),
+    [
+        ("9000", (), "'9000'"),
+        ("9000-9001", ("9000",), "may not publish '9000-9001'"),
+        ("9000/udp", ("9000",), "may not publish '9000/udp'"),
+        ("9000,8999-9001:1-3", ("8000-9999",), "'8999-9001:1-3' stands there twice"),
+        ("9001-9000", ("9000-9001",), "'9001-9000' is not HOST_PORTS"),
+        ("9000-9009:80-88", ("9000-9009",), "is not HOST_PORTS"),
+        ("9000/icmp", ("9000",), "is not HOST_PORTS"),
+        ("127.0.0.1:9000:80", ("9000",), "is not HOST_PORTS"),
+        ("0", ("9000",), "is not HOST_PORTS"),
+        ("9000-65536", ("9000",), "is not HOST_PORTS"),
+        ("x" * 4000, ("9000",), "is not HOST_PORTS"),
+        ("9000 " * 1000, ("9000",), "at most 4096 characters"),
+        (9000, ("9000",), "at most 4096 characters"),
+        ("9000", ("ninety",), "podHostPorts: 'ninety' is not HOST_PORTS"),
+    ],
+)
+def test_what_a_pod_may_not_ask_for_is_refused(text: object, allowed: tuple[str, ...], says: str) -> None:
+    with pytest.raises(CniError) as refused:
+        asking(text, *allowed)
+    assert refused.value.code == 7
+    assert says in refused.value.msg
+    assert len(refused.value.msg) < 500
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", '"x"', 5])
 def test_annotation_that_is_no_object_is_refused(text: object) -> None:
     with pytest.raises(CniError, match="annotation cni-py/ports") as refused:
