@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cni_py.protocol.result import Result
 
 IPAM_PLUGINS = ("dhcp", "host-local", "static")  # of ours
-STOP_S = 5.0  # time for a delegate to take back what it did, before it is killed
 LINE_MAX = 256  # bytes of a first line; BINPRM_BUF_SIZE, linux/binfmts.h
 NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 BUSY_TRIES = 6  # libcni's pkg/invoke/raw_exec.go: a plugin that is being replaced is "text file busy"
@@ -125,7 +124,7 @@ def execute(path: str, verb: str, stdin: bytes) -> bytes:
     try:
         status = process.wait()
     except BaseException:
-        process.stop(STOP_S)  # the call is given up, and its DEL must not overtake the delegate
+        process.stop()  # the call is given up, and its DEL must not overtake the delegate
         raise
     stdout, stderr = process.stdout, process.stderr
     if status == 0:

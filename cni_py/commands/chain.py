@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from cni_py.protocol.gojson import Encodable
 
 ATTACHED = ("ADD", "DEL", "CHECK")  # verbs about one interface of one container
-STOP_S = 5.0  # time for an interrupted plugin to undo its own changes, before it is killed
 LINE_MAX = 160  # characters of an error and its details on one line
 CONFIGURATION = (1, 2, 6, 7)  # codes of errors that are caused by the network's file
 KILLED = "it was killed by"
@@ -241,7 +240,7 @@ def executed(path: str, environ: dict[str, str], stdin: bytes, hushed: bool = Fa
     try:
         status = process.wait()
     except BaseException:
-        process.stop(STOP_S)
+        process.stop()
         raise
     return status, process.stdout
 

@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+STOP_S = 5.0  # time for a plugin that is given up to take back what it did, before it is killed
 _PROBE_S = 0.01
 _INTERRUPTS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGALRM)
 
@@ -49,35 +50,44 @@ class Process:
                 argv[0], argv, environ, file_actions=actions, setsigmask=unblocked, setsigdef=[_signal.SIGPIPE]
             )
         finally:
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, unblocked)
+            try:
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, unblocked)
+            except BaseException:  # what came meanwhile was meant for the program, too, and the caller will not have the object
+                self.stop()
+                raise
 
     def __del__(self) -> None:
         if self.pid:
             os.kill(self.pid, _signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+            self._reap()
         for fd in self._files:
             os.close(fd)
         self._files = []
 
     def wait(self) -> int:
         """Wait until it ends. Its exit status, or minus the number of the signal that ended it."""
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        return os.waitstatus_to_exitcode(status)
+        self._has_ended(0)
+        return os.waitstatus_to_exitcode(self._reap())
 
-    def stop(self, limit_s: float) -> None:
+    def stop(self, limit_s: float = STOP_S) -> None:
         """SIGTERM, and SIGKILL if it has not ended within the limit, or if we are interrupted meanwhile."""
+        if not self.pid:
+            return
         os.kill(self.pid, _signal.SIGTERM)
         deadline = time.monotonic() + limit_s
         try:
-            while time.monotonic() < deadline:
-                if os.waitpid(self.pid, os.WNOHANG)[0]:
-                    self.pid = 0
-                    return
+            while time.monotonic() < deadline and not self._has_ended(os.WNOHANG):
                 time.sleep(_PROBE_S)
         finally:
             self.__del__()
+
+    def _has_ended(self, flags: int) -> bool:
+        # A handler may raise as soon as the kernel has answered. Until the pid is noted as gone it must not be another's.
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | flags) is not None
+
+    def _reap(self) -> int:
+        pid, self.pid = self.pid, 0
+        return os.waitpid(pid, 0)[1]
 
     @property
     def stdout(self) -> bytes:

@@ -3,9 +3,12 @@
 import os
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cni_py.kernel import spawn
 from cni_py.kernel.spawn import Process
 
 MANY = b"0123456789abcdef" * 65536  # more than a pipe holds
@@ -48,6 +51,54 @@ def test_a_program_that_does_not_heed_sigterm_is_killed_at_the_limit() -> None:
     process.stop(0.05)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+UNDOING = """
+trap 'rm made; exit 1' TERM
+touch made
+while :; do sleep 0.05; done
+"""
+
+
+def test_a_program_that_was_just_started_has_time_for_an_undo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    really = spawn.os.posix_spawn
+
+    def interrupted(*args: Any, **options: Any) -> int:
+        started.append(really(*args, **options))
+        while not (tmp_path / "made").exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return started[0]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spawn.os, "posix_spawn", interrupted)
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            shell(UNDOING)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
+def test_an_interruption_at_its_end_does_not_lose_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    really = spawn.os.waitid
+
+    def interrupted(kind: int, pid: int, options: int) -> object:
+        really(kind, pid, options)
+        raise KeyboardInterrupt
+
+    process = shell("exit 3")
+    with monkeypatch.context() as patched:
+        patched.setattr(spawn.os, "waitid", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            process.wait()
+    process.stop()
+    process.stop()  # harmless again
+    assert process.pid == 0
 
 
 def test_a_forgotten_program_does_not_outlive_the_call() -> None:
