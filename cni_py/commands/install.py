@@ -55,7 +55,7 @@ examples:
 """
 
 
-def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The two subcommands."""
     for name, run, summary, text in (
         ("install", install, INSTALL_SUMMARY, INSTALL_HELP),

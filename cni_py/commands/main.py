@@ -1,27 +1,12 @@
 """`cni-py`: the commands of an operator. They run no plugins: container runtimes and cni-py-exec do."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from cni_py import __version__
-from cni_py.commands import (
-    adopt,
-    completion,
-    convert,
-    doctor,
-    enter,
-    explain,
-    gc,
-    install,
-    ipam,
-    manual,
-    report,
-    restore,
-    serve,
-    show,
-)
-from cni_py.commands import exec as by_hand
+from cni_py.commands import completion, manual, report
 from cni_py.commands.report import USAGE, Failure, Parser, complain
 
 DESCRIPTION = "Container networks of this host: see them, mend them, install the plugins that make them."
@@ -37,7 +22,8 @@ GROUPS = {  # every command, in the order in which it is listed
     "run": ("serve",),
     "this program": ("completion", "man"),
 }
-MODULES = (show, explain, doctor, restore, gc, ipam, enter, adopt, convert, serve)  # a command each
+HERE = ("completion", "man")  # their parsers are made of those of the others
+SHARED = {"uninstall": "install"}  # two commands of one module
 
 
 class Top(Parser):
@@ -58,24 +44,36 @@ class Top(Parser):
         return "\n".join(lines) + "\n"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(only: str = "") -> argparse.ArgumentParser:
+    """The command line, with all commands or with one.
+
+    A command loads what it works with, which takes as long as the work of most: a run has the modules of its own command alone.
+    """
     top: argparse.ArgumentParser = Top(prog="cni-py", description=DESCRIPTION, epilog=STATUS)
     top.add_argument("--version", action="version", version=f"cni-py {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    install.add_parsers(commands)
-    for module in MODULES:
-        module.add_parser(commands)
-    completion.add_parser(commands, {"cni-py": parser, "cni-py-exec": by_hand.parser})
-    manual.add_parser(commands, lambda: (parser(), by_hand.parser()))
+    names = [only] if only else [name for group in GROUPS.values() for name in group]
+    for module in dict.fromkeys(SHARED.get(name, name) for name in names if name not in HERE):
+        importlib.import_module(f"cni_py.commands.{module}").add_parser(commands)
+    completion.add_parser(commands, {"cni-py": parser, "cni-py-exec": by_hand})
+    manual.add_parser(commands, lambda: (parser(), by_hand()))
     return top
+
+
+def by_hand() -> argparse.ArgumentParser:
+    """The command line of cni-py-exec."""
+    from cni_py.commands import exec as command
+
+    return command.parser()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     report.open_streams()
-    top = parser()
-    options = top.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    known = {name for group in GROUPS.values() for name in group}
+    top = parser(words[0] if words and words[0] in known else "")
+    options = top.parse_args(words)
     if options.command is None:
         top.print_help()
         return report.ended("cni-py", USAGE, asked=True)

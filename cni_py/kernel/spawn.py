@@ -52,8 +52,8 @@ class Process:
         finally:
             try:
                 _signal.pthread_sigmask(_signal.SIG_SETMASK, unblocked)
-            except BaseException:  # what came meanwhile was meant for the program, too, and the caller will not have the object
-                self.stop()
+            except BaseException:
+                self.stop()  # what came meanwhile was meant for the program, too, and the caller never gets this object
                 raise
 
     def __del__(self) -> None:

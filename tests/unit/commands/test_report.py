@@ -45,6 +45,16 @@ def test_a_subcommand_speaks_for_itself(capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
+def test_a_run_loads_its_own_command_alone() -> None:
+    program = "import sys; from cni_py.commands import main; main.parser('gc'); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": str(HOME)}, capture_output=True, text=True, check=True
+    )
+    loaded = {name.removeprefix("cni_py.commands.") for name in done.stdout.split()}
+    assert "gc" in loaded
+    assert not loaded & {"show", "explain", "doctor", "restore", "ipam", "install", "adopt", "convert", "serve", "exec"}
+
+
 LINES = (
     "from cni_py.commands import report as r; r.open_streams(); print('\\U0001f600'); print('z'); r.complain('heard')"
 )

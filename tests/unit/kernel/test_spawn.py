@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cni_py.kernel import spawn
 from cni_py.kernel.spawn import Process
+from cni_py.lean import os as lean_os
 
 MANY = b"0123456789abcdef" * 65536  # more than a pipe holds
 
@@ -62,7 +62,7 @@ while :; do sleep 0.05; done
 
 def test_a_program_that_was_just_started_has_time_for_an_undo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
-    really = spawn.os.posix_spawn
+    really = lean_os.posix_spawn
 
     def interrupted(*args: Any, **options: Any) -> int:
         started.append(really(*args, **options))
@@ -72,7 +72,7 @@ def test_a_program_that_was_just_started_has_time_for_an_undo(tmp_path: Path, mo
         return started[0]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(spawn.os, "posix_spawn", interrupted)
+    monkeypatch.setattr(lean_os, "posix_spawn", interrupted)
     before = signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -85,7 +85,7 @@ def test_a_program_that_was_just_started_has_time_for_an_undo(tmp_path: Path, mo
 
 
 def test_an_interruption_at_its_end_does_not_lose_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    really = spawn.os.waitid
+    really = lean_os.waitid
 
     def interrupted(kind: int, pid: int, options: int) -> object:
         really(kind, pid, options)
@@ -93,7 +93,7 @@ def test_an_interruption_at_its_end_does_not_lose_it(monkeypatch: pytest.MonkeyP
 
     process = shell("exit 3")
     with monkeypatch.context() as patched:
-        patched.setattr(spawn.os, "waitid", interrupted)
+        patched.setattr(lean_os, "waitid", interrupted)
         with pytest.raises(KeyboardInterrupt):
             process.wait()
     process.stop()
