@@ -68,6 +68,7 @@ attachment/     one attachment, from plan to undo
   log         the key `log`
 nftables/       our constant tables, and what changes in them
   ruleset     chains and rules, as text
+  completeness  whether one has all that its attachments share
   elements    adding, removing and sweeping elements
   masquerade  ipMasq
   spoof_check  macspoofchk

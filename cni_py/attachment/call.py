@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 # found out with the modules of ports and ipam, which need Call themselves. An import would be a circle, and would load them in
 # every call, though few need them. The exemptions for the floors in tests/ are these two.
 OWNERSHIP = "cni_py.ownership"  # former(), is_own()
+COMPLETENESS = "cni_py.nftables.completeness"  # check()
 LEFTOVERS = "cni_py.ports.leftovers"  # of_addresses(), of_interface(), of_go()
 
 
 def above(module: str) -> "ModuleType":
-    """One of the two modules above, loaded when a call first needs it."""
+    """One of the modules above, loaded when a call first needs it."""
     __import__(module)
     return sys.modules[module]
 
@@ -290,6 +291,8 @@ class Call:
         """CHECK: CniError with all differences between the kernel and the plan. It names the command that repairs them."""
         differences = [(op, difference) for op in plan if (difference := op.check(self.kernel)) is not None]
         if not differences:
+            if any(op.nft_family for op in plan):
+                above(COMPLETENESS).check(self.kernel.nft, plan)
             return
         first, *others = [difference for _, difference in differences]
         if differences[0][0].restorable:

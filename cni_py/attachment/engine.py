@@ -186,6 +186,7 @@ class Op(Fields):
     # whether what it makes lies in the container as a whole: then the record has the number of its namespace, by which alone a
     # later call can tell that the namespace is gone (with a veth pair the host's end tells)
     whole = False
+    nft_family = 0  # the family of our nftables table in which it has elements; 0: in none
     by_interface = False  # whether undo() needs the container's interface, which must not be deleted before
     line = ""  # the text of describe(), with {field} for values
     deed = ""  # apply() in words, to stand behind "cannot": a verb and its object, with {field} for values

@@ -30,6 +30,7 @@ from cni_py.errors import CniError
 from cni_py.kernel import libnftables, sysctl, xtables
 from cni_py.kernel.nf_tables import TABLE, Nft
 from cni_py.kernel.rtnl import Link, Rtnl
+from cni_py.nftables.completeness import FAMILIES
 from cni_py.nftables.ruleset import has_table
 from cni_py.protocol import cache, conflist, netconf
 from cni_py.protocol.conflist import Network
@@ -128,7 +129,7 @@ def delete_link(name: str) -> None:
 def tables(kept: str) -> Iterator[Left]:
     """Our nftables tables."""
     with closing(Nft()) as nft:
-        for family, name in restoration.FAMILIES.items():
+        for family, name in FAMILIES.items():
             with contextlib.suppress(CniError, OSError):  # no nf_tables, or not for bridges: nothing of ours is there
                 if has_table(nft, family):
                     command = f"delete table {name} {TABLE}"

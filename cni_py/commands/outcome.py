@@ -42,9 +42,9 @@ def tell(outcomes: Iterable[Outcome], deed: str, *, lines: bool) -> list[Outcome
     return seen
 
 
-def print_json(outcomes: Iterable[Outcome]) -> None:
-    """All outcomes as one JSON object."""
-    print(encode({"attachments": [one.to_json() for one in outcomes]}))
+def print_json(outcomes: Iterable[Outcome], **more: list[str]) -> None:
+    """All outcomes as one JSON object, in which there may be more."""
+    print(encode({"attachments": [one.to_json() for one in outcomes], **more}))
 
 
 def attachments(outcomes: Iterable[Outcome]) -> int:

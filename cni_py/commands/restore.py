@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     except CniError as error:
         raise Failure(str(error)) from error
     if options.json:
-        outcome.print_json(found)
+        outcome.print_json(found, tables=mended)
     elif not options.quiet:
         restored = outcome.attachments(one for one in found if one.done)
         failed = outcome.attachments(one for one in found if one.errors)

@@ -11,6 +11,7 @@ from cni_py.host.model import Finding, Host, Level
 
 CODES: Mapping[str, tuple[Level, str]] = {
     "table-missing": ("error", "the nftables table of cni-py is gone, and records say that it has rules: somebody flushed it"),
+    "table-incomplete": ("error", "a table of cni-py lost chains, rules or sets that its attachments share"),
     "rules-lost": ("error", "rules of an attachment, which its record names, are not in the packet filter"),
     "link-missing": ("error", "the host's interface of an attachment does not exist"),
     "link-down": ("error", "an interface that a container depends on is set down"),

@@ -14,6 +14,9 @@ from cni_py.host.findings import finding, some
 from cni_py.host.listing import Listing
 from cni_py.host.model import Attachment, Finding, Host, Port
 from cni_py.host.nftables_ports import ANY, OURS
+from cni_py.kernel.nf_tables import BRIDGE, TABLE
+from cni_py.nftables import completeness
+from cni_py.nftables.ruleset import LAYOUT
 from cni_py.ports import relay
 from cni_py.ports.iptables_rules import parse_ports
 from cni_py.ports.mapping import Mapping as Published
@@ -55,7 +58,7 @@ class There:
     sources: frozenset[str] | None  # addresses that firewalld's rules ask for; None where it writes none to nftables
     unread: str  # what the gaps say
 
-    def has(self, table: listing.Table, name: str, first: str) -> bool:
+    def has(self, table: listing.Table, name: str, first: str | int) -> bool:
         """Whether a set has an element whose key begins with a text; True where nothing could be read."""
         return self.ruleset is None or any(one.key[:1] == (first,) for one in self.ruleset.elements(table, name))
 
@@ -98,9 +101,31 @@ def check(host: Host) -> Iterator[Finding]:
     """All that records name, compared with what is there."""
     recorded = standing(host)
     there = look(host)
+    yield from of_tables(there, recorded)
     yield from of_rules(there, recorded)
     yield from of_relays(host, recorded)
     yield from of_reservations(host, there, recorded)
+
+
+def of_tables(there: There, recorded: Recorded) -> Iterator[Finding]:
+    """Chains, rules and sets that no record lists: attachments share them."""
+    ruleset = there.ruleset
+    if ruleset is None:
+        return
+    used = {op.nft_family for _, ops in recorded for op in ops} & completeness.FAMILIES.keys()
+    for family in sorted(used):
+        table = (completeness.FAMILIES[family], TABLE)
+        if table not in ruleset.tables or not there.has(table, "layout", LAYOUT):
+            continue
+        found = completeness.lost(family == BRIDGE, *ruleset.names(table))
+        if lost := [*found[0], *found[1]]:
+            yield finding(
+                "table-incomplete",
+                f"table {' '.join(table)}",
+                completeness.sentence(family, lost),
+                why="somebody flushed or changed it",
+                do="cni-py restore",
+            )
 
 
 def of_rules(there: There, recorded: Recorded) -> Iterator[Finding]:

@@ -52,6 +52,14 @@ class Listing:
         """Those of a set or map; none if it is not there."""
         return self.sets.get((table, name), [])
 
+    def names(self, table: Table) -> tuple[list[str], list[str], list[str]]:
+        """Of a table: its chains, the chain of each rule, its sets and maps."""
+        return (
+            [name for home, name in self.chains if home == table],
+            [rule.chain for rule in self.rules if rule.table == table],
+            [name for home, name in self.sets if home == table],
+        )
+
 
 def parse(text: str) -> Listing:
     """The ruleset in a text; an empty one when it is none."""

@@ -2,7 +2,7 @@
 
 from cni_py.addr import Address, parse_address
 from cni_py.attachment.engine import Op
-from cni_py.kernel.nf_tables import Element
+from cni_py.kernel.nf_tables import INET, Element
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import put, take
 
@@ -22,6 +22,7 @@ class Masquerade(Op):
     """What the container sends out of its subnet leaves with the host's address."""
 
     address: str
+    nft_family = INET
     owned = True
     restorable = True
     line = "host: nft: what {address} sends out of its subnet is masqueraded"

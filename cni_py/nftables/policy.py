@@ -10,7 +10,7 @@ from cni_py.attachment.locks import nftables_lock
 from cni_py.attachment.naming import is_vlan_gateway
 from cni_py.errors import InvalidNetworkConfig, os_error, warn
 from cni_py.files import make_folder, run_dir
-from cni_py.kernel.nf_tables import BRIDGE, Change, Element, NftUnavailable, concat, ifname_key
+from cni_py.kernel.nf_tables import BRIDGE, INET, Change, Element, NftUnavailable, concat, ifname_key
 from cni_py.kernel.rtnl import check_name
 from cni_py.kernel.sysctl import bridged_packets_pass_ip_rules
 from cni_py.lean import os
@@ -76,6 +76,7 @@ class KeepApart(Op):
 
     bridge: str
     policy: str
+    nft_family = INET
     owned = True
     restorable = True
     line = "host: nft: bridge {bridge} is kept apart from other such bridges (ingressPolicy {policy})"
@@ -173,6 +174,7 @@ class IsolatePort(Op):
     """
 
     name: str
+    nft_family = BRIDGE
     owned = True
     restorable = True
     line = "host: nft: no frame from other isolated ports to {name}"

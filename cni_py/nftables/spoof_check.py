@@ -24,6 +24,7 @@ class CheckSource(Op):
 
     name: str
     mac: bytes
+    nft_family = BRIDGE
     owned = True
     restorable = True
     line = "host: nft: frames from {name} are dropped unless their source is {mac}"

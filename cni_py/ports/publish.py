@@ -6,7 +6,7 @@ from cni_py.addr import by_family, parse_address, parse_ip
 from cni_py.attachment.engine import Op, split_texts
 from cni_py.attachment.locks import nftables_lock
 from cni_py.errors import CniError, InvalidNetworkConfig, IOFailure, warn
-from cni_py.kernel.nf_tables import Element, NftUnavailable
+from cni_py.kernel.nf_tables import INET, Element, NftUnavailable
 from cni_py.nftables import ruleset
 from cni_py.nftables.elements import SHOWN_MAX, commit, put, take
 from cni_py.ports import chains, claims
@@ -26,6 +26,7 @@ class GuardAddress(Op):
     """
 
     address: str
+    nft_family = INET
     owned = True
     restorable = True
     line = "host: nft: {address} is closed to other networks, but for published ports"
@@ -65,6 +66,7 @@ class PublishPorts(Op):
     clients: str
     conditions4: str
     conditions6: str
+    nft_family = INET
     owned = True
     restorable = True
     deed = "publish {ports} (nftables)"

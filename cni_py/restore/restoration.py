@@ -30,8 +30,9 @@ from cni_py.errors import CniError, os_error, warn
 from cni_py.firewalld.sources import BindSource
 from cni_py.iptables import tool
 from cni_py.kernel import inet, libnftables, sysctl
-from cni_py.kernel.nf_tables import BRIDGE, INET, TABLE, Change, Element, NftUnavailable, mark
-from cni_py.nftables import ruleset
+from cni_py.kernel.nf_tables import BRIDGE, TABLE, Change, Element, NftUnavailable, mark
+from cni_py.nftables import completeness, ruleset
+from cni_py.nftables.completeness import FAMILIES
 from cni_py.ports import host_clients, relay
 from cni_py.ports.flows import forget_flows
 from cni_py.restore import links, sources
@@ -40,7 +41,6 @@ from cni_py.restore.outcome import Restored
 
 PUBLISHING = ("PublishPorts", "PublishByIptables")
 PORT_KEY = 8  # bytes at the end of a key: inet_proto . inet_service, each padded to 4
-FAMILIES = {INET: "inet", BRIDGE: "bridge"}
 UNFINISHED = "its ADD is still running, or was killed"
 DELETED = "it was deleted meanwhile"
 DEAD = "its network namespace is gone"
@@ -373,8 +373,7 @@ def _is_relayed(record: Record) -> bool:
 def mend_rules(kernel: Kernel) -> list[str]:
     """Put back the constant rules and sets of a table that still exists but lost some (`nft flush table`). Says which. CniError.
 
-    The rules of a chain for one subnet or condition follow from its name only in the operation that made it. If such a chain is
-    empty, or gone while its sets are there, the table is deleted, and everything in it is made anew from the records.
+    Where a chain made when needed has lost its rules, the table is deleted, and everything in it is made anew from the records.
     """
     mended = []
     for family, name in FAMILIES.items():
@@ -384,20 +383,16 @@ def mend_rules(kernel: Kernel) -> list[str]:
                 if kernel.nft.dump("layout", family):
                     ruleset.ensure_table(kernel.nft, family)
                 continue
-            chains, rules = kernel.nft.chains(family), Counter(kernel.nft.rules(family))
-            sets = set(kernel.nft.sets(family))
+            constant, made = completeness.of_kernel(kernel.nft, family)
         except NftUnavailable:  # no nf_tables, or none for bridges: nothing of ours is there
             continue
-        text = ruleset.table(family == BRIDGE)
-        expected = _rules_in(text)
-        made = {*chains, *filter(None, map(ruleset.chain_of, sets))} - expected.keys()
-        if any(not rules[chain] for chain in made):
+        if made:
             libnftables.run(f"delete table {name} {TABLE}")
             kernel.nft.current.discard(family)  # it remembers which tables it has seen
-            mended.append(f"chains of table {name} {TABLE}")
-        elif any(rules[chain] != count for chain, count in expected.items()) or not _sets_in(text) <= sets:
-            libnftables.run(text)
-            mended.append(f"rules of table {name} {TABLE}")
+        elif constant:
+            libnftables.run(ruleset.table(family == BRIDGE))
+        if lost := [*constant, *made]:
+            mended.append(f"table {name} {TABLE}: {completeness.listed(lost)}")
     return mended
 
 
@@ -427,17 +422,6 @@ def recount_claims(kernel: Kernel) -> None:
         return  # then nothing of ours can be there
     except OSError as error:
         raise os_error("cannot count the published ports in the nftables table cni_py", error) from error
-
-
-def _rules_in(text: str) -> dict[str, int]:
-    """Chain -> number of rules in `text`, the commands that make a table."""
-    chains = [line.split()[4] for line in text.splitlines() if line.startswith("add rule ")]
-    return {chain: chains.count(chain) for chain in chains}
-
-
-def _sets_in(text: str) -> set[str]:
-    """The sets and maps that such a text makes."""
-    return {line.split()[4] for line in text.splitlines() if line.startswith(("add set ", "add map "))}
 
 
 def attachments(outcomes: Iterable[Restored]) -> int:

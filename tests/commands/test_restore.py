@@ -297,8 +297,37 @@ def by_table(lines: object) -> list[list[str]]:
 
 def test_rules_that_no_attachment_owns_are_told(machine: Lab, network: Guarded) -> None:
     nft(machine, "flush chain inet cni_py published4")
-    assert restore(machine) == "restored: rules of table inet cni_py\nrestored 0 of 2 attachments\n"
+    lost = "table inet cni_py: rules of chain published4"
+    assert restore(machine) == f"restored: {lost}\nrestored 0 of 2 attachments\n"
     assert restore(machine) == "restored 0 of 2 attachments\n"
+    nft(machine, "flush chain inet cni_py published4")
+    done = machine["host"].run([str(COMMAND), "restore", "--json"], check=True)
+    assert json.loads(done.stdout)["tables"] == [lost]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "damage", "lost"),
+    [
+        ("portmap", "flush chain inet cni_py published6", "inet cni_py has lost rules of chain published6"),
+        ("bridge", "flush chain inet cni_py masquerade_all", "inet cni_py has lost rules of chain masquerade_all"),
+        ("bridge", "flush chain bridge cni_py prerouting", "bridge cni_py has lost rules of chain prerouting"),
+        ("bridge", "flush chain inet cni_py outside_192.0.2.0_24", "has lost rules of chain outside_192.0.2.0_24"),
+        ("portmap", "flush table inet cni_py", "has lost rules of chain loopback_guard, rules of chain prerouting"),
+    ],
+)
+def test_check_sees_rules_that_no_attachment_owns(
+    machine: Lab, network: Guarded, plugin: str, damage: str, lost: str
+) -> None:
+    conf = network.portmap("c1") if plugin == "portmap" else network.bridge()
+    conf["prevResult"] = network.results["c1"]
+    assert network.plugins.run(machine, "CHECK", plugin, conf, "c1").status == 0
+    nft(machine, damage)
+    done = network.plugins.run(machine, "CHECK", plugin, conf, "c1")
+    assert done.status == 1
+    assert lost in done.json["msg"]
+    assert done.json["msg"].endswith("(`cni-py restore` puts it back)")
+    restore(machine)
+    assert network.plugins.run(machine, "CHECK", plugin, conf, "c1").status == 0
 
 
 def test_traffic_flows_again_and_del_leaves_nothing(machine: Lab, empty: Guarded) -> None:

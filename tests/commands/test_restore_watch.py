@@ -59,7 +59,7 @@ def damage_one_after_the_other(machine: Lab, watching: Watching) -> None:
         ("nft flush ruleset", "lost: table inet cni_py"),
         ("ip link delete cni0", "put back: ", "bridge cni0"),
         ("ip address delete 192.0.2.1/24 dev cni0", "put back: ", "address 192.0.2.1/24"),
-        ("nft flush chain inet cni_py published4", "put back: rules of table inet cni_py"),
+        ("nft flush chain inet cni_py published4", "put back: table inet cni_py: rules of chain published4"),
         ("nft flush map inet cni_py any4", "lost: ", "elements of any4"),
         ("ip link set cni0 down", "put back: ", "bridge cni0 is up"),
         ("ip link set $(ls /sys/class/net/cni0/brif) nomaster", "put back: ", "a port of bridge cni0"),

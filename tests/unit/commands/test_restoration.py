@@ -12,7 +12,6 @@ from cni_py.attachment.naming import Attachment
 from cni_py.attachment.records import Record
 from cni_py.commands import outcome
 from cni_py.commands.adoption import Adopted
-from cni_py.nftables import ruleset
 from cni_py.protocol.gojson import Object
 from cni_py.restore import restoration
 from cni_py.restore.outcome import Restored
@@ -51,16 +50,6 @@ def test_a_damaged_record_is_an_error_in_its_outcome() -> None:
     found = restored(record())
     assert (found.done, found.skipped) == ([], "")
     assert found.errors[0].startswith(f"the attachment record {KEY.folder}/portmap.json is damaged: ")
-
-
-def test_only_chains_with_constant_rules_are_expected_to_have_some() -> None:
-    """mend_rules() takes an empty chain that is not among these for one that lost its rules."""
-    commands = (
-        "add table inet t\nadd chain inet t a\nadd rule inet t a accept\nadd rule inet t a drop\nadd chain inet t b\n"
-    )
-    assert restoration._rules_in(commands) == {"a": 2}
-    for bridge in (False, True):
-        assert restoration._rules_in(ruleset.table(bridge))
 
 
 def test_outcomes_are_printed_as_lines_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:

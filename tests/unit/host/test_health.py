@@ -13,6 +13,7 @@ from cni_py.firewalld.sources import BindSource
 from cni_py.host.findings import CODES, RECORDS, finding
 from cni_py.host.health import findings
 from cni_py.host.model import Address, Host, Port, Relay, Route, Socket
+from cni_py.nftables.ruleset import LAYOUT
 from tests.unit.host import worlds
 from tests.unit.host.worlds import TAKEN, WEB, healthy, with_attachment, with_container, with_link, with_root
 
@@ -78,6 +79,7 @@ CASES: dict[str, Callable[[Host], Host]] = {
     "table-missing": lambda host: with_root(
         replace(without_port(host), masquerades=()), nftables=worlds.nftables(without="inet")
     ),
+    "table-incomplete": lambda host: with_root(host, nftables=worlds.nftables(layout=LAYOUT)),
     "rules-lost": without_port,
     "link-missing": lambda host: without_links(host, WEB.host_veth),
     "link-down": lambda host: with_link(host, "cni0", up=False),

@@ -42,11 +42,15 @@ GLOBAL = ("permanent",)
 ADDRESSES = (("web", "192.0.2.2"), ("db", "192.0.2.3"))
 
 
-def nftables(*, without: str = "") -> str:
-    """The ruleset; without the set or map of a name, or without the whole table ("inet")."""
+def nftables(*, without: str = "", layout: int = 1) -> str:
+    """The ruleset, without rules; without the set or map of a name, or without the whole table ("inet").
+
+    It has the layout of another version, of which nobody knows what belongs into it.
+    """
     comment = {"comment": WEB.comment}
     sets: list[tuple[str, str, list[Any]]] = [
         ("inet", "guarded4", [{"elem": {"val": "192.0.2.2", **comment}}]),
+        ("inet", "layout", [layout]),
         ("inet", "policed", ["cni0"]),
         ("bridge", "spoof_checked", [WEB.host_veth]),
         ("bridge", "spoof_allowed", [{"concat": [WEB.host_veth, "02:00:00:00:00:01"]}]),
