@@ -43,14 +43,14 @@ class Listener:
 
 def listener(path: str) -> Listener:
     """The socket that we were passed, or a new one at `path`. OSError; EADDRINUSE when another service has it, EEXIST when a file
-    is there that is no socket.
+    is there that is no socket, EINVAL when what we were passed is none that listens.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     if pid == str(os.getpid()) and count in ("1", "2"):
-        fds = range(FIRST_FD, FIRST_FD + int(count))
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        return Listener(_socket.socket(fileno=FIRST_FD), path, fds[1] if count == "2" else -1)
+        lock = FIRST_FD + 1 if count == "2" else -1
+        if lock >= 0:
+            os.set_inheritable(lock, False)
+        return Listener(_passed(FIRST_FD), path, lock)
     files.make_folders(os.path.dirname(path), 0o700)
     new = f"{path}.new"
     for place in (path, new):
@@ -69,3 +69,14 @@ def listener(path: str) -> Listener:
     sock.listen(BACKLOG)
     os.rename(new, path)  # in place of one that a killed service has left
     return Listener(sock, path, lock)
+
+
+def _passed(fd: int) -> _socket.socket:
+    try:
+        os.set_inheritable(fd, False)
+        sock = _socket.socket(fileno=fd)
+        if sock.family == _socket.AF_UNIX and sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
+            return sock
+    except OSError:  # a file, or closed
+        pass
+    raise OSError(errno.EINVAL, f"descriptor {fd}, which LISTEN_FDS announces, is no Unix socket that listens")

@@ -109,13 +109,13 @@ class Service:
     def begin(self, lock: Lock, given: Sequence[int]) -> None:
         """Begin as the only service, with the socket that systemd passed, if any. PortfwdError."""
         self.lock = lock
-        for fd in given:
-            sock = socket.socket(fileno=fd)
-            if self.listener is None and (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
-                self.listener = sock
-                self._unlinks = False
-            else:
-                sock.close()
+        passed = [sock for fd in given if (sock := systemd.listening(fd))]
+        if given and not passed:
+            log.warning("LISTEN_FDS announces no Unix socket that listens: making %s", self.options.socket)
+        for sock in passed[1:]:
+            sock.close()
+        if passed:
+            self.listener, self._unlinks = passed[0], False
         if self.listener is None:
             self.listener = control.listen(self.options.socket)
 

@@ -49,6 +49,21 @@ def activated(environment: Environment) -> list[int]:
     return found
 
 
+def listening(fd: int) -> socket.socket | None:
+    """A passed descriptor as a Unix socket that listens; None, and it is closed, when it is something else."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        return None
+    kind = (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+    if kind and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return sock
+    sock.close()
+    return None
+
+
 def watchdog_s(environment: Environment) -> float:
     """Seconds between two messages to the watchdog, half of its limit; 0 for no watchdog."""
     pid, limit = environment.get("WATCHDOG_PID", ""), environment.get("WATCHDOG_USEC", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,26 @@ def test_a_file_that_is_no_socket_keeps_its_place(host: Lab) -> None:
         done = host["host"].run(["sh", "-c", f"echo dear >{name} && exec timeout 9 $@", "sh", *words])
         assert (done.returncode, f"cannot listen at {path}: {name} is there" in done.stderr) == (1, True), done
         assert host["host"].run(["cat", name]).stdout == "dear\n"
+
+
+PASSING = """
+import os, socket, sys
+fd = {"file": lambda: os.open("/dev/null", 0), "idle": lambda: socket.socket(socket.AF_UNIX).detach(),
+      "tcp": lambda: socket.create_server(("127.0.0.1", 0)).detach(), "nothing": lambda: os.open("/", 0)}[sys.argv[1]]()
+os.dup2(fd, 3)
+os.set_inheritable(3, sys.argv[1] != "nothing")
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("what", ["file", "idle", "tcp", "nothing"])
+def test_what_is_passed_must_listen(host: Lab, launchers: Plugins, what: str) -> None:
+    for words in ([str(COMMAND), "serve"], [str(launchers.directory / "dhcp"), "daemon"]):
+        done = host["host"].run(["timeout", "9", sys.executable, "-c", PASSING, what, *words])
+        assert done.returncode == 1
+        assert done.stderr.endswith("descriptor 3, which LISTEN_FDS announces, is no Unix socket that listens\n")
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_socket_may_be_named_from_the_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -111,6 +111,24 @@ def test_the_control_socket_may_come_from_systemd_which_keeps_it(idle: Service) 
     assert os.path.exists(idle.path)
 
 
+MISLEAD = """
+import os, socket, sys
+os.dup2(os.open("/dev/null", 0) if sys.argv[1] == "file" else socket.socket(socket.AF_UNIX).detach(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("what", ["file", "socket"])
+def test_a_descriptor_that_does_not_listen_is_no_reason_to_fail(idle: Service, what: str) -> None:
+    idle.start(command=(sys.executable, "-c", MISLEAD, what))
+    idle.publish(raw(8080))
+    assert idle.names() == ["m8080"]
+    idle.end()
+    assert not os.path.exists(idle.path)
+
+
 @pytest.mark.parametrize("unit", ["portfwd.service", "portfwd.socket", "cni-py-restore.service"])
 def test_systemd_finds_no_fault_in_the_units(unit: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
