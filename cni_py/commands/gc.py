@@ -6,10 +6,13 @@ lab/db/eth0: left address 192.0.2.9: podman does not answer, and may have the co
 """
 
 import argparse
+from pathlib import Path
 
 from cni_py.commands import outcome
 from cni_py.commands.report import FAILED, complain, counted, shortened
+from cni_py.errors import CniError
 from cni_py.host.printable import plain
+from cni_py.protocol import conflist
 from cni_py.protocol.gojson import encode
 
 SUMMARY = "remove what no living container owns: interfaces, rules, addresses, records"
@@ -57,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
             complain(f"cni-py gc: {line}")
         elif not options.json:
             print(line)
+    if options.network and not found:
+        note_unknown(options.network)
     counts = {deed: sum(item.deed == deed for item in found) for deed in ("removed", "left", "failed")}
     if options.json:
         print(encode({deed: [item.to_json() for item in found if item.deed == deed] for deed in counts}))
@@ -64,3 +69,13 @@ def run(options: argparse.Namespace) -> int:
         more = f"; left {counts['left']}, whose owners may live" if counts["left"] else ""
         print(f"{verb} {counted(counts['removed'], 'thing')}{more}")
     return FAILED if counts["failed"] else 0
+
+
+def note_unknown(network: str) -> None:
+    """Say that there is no such network: its name may be mistyped. One that was removed has nothing left, which is well."""
+    try:
+        conflist.find(Path(conflist.CONF_DIR), network)
+    except conflist.NoSuchNetwork as error:
+        complain(f"cni-py gc: note: {error}")
+    except CniError:
+        return
