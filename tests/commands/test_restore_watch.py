@@ -122,9 +122,11 @@ def test_an_attachment_that_is_being_deleted_stays_deleted(machine: Lab, network
 
 def test_who_deletes_again_and_again_is_answered_less_often(machine: Lab, network: Network, tmp_path: Path) -> None:
     """With pauses of more than a test's life; how they grow: tests/portfwd/service/test_watch.py."""
+    machine["host"].run([str(COMMAND), "restore"], check=True)  # or the first look has something to put back
     with Watching(machine, tmp_path, with_setting("PACE_S", 600.0)) as watching:
+        before = len(watching.lines())
         shell(machine, "nft delete table inet cni_py")
-        watching.await_line("put back in")
+        watching.await_line("put back in", since=before)
         before = len(watching.lines())
         shell(machine, "nft delete table inet cni_py")
         assert "lost again: table inet cni_py" in watching.await_line("again and again", since=before)
