@@ -165,11 +165,14 @@ class Lab:
         return self[f"{segment}-switch"]
 
     def remove(self, name: str) -> None:
-        """End a node and its network namespace. Its processes must have ended."""
+        """End a node, its network namespace and its links. Its processes must have ended."""
         node = self.nodes.pop(name)
+        ends = self["host"].python(snapshot.ends_in, node.net)
         self._ask("forget", self["host"].pid, name)
         self._ask("end", node.pid)
         node.close()
+        if ends:
+            self["host"].python(snapshot.await_end, ends)
 
     def serve(self, name: str, port: int, protocol: str = "tcp", *, says: str = "", address: str = "") -> Background:
         """Start a server in a node; it answers "NAME peer local" until it is stopped or the lab ends."""

@@ -15,13 +15,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeVar
+from types import FrameType
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 PROBE = Path(__file__).with_name("probe.py")
@@ -33,7 +35,7 @@ DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLOWNESS = float(os.environ.get("CNI_PY_SLOWNESS") or 1)  # how many times longer all may take: in an emulator
-START_S = 10.0 * SLOWNESS  # a holder, a server or a listener is ready in well under one second
+START_S = 30.0 * SLOWNESS  # a holder, a server or a listener is ready in well under one second, if nothing else runs
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -59,6 +61,28 @@ def refuse_the_machine(machine: tuple[int, int]) -> None:
         cookie = int.from_bytes(probe_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
     if cookie == MACHINE_COOKIE or (here.st_dev, here.st_ino) == machine:
         raise LabError("this is the machine's own network namespace: nothing is changed here")
+
+
+@contextlib.contextmanager
+def interrupted_afterwards() -> Iterator[None]:
+    """Handlers of signals that come while the block runs are called at its end.
+
+    An exception of a handler in the middle of subprocess.Popen() would leave a child of which nobody knows: the lab's pid
+    namespace remains until it is waited for. Signals are not blocked, since programs inherit that, and what is ignored stays so.
+    """
+    came: list[int] = []
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    if threading.current_thread() is threading.main_thread():  # another one has no handlers
+        handlers = {number: found for number in INTERRUPTS if callable(found := signal.getsignal(number))}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: came.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            handlers[number](number, None)
 
 
 def read_line(stream: int, wait_s: float) -> str:
@@ -112,19 +136,20 @@ class Node:
         (zap_pid_ns_processes, kernel/pid_namespace.c), and the machine's init may take seconds.
         """
         me = f"/proc/{os.getpid()}/fd"
-        home = self._bear_in_the_lab()
-        try:
-            program = subprocess.Popen(
-                ["nsenter", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}", "--", *args],
-                env={"PATH": PATH, "LANG": "C.UTF-8", **(env or {})},
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        finally:
-            bear_at_home(home)
-        self.programs[:] = [*(one for one in self.programs if one.returncode is None), program]
+        with interrupted_afterwards():
+            home = self._bear_in_the_lab()
+            try:
+                program = subprocess.Popen(
+                    ["nsenter", f"--mount={me}/{self.mount}", f"--net={me}/{self.net}", "--", *args],
+                    env={"PATH": PATH, "LANG": "C.UTF-8", **(env or {})},
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+            finally:
+                bear_at_home(home)
+            self.programs[:] = [*(one for one in self.programs if one.returncode is None), program]
         return program
 
     def run(

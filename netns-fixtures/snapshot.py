@@ -17,9 +17,11 @@ import socket
 import stat
 import struct
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+from node import START_S, LabError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 TREES = ("/run", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni", "/etc/cni-py")
@@ -30,6 +32,8 @@ IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x40, 0x80  # linux/if_addr.h
 LOCAL_TABLE = 255  # RT_TABLE_LOCAL
 NLMSG_ERROR, NLMSG_DONE = 2, 3  # linux/netlink.h
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+RTM_NEWNSID, RTM_GETNSID = 88, 90
+NETNSA_NSID, NETNSA_FD = 1, 3  # linux/net_namespace.h
 RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 18, 22, 26, 30  # linux/rtnetlink.h
 SIZES = {RTM_GETLINK: 16, RTM_GETADDR: 8, RTM_GETROUTE: 12, RTM_GETNEIGH: 12}  # bytes of what follows the header
 ANSWER_MAX = 1 << 18  # bytes; the kernel sends no more at once
@@ -82,6 +86,34 @@ def dump(kind: int) -> list[Any]:
                 if message["header"]["type"] == NLMSG_ERROR:
                     raise message["header"]["error"]
                 found.append(message)
+
+
+def ends_in(netns: str | int) -> list[int]:
+    """The indexes of this namespace's links whose other ends are in another one: a path, or a descriptor."""
+    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if isinstance(netns, str) else netns
+    number = number_of(fd)
+    return [link["index"] for link in dump(RTM_GETLINK) if number >= 0 and link.get("link_netnsid") == number]
+
+
+def number_of(netns: int) -> int:
+    """The number that this namespace knows another one by; -1 for none (rtnl_net_getid, net/core/net_namespace.c)."""
+    request = struct.pack("=IHHIIB3xHHi", 28, RTM_GETNSID, NLM_F_REQUEST, 1, 0, 0, 8, NETNSA_FD, netns)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        sock.send(request)
+        answer = sock.recv(ANSWER_MAX)
+    kind, attribute, number = struct.unpack_from("=4xH10x4x2xHi", answer)
+    if (kind, attribute) != (RTM_NEWNSID, NETNSA_NSID):
+        raise LabError(f"RTM_GETNSID was answered by {kind}")
+    return int(number)
+
+
+def await_end(indexes: list[int]) -> None:
+    """Wait until links are gone: the kernel takes the links of a namespace that ended apart a little later."""
+    deadline = time.monotonic() + START_S
+    while {link["index"] for link in dump(RTM_GETLINK)} & set(indexes):
+        if time.monotonic() > deadline:
+            raise LabError(f"links {indexes} are still there: something keeps the namespace of their other ends")
+        time.sleep(0.005)
 
 
 def links(messages: list[Any], names: dict[int, str]) -> dict[str, dict[str, object]]:

@@ -30,7 +30,8 @@ READ_MAX = 4096
 CHANGED_MS = 500  # how often the package is looked at while it changes
 AGAIN_S = 8.0
 QUIET_S = 2.0  # an upgrade is over when nothing has changed for so long
-BLOCKED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGCHLD)
+TOLD = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
+BLOCKED = (*TOLD, _signal.SIGCHLD)
 # A process of its own says whether the new package can be loaded.
 TRY = "import sys; sys.path.append({home!r}); from cni_py.serve import package, service; package.load()"
 
@@ -74,7 +75,7 @@ class Service:
         for number in BLOCKED:
             _signal.signal(number, self._signalled)
         _signal.set_wakeup_fd(self.wakeup[1], warn_on_full_buffer=False)
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGHUP,))  # see _begin_anew()
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, TOLD)  # see _begin_anew()
         # The collector would look at all that is loaded, and a child would copy each page of it. A child needs no collector.
         gc.collect()
         gc.freeze()
@@ -194,10 +195,14 @@ class Service:
             self.changed = True
             self.quiet = time.monotonic() + AGAIN_S
             return
+        # Another SIGHUP would end the process until it has handlers again. A mask is kept by execve(2), as is what waits. What
+        # came before has been noted by now: execve(2) would forget that we were told to end.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, TOLD)
+        if self.stopping:
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, TOLD)
+            return
         say("beginning anew with the installed package")
         _signal.set_wakeup_fd(-1)
-        # Another SIGHUP would end the process until it has handlers again. A mask is kept by execve(2), as is what waits.
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGHUP,))
         environment = {**self.environment, **self.listener.pass_on()}
         os.execve(sys.executable, sys.orig_argv, environment)  # noqa: S606  as it was started; children that run stay its children
 

@@ -250,6 +250,15 @@ class ContainerdHost(Namespaces):
             "cgroups": sorted(str(found) for found in CGROUPS.glob(f"*/{self.cgroup}/*/")),
         }
 
+    def has_settled(self) -> bool | None:
+        """Whether no address of a link with a carrier is tentative: a connection would leave from another one.
+
+        Duplicates are looked for anew when a bridge gets its first port, which it is told of a little after the port carries.
+        """
+        links = [link for link in self.json("ip", "-json", "-6", "address") if "LOWER_UP" in link.get("flags", [])]
+        told = all(link["operstate"] in ("UP", "UNKNOWN") for link in links)
+        return (told and not any(address.get("tentative") for link in links for address in link["addr_info"])) or None
+
     def files(self, *folders: str) -> list[str]:
         """Return the files below the folders but locks and what host-local remembers of its directory."""
         kept = ["-name", "lock", "-o", "-name", "last_reserved_ip.*", "-o", "-path", "/run/cni-py/host-local/*/state"]

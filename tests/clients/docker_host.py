@@ -7,7 +7,6 @@ both families; `v4only` has IPv4 alone, so that its ports are reached by IPv6 th
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ ASK_UDP = """
 import socket, sys
 address, port = sys.argv[1], int(sys.argv[2])
 with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
-    client.settimeout(2)
+    client.settimeout(5)
     try:
         client.connect((address, port))
         client.send(b"who?")
@@ -111,18 +110,10 @@ class DockerHost:
         """A container whose web server runs on port 80; removed at the end."""
         self.host.run("docker", "run", "--detach", f"--name={name}", *options, image.NAME, name, "80")
         try:
-            wait_for("the addresses of the bridge", self.has_settled)
+            wait_for("the addresses of the bridge", self.host.has_settled)
             yield Container(self.host, name)
         finally:
             self.remove(name)
-
-    def has_settled(self) -> bool | None:
-        """Whether no address is tentative: a proxy's connection would leave from another one.
-
-        Those of a bridge without containers may stay so: it has no carrier to detect duplicates by.
-        """
-        links = json.loads(self.host.run("ip", "-json", "-6", "address", "show", "tentative").stdout or "[]")
-        return not any("LOWER_UP" in link.get("flags", []) for link in links) or None
 
     def remove(self, name: str) -> None:
         """With its ports. A second call is harmless."""

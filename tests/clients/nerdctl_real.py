@@ -133,11 +133,6 @@ class NerdctlHost(ContainerdHost):
         wait_for("the addresses of the bridges", self.has_settled)
         return found
 
-    def has_settled(self) -> bool | None:
-        """Whether no address is tentative where there is a carrier to detect duplicates by."""
-        links = self.json("ip", "-json", "-6", "address", "show", "tentative")
-        return not any("LOWER_UP" in link.get("flags", []) for link in links) or None
-
     def remove(self, *names: str) -> None:
         self.run(self.program, "rm", "--force", *names, check=False)
 

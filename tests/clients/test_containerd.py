@@ -34,7 +34,7 @@ SUBNET4, GATEWAY4 = "10.88.0.0/24", "10.88.0.1"
 SUBNET6, GATEWAY6 = "2001:db8:88::/64", "2001:db8:88::1"
 HOST_PORT, CONTAINER_PORT = 8080, 80
 LOCALHOST, LOCALHOST6 = "127.0.0.1", "::1"
-SETTLE_S = 8.0
+SETTLE_S = 30.0
 DIRECT = "the container's own address"
 
 NETWORK = ("links", "addresses", "routes", "ruleset", "files")  # of a snapshot: what the plugins make
@@ -88,9 +88,7 @@ class Container:
     def find_addresses(self) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface] | None:
         """Return the addresses of eth0 once the published port answers: the ADD is over, and the server is up."""
         self.find_init()
-        if self.host.run("ip", "-6", "address", "show", "tentative").stdout:
-            return None  # the bridge's address is checked anew whenever its first port comes up
-        if self.host.fetch(HOST4, HOST_PORT, timeout_s=1).split()[0] != self.name:
+        if self.host.fetch(HOST4, HOST_PORT, timeout_s=1).split()[0] != self.name or not self.host.has_settled():
             return None
         (link,) = self.network.json("ip", "-json", "address", "show", "dev", "eth0")
         found = [entry for entry in link["addr_info"] if entry["scope"] == "global"]

@@ -231,6 +231,6 @@ def test_a_service_that_was_killed_has_the_ports_again(docker: DockerHost, way: 
         docker.service.stop("KILL")
         assert ask(docker.host, "::1", WEB) == REFUSED
         docker.service.start()
-        wait_for("the ports", lambda: ask(docker.host, "::1", WEB) == f"web {GATEWAY6}" or None, within_s=2)
+        wait_for("the ports", lambda: ask(docker.host, "::1", WEB) == f"web {GATEWAY6}" or None)
         assert ask_udp(docker.host, "::1", DNS) == f"web {GATEWAY6}"
     assert is_closed(docker.host, "::1")

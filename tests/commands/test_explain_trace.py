@@ -24,7 +24,7 @@ nft 'add table ip foreign; add chain ip foreign late { type filter hook forward 
 nft add rule ip foreign late ip daddr 192.0.2.2 tcp dport 80 drop
 """
 REJECT = DROP.replace("80 drop", "80 reject with tcp reset")
-WAIT_S = 10.0  # never reached
+WAIT_S = 30.0  # never reached
 
 
 @pytest.fixture(scope="module")

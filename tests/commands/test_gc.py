@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import snapshot
 from lab import Lab
 
 from cni_py.attachment.naming import Attachment
@@ -57,13 +58,16 @@ def state(lab: Lab) -> dict[str, object]:
     return {**files, "locks": locks, "links": links(lab, "host"), "rules": lines}
 
 
-def ended(hand: Hand, name: str) -> None:
-    """The container ends, and nobody tells the plugins."""
-    hand.lab["host"].run(["ip", "netns", "delete", name], check=True)
+def ended(hand: Hand, name: str, *, kept: bool = False) -> None:
+    """The container ends, and nobody tells the plugins. Its links go, unless somebody has `kept` its namespace."""
+    host, path = hand.lab["host"], f"/run/netns/{name}"
+    ends = [] if kept else host.python(snapshot.ends_in, path)
+    host.run(["ip", "netns", "delete", name], check=True)
+    host.python(snapshot.await_end, ends)
 
 
-def shell(lab: Lab, text: str) -> None:
-    lab["host"].run(["sh", "-ec", text], check=True)
+def shell(lab: Lab, text: str) -> str:
+    return lab["host"].run(["sh", "-ec", text], check=True).stdout
 
 
 # A process that enters a namespace, or only has it open.
@@ -90,8 +94,8 @@ def healthy(hand: Hand) -> Iterator[Hand]:
     for holder in holders:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
-    ended(hand, "process")
-    ended(hand, "open")
+    ended(hand, "process", kept=True)
+    ended(hand, "open", kept=True)
     yield hand
     for holder in holders:
         holder.kill()
@@ -200,7 +204,7 @@ def test_an_add_is_left_alone_until_it_is_killed(hand: Hand, tmp_path: Path) -> 
     lab = hand.lab
     for one in hand.bin_dir.iterdir():
         (tmp_path / one.name).symlink_to(one)
-    script(tmp_path / "stuck", "read line < /run/stuck")
+    script(tmp_path / "stuck", "touch /run/begun; read line < /run/stuck")
     shell(lab, "mkfifo /run/stuck")
     before = state(lab)
     conf = {**hand.network["plugins"][0], "name": "lab", "cniVersion": "1.0.0", "ipam": {"type": "stuck"}}
@@ -215,14 +219,15 @@ def test_an_add_is_left_alone_until_it_is_killed(hand: Hand, tmp_path: Path) -> 
     assert call.stdin is not None
     call.stdin.write(json.dumps(conf).encode())
     call.stdin.close()
-    shell(lab, f"until ls {RECORDS}/*/bridge.adding 2>/dev/null; do sleep 0.01; done")
+    shell(lab, "until [ -e /run/begun ]; do sleep 0.01; done")
+    assert shell(lab, f"ls {RECORDS}/*/bridge.adding")
     assert gc(lab) == {"removed": [], "left": [], "failed": []}
     call.kill()
     call.wait()
     (removed,) = gc(lab)["removed"]
     assert removed["owner"] == "lab/c1/eth0"
     assert "killed" in removed["why"]
-    shell(lab, "echo > /run/stuck; rm /run/stuck; ip link delete cni0")
+    shell(lab, "echo 1<>/run/stuck; rm /run/stuck /run/begun; ip link delete cni0")
     assert state(lab) == {**before, CACHE: []}
 
 

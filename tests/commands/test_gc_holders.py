@@ -156,9 +156,9 @@ def held(hand: Hand, *containers: str) -> Iterator[None]:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
         for name in containers:
-            ended(hand, name)
+            ended(hand, name, kept=True)
         yield
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 30
     while len(numbers & set(hand.lab["host"].python(known))) > len(numbers) - len(containers):
         assert time.monotonic() < limit, "the namespaces do not end"
         time.sleep(0.01)

@@ -13,7 +13,7 @@ import pytest
 from lab import Lab
 from runtime import Network, Plugins, mapping
 
-from tests.commands.watching import COMMAND, WAIT_S, Watching, until, with_setting
+from tests.commands.watching import COMMAND, WAIT_S, Watching, with_setting
 
 pytestmark = pytest.mark.ours_alone
 UNIT = Path(__file__).parents[2] / "conf/cni-py-restore.service"
@@ -120,18 +120,18 @@ def test_an_attachment_that_is_being_deleted_stays_deleted(machine: Lab, network
     network.detach("c2")
 
 
-def test_who_deletes_again_and_again_is_answered_less_often(machine: Lab, watching: Watching) -> None:
-    for _ in range(7):
+def test_who_deletes_again_and_again_is_answered_less_often(machine: Lab, network: Network, tmp_path: Path) -> None:
+    """With pauses of more than a test's life; how they grow: tests/portfwd/service/test_watch.py."""
+    machine["host"].run([str(COMMAND), "restore"], check=True)  # or the first look has something to put back
+    with Watching(machine, tmp_path, with_setting("PACE_S", 600.0)) as watching:
         before = len(watching.lines())
         shell(machine, "nft delete table inet cni_py")
-        until(lambda: len(watching.lines()) > before)  # noqa: B023  called at once
-        if "again and again" in watching.lines()[-1]:
-            break
         watching.await_line("put back in", since=before)
-    assert "again and again" in watching.lines()[-1]
-    assert "cni_py" not in [
-        line.split()[2] for line in shell(machine, "nft list tables").splitlines() if "inet" in line
-    ]
+        before = len(watching.lines())
+        shell(machine, "nft delete table inet cni_py")
+        assert "lost again: table inet cni_py" in watching.await_line("again and again", since=before)
+        assert not [line for line in watching.lines()[before:] if "put back" in line]
+        assert "inet cni_py" not in shell(machine, "nft list tables")
 
 
 def test_lost_notifications_cost_a_look(machine: Lab, network: Network, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,18 @@ from node import LabError, refuse_the_machine
 from topology import Topology, TopologyError
 
 FIXTURES = Path(__file__).parents[2] / "netns-fixtures"
-ENOUGH_S = 5.0
+ENOUGH_S = 30.0
 
 
-def namespaces_of(lab: Lab) -> set[int]:
-    return {os.fstat(node.net).st_ino for node in lab.nodes.values()}
+@contextlib.contextmanager
+def held(*descriptors: int | str) -> Iterator[set[int]]:
+    """The inode numbers of network namespaces, kept open: of one that ends another may get the number, as with pids."""
+    fds = [os.open(one, os.O_RDONLY) if isinstance(one, str) else os.dup(one) for one in descriptors]
+    try:
+        yield {os.fstat(fd).st_ino for fd in fds}
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def processes_in(namespaces: set[int]) -> list[str]:
@@ -53,11 +62,9 @@ def test_client_reaches_the_host_in_both_families_and_both_protocols(lab: Lab) -
             assert (answer.name, answer.peer, answer.local, answer.source) == ("host", own, address, own)
 
 
-def test_closed_port_is_refused_at_once(lab: Lab) -> None:
-    before = time.monotonic()
-    with pytest.raises(ConnectionRefusedError):
+def test_closed_port_is_refused(lab: Lab) -> None:
+    with pytest.raises(ConnectionRefusedError):  # of a dropped packet it would be a TimeoutError
         lab.fetch("client", "198.51.100.1", 81)
-    assert time.monotonic() - before < 2.5  # a dropped packet would take 3
 
 
 def test_containers_are_reachable_by_path_from_the_host_alone(lab: Lab) -> None:
@@ -104,9 +111,9 @@ def test_containers_come_and_go(lab: Lab) -> None:
     before = lab.snapshot("host")
     added = lab.add_container("c9")
     assert lab["host"].run(["ip", "-n", "c9", "link", "show", "lo"]).returncode == 0
-    namespace = {os.fstat(added.net).st_ino}
-    lab.remove("c9")
-    assert gone(namespace)
+    with held(added.net) as namespace:
+        lab.remove("c9")
+        assert gone(namespace)
     assert snapshot.difference(before, lab.snapshot("host")) == ""
 
 
@@ -186,11 +193,12 @@ def test_topology_that_cannot_be_built_is_refused(text: str, complaint: str) -> 
 
 
 def test_nothing_is_left_when_the_lab_ends() -> None:
-    with Lab.from_yaml("lan.yaml") as lab:
-        lab.serve("c1", 80)
-        namespaces = namespaces_of(lab)
-        assert processes_in(namespaces)
-    assert not processes_in(namespaces)
+    with contextlib.ExitStack() as stack:
+        with Lab.from_yaml("lan.yaml") as lab:
+            lab.serve("c1", 80)
+            namespaces = stack.enter_context(held(*(node.net for node in lab.nodes.values())))
+            assert processes_in(namespaces)
+        assert not processes_in(namespaces)
 
 
 def test_second_close_is_harmless() -> None:
@@ -207,15 +215,15 @@ from lab import Lab
 with Lab.from_yaml("lan.yaml") as lab:
     lab.serve("c1", 80)
     lab["host"].run(["sh", "-c", "setsid sleep 60 >/dev/null 2>&1 &"], check=True)
-    import os
-    print(*(os.fstat(node.net).st_ino for node in lab.nodes.values()), flush=True)
-    time.sleep(30)
+    print(*(node.net for node in lab.nodes.values()), flush=True)
+    time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as opener:
         assert opener.stdout is not None
-        namespaces = {int(word) for word in opener.stdout.readline().split()}
-        assert len(namespaces) == 4
-        assert processes_in(namespaces)
-        opener.send_signal(number)
-        opener.wait(ENOUGH_S)
-    assert gone(namespaces)
+        words = opener.stdout.readline().decode().split()
+        with held(*(f"/proc/{opener.pid}/fd/{word}" for word in words)) as namespaces:
+            assert len(namespaces) == 4
+            assert processes_in(namespaces)
+            opener.send_signal(number)
+            opener.wait(ENOUGH_S)
+            assert gone(namespaces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -164,8 +165,6 @@ def test_a_child_that_is_killed_is_an_error(
 def test_a_result_that_cannot_be_written_is_taken_back(
     net: BridgeNetwork, before: dict[str, object], stdout: str
 ) -> None:
-    conf = plain(net)
-    script = {"/dev/full": '"$0" >/dev/full', "nobody": '"$0" | exec sleep 0; true'}[stdout]
     environ = {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": net.a,
@@ -173,17 +172,20 @@ def test_a_result_that_cannot_be_written_is_taken_back(
         "CNI_IFNAME": "eth0",
         "CNI_PATH": str(net.plugins.directory),
     }
-    # the reader has gone before there is a result
-    done = net.lab["host"].run(
-        [
-            "sh",
-            "-c",
-            f"(sleep 0.1; cat) <<'END' | {script}\n{json.dumps(conf)}\nEND",
-            str(net.plugins.directory / "bridge"),
-        ],
-        env=environ,
-    )
-    assert "cannot write to stdout" in done.stderr, done
+    if stdout == "nobody":
+        reader, writer = os.pipe()
+        os.close(reader)  # before there is a result
+    else:
+        writer = os.open(stdout, os.O_WRONLY)
+    pipe = subprocess.PIPE
+    try:
+        call = net.lab["host"].popen(
+            [str(net.plugins.directory / "bridge")], env=environ, stdin=pipe, stdout=writer, stderr=pipe
+        )
+    finally:
+        os.close(writer)
+    _, complaint = call.communicate(json.dumps(plain(net)).encode(), timeout=30)
+    assert b"cannot write to stdout" in complaint, complaint
     assert not difference(before, net.state())
 
 
@@ -225,6 +227,18 @@ def test_it_loads_the_package_anew_when_told_to(
         assert outcome.status == 0, outcome
         net.well("DEL", call.conf, CNI_PATH=call.path)
     assert [row["verb"] for row in warm.ask()["calls"]] == ["DEL"]
+
+
+def test_a_reload_does_not_make_it_forget_that_it_is_to_end(warm: Warm) -> None:
+    """SIGTERM beside SIGHUP, and so before it begins anew."""
+    for name in ("STOP", "HUP", "TERM", "CONT"):
+        warm.signal(name)
+    try:
+        warm.ended()
+    finally:
+        if warm.process is not None:
+            warm.process.kill()
+        warm.__enter__()
 
 
 def test_one_reload_after_the_other_does_not_end_it(warm: Warm) -> None:

@@ -35,7 +35,7 @@ GATEWAY = {4: "10.88.0.1", 6: "fd00:88::1"}
 WEB = {4: "10.88.0.2", 6: "fd00:88::2"}
 DB = {4: "10.88.0.3", 6: "fd00:88::3"}
 MAC = "02:00:00:00:00:%02x"
-ARRIVES_S = 2
+ARRIVES_S = 2  # of one that never comes; what comes later is waited for in lasting_disagreements()
 BRIDGED: tuple[Hook, ...] = ("prerouting", "forward", "postrouting")
 NFT_MSG_GETTABLE = 10 << 8 | 1  # linux/netfilter/nf_tables.h
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_*
@@ -85,12 +85,14 @@ SYSCTLS = {
     "net/bridge/bridge-nf-call-iptables": "0",
     "net/bridge/bridge-nf-call-ip6tables": "0",
 }
-KEPT = "flags dynamic, timeout; timeout 4s; size 65535;"
+KEPT = "flags dynamic, timeout; timeout 60s; size 65535;"
+LASTING_S = 10  # less than elements are kept
 PROBE_SETS = f"""
   set ip_{{hook}} {{{{ typeof ip saddr . ip daddr . th sport . th dport . meta mark; {KEPT} }}}}
   set ip6_{{hook}} {{{{ typeof ip6 saddr . ip6 daddr . th sport . th dport . meta mark; {KEPT} }}}}
   set ct_{{hook}} {{{{ typeof th sport . ct mark; {KEPT} }}}}
 """
+SETS = ("arrived", *(f"{kind}_{hook}" for hook in HOOKS for kind in ("ip", "ip6", "ct")))
 PROBE_CHAIN = """
   chain {hook} {{ type filter hook {hook} priority 2147483647; policy accept;
     meta l4proto {{ tcp, udp }} add @ip_{hook} {{ ip saddr . ip daddr . th sport . th dport . meta mark }}
@@ -214,9 +216,11 @@ class Kernel:
         self.nft.run(PROBE.format(sets=sets, chains=chains, bridge_chains=bridge))
 
     def reset(self) -> None:
-        """No rules but the probe's."""
-        if tables := self._tables():
-            self.nft.run("".join(f"delete table {one}\n" for one in tables))
+        """No rules but the probe's, and nothing in its sets."""
+        sets = [f"{family} probe {name}" for family in ("inet", "bridge") for name in SETS]
+        self.nft.run(
+            "".join([f"delete table {one}\n" for one in self._tables()] + [f"flush set {one}\n" for one in sets])
+        )
         self.model = replace(self.model, nftables="", iptables=())
 
     def _tables(self) -> list[str]:
@@ -314,11 +318,14 @@ class Kernel:
         """Where the kernel did something else than decide() says, and how many of the packets it could not say all about."""
         ways = [self.walk(packet) for packet in packets]
         unknown = sum(any(outcome.verdict == "unknown" for _, outcome in passed) for passed in ways)
-        wrong = self.disagreements(packets, ways)
-        if wrong:  # a packet may still have been on its way
-            time.sleep(0.1)
-            wrong = self.disagreements(packets, ways)
-        return wrong, unknown
+        return self.lasting_disagreements(packets, ways), unknown
+
+    def lasting_disagreements(self, packets: list[Packet], ways: list[Way], family: int = INET) -> list[str]:
+        """Those that are still there when every packet has had the time to come to its end: some are still on their way."""
+        deadline = time.monotonic() + LASTING_S
+        while (wrong := self.disagreements(packets, ways, family)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return wrong
 
     def disagreements(self, packets: list[Packet], ways: list[Way], family: int = INET) -> list[str]:
         """The same, for what has been decided already."""
