@@ -126,7 +126,8 @@ def send(ifname: str, *frames: bytes) -> None:
 
 
 def capture(ifname: str) -> None:
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as packets:
+    # Of no protocol until it is bound: else it would hear every interface until then (packet(7)).
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
         packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         packets.bind((ifname, ETH_P_ALL))
         packets.setblocking(False)
