@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from runtime import GATEWAY
 
 if TYPE_CHECKING:
-    from lab import Wire
+    from lab import Answer, Lab, Wire
     from runtime import Network
     from scapy.packet import Packet
 
@@ -52,3 +52,13 @@ def described(packet: Packet, words: dict[str, str]) -> str:
     if transport.dport in SERVER_PORTS:
         return f"{src} > {dst}:{transport.dport}"
     return f"{src}:{transport.sport} > {dst}"
+
+
+def fetch_at_once(lab: Lab, name: str, ifname: str, address: str, port: int) -> Answer:
+    """Ask a server by way of an interface. AssertionError if a segment got lost: the kernel asks again after a second."""
+    from scapy.layers.inet import TCP
+
+    with lab.capture(name, ifname, lambda packet: TCP in packet and packet[TCP].flags == "S") as wire:
+        answer = lab.fetch(name, address, port)
+    assert len(wire.frames) == 1, wire.frames
+    return answer

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from scapy.packet import Packet
 
 HERE = Path(__file__).parent
+ANSWER_S = 10.0 * SLOWNESS  # an answer takes milliseconds, or longer on a busy machine
 # Each host has its own: state of CNI plugins, runtimes and this project on disk.
 HOST_DIRECTORIES = ("/var/lib/cni", "/var/lib/cni-py", "/var/lib/nerdctl", "/etc/cni", "/etc/cni-py", "/opt/cni")
 
@@ -189,9 +190,12 @@ class Lab:
         *,
         source: str = "",
         source_port: int = 0,
-        timeout_s: float = 3.0 * SLOWNESS,
+        timeout_s: float = ANSWER_S,
     ) -> Answer:
-        """Ask a server from a node. OSError of the client: ConnectionRefusedError, TimeoutError..."""
+        """Ask a server from a node. OSError of the client: ConnectionRefusedError, TimeoutError...
+
+        Who expects that nobody answers gives a shorter time.
+        """
         text, own = self[name].python(probe.fetch, address, port, protocol, timeout_s, source, source_port)
         server, peer, local = text.split()
         return Answer(server, peer, local, own)

@@ -22,7 +22,7 @@ SOCKETS = {
     "udp": (socket.SOCK_DGRAM, 0),
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
-PATIENCE_S = 10.0  # the limit for a client that sends nothing
+PATIENCE_S = 3.0  # the limit for a client that sends nothing
 
 
 def plain(address: str) -> str:
@@ -126,7 +126,7 @@ def send(ifname: str, *frames: bytes) -> None:
 
 
 def capture(ifname: str) -> None:
-    # Without a protocol it hears nothing until it is bound: with one it would hear all interfaces till then.
+    # Of no protocol until it is bound: else it would hear every interface until then (packet(7)).
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
         packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         packets.bind((ifname, ETH_P_ALL))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from conversation import CLIENT, HOST
-from lab import Lab, Wire
+from lab import ANSWER_S, Lab, Wire
 from runtime import GATEWAY, SUBNETS, Network, Outcome, Plugins, mapping
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ PUBLISHED = {
 # c1's with a hostIP, tcp and udp.
 HOST_IPS = {"127.0.0.1": 8101, "::1": 8102, "0.0.0.0": 8103, "::": 8104, HOST[4]: 8105, HOST[6]: 8106}
 EPHEMERAL = 32768  # ports below are those of servers
-TIMEOUT_S = 1.0
+QUIET_S = 1.0  # after which nobody answers
 REFUSED, SILENT = "refused", "no answer"
 
 
@@ -138,10 +138,10 @@ class World:
             for protocol, port in INSIDE.items():
                 self.lab.serve(name, port, protocol)
 
-    def ask(self, node: str, address: str, port: int, protocol: str = "tcp") -> str:
+    def ask(self, node: str, address: str, port: int, protocol: str = "tcp", timeout_s: float = ANSWER_S) -> str:
         """Who answers, and the client that it saw: "c1 saw 198.51.100.7"; or REFUSED, or SILENT."""
         try:
-            answer = self.lab.fetch(node, address, port, protocol, timeout_s=TIMEOUT_S)
+            answer = self.lab.fetch(node, address, port, protocol, timeout_s=timeout_s)
         except ConnectionRefusedError:
             return REFUSED
         except TimeoutError:
@@ -261,7 +261,7 @@ def know_the_way_in(found: World) -> None:
 
 def link_local(ifname: str) -> str:
     """The address of the link, once the kernel has made sure that nobody else has it."""
-    tentative, end = 0x40, time.monotonic() + 5.0  # IFA_F_TENTATIVE, linux/if_addr.h
+    tentative, end = 0x40, time.monotonic() + 10.0  # IFA_F_TENTATIVE, linux/if_addr.h
     while time.monotonic() < end:
         with open("/proc/net/if_inet6", encoding="ascii") as file:  # address, index, prefix length, scope, flags, name
             for packed, _, _, scope, flags, name in map(str.split, file):
@@ -275,7 +275,7 @@ def ask_link_local(address: str, ifname: str, port: int, protocol: str) -> str:
     """The same as World.ask() for an address of a link."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET6, kind) as client:
-        client.settimeout(TIMEOUT_S)
+        client.settimeout(ANSWER_S)
         try:
             client.connect((address, port, 0, socket.if_nametoindex(ifname)))
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")

@@ -21,6 +21,7 @@ from tests.packets.publisher_world import (
     HOST_IPS,
     INSIDE,
     PUBLISHED,
+    QUIET_S,
     REFUSED,
     SILENT,
     UNPUBLISHED,
@@ -321,7 +322,7 @@ def test_neighbour_goes_round_the_published_ports(place: World, family: int) -> 
 def test_neighbour_has_the_published_ports_alone_where_direct_access_is_blocked(place: World, family: int) -> None:
     """Rows 15 and 16."""
     for port in (80, UNPUBLISHED):
-        assert place.ask("client", place.address("c5", family), port) == SILENT
+        assert place.ask("client", place.address("c5", family), port, timeout_s=QUIET_S) == SILENT
     for protocol, port in PUBLISHED["c5"].items():
         assert place.ask("client", HOST[family], port, protocol) == f"c5 saw {CLIENT[family]}"
         assert place.ask("host", LOOPBACK[family], port, protocol) == f"c5 saw {GATEWAYS['guard'][family]}"
@@ -386,7 +387,7 @@ def test_udp_port_held_by_the_runtime_costs_ipv6_loopback_and_a_note(place: Worl
     for family in (4, 6):
         assert place.ask("client", HOST[family], HELD_UDP, "udp") == f"c1 saw {CLIENT[family]}"
     assert place.ask("host", "127.0.0.1", HELD_UDP, "udp") == f"c1 saw {G[4]}"
-    assert place.ask("host", "::1", HELD_UDP, "udp") == SILENT  # it is the holder's
+    assert place.ask("host", "::1", HELD_UDP, "udp", QUIET_S) == SILENT  # it is the holder's
 
 
 @WITH_NAT

@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 import pytest
-from conversation import CLIENT, DNS, HOST
+from conversation import CLIENT, DNS, HOST, fetch_at_once
 from lab import Lab
 from runtime import Network, Plugins, mapping
 
@@ -69,8 +69,8 @@ def test_host_and_neighbours_reach_the_new_owner_of_an_address_at_once(network: 
     network.detach("c1")
     network.attach("c2", ips=list(REUSED.values()))
     lab.serve("c2", 80)
-    for name in ("host", "c3"):
-        assert lab.fetch(name, REUSED[family], 80, timeout_s=0.9).name == "c2"
+    for name, ifname in (("host", "cni0"), ("c3", "eth0")):
+        assert fetch_at_once(lab, name, ifname, REUSED[family], 80).name == "c2"
 
 
 @FAMILIES

@@ -69,6 +69,8 @@ class BridgeNetwork:
     def close(self) -> None:
         # A namespace's end leaves its links to the kernel for a while: the next test would see the host's ends of them.
         ports = f"for port in $(ip -br link show master {self.bridge} | cut -d @ -f 1); do ip link delete $port; done"
+        if self.plugin != "bridge":
+            ports = f"for name in {' '.join(self.containers)}; do ip -n $name link delete eth0; done"
         forget = f"{ports}; ip link delete {self.bridge}; rm -rf /var/lib/cni/networks/{self.name}"
         self.lab["host"].run(["sh", "-c", forget])
         for container_id in self.containers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
@@ -167,4 +168,8 @@ def listens(path: str) -> bool:
 
 
 def read_all(folder: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    found = []
+    for path in sorted(Path(folder).glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):  # the daemon has removed it meanwhile
+            found.append(json.loads(path.read_text()))
+    return found

@@ -17,6 +17,7 @@ from node import Node
 from runtime import Network, Outcome, Plugins, mapping
 
 from tests.portfwd.publisher import Publisher, serving
+from tests.portfwd.talk import until
 
 pytestmark = pytest.mark.ours_alone
 
@@ -60,10 +61,17 @@ def holding(
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
+        assert "os.exec" not in then or until(lambda: has_become_another(process.pid))
         yield process.pid
     finally:
         process.kill()
         process.communicate()
+
+
+def has_become_another(pid: int) -> bool:
+    """Whether the program has made way for the one that `then` names."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return bool(words) and LISTEN.partition("\n")[0].encode() not in words
 
 
 class Asked(Network):

@@ -15,7 +15,7 @@ from snapshot import difference
 from tests.plugins.bridge_network import BridgeNetwork, Conf, ForeignIpam
 
 pytestmark = pytest.mark.ours_alone
-WAIT_S = 10.0  # each of these ends in well under one second
+WAIT_S = 30.0  # each of these ends in well under one second
 
 
 class Waiting:
@@ -133,7 +133,8 @@ def add_with(net: BridgeNetwork, conf: Conf, shell: str) -> subprocess.Completed
     [
         '"$@" >/dev/full',
         '"$@" >&-',
-        '(sleep 0.3; exec "$@") | exec sh -c "exec <&-; sleep 1"',  # later than its reader closes it
+        # when its reader has closed it
+        'm=/tmp/closed-$$; (until [ -e $m ]; do sleep 0.02; done; rm $m; exec "$@") | exec sh -c "exec <&-; : >$m"',
         '"$@" >/dev/full 2>/dev/full',
         '"$@" >&- 2>&-',
     ],

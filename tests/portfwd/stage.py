@@ -22,7 +22,7 @@ from portfwd.service.store import Store
 from portfwd.steering.lookup import Steering
 from tests.portfwd.talk import HOST, INSIDE, PORT
 
-WAIT_S = 3.0
+WAIT_S = 10.0
 BULK = bytes(1 << 18)
 
 

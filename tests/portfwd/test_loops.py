@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from lab import Lab
+from lab import ANSWER_S, Lab
 from node import Node
 
 from portfwd.netns.legs import UNSURE_MAX, Legs
@@ -89,9 +89,10 @@ def is_here() -> bool:
 
 
 def turned_away(lab: Lab, service: Publisher, protocol: str, address: str) -> dict[str, dict[str, int]]:
-    """One client, or one datagram: what the mappings have counted when all is quiet again."""
+    """One client, or one datagram: what the mappings have counted when a loop was noticed and all is quiet again."""
     with pytest.raises((ConnectionError, TimeoutError)):
-        lab.fetch("host", address, PORT, protocol, timeout_s=QUIET_S if protocol == "udp" else 3.0)
+        lab.fetch("host", address, PORT, protocol, timeout_s=QUIET_S if protocol == "udp" else ANSWER_S)
+    assert talk.until(lambda: any(one["loops"] for one in service.ask("stats")["mappings"].values()))
     before: object = None
     while before != (before := service.ask("stats")["mappings"]):
         pass
@@ -211,7 +212,7 @@ def test_where_nobody_listens_no_socket_is_its_own_target(
     publish(service, mapping("a", protocol, PORT, (LOOPBACK[4], 40000)))
     with one_port(host), pytest.raises((ConnectionError, TimeoutError)):
         machine.fetch("host", LOOPBACK[4], PORT, protocol, source=LOOPBACK[4], source_port=33000, timeout_s=QUIET_S)
-    assert service.stats("a")["failed"] == 1
+    assert talk.until(lambda: service.stats("a")["failed"] == 1)
 
 
 @families

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import select
 import socket
 import sys
 import threading
@@ -209,7 +210,7 @@ def too_many(size: int) -> tuple[int, int]:
     with talk.echoing(size):
         clients = [asking() for _ in range(size)]
         at_once = served = 0
-        end = time.monotonic() + talk.WAIT_S
+        end = time.monotonic() + 3 * talk.WAIT_S
         while clients and time.monotonic() < end:
             answered = [client for client in clients if is_answered(client)]
             served += len(answered)
@@ -282,7 +283,6 @@ def three_clients(sources: list[str]) -> list[str]:
     """Connect one after the other, all staying; what each gets."""
     with talk.listening() as listener:
         found, kept = [], []
-        listener.settimeout(0.3)
         for source in sources:
             try:
                 client = talk.connect(source=source)
@@ -290,16 +290,14 @@ def three_clients(sources: list[str]) -> list[str]:
                 found.append("reset")
                 continue
             kept.append(client)
-            try:
+            if listener in select.select([listener, client], [], [], talk.WAIT_S)[0]:
                 server, _ = listener.accept()
                 kept.append(server)
                 server.sendall(b"in")
-                found.append(client.recv(2).decode())
-            except TimeoutError:
-                try:
-                    found.append(client.recv(1).decode() or "end")
-                except ConnectionResetError:
-                    found.append("reset")
+            try:
+                found.append(client.recv(2).decode() or "end")
+            except ConnectionResetError:
+                found.append("reset")
         for sock in kept:
             sock.close()
     return found
@@ -323,10 +321,10 @@ def test_limits_hold_per_port_and_per_client(
 
 
 def how_long_until_cut() -> tuple[str, float]:
+    begun = time.monotonic()
     with talk.listening() as listener, talk.connect() as client:
         server, _ = listener.accept()
         with server:
-            begun = time.monotonic()
             try:
                 return str(client.recv(1)), time.monotonic() - begun
             except ConnectionResetError:
@@ -437,7 +435,7 @@ def withdraw(drain_s: float, talk_on: bool) -> tuple[str, str, str]:
 
 def test_a_removed_mapping_lets_running_connections_finish(service: Publisher) -> None:
     service.publish(HOST, PORT, (HOST, INSIDE))
-    assert service.node.python(withdraw, 5.0, True) == ("refused", "last words", "")
+    assert service.node.python(withdraw, 60.0, True) == ("refused", "last words", "")
 
 
 def test_what_does_not_finish_is_cut(service: Publisher) -> None:

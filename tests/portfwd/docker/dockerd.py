@@ -18,7 +18,7 @@ from portfwd.docker import waiter
 PORT, CONTAINER_PORT = 8080, 80
 CONTAINER = "127.0.0.2"  # an address of the host stands for the container's: dockerd's proxy dials it from the host
 ANY4, ANY6 = "0.0.0.0", "::"
-WAIT_S = 5.0
+WAIT_S = 20.0
 CONTROL = Path("/run/cni-py/portfwd.sock")
 
 

@@ -17,7 +17,7 @@ from portfwd.relay.pktinfo import IP_PKTINFO
 from portfwd.relay.poller import LEVEL, Poller
 from portfwd.relay.udp import UdpPort
 
-WAIT_S = 2.0
+WAIT_S = 10.0
 LONG_S = 3600.0
 PORT = 5353
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 
 import pytest
 from lab import Lab
@@ -157,24 +156,21 @@ def test_what_a_version_before_hands_over_is_understood_but_for_ranges_by_nftabl
     assert "leads a range of ports by nftables" in refusal
 
 
-def truncated() -> tuple[str, float]:
+def truncated() -> str:
     """The successor may open less than the predecessor sends."""
     ours, theirs = socket.socketpair()
     with ours, theirs, descriptors_left(2):
         socket.send_fds(theirs, [b"."], [0, 1, 2, 0, 1, 2])
-        ours.settimeout(1)
-        begun = time.monotonic()
+        ours.settimeout(WAIT_S)
         try:
             handover.receive(ours)
         except PortfwdError as error:
-            return type(error).__name__, time.monotonic() - begun
-        return "", 0.0
+            return f"{type(error).__name__}: {error}"
+        return ""
 
 
 def test_descriptors_that_do_not_fit_are_noticed_at_once(machine: Lab) -> None:
-    how, after_s = machine["host"].python(truncated)
-    assert how == "Lacking"
-    assert after_s < 0.5
+    assert machine["host"].python(truncated).startswith("Lacking: ")  # and no TimeoutError
 
 
 @pytest.mark.parametrize("spoken", [True, False])

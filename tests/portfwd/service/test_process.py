@@ -104,8 +104,8 @@ with socket.create_server(("127.0.0.1", 8081)) as server, socket.create_connecti
     peer, _ = server.accept()
     client.sendall(b"x")
     peer.recv(1)
-    print("connected", flush=True)
     began = time.monotonic()
+    print("connected", flush=True)
     try:
         client.recv(1)
     except ConnectionResetError:

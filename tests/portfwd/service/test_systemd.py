@@ -67,6 +67,7 @@ def test_systemd_hears_of_beginning_living_reloading_and_ending(idle: Service, t
         again = manager.hear_until("READY=1")
         assert again[1] != ready[1]  # the successor's own pid
         manager.hear_until("WATCHDOG=1")
+        idle.await_successor()
         idle.end()
         manager.hear_until("STOPPING=1")
 
@@ -106,6 +107,7 @@ def test_the_control_socket_may_come_from_systemd_which_keeps_it(idle: Service) 
     idle.start(command=(sys.executable, "-c", ACTIVATE, idle.path))
     idle.publish(raw(8080))
     assert idle.ask("reload")["ok"] is True
+    idle.await_successor()
     assert idle.names() == ["m8080"]
     idle.end()
     assert os.path.exists(idle.path)

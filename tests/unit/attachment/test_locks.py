@@ -41,7 +41,7 @@ def test_the_lock_comes_free_when_its_holder_dies(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with holder(path) as process:
         process.kill()
-        with Lock(str(path), "the subject", 5):
+        with Lock(str(path), "the subject", 60):
             pass
 
 

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 GREETING = b"DATA\r\nOK 1234\r\n"
-LIMIT_S = 5.0
+LIMIT_S = 30.0
 
 
 def field(code: int, kind: str, value: bytes) -> bytes:

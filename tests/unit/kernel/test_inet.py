@@ -3,6 +3,7 @@
 import errno
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -212,14 +213,15 @@ def test_loopback_gets_its_addresses_when_it_is_set_up() -> None:
 
 
 def pair_with_one_address(address: str) -> tuple[Rtnl, Rtnl, int, int]:
-    """Two ends, both up, in two namespaces; the first waits for 1 s of duplicate address detection."""
+    """Two ends, both up, in two namespaces; the first waits for a minute of duplicate address detection."""
     there = new_netns()
     host, container = Rtnl(), Rtnl(there)
     host.add_veth("a", "b", peer_netns_fd=there)
     first, second = index_of(host, "a"), index_of(container, "b")
     container.set_link(second, up=True)
     host.set_link(first, up=True)
-    host.wait_up(first, 5)
+    host.wait_up(first, 60)
+    Path("/proc/sys/net/ipv6/conf/a/dad_transmits").write_text("60")
     inet.add_address(host, first, parse_address(address))
     return host, container, first, second
 
@@ -230,7 +232,10 @@ def test_waiting_for_addresses_ends_with_duplicate_address_detection() -> None:
     assert any(addr.tentative for addr in inet.addresses(host, index, 6))
     with pytest.raises(TimeoutError, match="still tentative"):
         inet.wait_addresses(host, index, 0.05)
-    inet.wait_addresses(host, index, 10)
+    inet.delete_address(host, index, parse_address("2001:db8::2/64"))
+    Path("/proc/sys/net/ipv6/conf/a/dad_transmits").write_text("1")
+    inet.add_address(host, index, parse_address("2001:db8::2/64"))
+    inet.wait_addresses(host, index, 60)
     assert not any(addr.tentative for addr in inet.addresses(host, index, 6))
 
 
@@ -242,11 +247,11 @@ def test_an_address_that_somebody_else_has_is_reported() -> None:
     first, second = index_of(host, "a"), index_of(container, "b")
     container.set_link(second, up=True)
     host.set_link(first, up=True)
-    host.wait_up(first, 5)
+    host.wait_up(first, 60)
     inet.add_address(container, second, parse_address("2001:db8::2/64"), nodad=True)
     inet.add_address(host, first, parse_address("2001:db8::2/64"))
     with pytest.raises(OSError, match="2001:db8::2/64 in DADFAILED state") as caught:
-        inet.wait_addresses(host, first, 10)
+        inet.wait_addresses(host, first, 60)
     assert caught.value.errno == errno.EADDRINUSE
 
 

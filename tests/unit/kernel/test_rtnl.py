@@ -507,7 +507,7 @@ def test_waiting_for_a_link_ends_when_its_peer_comes_up_or_at_the_limit() -> Non
     host.set_link("a", up=True)
     begun = time.monotonic()
     assert host.wait_up("a", 0.1) is False
-    assert 0.1 <= time.monotonic() - begun < 2
+    assert time.monotonic() - begun >= 0.1
     host.set_link("b", up=True)
     assert host.wait_up("a", 5) is True
     assert host.wait_up("gone", 5) is False
