@@ -25,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, TypeVar
 
+from nursery import TEXT_MAX, Nursery
+
 T = TypeVar("T")
 PROBE = Path(__file__).with_name("probe.py")
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
@@ -37,7 +39,16 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLOWNESS = float(os.environ.get("CNI_PY_SLOWNESS") or 1)  # how many times longer all may take: in an emulator
 START_S = 30.0 * SLOWNESS  # a holder, a server or a listener is ready in well under one second, if nothing else runs
 
+# Functions that are called most, and depend on nothing but their arguments, of which none is a descriptor.
+PORTABLE = (
+    ("probe", "fetch"),
+    ("snapshot", "take"),
+    ("tests.portfwd.publisher", "exchange"),
+    ("tests.portfwd.publisher", "await_socket"),
+)
+
 libc = ctypes.CDLL(None, use_errno=True)
+nursery: Nursery | None = None
 
 
 class LabError(Exception):
@@ -179,24 +190,24 @@ class Node:
         read, write = os.pipe()
         # An exception of a signal handler in os.fork()'s hooks would be dropped, so signals are blocked until it returns.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
-        with warnings.catch_warnings():
-            # fork() with other threads (pytest-xdist has one) warns, but the child needs none of their locks.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = self._fork()
-        if pid == 0:
-            self._child(write, unblocked, lambda: what(*args, **kwargs))
+        pid = (
+            0
+            if self._is_sent(write, what, args, kwargs)
+            else self._born(write, unblocked, lambda: what(*args, **kwargs))
+        )
         os.close(write)
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             answer = read_all(read, time.monotonic() + timeout_s * SLOWNESS)
             if answer is None:
-                os.kill(pid, signal.SIGKILL)
+                kill(pid)
         except BaseException:
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
             raise
         finally:
             os.close(read)
-            os.waitpid(pid, 0)
+            if pid:
+                os.waitpid(pid, 0)
         if answer is None:
             raise LabError(f"{what!r} in {self.name} took longer than {timeout_s * SLOWNESS:g} s")
         if not answer:
@@ -206,6 +217,25 @@ class Node:
             raise result
         value: T = result
         return value
+
+    def _is_sent(self, write: int, what: Callable[..., object], args: object, kwargs: object) -> bool:
+        """Whether the nursery makes the child, which then dies with the lab, or with the nursery."""
+        if nursery is None or (what.__module__, getattr(what, "__name__", "")) not in PORTABLE:
+            return False
+        text = pickle.dumps((what, args, kwargs, self.machine))
+        if len(text) <= TEXT_MAX:
+            nursery.send(text, (self.mount, self.net, self.pids, write))
+        return len(text) <= TEXT_MAX
+
+    def _born(self, write: int, unblocked: set[int], call: Callable[[], object]) -> int:
+        """A child of this process. Its pid."""
+        with warnings.catch_warnings():
+            # fork() with other threads (pytest-xdist has one) warns, but the child needs none of their locks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = self._fork()
+        if pid == 0:
+            self._child(write, unblocked, call)
+        return pid
 
     def _fork(self) -> int:
         """Fork a child into the lab's pid namespace."""
@@ -252,6 +282,28 @@ class Node:
     def close(self) -> None:
         os.close(self.net)
         os.close(self.mount)
+
+
+def kill(pid: int) -> None:
+    """Kill a child, if it is one of this process."""
+    if pid:
+        os.kill(pid, signal.SIGKILL)
+
+
+def open_nursery() -> None:
+    """Have calls of functions that depend on nothing but their arguments made by children of a small process."""
+    global nursery  # noqa: PLW0603  one for a process
+    nursery = nursery or Nursery(of_nursery)
+
+
+def of_nursery(text: bytes, descriptors: Sequence[int]) -> None:
+    """In the nursery: make a child for what Node._is_sent() has sent."""
+    mount, net, pids, write = descriptors
+    what, args, kwargs, machine = pickle.loads(text)
+    node = Node("", 0, net, mount, pids, machine)
+    if node._fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        node._child(write, set(), lambda: what(*args, **kwargs))
 
 
 def bear_at_home(home: int) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "netns-fixtures"))  # its name is no package name
 
 from lab import Lab  # noqa: E402
-from node import PATH  # noqa: E402
+from node import PATH, open_nursery  # noqa: E402
 from runtime import ALL, Outcome, Plugins, go_plugins  # noqa: E402
 
 from cni_py.run import MODULES  # noqa: E402
@@ -58,6 +58,8 @@ signals.restore()  # before pytest-xdist starts its workers
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist: before it has all tests in memory
+        open_nursery()
     config.addinivalue_line("markers", "ours_alone: not run with the Go plugins, which differ here by design")
     config.addinivalue_line("markers", "unchained: about an executable of its own, so not run through chain")
     config.addinivalue_line("markers", "debian_kernel: needs what other kernels may lack; `make test-kernels` runs it")
