@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ SETTINGS = Path("/etc/cni-py/config.yaml")
 FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")  # below /proc/sys/net
 FORWARDERS = ("bridge", "tun", "wireguard", "vxlan", "geneve", "gre", "ppp", "ipvlan", "macvlan", "vrf")
 SHARED_CHAINS = "CNI-HOSTPORT-"  # prefix of their names
+ENDING_S = 5.0  # for namespaces that have lost their names, all together
 TOOL_S = 20.0  # iptables-save of a large table
 NAMED_MAX = 3  # attachments in a sentence
 PORTFWD = "portfwd"  # prefix of its files in the shared folders
@@ -62,10 +64,15 @@ class Left:
 
 
 def connected() -> list[str]:
-    """The attachments whose container still exists, each as "network/containerID/ifname". None without root."""
+    """The attachments whose container still exists, each as "network/containerID/ifname". None without root.
+
+    A namespace that has lost its name may be about to end: the kernel ends one after the other.
+    """
     if os.geteuid() != 0:
         return []
-    return list(dict.fromkeys(record.key.label for record in restoration.recorded() if not holders.is_dead(record)))
+    end = time.monotonic() + ENDING_S
+    alive = [record for record in restoration.recorded() if not holders.is_dead(record, end - time.monotonic())]
+    return list(dict.fromkeys(record.key.label for record in alive))
 
 
 def foreign(network: Network) -> list[str]:

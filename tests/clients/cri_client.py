@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ SERVICE = "/runtime.v1.RuntimeService/"
 VARINT, BYTES = 0, 2  # wire types of protocol buffers
 PROTOCOLS = {"tcp": 0, "udp": 1}
 CALL_S = 60
+STOP_S = 30
+SHIM_ENDED = "ttrpc: closed"
 
 
 class Refused(Exception):
@@ -169,7 +172,17 @@ class Runtime:
         return fields_of(answer)[1][0].decode()
 
     def stop(self, sandbox: str) -> None:
-        call(self.path, "StopPodSandbox", message((1, sandbox)))
+        """As the kubelet does: it asks again when the pod's process ended while containerd was about to end it."""
+        end = time.monotonic() + STOP_S
+        while True:
+            try:
+                call(self.path, "StopPodSandbox", message((1, sandbox)))
+            except Refused as error:
+                if SHIM_ENDED not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
 
     def remove(self, sandbox: str) -> None:
         call(self.path, "RemovePodSandbox", message((1, sandbox)))

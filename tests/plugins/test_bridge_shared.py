@@ -91,13 +91,15 @@ def test_a_mac_is_kept_where_sys_does_not_show_the_bridge(net: BridgeNetwork, sy
     """An ADD in a mount namespace whose /sys shows nothing, or another bridge of that name, with a MAC of its own."""
     shell(net, "ip link add {bridge} type bridge; ip link set {bridge} up; " + MADE_WITH["a guest"])
     before = mac(net)
-    mounted = "mount -t tmpfs none /sys"
-    if sysfs != "none":  # mounted in a namespace of its own
+    before_it, after_it = "mount -t tmpfs none /sys", ""
+    if sysfs != "none":  # mounted in a namespace of its own, which has to live: its links go from there with it
         stranger = f"ip link add {net.bridge} address 0e:00:00:00:00:01 type bridge; mount -t sysfs none /sys"
-        mounted = f"unshare -n sh -ec '{stranger}'; grep -q 0e:00:00:00:00:01 /sys/class/net/{net.bridge}/address"
+        seen = f"grep -qs 0e:00:00:00:00:01 /sys/class/net/{net.bridge}/address"
+        before_it = f"unshare -n sh -ec '{stranger}; exec sleep 60' >/dev/null 2>&1 & until {seen}; do sleep 0.02; done"
+        after_it = "; kill $!"
     variables = f"CNI_COMMAND=ADD CNI_CONTAINERID={net.a} CNI_NETNS=/run/netns/{net.a} CNI_IFNAME=eth0"
     directory = net.plugins.directory
-    script = f"{mounted}; exec env {variables} CNI_PATH={directory} {directory}/bridge"
+    script = f"{before_it}; env {variables} CNI_PATH={directory} {directory}/bridge{after_it}"
     command = ["unshare", "-m", "--propagation", "private", "sh", "-ec", script]
     done = net.lab["host"].run(command, input=json.dumps(net.conf()))
     assert done.returncode == 0, done.stdout + done.stderr
