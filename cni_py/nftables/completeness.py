@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cni_py.kernel.nf_tables import Nft
 
 FAMILIES = {INET: "inet", BRIDGE: "bridge"}
+MADE_WHEN_NEEDED = (*ruleset.MADE_WHEN_NEEDED, "direct_access", "policies")
 SHOWN_MAX = 3
 
 
@@ -28,12 +29,19 @@ def lost(
     """
     text = ruleset.table(bridge)
     expected, named = _rules_in(text), _sets_in(text)
-    made = {*chains, *filter(None, map(ruleset.chain_of, sets))} - expected.keys()
-    differs = [name for name, count in expected.items() if rules.count(name) != count]
+    made = {name for name in chains if name.startswith(MADE_WHEN_NEEDED)}
+    made |= set(filter(None, map(ruleset.chain_of, sets))) - expected.keys()
+    fewer = [name for name, count in expected.items() if rules.count(name) < count]
     return (
-        [*(f"set {name}" for name in named if name not in sets), *_worded(differs, chains)],
+        [*(f"set {name}" for name in named if name not in sets), *_worded(fewer, chains)],
         _worded(sorted(name for name in made if name not in rules), chains),
     )
+
+
+def of_others(bridge: bool, rules: "Sequence[str]") -> list[str]:
+    """The chains of the constant part in which somebody has put rules, in words. Pure."""
+    expected = _rules_in(ruleset.table(bridge))
+    return [f"chain {name} without rules of others" for name, count in expected.items() if rules.count(name) > count]
 
 
 def of_kernel(nft: "Nft", family: int) -> tuple[list[str], list[str]]:

@@ -384,6 +384,7 @@ def mend_rules(kernel: Kernel) -> list[str]:
                     ruleset.ensure_table(kernel.nft, family)
                 continue
             constant, made = completeness.of_kernel(kernel.nft, family)
+            constant += completeness.of_others(family == BRIDGE, kernel.nft.rules(family))
         except NftUnavailable:  # no nf_tables, or none for bridges: nothing of ours is there
             continue
         if made:

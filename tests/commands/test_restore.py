@@ -305,6 +305,17 @@ def test_rules_that_no_attachment_owns_are_told(machine: Lab, network: Guarded) 
     assert json.loads(done.stdout)["tables"] == [lost]
 
 
+def test_rules_of_others_in_our_chains_go_and_their_chains_stay(machine: Lab, network: Guarded) -> None:
+    nft(machine, "insert rule inet cni_py published4 drop")
+    nft(machine, "add chain inet cni_py theirs")
+    conf = {**network.portmap("c1"), "prevResult": network.results["c1"]}
+    assert network.plugins.run(machine, "CHECK", "portmap", conf, "c1").status == 0  # nothing of ours is missing
+    said = "table inet cni_py: chain published4 without rules of others"
+    assert restore(machine) == f"restored: {said}\nrestored 0 of 2 attachments\n"
+    assert restore(machine) == "restored 0 of 2 attachments\n"
+    nft(machine, "delete chain inet cni_py theirs")
+
+
 @pytest.mark.parametrize(
     ("plugin", "damage", "lost"),
     [

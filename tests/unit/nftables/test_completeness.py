@@ -31,6 +31,14 @@ def test_what_is_gone_has_a_name() -> None:
     assert completeness.listed(constant) == "set any6, rules of chain prerouting, rules of chain output and 1 more"
 
 
+def test_what_others_put_in_is_not_lost() -> None:
+    chains, rules, sets = made(False)
+    chains.append("theirs")
+    rules.append("output")
+    assert completeness.lost(False, chains, rules, [*sets, "theirs"]) == ([], [])
+    assert completeness.of_others(False, rules) == ["chain output without rules of others"]
+
+
 def test_a_chain_made_when_needed_is_lost_when_empty_or_gone_beside_its_sets() -> None:
     chains, rules, sets = made(False)
     assert completeness.lost(False, [*chains, "policies"], [*rules, "policies"], [*sets, "policed"]) == ([], [])
