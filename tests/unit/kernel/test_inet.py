@@ -218,10 +218,12 @@ def pair_with_one_address(address: str) -> tuple[Rtnl, Rtnl, int, int]:
     host, container = Rtnl(), Rtnl(there)
     host.add_veth("a", "b", peer_netns_fd=there)
     first, second = index_of(host, "a"), index_of(container, "b")
+    Path("/proc/sys/net/ipv6/conf/a/dad_transmits").write_text("60")
+    # No link-local address, which would take a minute, too
+    Path("/proc/sys/net/ipv6/conf/a/addr_gen_mode").write_text("1")
     container.set_link(second, up=True)
     host.set_link(first, up=True)
     host.wait_up(first, 60)
-    Path("/proc/sys/net/ipv6/conf/a/dad_transmits").write_text("60")
     inet.add_address(host, first, parse_address(address))
     return host, container, first, second
 
