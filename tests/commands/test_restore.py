@@ -488,6 +488,35 @@ def test_a_damaged_record_costs_the_others_nothing(machine: Lab, network: Guarde
     restore(machine)
 
 
+def test_a_record_that_cannot_be_read_is_told_by_all(machine: Lab, network: Guarded) -> None:
+    """Half a file names nobody: another record of the attachment does, as long as there is one."""
+    host = machine["host"]
+    path = host.run(["sh", "-c", "grep -l c2 /run/cni-py/attachments/*/portmap.json"], check=True).stdout.strip()
+    other = path.replace("portmap", "bridge")
+    for name in (path, other):
+        host.run(["sh", "-c", f"cp {name} {name}.kept"], check=True)
+    host.run(["truncate", "-s", "100", path], check=True)
+    nft(machine, "flush ruleset")
+    found = report(machine, status=1)
+    assert "portmap.json: not a record" in found["c2", "portmap"]["errors"][0]
+    assert found["c2", "bridge"]["putBack"]
+    assert reached(machine) == ["c1"] * 4
+    shown = json.loads(host.run([str(COMMAND), "show", "--json"], check=True).stdout)
+    assert any("lab/c2/eth0 cannot all be read" in gap["what"] for gap in shown["gaps"])
+    explained = host.run([str(COMMAND), "explain", str(OTHER)])
+    assert explained.returncode == 1
+    assert "then start its container anew" in " ".join(explained.stdout.split())
+
+    host.run(["truncate", "-s", "100", other], check=True)
+    assert "error: the attachment record " in restore(machine, "--quiet", status=1)
+    said = json.loads(host.run([str(COMMAND), "restore", "--json"]).stdout)
+    assert sorted(text.split()[3] for text in said["unreadable"]) == [other, path]
+    for name in (path, other):
+        host.run(["mv", f"{name}.kept", name], check=True)
+    restore(machine)
+    assert reached(machine, OTHER) == ["c2"] * 4
+
+
 def test_without_root_it_says_so(machine: Lab) -> None:
     """A nobody who may read everything: the checkout may lie below a folder that is root's alone."""
     reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
