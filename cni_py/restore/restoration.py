@@ -344,9 +344,8 @@ def _put_back(record: Record, draft: Draft, outcome: Restored, entries: Iterable
             op = engine.op_from_json(fields)  # also of those that are not put back: a damaged record is told
             for part in _parts(op) if op.restorable else ():
                 missing = links.lost(part, draft, draft.touched)
-                if missing is None and part.check(draft) is None:
-                    continue
-                if missing is None and not _is_of_filter(part):
+                # What is not lost on links stays unchecked: the interface may be gone, which only an ADD makes
+                if missing is None and (not _is_of_filter(part) or part.check(draft) is None):
                     continue
                 engine.apply_one(missing or part, draft)
                 done.append((missing or part).describe())

@@ -183,6 +183,19 @@ def test_port_options_vlans_and_point_to_point_links_come_back(machine: Lab, plu
     host.run(["ip", "link", "delete", "cniv"], check=True)
 
 
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_an_interface_that_is_gone_is_left_to_an_add(machine: Lab, plugins: Plugins, kind: str) -> None:
+    ipam = {"type": "host-local", "subnet": "203.0.113.0/25"}
+    conf: dict[str, object] = {"cniVersion": "1.0.0", "name": "gone", "type": kind, "ipam": ipam}
+    conf |= {"bridge": "cnig", "isGateway": True} if kind == "bridge" else {}
+    made = plugins.run(machine, "ADD", kind, conf, "c1", ifname="eth1").json
+    veth = next(one["name"] for one in made["interfaces"] if one["name"].startswith("veth"))
+    machine["host"].run(["ip", "link", "delete", veth], check=True)
+    assert restore(machine) == "restored 0 of 1 attachments\n"
+    assert plugins.run(machine, "DEL", kind, conf, "c1", ifname="eth1").status == 0
+    machine["host"].run(["ip", "link", "delete", "cnig"])
+
+
 def test_what_somebody_put_in_its_place_stays(machine: Lab, network: Guarded) -> None:
     before = at_rest(machine)
     script = (
