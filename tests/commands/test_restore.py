@@ -183,6 +183,19 @@ def test_port_options_vlans_and_point_to_point_links_come_back(machine: Lab, plu
     host.run(["ip", "link", "delete", "cniv"], check=True)
 
 
+def test_a_bridge_that_was_renamed_gets_no_second_one(machine: Lab, network: Guarded) -> None:
+    before, host = at_rest(machine), machine["host"]
+    host.run(["sh", "-c", "ip link set cni0 down; ip link set cni0 name br7; ip link set br7 up"], check=True)
+    told = restore(machine, status=1)
+    assert "bridge cni0 is called br7 now" in told
+    assert host.run(["ip", "link", "show", "cni0"]).returncode == 1
+    way = told.partition("to name it as before: ")[2].splitlines()[0].partition("; cni-py")[0]
+    host.run(["sh", "-c", way], check=True)
+    nft(machine, "delete table inet cni_py")  # it still has an element for br7, which restore had guarded
+    restore(machine)
+    assert settled(machine, before), difference({"": before}, {"": links(machine)})
+
+
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
 def test_an_interface_that_is_gone_is_left_to_an_add(machine: Lab, plugins: Plugins, kind: str) -> None:
     ipam = {"type": "host-local", "subnet": "203.0.113.0/25"}
