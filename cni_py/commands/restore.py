@@ -11,7 +11,7 @@ reports that a table of ours was emptied; a firewall's hook may run it, too.
 import argparse
 
 from cni_py.commands import outcome
-from cni_py.commands.report import LACKING, Failure, complain
+from cni_py.commands.report import FAILED, LACKING, Failure, complain
 from cni_py.errors import CniError, TryAgainLater
 from cni_py.kernel.nf_tables import NftUnavailable
 from cni_py.restore import restoration
@@ -53,24 +53,26 @@ def run(options: argparse.Namespace) -> int:
     outcome.need_root()
     if options.watch:
         return watch()
-    lines, mended = not (options.json or options.quiet), list[str]()
+    lines, mended, unread = not (options.json or options.quiet), list[str](), list[str]()
     try:
-        outcomes = restoration.restore_all(mended=mended)
+        outcomes = restoration.restore_all(mended=mended, unread=unread)
         for words in mended if lines else ():
             print(f"restored: {words}")
         found = outcome.tell(outcomes, "restored", lines=lines)
+        for words in unread:
+            complain(f"error: {words}")
     except NftUnavailable as error:
         raise Failure(str(error), LACKING) from error
     except CniError as error:
         raise Failure(str(error)) from error
     if options.json:
-        outcome.print_json(found, tables=mended)
+        outcome.print_json(found, tables=mended, unreadable=unread)
     elif not options.quiet:
         restored = outcome.attachments(one for one in found if one.done)
         failed = outcome.attachments(one for one in found if one.errors)
         more = f"; {failed} failed" if failed else ""
         print(f"restored {restored} of {outcome.attachments(found)} attachments{more}")
-    return outcome.status(found)
+    return FAILED if unread else outcome.status(found)
 
 
 def watch() -> int:

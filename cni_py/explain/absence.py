@@ -72,6 +72,11 @@ def nobody(world: World, trail: Trail, namespace: Namespace, link: Link, address
             what = f"{other.link.name}, which leads to {label}, is {now}; {address} is looked for on {link.name}"
             trail.fails("not-in-bridge", what, f"{other.link.name}: {now}", link=other.link.name, bridge=link.name)
     what = f"no interface on {link.name} has {address}"
+    if any(one.gateway == address for one in namespace.routes if one.gateway) and not world.is_host(namespace):
+        ours = any(one.source == "cni-py" for one in world.attachments(namespace))
+        bridge = bridge_of(world, namespace, link) or "BRIDGE"
+        mend = "cni-py restore" if ours else f"ip addr add {address}/PREFIX dev {bridge}"
+        trail.fails("address-missing", what, cause="the host has lost the gateway's address", mend=mend)
     trail.fails("address-missing", what, mend=mend_address(world, address))
 
 

@@ -14,6 +14,7 @@ from cni_py.explain.routing import ANY as ANY_ADDRESS
 from cni_py.explain.routing import family_of, is_loopback, parsed
 from cni_py.explain.way import Trail
 from cni_py.explain.world import World, allowed, serves, target_of, with_port
+from cni_py.host.findings import RECORDS
 from cni_py.host.model import Namespace, Port, Relay, Socket
 
 ANY = {*ANY_ADDRESS.values(), "*", ""}
@@ -296,9 +297,11 @@ def _not_published(world: World, trail: Trail, question: Question, asked: str) -
     if not hints and near:
         hints = [f"published are: {', '.join(near[:8])}"]
     relays = [f"portfwd has {one.listen}" for one in world.host.relays[:3]] if not hints else []
-    trail.fails(
-        "not-published", f"nobody publishes {asked}/{question.protocol}", *hints, *relays, port=str(question.port)
-    )
+    what = f"nobody publishes {asked}/{question.protocol}"
+    if unread := world.gaps(RECORDS):
+        cause = "nobody did, or a record that cannot be read names the port: then start its container anew"
+        trail.fails("not-published", what, *unread, *hints, cause=cause, port=str(question.port))
+    trail.fails("not-published", what, *hints, *relays, port=str(question.port))
 
 
 def _distance(text: str, question: Question) -> tuple[bool, int]:

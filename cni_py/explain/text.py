@@ -13,6 +13,7 @@ from cni_py.explain.promises import OPTIONAL, RECORDED
 from cni_py.explain.walk import Explained, judged
 from cni_py.explain.way import Hop, Way
 from cni_py.explain.world import World, target_of, with_port
+from cni_py.host.findings import RECORDS
 from cni_py.host.model import Host, Port
 from cni_py.host.printable import plain
 from cni_py.host.saved import to_json
@@ -66,7 +67,8 @@ def heading(world: World, answer: Explained, page: Page) -> Iterator[str]:
     """What publishes the port."""
     question = answer.question
     if not answer.ports:
-        yield from page.wrapped(f"{question}: published by nobody", "", "    ")
+        seen = " that could be seen" if world.gaps("nftables") or world.gaps(RECORDS) else ""
+        yield from page.wrapped(f"{question}: published by nobody{seen}", "", "    ")
         return
     yield from page.wrapped(
         f"{question}: {', '.join(dict.fromkeys(_whose(world, one) for one in answer.ports))}", "", "    "

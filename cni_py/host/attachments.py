@@ -71,6 +71,7 @@ def read(results: Path = cache.RESULTS_DIR) -> tuple[list[Given], list[str]]:
         given = _of_folder(f"{top}/{name}", host)
         if given is not None:
             found[given.key.hex] = given
+        gaps += _damage(f"{top}/{name}", given)
     try:
         entries = cache.everything(results)
     except OSError as error:
@@ -80,6 +81,14 @@ def read(results: Path = cache.RESULTS_DIR) -> tuple[list[Given], list[str]]:
         key = Key(*entry.key)
         _add_cached(found.setdefault(key.hex, Given(key, source="")), entry, results)
     return list(found.values()), gaps
+
+
+def _damage(folder: str, given: Given | None) -> list[str]:
+    """What a damaged record would tell is not known: it may name ports."""
+    if given is not None:
+        return [f"{RECORDS} of {given.key.label} cannot all be read: {given.damage}"] if given.damage else []
+    there = any(name.endswith(records.SUFFIXES[1:]) for name in files.listed(folder))
+    return [f"{RECORDS} in {folder} cannot be read: none says whose it is"] if there else []
 
 
 def _own_cookie() -> int:

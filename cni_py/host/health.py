@@ -17,6 +17,7 @@ from cni_py.host.model import Address, Attachment, Finding, Host, Link, Namespac
 NEARLY = 0.9
 UNDER_WAY_S = 60  # an ADD is done in less
 BRIDGE, VETH = "bridge", "veth"
+CHILDREN = {"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"}  # what they send leaves by their parent
 GATEWAY_PLUGINS = {"bridge", "ptp"}
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
@@ -80,6 +81,7 @@ def of_attachments(host: Host) -> Iterator[Finding]:
 def of_links(host: Host) -> Iterator[Finding]:
     """Interfaces of attachments that are gone or down, at both ends."""
     links = {link.name: link for link in host.root.links}
+    by_index = {link.index: link for link in host.root.links}
     homes = {one.key: one for one in host.namespaces}
     down: dict[str, list[str]] = defaultdict(list)
     for one in standing(host):
@@ -97,6 +99,9 @@ def of_links(host: Host) -> Iterator[Finding]:
         if one.bridge in links and not links[one.bridge].up:
             down[one.bridge].append(one.container_id)
         inside = inside_of(homes.get(one.namespace), one)
+        parent = by_index.get(inside.peer_index) if inside is not None and inside.kind in CHILDREN else None
+        if parent is not None and inside is not None and inside.peer_namespace == host.root.key and not parent.up:
+            down[parent.name].append(one.container_id)
         if inside is not None and not inside.up:
             yield finding(
                 "link-down",
@@ -170,12 +175,18 @@ def _foreign(host: Host) -> Iterator[Finding]:
 
 
 def of_gateways(host: Host) -> Iterator[Finding]:
-    """Gateways of containers that no interface of the host has. A bridge with other ports than veths may lead to a router."""
-    addresses = {each.address for link in host.root.links for each in link.addresses}
+    """Gateways of containers that no interface of the host has. A bridge with other ports than veths may lead to a router.
+
+    Each pair of ptp has the address itself: nobody else's end answers for it.
+    """
+    held = {link.name: {each.address for each in link.addresses} for link in host.root.links}
+    everywhere = set().union(*held.values())
     uplinked = {link.master for link in host.root.links if link.master and link.kind != VETH}
     bridges = {one.name: one.bridge for one in host.networks}
     missing: dict[tuple[str, str], list[Attachment]] = defaultdict(list)
     for one, gateways in _routed(host):
+        ends = [held[name] for name in one.host_links if name in held] if "ptp" in one.plugins else []
+        addresses = set().union(*ends) if ends else everywhere
         for gateway in gateways if one.bridge not in uplinked else ():
             if gateway not in addresses and not gateway.startswith("fe80:"):
                 name = one.bridge or bridges.get(one.network) or next(iter(one.host_links), "")

@@ -39,6 +39,7 @@ def of_host_addresses(host: Host) -> Iterator[Finding]:
 def of_targets(host: Host) -> Iterator[Finding]:
     """Ports that lead to nobody; ports of ours whose container has no record."""
     known = {one.container_id for one in host.attachments}
+    alive = {one.container_id for one in host.attachments if one.live == "alive"}
     there = {each.address for namespace in host.namespaces for link in namespace.links for each in link.addresses}
     blind, unrecorded = unread(host, "namespace"), unread(host, RECORDS)
     for port in host.ports:
@@ -55,7 +56,7 @@ def of_targets(host: Host) -> Iterator[Finding]:
                 f"port {named(port)}",
                 f"it leads to {port.target}, an address that no container has",
                 why="clients wait in vain",
-                do="cni-py gc, or publish the port anew",
+                do="start the container anew" if port.container_id in alive else "cni-py gc, or publish the port anew",
             )
 
 

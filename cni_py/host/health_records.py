@@ -9,15 +9,19 @@ from dataclasses import dataclass
 
 from cni_py.addr import ip_text, parse_address
 from cni_py.attachment.engine import Op, op_from_json
-from cni_py.host import listing
+from cni_py.attachment.naming import Attachment as Key
+from cni_py.host import iptables_ports, listing
 from cni_py.host.findings import finding, some
 from cni_py.host.listing import Listing
 from cni_py.host.model import Attachment, Finding, Host, Port
 from cni_py.host.nftables_ports import ANY, OURS
+from cni_py.iptables import tool
 from cni_py.kernel.nf_tables import BRIDGE, TABLE
+from cni_py.kernel.xtables import NAT
 from cni_py.nftables import completeness
 from cni_py.nftables.ruleset import LAYOUT
 from cni_py.ports import relay
+from cni_py.ports.by_iptables import PublishByIptables
 from cni_py.ports.iptables_rules import parse_ports
 from cni_py.ports.mapping import Mapping as Published
 from cni_py.ports.mapping import parse_mappings
@@ -26,6 +30,7 @@ BRIDGE_TABLE = ("bridge", OURS[1])
 FIREWALLD_TABLE = ("inet", "firewalld")
 IN_OUR_TABLE = ("Masquerade", "PublishPorts", "GuardAddress", "KeepApart")
 Recorded = list[tuple[Attachment, list[Op]]]
+Rule = tuple[str, ...]
 
 
 def operations(one: Attachment) -> list[Op]:
@@ -55,6 +60,7 @@ class There:
     ruleset: Listing | None
     ports: Mapping[str, list[Port]]  # by container
     masqueraded: frozenset[tuple[str, str]]  # address and backend
+    shared: Mapping[int, list[frozenset[tuple[str, Rule]]]]  # by family: the rules of NAT of each variant of iptables
     sources: frozenset[str] | None  # addresses that firewalld's rules ask for; None where it writes none to nftables
     unread: str  # what the gaps say
 
@@ -79,9 +85,18 @@ def look(host: Host) -> There:
         ruleset,
         ports,
         frozenset((one.address, one.backend) for one in host.masquerades),
+        _nat(host),
         _sources(ruleset) if ruleset is not None and FIREWALLD_TABLE in ruleset.tables else None,
         " ".join(gap.what for gap in host.gaps),
     )
+
+
+def _nat(host: Host) -> dict[int, list[frozenset[tuple[str, Rule]]]]:
+    found: dict[int, list[frozenset[tuple[str, Rule]]]] = defaultdict(list)
+    for _, rules in iptables_ports.parse(host.root.iptables):
+        listed = ((chain, each) for (table, chain), each in rules.chains.items() if table == NAT)
+        found[rules.family].append(frozenset((chain, rule) for chain, each in listed for rule in each))
+    return found
 
 
 def _sources(ruleset: Listing) -> frozenset[str]:
@@ -182,6 +197,17 @@ def _ports_by_iptables(op: Op, one: Attachment, there: There) -> Iterator[str]:
             mapping = port.mapping(address)
             if mapping is not None:
                 yield from _port(mapping, there.ports.get(one.container_id, ()))
+    if isinstance(op, PublishByIptables):
+        yield from _shared_rules(op, one, there, {address.family for address in addresses})
+
+
+def _shared_rules(op: PublishByIptables, one: Attachment, there: There, families: set[int]) -> Iterator[str]:
+    """What leads to the chains of all attachments, and what their masquerading needs: without it a port serves few clients."""
+    for family, publication in op.publications(Key(one.network, one.container_id, one.ifname)).items():
+        known = there.shared.get(family, []) if family in families else []
+        lost = [[each for each in publication.shared() if each[:2] not in rules] for rules in known]
+        for chain, rule, _ in min(lost, key=len, default=[]):
+            yield f"the rule of {tool.TOOLS[family]} -A {chain} {' '.join(map(tool.quote, rule))}"
 
 
 def _port(mapping: Published, ports: Iterable[Port]) -> Iterator[str]:

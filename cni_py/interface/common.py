@@ -45,15 +45,18 @@ def ipv6_off(name: str, address: str, error: OSError) -> CniError | None:
     """The error to raise when the kernel refuses an IPv6 address because IPv6 is disabled; None for any other refusal."""
     if ":" not in address or error.errno not in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
         return None
+    where, of = "on this host", "all"
     try:
         if sysctl.read(f"ipv6/conf/{name}/disable_ipv6") == "0":
             return None
+        if sysctl.read("ipv6/conf/all/disable_ipv6") == "0" == sysctl.read("ipv6/conf/default/disable_ipv6"):
+            where, of = f"on {name}", name
     except OSError:
         pass  # no IPv6 in this kernel, or no such link
     return InvalidNetworkConfig(
-        f"cannot give {name} the address {address}: IPv6 is disabled on this host",
+        f"cannot give {name} the address {address}: IPv6 is disabled {where}",
         f"take the IPv6 range of {address} out of ranges in the network's configuration, or enable IPv6 "
-        "(sysctl net.ipv6.conf.all.disable_ipv6=0)",
+        f"(sysctl net.ipv6.conf.{of.replace('.', '/')}.disable_ipv6=0)",
     )
 
 

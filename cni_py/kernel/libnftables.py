@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Where distributions put the module (Debian: python3-nftables). Not from elsewhere on sys.path: PyPI has a stale copy.
 FOLDERS = ("/usr/lib/python3/dist-packages", f"/usr/lib/python3.{sys.version_info[1]}/site-packages")
+LIBRARY = "libnftables.so.1"  # as the module names it
 
 
 def run(text: str) -> None:
@@ -29,6 +30,7 @@ def run(text: str) -> None:
 
 def binding() -> "ModuleType":
     """The module `nftables`, also when the interpreter is not the distribution's. CniError when it is not installed."""
+    from ctypes import CDLL
     from importlib.util import module_from_spec, spec_from_file_location
 
     if "nftables" in sys.modules:
@@ -42,6 +44,7 @@ def binding() -> "ModuleType":
         sys.modules["nftables"] = module  # before it runs, since it imports its own submodule
         try:
             spec.loader.exec_module(module)
+            CDLL(LIBRARY)  # where that fails, __del__() of a half made Nftables fails as well, with a traceback
             module.Nftables()
         except (ImportError, OSError, AttributeError) as error:
             del sys.modules["nftables"]

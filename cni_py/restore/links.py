@@ -10,6 +10,7 @@ applied again where something of it is missing, with three exceptions, since wha
 
 from cni_py.addr import parse_address
 from cni_py.attachment.engine import Op
+from cni_py.errors import CniError
 from cni_py.interface.bridge import (
     EnsureBridge,
     EnsureGatewayAddress,
@@ -94,6 +95,8 @@ def lost(op: Op, kernel: "Kernel", touched: Touched) -> Op | None:  # noqa: PLR0
     """The operation to apply, if what it makes sure of is lost and may be put back. OSError, CniError."""
     if isinstance(op, EnsureBridge):
         found = kernel.host.link(op.name)
+        if found is None:
+            _check_renamed(op, kernel)
         return op if found is None or op.check(kernel) else None
     if isinstance(op, JoinBridge):
         return op if _port_is_lost(op, kernel) else None
@@ -121,6 +124,14 @@ def note(op: Op, touched: Touched) -> None:
         touched.links.add(op.gateway)
     else:
         touched.links.add(str(getattr(op, "name", "")))
+
+
+def _check_renamed(op: EnsureBridge, kernel: "Kernel") -> None:
+    """CniError for a bridge that has another name now: a second one would have the addresses of the first, and no ports."""
+    for link in kernel.host.links():
+        if link.kind == "bridge" and link.mac == op.mac:
+            way = f"ip link set {link.name} down; ip link set {link.name} name {op.name}; cni-py restore"
+            raise CniError(f"bridge {op.name} is called {link.name} now", f"to name it as before: {way}")
 
 
 def _port_is_lost(op: JoinBridge, kernel: "Kernel") -> bool:

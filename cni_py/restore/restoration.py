@@ -45,6 +45,7 @@ UNFINISHED = "its ADD is still running, or was killed"
 DELETED = "it was deleted meanwhile"
 DEAD = "its network namespace is gone"
 BUSY = "an ADD or DEL of it is under way"
+GONE = "nothing that it names can be put back: start the container anew"
 
 
 class Draft(Kernel):
@@ -104,11 +105,13 @@ class RestoreGuard(host_clients.AllowLoopbackClients):
         return True
 
 
-def restore_all(*, wait: bool = True, mended: list[str] | None = None) -> list[Restored]:
+def restore_all(
+    *, wait: bool = True, mended: list[str] | None = None, unread: list[str] | None = None
+) -> list[Restored]:
     """Restore every attachment of this host's network namespace, the oldest first. NftUnavailable, CniError.
 
     `wait` False: attachments that a call works on at this moment are left to it. `mended` takes what was put back of the tables
-    themselves, in words.
+    themselves, in words; `unread` a sentence for each record that does not say whose it is.
     """
     kernel = Kernel(Attachment("", "", ""), "")  # without a container: the operations touch the host's side only
     try:
@@ -121,6 +124,10 @@ def restore_all(*, wait: bool = True, mended: list[str] | None = None) -> list[R
         found = run.all()
         if mended is not None:
             mended += run.mended
+        if unread is not None:
+            unread += [
+                f"the attachment record {path} is damaged, and does not say whose it is; {GONE}" for path in run.unread
+            ]
         for one in found if wait else ():
             if one.skipped == BUSY:
                 one.skipped = ""
@@ -132,16 +139,26 @@ def restore_all(*, wait: bool = True, mended: list[str] | None = None) -> list[R
         kernel.host.close()
 
 
-def recorded() -> list[Record]:
-    """All records, the oldest first: of two attachments with the same port the older one gets it, and the other waits."""
+def recorded(unread: list[str] | None = None) -> list[Record]:
+    """All records, the oldest first: of two attachments with the same port the older one gets it, and the other waits.
+
+    Whose a damaged one is another record of the same attachment says; `unread` takes the paths of those without another.
+    """
     top = files.run_dir() + "/attachments"
     found = []
     for folder in files.listed(top):
-        names = files.listed(f"{top}/{folder}")
-        for plugin in {name.rpartition(".")[0] for name in names if name.endswith((".json", ".adding"))}:
-            record = records.at(f"{top}/{folder}", plugin)
+        names = [name for name in files.listed(f"{top}/{folder}") if name.endswith((".json", ".adding"))]
+        those = {
+            plugin: records.at(f"{top}/{folder}", plugin) for plugin in {name.rpartition(".")[0] for name in names}
+        }
+        key = next((record.key for record in those.values() if record is not None), None)
+        for plugin, readable in those.items():
+            record = readable or (records.own(key, plugin) if key is not None else None)
             if record is not None:
                 found.append((_age(record), record))
+            elif unread is not None and key is None:
+                paths = [f"{top}/{folder}/{name}" for name in names if name.rpartition(".")[0] == plugin]
+                unread += filter(os.path.exists, paths)  # a DEL may have removed it meanwhile
     return [record for _, record in sorted(found, key=lambda one: one[0])]
 
 
@@ -170,11 +187,12 @@ class Run:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.mended: list[str] = []  # of the tables themselves
+        self.unread: list[str] = []  # paths of records that do not say whose they are
 
     def all(self) -> list[Restored]:
         """Every attachment of this host. CniError."""
         with Holding(nftables_lock()), Holding(tool.iptables_lock()) as lock:
-            known = [one for one in recorded() if one.host_cookie in (0, self.kernel.host_cookie)]
+            known = [one for one in recorded(self.unread) if one.host_cookie in (0, self.kernel.host_cookie)]
             found = [(record, outcome_of(record)) for record in known]
             for record, outcome in found:
                 if not outcome.skipped and is_at_work(record.key, record.file):
@@ -183,6 +201,8 @@ class Run:
         concerned = [one for one in found if not one[1].skipped]
         self._relays(concerned, locked=False)
         sources.put_back(concerned, locked=False)
+        for record, outcome in concerned:
+            _note_damage(record, outcome)
         return [outcome for _, outcome in found]
 
     def of(self, outcome: Restored) -> None:
@@ -194,6 +214,7 @@ class Run:
                 self._filters([(record, outcome)], lock, whole=False)
             self._relays([(record, outcome)], locked=True)
             sources.put_back([(record, outcome)], locked=True)
+            _note_damage(record, outcome)
 
     def _filters(self, found: "Sequence[tuple[Record, Restored]]", lock: Lock, *, whole: bool) -> None:
         """Links and packet filters, in one transaction; where that is refused, without those that it is refused for."""
@@ -277,6 +298,12 @@ def why_not(record: Record | None) -> str:
     return DEAD if holders.is_dead(record) else ""
 
 
+def _note_damage(record: Record, outcome: Restored) -> None:
+    """Of a record that cannot be read nothing is put back, and that is not success."""
+    if record.damage:
+        outcome.errors.append(f"the attachment record is damaged ({record.damage}); {GONE}")
+
+
 def _note_error(outcome: Restored, error: Exception) -> None:
     outcome.errors.append(str(error if isinstance(error, CniError) else os_error("cannot ask the kernel", _os(error))))
 
@@ -317,9 +344,8 @@ def _put_back(record: Record, draft: Draft, outcome: Restored, entries: Iterable
             op = engine.op_from_json(fields)  # also of those that are not put back: a damaged record is told
             for part in _parts(op) if op.restorable else ():
                 missing = links.lost(part, draft, draft.touched)
-                if missing is None and part.check(draft) is None:
-                    continue
-                if missing is None and not _is_of_filter(part):
+                # What is not lost on links stays unchecked: the interface may be gone, which only an ADD makes
+                if missing is None and (not _is_of_filter(part) or part.check(draft) is None):
                     continue
                 engine.apply_one(missing or part, draft)
                 done.append((missing or part).describe())

@@ -168,10 +168,10 @@ class Watch:
 
     def _look_now(self, *, first: bool = False) -> None:
         """Put back what is missing, and say what."""
-        begun, mended = time.monotonic(), list[str]()
+        begun, mended, unread = time.monotonic(), list[str](), list[str]()
         lost, self.lost, self.held_up = list(self.lost), {}, False
         try:
-            found = restoration.restore_all(wait=False, mended=mended)
+            found = restoration.restore_all(wait=False, mended=mended, unread=unread)
         except CniError as error:
             if first:
                 raise
@@ -193,7 +193,8 @@ class Watch:
             self._say_what(done, spent_ms)
         elif lost and not late:
             self.say(f"nothing of an attachment is missing (looked for {spent_ms:.0f} ms)")
-        self._tell({f"{one.key.label} {one.plugin}: error: {error}" for one in found for error in one.errors})
+        errors = [f"{one.key.label} {one.plugin}: error: {error}" for one in found for error in one.errors]
+        self._tell({*errors, *(f"error: {words}" for words in unread)})
         if any(one.skipped == restoration.BUSY for one in found) and (done or lost):
             self.lost["what calls were at work on"] = None
             self._look_at(time.monotonic() + AGAIN_S)

@@ -365,6 +365,10 @@ def test_a_user_without_rights_gets_what_everybody_may_see(world: Lab, host: Hos
 DAMAGE = {
     "table-missing": ("nft delete table inet cni_py", "true"),
     "table-incomplete": ("nft flush chain inet cni_py published4", f"{COMMAND.with_name('cni-py')} restore"),
+    "rules-lost": (
+        "iptables -t nat -D PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+        f"{COMMAND.with_name('cni-py')} restore",
+    ),
     "port-without-bridge": ("ip link set VETH nomaster", "ip link set VETH master cni0"),
     "link-down": ("ip link set VETH down", "ip link set VETH up"),
     "gateway-missing": ("ip address del 192.0.2.1/24 dev cni0", "ip address add 192.0.2.1/24 dev cni0"),

@@ -101,6 +101,19 @@ def test_a_flow_of_before_leads_elsewhere(scene: Scene) -> None:
         scene.restore()
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_mends_a_lost_gateway_is_no_gc(scene: Scene, family: int) -> None:
+    """The container is there; its packets find nobody."""
+    address = {4: "192.0.2.1/24", 6: "2001:db8:42::1/64"}[family]
+    scene.shell("host", f"ip address del {address} dev cni0; ip -n a1 -{family} neigh flush dev eth0")
+    try:
+        way = places(scene.explain("8080", "itself"))["itself", family]
+        assert way.deciding is not None
+        assert (way.deciding.code, way.deciding.mend) == ("address-missing", "cni-py restore")
+    finally:
+        scene.restore()
+
+
 VLAN = Case(
     "vlan", "vlan", "all4 all6",
     "bridge vlan del dev {v1} vid 1; bridge vlan add dev {v1} vid 7 pvid untagged",

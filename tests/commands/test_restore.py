@@ -183,6 +183,32 @@ def test_port_options_vlans_and_point_to_point_links_come_back(machine: Lab, plu
     host.run(["ip", "link", "delete", "cniv"], check=True)
 
 
+def test_a_bridge_that_was_renamed_gets_no_second_one(machine: Lab, network: Guarded) -> None:
+    before, host = at_rest(machine), machine["host"]
+    host.run(["sh", "-c", "ip link set cni0 down; ip link set cni0 name br7; ip link set br7 up"], check=True)
+    told = restore(machine, status=1)
+    assert "bridge cni0 is called br7 now" in told
+    assert host.run(["ip", "link", "show", "cni0"]).returncode == 1
+    way = told.partition("to name it as before: ")[2].splitlines()[0].partition("; cni-py")[0]
+    host.run(["sh", "-c", way], check=True)
+    nft(machine, "delete table inet cni_py")  # it still has an element for br7, which restore had guarded
+    restore(machine)
+    assert settled(machine, before), difference({"": before}, {"": links(machine)})
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_an_interface_that_is_gone_is_left_to_an_add(machine: Lab, plugins: Plugins, kind: str) -> None:
+    ipam = {"type": "host-local", "subnet": "203.0.113.0/25"}
+    conf: dict[str, object] = {"cniVersion": "1.0.0", "name": "gone", "type": kind, "ipam": ipam}
+    conf |= {"bridge": "cnig", "isGateway": True} if kind == "bridge" else {}
+    made = plugins.run(machine, "ADD", kind, conf, "c1", ifname="eth1").json
+    veth = next(one["name"] for one in made["interfaces"] if one["name"].startswith("veth"))
+    machine["host"].run(["ip", "link", "delete", veth], check=True)
+    assert restore(machine) == "restored 0 of 1 attachments\n"
+    assert plugins.run(machine, "DEL", kind, conf, "c1", ifname="eth1").status == 0
+    machine["host"].run(["ip", "link", "delete", "cnig"])
+
+
 def test_what_somebody_put_in_its_place_stays(machine: Lab, network: Guarded) -> None:
     before = at_rest(machine)
     script = (
@@ -486,6 +512,35 @@ def test_a_damaged_record_costs_the_others_nothing(machine: Lab, network: Guarde
     assert reached(machine) == ["c1"] * 4
     machine["host"].run(["mv", f"{path}.kept", path], check=True)
     restore(machine)
+
+
+def test_a_record_that_cannot_be_read_is_told_by_all(machine: Lab, network: Guarded) -> None:
+    """Half a file names nobody: another record of the attachment does, as long as there is one."""
+    host = machine["host"]
+    path = host.run(["sh", "-c", "grep -l c2 /run/cni-py/attachments/*/portmap.json"], check=True).stdout.strip()
+    other = path.replace("portmap", "bridge")
+    for name in (path, other):
+        host.run(["sh", "-c", f"cp {name} {name}.kept"], check=True)
+    host.run(["truncate", "-s", "100", path], check=True)
+    nft(machine, "flush ruleset")
+    found = report(machine, status=1)
+    assert "portmap.json: not a record" in found["c2", "portmap"]["errors"][0]
+    assert found["c2", "bridge"]["putBack"]
+    assert reached(machine) == ["c1"] * 4
+    shown = json.loads(host.run([str(COMMAND), "show", "--json"], check=True).stdout)
+    assert any("lab/c2/eth0 cannot all be read" in gap["what"] for gap in shown["gaps"])
+    explained = host.run([str(COMMAND), "explain", str(OTHER)])
+    assert explained.returncode == 1
+    assert "then start its container anew" in " ".join(explained.stdout.split())
+
+    host.run(["truncate", "-s", "100", other], check=True)
+    assert "error: the attachment record " in restore(machine, "--quiet", status=1)
+    said = json.loads(host.run([str(COMMAND), "restore", "--json"]).stdout)
+    assert sorted(text.split()[3] for text in said["unreadable"]) == [other, path]
+    for name in (path, other):
+        host.run(["mv", f"{name}.kept", name], check=True)
+    restore(machine)
+    assert reached(machine, OTHER) == ["c2"] * 4
 
 
 def test_without_root_it_says_so(machine: Lab) -> None:

@@ -232,6 +232,35 @@ def test_a_gateway_comes_back_to_the_bridge_also_where_the_port_has_left_it() ->
     assert "cni-py restore" in [one.do for one in findings(ptp) if one.code == "gateway-missing"]
 
 
+def test_a_gateway_of_another_pair_is_none_of_ptp() -> None:
+    """cni0 has the address: for a container of ptp that is any other link of the host."""
+    host = with_attachment(healthy(), plugins=("ptp",), bridge="")
+    assert [one.subject for one in findings(host) if one.code == "gateway-missing"] == ["link cni0"]
+    here = with_link(host, WEB.host_veth, addresses=(Address("192.0.2.1", 32),))
+    assert "gateway-missing" not in codes(here)
+
+
+@pytest.mark.parametrize("kind", ["macvlan", "ipvlan", "vlan"])
+def test_a_parent_that_is_down_is_named(kind: str) -> None:
+    host = with_link(healthy(), "lan0", up=False)
+    assert "link-down" not in codes(host)
+    parent = next(link for link in host.root.links if link.name == "lan0")
+    links = tuple(
+        replace(link, kind=kind, peer_index=parent.index, peer_namespace=host.root.key) if link.name == "eth0" else link
+        for link in host.namespaces[1].links
+    )
+    (found,) = [one for one in findings(with_container(host, 1, links=links)) if one.code == "link-down"]
+    assert (found.subject, found.do) == ("link lan0", "ip link set lan0 up")
+
+
+def test_a_living_container_without_its_address_is_no_matter_for_gc() -> None:
+    lost = with_container(healthy(), 1, links=())
+    assert {one.do for one in findings(lost) if one.code == "target-missing"} == {"start the container anew"}
+    stranger = CASES["target-missing"](healthy())
+    gone = replace(stranger, attachments=tuple(replace(one, live="dead") for one in stranger.attachments))
+    assert {one.do for one in findings(gone) if one.code == "target-missing"} == {"cni-py gc, or publish the port anew"}
+
+
 def test_the_ends_of_two_ptp_pairs_may_share_an_address() -> None:
     """Such an address has no subnet, so that the host's links do not compete for it; a container that has it does."""
     shared = (Address("203.0.113.1", 32), Address("2001:db8:47::1", 128))

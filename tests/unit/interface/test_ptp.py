@@ -79,5 +79,12 @@ def test_the_subnet_is_no_longer_on_the_link_but_behind_the_gateway(number: int)
 def test_ipv6_that_is_disabled_is_an_error_of_the_configuration() -> None:
     kernel = pairs()
     run("sysctl -q -w net.ipv6.conf.v0.disable_ipv6=1")
-    with pytest.raises(InvalidNetworkConfig, match="cannot give v0 the address 2001:db8::1/128: IPv6 is disabled"):
+    with pytest.raises(
+        InvalidNetworkConfig, match="give v0 the address 2001:db8::1/128: IPv6 is disabled on v0"
+    ) as told:
         PEERS[1].apply(kernel)
+    assert "net.ipv6.conf.v0.disable_ipv6=0" in told.value.details
+    run("sysctl -q -w net.ipv6.conf.all.disable_ipv6=1")
+    with pytest.raises(InvalidNetworkConfig, match="IPv6 is disabled on this host") as told:
+        PEERS[1].apply(kernel)
+    assert "net.ipv6.conf.all.disable_ipv6=0" in told.value.details

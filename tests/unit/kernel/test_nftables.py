@@ -313,3 +313,20 @@ def test_binding_is_found_by_an_interpreter_that_does_not_look_into_the_distribu
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
     assert "/nftables/__init__.py" in done.stdout
+
+
+def test_a_library_that_cannot_be_loaded_is_one_sentence() -> None:
+    """Without a traceback of the module's half made object."""
+    script = (
+        "import ctypes\n"
+        "def refuse(*_, **__): raise OSError('file too short')\n"
+        "ctypes.CDLL.__init__ = refuse\n"
+        "from cni_py.errors import CniError\n"
+        "from cni_py.kernel import libnftables\n"
+        "try: libnftables.binding()\n"
+        "except CniError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith("libnftables and its Python module are needed")
+    assert done.stdout.endswith("file too short\n")
+    assert done.stderr == ""
