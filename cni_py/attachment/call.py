@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from cni_py.protocol.netconf import NetConf
     from cni_py.protocol.result import Result
 
-# The two modules of higher floors that a call uses, by name. ADD and DEL of any plugin must leave no published port that leads
-# to the next container, and must not touch another container's namespace; who publishes and whose a namespace is can only be
-# found out with the modules of ports and ipam, which need Call themselves. An import would be a circle, and would load them in
-# every call, though few need them. The exemptions for the floors in tests/ are these two.
-OWNERSHIP = "cni_py.ownership"  # former(), is_own()
+# The modules of higher floors that a call uses, by name. ADD and DEL of any plugin must leave no published port that leads to
+# the next container, and must not touch another container's namespace; who publishes and whose a namespace is can only be found
+# out with the modules of ports and ipam, which need Call themselves. CHECK also looks at what its operations share in nftables.
+# An import would be a circle, and would load them in every call, though few need them.
 COMPLETENESS = "cni_py.nftables.completeness"  # check()
+OWNERSHIP = "cni_py.ownership"  # former(), is_own()
 LEFTOVERS = "cni_py.ports.leftovers"  # of_addresses(), of_interface(), of_go()
 
 

@@ -312,5 +312,6 @@ def of_reservations(host: Host, there: There, recorded: Recorded) -> Iterator[Fi
                     f"container {one.container_id}",
                     f"its address {address} is not reserved in {folder}",
                     why="host-local may give it to another container",
-                    do=f"cni-py ipam reserve {address} --network {one.network} --for {one.container_id}",
+                    do=f"cni-py ipam reserve {address} --network {one.network} --for {one.container_id}; no DEL gives that back: "
+                    f"cni-py ipam release {address} --network {one.network} when the container is gone",
                 )

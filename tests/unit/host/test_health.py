@@ -127,6 +127,12 @@ def codes(host: Host) -> set[str]:
     return {one.code for one in findings(host)}
 
 
+def test_an_address_that_is_reserved_by_hand_is_given_back_by_hand() -> None:
+    (one,) = findings(CASES["reservation-missing"](healthy()))
+    for act in ("reserve", "release"):
+        assert f"cni-py ipam {act} 192.0.2.2 --network lab" in one.do
+
+
 def test_a_healthy_host_has_no_findings() -> None:
     assert findings(healthy()) == ()
 
