@@ -10,6 +10,7 @@ from cni_py.iptables.names import ENTRIES, MASQUERADE, OBSOLETE, POSTROUTING, PU
 from cni_py.iptables.tool import Rules
 from cni_py.kernel.nf_tables import NftUnavailable, ifname_key
 from cni_py.kernel.xtables import NAT, is_chain_name
+from cni_py.nftables.elements import GUARDS
 from cni_py.ports import claims, conflicts, go_tables, host_clients, iptables_rules
 from cni_py.ports.flows import forget_flows
 from cni_py.ports.iptables_rules import Publication, parse_ports
@@ -147,7 +148,7 @@ class OpenLoopback(host_clients.AllowLoopbackClients):
         link = host_clients.interface_towards(kernel.host, parse_ip(self.address)) if differs else None
         if link is None:
             return None
-        ours = kernel.nft.get("local_links", (ifname_key(link.name),)) or tc.guards_loopback(kernel.host, link.index)
+        ours = kernel.nft.get(GUARDS, (ifname_key(link.name),)) or tc.guards_loopback(kernel.host, link.index)
         return differs if ours else None
 
 

@@ -9,7 +9,7 @@ from cni_py.errors import warn
 from cni_py.kernel import sysctl
 from cni_py.kernel.nf_tables import Change, Element, NftUnavailable, ifname_key
 from cni_py.nftables import ruleset
-from cni_py.nftables.elements import commit
+from cni_py.nftables.elements import GUARDS, commit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class AllowLoopbackClients(Op):
         unavailable: NftUnavailable | None = None
         try:
             ruleset.ensure_table(kernel.nft)
-            before = kernel.nft.get("local_links", (key,)).get(key)
+            before = kernel.nft.get(GUARDS, (key,)).get(key)
         except NftUnavailable as error:
             unavailable = error
         if before is not None and before.comment.startswith(f"{link.index} ") and not self.thorough:
@@ -70,15 +70,15 @@ class AllowLoopbackClients(Op):
             )
         element = Element(key, None, f"{link.index} {noted}")
         if element != before:
-            changes = [Change(False, "local_links", [before])] if before is not None else []
-            commit(kernel, [*changes, Change(True, "local_links", [element])], str)
+            changes = [Change(False, GUARDS, [before])] if before is not None else []
+            commit(kernel, [*changes, Change(True, GUARDS, [element])], str)
 
     def check(self, kernel: "Kernel") -> str | None:
         link = interface_towards(kernel.host, self.packed)
         if link is None or not is_open(link):
             return None
         key = ifname_key(link.name)
-        guard = kernel.nft.get("local_links", (key,)).get(key)
+        guard = kernel.nft.get(GUARDS, (key,)).get(key)
         if guard is None:
             return f"the host's loopback is open to {link.name}: nftables set local_links has lost it"
         if guard.comment.startswith(f"{link.index} {WITHOUT_FILTER}"):
