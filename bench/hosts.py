@@ -24,8 +24,8 @@ ANSWER_MAX = 65536  # bytes; what a pipe holds, so that nobody waits for a reade
 CALL_S = 120  # a call that takes longer hangs
 SETUP = """
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /var/lib/cni
-mkdir /run/netns
+mount -t tmpfs tmpfs /var/lib
+mkdir /run/netns /var/lib/cni
 ip link set lo up
 echo ready
 read -r _
@@ -42,7 +42,6 @@ def enter_private_namespaces() -> None:
         namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         os.execvp("unshare", ["unshare", *namespaces, sys.executable, *sys.argv])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # a first process has no default for it
-    os.makedirs("/var/lib/cni", exist_ok=True)
 
 
 @dataclass(frozen=True)

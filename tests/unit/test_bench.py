@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,12 @@ def test_the_document_shows_the_figures_that_lie_beside_it() -> None:
     assert (DOCS / "performance.svg").read_text() == drawing.drawing(report["chains"])
 
 
+def state() -> dict[str, list[str] | None]:
+    """What the machine has in the folders of CNI plugins."""
+    folders = (Path(name) for name in ("/run/netns", "/run/cni-py", "/var/lib/cni", "/var/lib/cni-py", "/etc/cni"))
+    return {str(one): sorted(os.listdir(one)) if one.is_dir() else None for one in folders}
+
+
 def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_path: Path) -> None:
     command, found = Path(sys.executable).with_name("cni-py"), tmp_path / "found.json"
     folders = ["--ours", our_bin_dir, "--cni-py", command, "--go", tmp_path, "--json", found.name]
@@ -135,6 +142,7 @@ def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_pat
         "--large",
         "0",
     ]
+    before = state()
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench/plugins.py"), *map(str, folders), *counts],
         cwd=tmp_path,
@@ -143,6 +151,7 @@ def test_ours_are_timed_where_there_are_no_go_plugins(our_bin_dir: Path, tmp_pat
         timeout=300,
         check=False,
     )
+    assert state() == before
     assert (done.returncode, "not measured: go: there are no Go plugins" in done.stderr) == (0, True), done.stderr
     report = json.loads(found.read_text())
     steps = {row["step"] for chain in report["chains"] + report["bursts"] for row in chain["rows"]}
